@@ -1,0 +1,128 @@
+"""Networks built from a genotype, in the CIFAR and the ImageNet shape (DARTS paper, section 3.2 and 3.3)."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from darts_sg.errors import UsageError
+from darts_sg.genotype import NUM_INPUTS, Cell, Genotype
+from darts_sg.networks.skeleton import CellSpec, CifarStem, Head, ImageNetStem, cell_specs, input_layers
+from darts_sg.ops import OPERATIONS
+from darts_sg.ops.drop_path import drop_path
+
+NetworkShape = Literal["cifar", "imagenet"]
+STEM_MULTIPLIER = 3
+
+
+class DerivedCell(nn.Module):
+    """A cell of a genotype: s0 (N, C_pp, …), s1 (N, C_p, H, W) to (N, len(concat) · C, H, W), halved by a reduction."""
+
+    def __init__(self, cell: Cell, spec: CellSpec) -> None:
+        super().__init__()
+        self.cell = cell
+        self.input_0, self.input_1 = input_layers(spec, affine=True)
+        self.ops = nn.ModuleList(
+            OPERATIONS[edge.operation].build(
+                spec.C, 2 if spec.reduction and edge.state < NUM_INPUTS else 1, True
+            )
+            for _, edge in cell.edges()
+        )
+
+    def forward(self, s0: Tensor, s1: Tensor, drop_path_prob: float) -> Tensor:
+        states = [self.input_0(s0), self.input_1(s1)]
+        ops = iter(self.ops)
+        for node in self.cell.nodes:
+            terms = []
+            for edge in node:
+                op = next(ops)
+                term = op(states[edge.state])
+                # an identity is never dropped, so that a node always keeps a path
+                terms.append(term if isinstance(op, nn.Identity) else drop_path(term, drop_path_prob))
+            states.append(sum(terms[1:], terms[0]))
+        return torch.cat([states[i] for i in self.cell.concat], dim=1)
+
+
+class AuxiliaryHead(nn.Module):
+    """ReLU - 5×5 average pool - 1×1 to 128 - BN - ReLU - 2×2 to 768 - BN - ReLU - linear; used in training only.
+
+    (N, C, H, W) to (N, num_classes). CIFAR shape, on 8×8: pool of stride 3. ImageNet shape, on 14×14: stride 2,
+    and no BN after the 2×2, as in the original code. Other sizes are averaged to the 2×2 that the convolution
+    takes in the CIFAR shape, and to 5×5 in the ImageNet shape.
+    """
+
+    def __init__(self, C: int, num_classes: int, network: NetworkShape) -> None:
+        super().__init__()
+        self.expected, self.stride, self.pooled = (8, 3, 2) if network == "cifar" else (14, 2, 5)
+        self.features = nn.Sequential(
+            nn.Conv2d(C, 128, 1, bias=False),
+            nn.BatchNorm2d(128),
+            nn.ReLU(),
+            nn.Conv2d(128, 768, 2, bias=False),
+            nn.BatchNorm2d(768) if network == "cifar" else nn.Identity(),
+            nn.ReLU(),
+        )
+        self.head = Head(768, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(x)
+        if x.shape[-2:] == (self.expected, self.expected):
+            x = nn.functional.avg_pool2d(x, 5, self.stride, count_include_pad=False)
+        else:
+            x = nn.functional.adaptive_avg_pool2d(x, self.pooled)
+        return self.head(self.features(x))
+
+
+class DerivedNetwork(nn.Module):
+    """Stem - cells of the genotype - global pool - linear, with an auxiliary head at 2/3 of the depth if asked.
+
+    `forward(x)` maps images (N, in_channels, H, W) to (logits, auxiliary logits); the latter is None in eval mode
+    and without an auxiliary head. `drop_path_prob` is an attribute that the training sets; it acts in train mode.
+    Raises UsageError for fewer than 3 cells or a network shape that is neither `cifar` nor `imagenet`.
+    """
+
+    def __init__(
+        self,
+        genotype: Genotype,
+        *,
+        network: NetworkShape = "cifar",
+        channels: int = 36,
+        cells: int = 20,
+        num_classes: int = 10,
+        in_channels: int = 3,
+        auxiliary: bool = False,
+    ) -> None:
+        super().__init__()
+        self.drop_path_prob = 0.0
+        if network == "cifar":
+            C_stem = STEM_MULTIPLIER * channels
+            self.stem: nn.Module = CifarStem(in_channels, C_stem)
+        elif network == "imagenet":
+            C_stem = channels
+            self.stem = ImageNetStem(in_channels, C_stem)
+        else:
+            raise UsageError(f"unknown network shape {network!r}; choices: cifar, imagenet")
+
+        def cell_of(reduction: bool) -> Cell:
+            return genotype.reduce if reduction else genotype.normal
+
+        specs = cell_specs(
+            channels, cells, C_stem, lambda r: len(cell_of(r).concat), reduction_before=network == "imagenet"
+        )
+        self.cells = nn.ModuleList(DerivedCell(cell_of(spec.reduction), spec) for spec in specs)
+        C_out = [len(cell_of(spec.reduction).concat) * spec.C for spec in specs]
+        self.auxiliary_after = 2 * cells // 3
+        self.auxiliary_head = (
+            AuxiliaryHead(C_out[self.auxiliary_after], num_classes, network) if auxiliary else None
+        )
+        self.head = Head(C_out[-1], num_classes)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        s0, s1 = self.stem(x)
+        drop_path_prob = self.drop_path_prob if self.training else 0.0
+        auxiliary_logits = None
+        for i, cell in enumerate(self.cells):
+            s0, s1 = s1, cell(s0, s1, drop_path_prob)
+            if i == self.auxiliary_after and self.auxiliary_head is not None and self.training:
+                auxiliary_logits = self.auxiliary_head(s1)
+        return self.head(s1), auxiliary_logits

@@ -1,0 +1,97 @@
+"""The channel plan that the supernet and the derived networks share: stems, and one CellSpec a cell."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from darts_sg.errors import UsageError
+from darts_sg.ops.primitives import FactorizedReduce, ReLUConvBN
+
+
+@dataclass(frozen=True)
+class CellSpec:
+    """Channels of a cell: of the states c_{k-2} (`C_pp`) and c_{k-1} (`C_p`) it is given, and of its nodes (`C`)."""
+
+    C_pp: int
+    C_p: int
+    C: int
+    reduction: bool
+    """Whether this cell halves the resolution (its edges from the two inputs have stride 2)."""
+    reduction_before: bool
+    """Whether the previous cell halved it, so that c_{k-2} is twice the size of c_{k-1}."""
+
+
+def cell_specs(
+    C: int, num_cells: int, C_stem: int, num_joined: Callable[[bool], int], reduction_before: bool = False
+) -> list[CellSpec]:
+    """The specs of all cells: C doubles at the reductions, the cells num_cells // 3 and 2 · num_cells // 3.
+
+    C_stem: channels of the stem's outputs; num_joined(reduction): states joined at a cell's output;
+    reduction_before: the stem's second output is half the size of its first (ImageNet).
+    Raises UsageError if there are fewer than 3 cells.
+    """
+    if num_cells < 3:
+        raise UsageError(f"{num_cells} cells: two of them are reductions, so at least 3 are needed")
+    specs = []
+    C_pp = C_p = C_stem
+    for i in range(num_cells):
+        reduction = i in (num_cells // 3, 2 * num_cells // 3)
+        C *= 2 if reduction else 1
+        specs.append(CellSpec(C_pp, C_p, C, reduction, reduction_before))
+        C_pp, C_p, reduction_before = C_p, num_joined(reduction) * C, reduction
+    return specs
+
+
+def input_layers(spec: CellSpec, affine: bool) -> tuple[nn.Module, nn.Module]:
+    """The layers that bring c_{k-2} and c_{k-1} to C channels and to the size of c_{k-1}."""
+    older = FactorizedReduce if spec.reduction_before else ReLUConvBN
+    return older(spec.C_pp, spec.C, affine=affine), ReLUConvBN(spec.C_p, spec.C, affine=affine)
+
+
+class CifarStem(nn.Module):
+    """3×3 - BN: (N, in_channels, H, W) to (N, C_out, H, W), given out twice as c_{k-2} and c_{k-1}."""
+
+    def __init__(self, in_channels: int, C_out: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(in_channels, C_out, 3, padding=1, bias=False), nn.BatchNorm2d(C_out)
+        )
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        s = self.body(x)
+        return s, s
+
+
+class ImageNetStem(nn.Module):
+    """s0: 3×3 /2 to C/2 - BN - ReLU - 3×3 /2 to C - BN; s1: ReLU - 3×3 /2 - BN of s0.
+
+    (N, in_channels, H, W) to (N, C, H/4, W/4) and (N, C, H/8, W/8).
+    """
+
+    def __init__(self, in_channels: int, C: int) -> None:
+        super().__init__()
+
+        def halving(C_in: int, C_out: int) -> nn.Conv2d:
+            return nn.Conv2d(C_in, C_out, 3, stride=2, padding=1, bias=False)
+
+        self.stem_0 = nn.Sequential(
+            halving(in_channels, C // 2), nn.BatchNorm2d(C // 2), nn.ReLU(), halving(C // 2, C), nn.BatchNorm2d(C)
+        )
+        self.stem_1 = nn.Sequential(nn.ReLU(), halving(C, C), nn.BatchNorm2d(C))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        s0 = self.stem_0(x)
+        return s0, self.stem_1(s0)
+
+
+class Head(nn.Module):
+    """Global average pool - linear: (N, C, H, W) to (N, num_classes)."""
+
+    def __init__(self, C: int, num_classes: int) -> None:
+        super().__init__()
+        self.classifier = nn.Linear(C, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(torch.mean(x, dim=(2, 3)))

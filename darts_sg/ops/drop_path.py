@@ -1,0 +1,16 @@
+"""Drop path: whole branches are dropped for single samples (FractalNet, 2017; as NASNet and DARTS use it)."""
+
+import torch
+from torch import Tensor
+
+
+def drop_path(x: Tensor, drop_prob: float) -> Tensor:
+    """Zero each sample of x (N, …) with probability `drop_prob`; scale the others by 1 / (1 - drop_prob).
+
+    Out of place, so that it is safe whatever else holds `x`. Draws from torch's global generator of x's device.
+    """
+    if drop_prob <= 0.0:
+        return x
+    keep = 1.0 - drop_prob
+    mask = torch.empty(x.shape[0], *[1] * (x.dim() - 1), dtype=x.dtype, device=x.device).bernoulli_(keep)
+    return x * mask.div_(keep)

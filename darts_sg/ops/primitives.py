@@ -1,0 +1,121 @@
+"""The operations of the DARTS space and of the published cells (DARTS paper, section 3.1.1; NASNet).
+
+All take and give (N, C, H, W); with stride 2 they give ceil(H / 2) × ceil(W / 2). No convolution has a bias.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from darts_sg.ops.operation import register_operation
+
+
+class Zero(nn.Module):
+    """No connection: zeros of the output's shape."""
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.zeros_like(x[..., :: self.stride, :: self.stride])
+
+
+class ReLUConvBN(nn.Sequential):
+    """ReLU - k×k convolution - BN: (N, C_in, H, W) to (N, C_out, H, W); brings a cell's inputs to C channels."""
+
+    def __init__(self, C_in: int, C_out: int, kernel_size: int = 1, affine: bool = True) -> None:
+        super().__init__(
+            nn.ReLU(),
+            nn.Conv2d(C_in, C_out, kernel_size, padding=kernel_size // 2, bias=False),
+            nn.BatchNorm2d(C_out, affine=affine),
+        )
+
+
+class FactorizedReduce(nn.Module):
+    """ReLU - two 1×1 convolutions of stride 2 side by side, the second one pixel further - concatenation - BN.
+
+    (N, C_in, H, W) to (N, C_out, ceil(H / 2), ceil(W / 2)). On an odd side the shifted input is padded by a
+    zero row, so that both halves have the same size; on an even one nothing is padded that is looked at.
+    """
+
+    def __init__(self, C_in: int, C_out: int, affine: bool = True) -> None:
+        super().__init__()
+        self.conv_1 = nn.Conv2d(C_in, C_out // 2, 1, stride=2, bias=False)
+        self.conv_2 = nn.Conv2d(C_in, C_out - C_out // 2, 1, stride=2, bias=False)
+        self.bn = nn.BatchNorm2d(C_out, affine=affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(x)
+        H, W = x.shape[-2:]
+        shifted = F.pad(x, (0, W % 2, 0, H % 2))[..., 1:, 1:]
+        return self.bn(torch.cat([self.conv_1(x), self.conv_2(shifted)], dim=1))
+
+
+class DilConv(nn.Sequential):
+    """ReLU - k×k depthwise convolution with stride and dilation - 1×1 - BN."""
+
+    def __init__(self, C: int, kernel_size: int, stride: int, dilation: int, affine: bool) -> None:
+        padding = dilation * (kernel_size // 2)
+        super().__init__(
+            nn.ReLU(),
+            nn.Conv2d(C, C, kernel_size, stride, padding, dilation, groups=C, bias=False),
+            nn.Conv2d(C, C, 1, bias=False),
+            nn.BatchNorm2d(C, affine=affine),
+        )
+
+
+class SepConv(nn.Sequential):
+    """(ReLU - k×k depthwise - 1×1 - BN) twice, the first with the stride."""
+
+    def __init__(self, C: int, kernel_size: int, stride: int, affine: bool) -> None:
+        super().__init__(
+            *DilConv(C, kernel_size, stride, 1, affine),
+            *DilConv(C, kernel_size, 1, 1, affine),
+        )
+
+
+@register_operation("none", "none", "zeros")
+def none(C: int, stride: int, affine: bool) -> nn.Module:
+    return Zero(stride)
+
+
+@register_operation("max_pool_3x3", "pool", "3×3 max pool")
+def max_pool_3x3(C: int, stride: int, affine: bool) -> nn.Module:
+    return nn.MaxPool2d(3, stride, padding=1)
+
+
+@register_operation("avg_pool_3x3", "pool", "3×3 average pool, padding not counted")
+def avg_pool_3x3(C: int, stride: int, affine: bool) -> nn.Module:
+    return nn.AvgPool2d(3, stride, padding=1, count_include_pad=False)
+
+
+@register_operation(
+    "skip_connect", "skip", "identity; with stride 2: ReLU - two 1×1 (stride 2, C/2 each, one shifted) - BN"
+)
+def skip_connect(C: int, stride: int, affine: bool) -> nn.Module:
+    return nn.Identity() if stride == 1 else FactorizedReduce(C, C, affine)
+
+
+def _register_convolutions() -> None:
+    for k in (3, 5, 7):
+        register_operation(f"sep_conv_{k}x{k}", "sep_conv", f"(ReLU - {k}×{k} dw - 1×1 - BN) twice")(
+            lambda C, stride, affine, k=k: SepConv(C, k, stride, affine)
+        )
+    for k in (3, 5):
+        register_operation(f"dil_conv_{k}x{k}", "dil_conv", f"ReLU - {k}×{k} dw dilation 2 - 1×1 - BN")(
+            lambda C, stride, affine, k=k: DilConv(C, k, stride, 2, affine)
+        )
+
+
+_register_convolutions()
+
+
+@register_operation("conv_7x1_1x7", "other", "ReLU - 1×7 - 7×1 - BN")
+def conv_7x1_1x7(C: int, stride: int, affine: bool) -> nn.Module:
+    return nn.Sequential(
+        nn.ReLU(),
+        nn.Conv2d(C, C, (1, 7), (1, stride), (0, 3), bias=False),
+        nn.Conv2d(C, C, (7, 1), (stride, 1), (3, 0), bias=False),
+        nn.BatchNorm2d(C, affine=affine),
+    )

@@ -1,0 +1,59 @@
+"""The sandglass block as a candidate operation.
+
+Rethinking Bottleneck Structure for Efficient Mobile Network Design (ECCV 2020), section 3: both depthwise
+convolutions and the shortcut stand at the high dimension; the two 1×1 convolutions form the bottleneck between.
+"""
+
+from torch import Tensor, nn
+
+from darts_sg.ops.operation import register_operation
+
+
+class Sandglass(nn.Module):
+    """k×k dw - BN - ReLU6 - 1×1 to C/r - BN - 1×1 to C - BN - ReLU6 - k×k dw (stride) - BN; + x with stride 1.
+
+    (N, C, H, W) to (N, C, ceil(H / stride), ceil(W / stride)). The bottleneck has C // r channels at every C, at
+    least 1; the MobileNeXt code rounds it to a multiple of 16 instead, which would make another block of it at
+    the C = 16 of a search than at the C = 36 of the final network. The input is taken as it is: unlike the other
+    candidate operations, no ReLU stands in front.
+    """
+
+    def __init__(self, C: int, kernel_size: int, stride: int, reduction: int, affine: bool) -> None:
+        super().__init__()
+        hidden = max(1, C // reduction)
+        padding = kernel_size // 2
+        self.body = nn.Sequential(
+            nn.Conv2d(C, C, kernel_size, 1, padding, groups=C, bias=False),
+            nn.BatchNorm2d(C, affine=affine),
+            nn.ReLU6(),
+            nn.Conv2d(C, hidden, 1, bias=False),  # (N, C // r, H, W), linear
+            nn.BatchNorm2d(hidden, affine=affine),
+            nn.Conv2d(hidden, C, 1, bias=False),
+            nn.BatchNorm2d(C, affine=affine),
+            nn.ReLU6(),
+            nn.Conv2d(C, C, kernel_size, stride, padding, groups=C, bias=False),
+            nn.BatchNorm2d(C, affine=affine),
+        )
+        self.shortcut = stride == 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x) if self.shortcut else self.body(x)
+
+
+def _register() -> None:
+    for name, k, r in (
+        ("sandglass_3x3", 3, 2),
+        ("sandglass_3x3_r4", 3, 4),
+        ("sandglass_3x3_r6", 3, 6),
+        ("sandglass_5x5", 5, 2),
+    ):
+        chain = (
+            f"{k}×{k} dw - BN - ReLU6 - 1×1 to C/{r} - BN - 1×1 to C - BN - ReLU6 - {k}×{k} dw - BN"
+            "; + input with stride 1"
+        )
+        register_operation(name, "sandglass", chain)(
+            lambda C, stride, affine, k=k, r=r: Sandglass(C, k, stride, r, affine)
+        )
+
+
+_register()

@@ -1,0 +1,1 @@
+"""Textbook implementations, independent of the package, that the tests hold it against."""
