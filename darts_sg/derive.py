@@ -45,7 +45,7 @@ def derive_cell(
     start = 0
     for i in range(num_nodes_of(len(weights))):
         states = range(NUM_INPUTS + i)
-        kept = sorted(sorted(states, key=lambda s: -strength[start + s])[:num_kept])  # noqa: B023
+        kept = sorted(sorted(states, key=lambda s: -strength[start + s])[:num_kept])
         nodes.append(tuple(Edge(operations[best[start + s]], s) for s in kept))
         start += NUM_INPUTS + i
     return Cell(tuple(nodes), tuple(range(NUM_INPUTS, NUM_INPUTS + len(nodes))))

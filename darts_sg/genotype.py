@@ -124,9 +124,7 @@ class Genotype:
         write_atomically(path, self.to_yaml())
 
 
-def load_genotype(
-    name_or_path: str | Path, zoo: Path | None = None, known: Collection[str] | None = None
-) -> Genotype:
+def load_genotype(name_or_path: str | Path, zoo: Path | None = None, known: Collection[str] | None = None) -> Genotype:
     """Read a genotype by its name in the zoo or from a file (YAML, or the classic one-line text).
 
     `zoo` is the folder that names are looked up in, `known` the operations that exist; a genotype using any
@@ -299,9 +297,7 @@ def _check_cell(title: str, cell: Cell, operations: tuple[str, ...]) -> None:
             if edge.operation == "none":
                 raise GenotypeError(f"{where}: 'none' cannot be chosen")
             if not 0 <= edge.state < NUM_INPUTS + i:
-                raise GenotypeError(
-                    f"{where}: node {i} takes states 0 to {NUM_INPUTS + i - 1}, found {edge.state}"
-                )
+                raise GenotypeError(f"{where}: node {i} takes states 0 to {NUM_INPUTS + i - 1}, found {edge.state}")
     if not cell.concat or len(set(cell.concat)) != len(cell.concat):
         raise GenotypeError(f"{title}_concat: expected different states, found {list(cell.concat)}")
     for state in cell.concat:

@@ -31,7 +31,7 @@ def count_params(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
-def count_macs(module: nn.Module, *inputs: torch.Tensor) -> int:
+def count_macs(module: nn.Module, *inputs: object) -> int:
     """Multiply-adds of convolutions and linear layers in one forward pass, by torch's own counter (1 MAC = 2 FLOPs)."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         module(*inputs)

@@ -7,7 +7,15 @@ from torch import Tensor, nn
 
 from darts_sg.errors import UsageError
 from darts_sg.genotype import NUM_INPUTS, Cell, Genotype
-from darts_sg.networks.skeleton import CellSpec, CifarStem, Head, ImageNetStem, cell_specs, input_layers
+from darts_sg.networks.skeleton import (
+    CellSpec,
+    CifarStem,
+    Head,
+    ImageNetStem,
+    between_cells,
+    cell_specs,
+    input_layers,
+)
 from darts_sg.ops import OPERATIONS
 from darts_sg.ops.drop_path import drop_path
 
@@ -23,9 +31,7 @@ class DerivedCell(nn.Module):
         self.cell = cell
         self.input_0, self.input_1 = input_layers(spec, affine=True)
         self.ops = nn.ModuleList(
-            OPERATIONS[edge.operation].build(
-                spec.C, 2 if spec.reduction and edge.state < NUM_INPUTS else 1, True
-            )
+            OPERATIONS[edge.operation].build(spec.C, 2 if spec.reduction and edge.state < NUM_INPUTS else 1, True)
             for _, edge in cell.edges()
         )
 
@@ -65,7 +71,7 @@ class AuxiliaryHead(nn.Module):
         self.head = Head(768, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(x)
+        x = torch.relu(x)  # taken already unless the state is the last one
         if x.shape[-2:] == (self.expected, self.expected):
             x = nn.functional.avg_pool2d(x, 5, self.stride, count_include_pad=False)
         else:
@@ -112,9 +118,7 @@ class DerivedNetwork(nn.Module):
         self.cells = nn.ModuleList(DerivedCell(cell_of(spec.reduction), spec) for spec in specs)
         C_out = [len(cell_of(spec.reduction).concat) * spec.C for spec in specs]
         self.auxiliary_after = 2 * cells // 3
-        self.auxiliary_head = (
-            AuxiliaryHead(C_out[self.auxiliary_after], num_classes, network) if auxiliary else None
-        )
+        self.auxiliary_head = AuxiliaryHead(C_out[self.auxiliary_after], num_classes, network) if auxiliary else None
         self.head = Head(C_out[-1], num_classes)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -122,7 +126,8 @@ class DerivedNetwork(nn.Module):
         drop_path_prob = self.drop_path_prob if self.training else 0.0
         auxiliary_logits = None
         for i, cell in enumerate(self.cells):
-            s0, s1 = s1, cell(s0, s1, drop_path_prob)
+            output = cell(s0, s1, drop_path_prob)
+            s0, s1 = s1, output if i == len(self.cells) - 1 else between_cells(output)
             if i == self.auxiliary_after and self.auxiliary_head is not None and self.training:
                 auxiliary_logits = self.auxiliary_head(s1)
         return self.head(s1), auxiliary_logits

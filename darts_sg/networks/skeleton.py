@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from darts_sg.errors import UsageError
-from darts_sg.ops.primitives import FactorizedReduce, ReLUConvBN
+from darts_sg.ops.primitives import ConvBN, HalvingConvBN
 
 
 @dataclass(frozen=True)
@@ -45,29 +45,40 @@ def cell_specs(
 
 
 def input_layers(spec: CellSpec, affine: bool) -> tuple[nn.Module, nn.Module]:
-    """The layers that bring c_{k-2} and c_{k-1} to C channels and to the size of c_{k-1}."""
-    older = FactorizedReduce if spec.reduction_before else ReLUConvBN
-    return older(spec.C_pp, spec.C, affine=affine), ReLUConvBN(spec.C_p, spec.C, affine=affine)
+    """The layers that bring c_{k-2} and c_{k-1} to C channels and to the size of c_{k-1}: ReLU - 1×1 - BN.
+
+    Their ReLU is not in them: every state between cells is looked at through a ReLU only, by the two cells that
+    follow and by the auxiliary head, so `between_cells` takes it once and in place.
+    """
+    older = HalvingConvBN if spec.reduction_before else ConvBN
+    return older(spec.C_pp, spec.C, affine=affine), ConvBN(spec.C_p, spec.C, affine=affine)
+
+
+def between_cells(state: Tensor) -> Tensor:
+    """The ReLU with which the following cells begin, taken once for all of them; overwrites `state`."""
+    return state.relu_()
 
 
 class CifarStem(nn.Module):
-    """3×3 - BN: (N, in_channels, H, W) to (N, C_out, H, W), given out twice as c_{k-2} and c_{k-1}."""
+    """3×3 - BN - ReLU: (N, in_channels, H, W) to (N, C_out, H, W), given out twice as c_{k-2} and c_{k-1}.
+
+    The ReLU is that of the cells' input layers (see `input_layers`).
+    """
 
     def __init__(self, in_channels: int, C_out: int) -> None:
         super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(in_channels, C_out, 3, padding=1, bias=False), nn.BatchNorm2d(C_out)
-        )
+        self.body = nn.Sequential(nn.Conv2d(in_channels, C_out, 3, padding=1, bias=False), nn.BatchNorm2d(C_out))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        s = self.body(x)
+        s = between_cells(self.body(x))
         return s, s
 
 
 class ImageNetStem(nn.Module):
-    """s0: 3×3 /2 to C/2 - BN - ReLU - 3×3 /2 to C - BN; s1: ReLU - 3×3 /2 - BN of s0.
+    """s0: 3×3 /2 to C/2 - BN - ReLU - 3×3 /2 to C - BN - ReLU; s1: 3×3 /2 - BN - ReLU of s0.
 
-    (N, in_channels, H, W) to (N, C, H/4, W/4) and (N, C, H/8, W/8).
+    (N, in_channels, H, W) to (N, C, H/4, W/4) and (N, C, H/8, W/8). The last ReLU of either is that of the cells'
+    input layers (see `input_layers`).
     """
 
     def __init__(self, in_channels: int, C: int) -> None:
@@ -77,13 +88,17 @@ class ImageNetStem(nn.Module):
             return nn.Conv2d(C_in, C_out, 3, stride=2, padding=1, bias=False)
 
         self.stem_0 = nn.Sequential(
-            halving(in_channels, C // 2), nn.BatchNorm2d(C // 2), nn.ReLU(), halving(C // 2, C), nn.BatchNorm2d(C)
+            halving(in_channels, C // 2),
+            nn.BatchNorm2d(C // 2),
+            nn.ReLU(),
+            halving(C // 2, C),
+            nn.BatchNorm2d(C),
         )
-        self.stem_1 = nn.Sequential(nn.ReLU(), halving(C, C), nn.BatchNorm2d(C))
+        self.stem_1 = nn.Sequential(halving(C, C), nn.BatchNorm2d(C))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        s0 = self.stem_0(x)
-        return s0, self.stem_1(s0)
+        s0 = between_cells(self.stem_0(x))
+        return s0, between_cells(self.stem_1(s0))
 
 
 class Head(nn.Module):

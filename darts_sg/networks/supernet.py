@@ -14,7 +14,14 @@ from torch import Tensor, nn
 from darts_sg.derive import num_edges
 from darts_sg.errors import UsageError
 from darts_sg.genotype import NUM_INPUTS
-from darts_sg.networks.skeleton import CellSpec, CifarStem, Head, cell_specs, input_layers
+from darts_sg.networks.skeleton import (
+    CellSpec,
+    CifarStem,
+    Head,
+    between_cells,
+    cell_specs,
+    input_layers,
+)
 from darts_sg.ops import OPERATIONS
 
 ALPHA_INIT_DEVIATION = 1e-3  # alphas start at 1e-3 · N(0, 1)
@@ -67,17 +74,13 @@ class MixedOp(nn.Module):
 class SupernetCell(nn.Module):
     """A cell whose node i is the sum of MixedOps on all 2 + i states before it; all nodes are concatenated."""
 
-    def __init__(
-        self, spec: CellSpec, operations: Sequence[str], num_nodes: int, partial_channels: int
-    ) -> None:
+    def __init__(self, spec: CellSpec, operations: Sequence[str], num_nodes: int, partial_channels: int) -> None:
         super().__init__()
         self.reduction = spec.reduction
         self.num_nodes = num_nodes
         self.input_0, self.input_1 = input_layers(spec, affine=False)
         self.edges = nn.ModuleList(
-            MixedOp(
-                operations, spec.C, 2 if spec.reduction and state < NUM_INPUTS else 1, partial_channels
-            )
+            MixedOp(operations, spec.C, 2 if spec.reduction and state < NUM_INPUTS else 1, partial_channels)
             for i in range(num_nodes)
             for state in range(NUM_INPUTS + i)
         )
@@ -127,9 +130,7 @@ class Supernet(nn.Module):
         C_stem = stem_multiplier * channels
         self.stem = CifarStem(in_channels, C_stem)
         specs = cell_specs(channels, cells, C_stem, num_joined=lambda reduction: num_nodes)
-        self.cells = nn.ModuleList(
-            SupernetCell(spec, operations, num_nodes, partial_channels) for spec in specs
-        )
+        self.cells = nn.ModuleList(SupernetCell(spec, operations, num_nodes, partial_channels) for spec in specs)
         self.head = Head(num_nodes * specs[-1].C, num_classes)
 
         E, num_ops = num_edges(num_nodes), len(operations)
@@ -158,5 +159,6 @@ class Supernet(nn.Module):
                 weights, edge_weights = mixing.reduce, mixing.edge_reduce
             else:
                 weights, edge_weights = mixing.normal, mixing.edge_normal
-            s0, s1 = s1, cell(s0, s1, weights, edge_weights)
+            output = cell(s0, s1, weights, edge_weights)
+            s0, s1 = s1, output if cell is self.cells[-1] else between_cells(output)
         return self.head(s1)

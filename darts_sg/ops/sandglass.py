@@ -6,7 +6,7 @@ convolutions and the shortcut stand at the high dimension; the two 1×1 convolut
 
 from torch import Tensor, nn
 
-from darts_sg.ops.operation import register_operation
+from darts_sg.ops.operation import Build, register_operation
 
 
 class Sandglass(nn.Module):
@@ -40,20 +40,16 @@ class Sandglass(nn.Module):
         return x + self.body(x) if self.shortcut else self.body(x)
 
 
-def _register() -> None:
-    for name, k, r in (
-        ("sandglass_3x3", 3, 2),
-        ("sandglass_3x3_r4", 3, 4),
-        ("sandglass_3x3_r6", 3, 6),
-        ("sandglass_5x5", 5, 2),
-    ):
-        chain = (
-            f"{k}×{k} dw - BN - ReLU6 - 1×1 to C/{r} - BN - 1×1 to C - BN - ReLU6 - {k}×{k} dw - BN"
-            "; + input with stride 1"
-        )
-        register_operation(name, "sandglass", chain)(
-            lambda C, stride, affine, k=k, r=r: Sandglass(C, k, stride, r, affine)
-        )
+def _sandglass(kernel_size: int, reduction: int) -> Build:
+    return lambda C, stride, affine: Sandglass(C, kernel_size, stride, reduction, affine)
 
 
-_register()
+for _name, _k, _r in (
+    ("sandglass_3x3", 3, 2),
+    ("sandglass_3x3_r4", 3, 4),
+    ("sandglass_3x3_r6", 3, 6),
+    ("sandglass_5x5", 5, 2),
+):
+    _bottleneck = f"1×1 to C/{_r} - BN - 1×1 to C - BN - ReLU6"
+    _chain = f"{_k}×{_k} dw - BN - ReLU6 - {_bottleneck} - {_k}×{_k} dw - BN; + input with stride 1"
+    register_operation(_name, "sandglass", _chain)(_sandglass(_k, _r))

@@ -1,4 +1,4 @@
-"""Exact hypergradients of the one-step-unrolled objective L_val(w − lr · step(w, alpha), alpha) of DARTS (section 2.3)."""
+"""Exact derivatives of the objective of DARTS (section 2.3), L_val(w − lr · step(w, alpha), alpha)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,10 +21,10 @@ def exact_unrolled(
     weight_decay: float = 0.0,
     buffers: Sequence[Tensor] | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
-    """(validation loss at the virtual weights, its total derivatives by the alphas), by differentiating twice.
+    """(validation loss at the virtual weights, its total derivatives by the alphas), differentiating twice.
 
-    `objective(weights, alphas, batch)` is pure. The virtual step is one of SGD: momentum · buffer + gradient +
-    weight_decay · w.
+    `objective(weights, alphas, batch)` is pure. The virtual step is that of SGD:
+    w − learning_rate · (momentum · buffer + gradient + weight_decay · w).
     """
     w = [t.detach().clone().requires_grad_() for t in weights]
     a = [t.detach().clone().requires_grad_() for t in alphas]
@@ -44,8 +44,9 @@ def exact_unrolled(
 class QuadraticToy:
     """A bilevel problem whose one-step hypergradient is a formula.
 
-    Training loss ½ wᵀPw + wᵀQa, validation loss ½ (w − b)ᵀA(w − b) + cᵀa + ½ |a|², with w (n,) and a (m,). The mixed
-    second derivative Q does not depend on w, so central differences of any radius are exact up to rounding.
+    Training loss ½ wᵀPw + wᵀQa, validation loss ½ (w − b)ᵀA(w − b) + cᵀa + ½ |a|², with w (n,) and a (m,).
+    The mixed second derivative Q does not depend on w, so central differences of any radius are exact up to
+    rounding.
     """
 
     P: Tensor

@@ -1,6 +1,6 @@
-"""The networks of DARTS (Liu et al., ICLR 2019) and PC-DARTS (Xu et al., ICLR 2020), written as the papers draw them.
+"""The networks of DARTS (Liu et al., ICLR 2019) and PC-DARTS (Xu et al., ICLR 2020), as the papers draw them.
 
-An operation module on every edge, NCHW, nothing shared and nothing fast. Independent of the package on purpose.
+An operation module on every edge, nothing shared, nothing fast, and independent of the package on purpose.
 Edges of a cell are numbered node by node; node i takes the states 0 to i+1.
 """
 
@@ -65,7 +65,7 @@ class Zero(nn.Module):
 
 
 class FactorizedReduce(nn.Module):
-    """ReLU, two 1×1 of stride 2 (the second one pixel further), concatenated, BN; odd sizes get a zero row or column."""
+    """ReLU – two 1×1 of stride 2, one of them a pixel further – concatenation – BN; odd sizes are padded."""
 
     def __init__(self, C_in: int, C_out: int, affine: bool) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class Residual(nn.Module):
 
 
 def sandglass(C: int, kernel: int, reduction: int, stride: int, affine: bool) -> nn.Module:
-    """Depthwise – BN – ReLU6 – 1×1 – BN – 1×1 – BN – ReLU6 – depthwise with the stride – BN, and the shortcut."""
+    """Depthwise – BN – ReLU6 – 1×1 – BN – 1×1 – BN – ReLU6 – depthwise with the stride – BN; the shortcut."""
     hidden = max(1, C // reduction)
     block = nn.Sequential(
         depthwise(C, kernel),
@@ -163,7 +163,7 @@ def channel_shuffle(x: Tensor, groups: int) -> Tensor:
 
 
 class MixedOp(nn.Module):
-    """The weighted sum of all operations, on the first C/K channels; the others pass by, and all are shuffled."""
+    """The weighted sum of all operations on the first C/K channels; the rest passes by; all are shuffled."""
 
     def __init__(self, operations: Sequence[str], C: int, stride: int, partial_channels: int) -> None:
         super().__init__()
@@ -230,7 +230,7 @@ class SearchCell(nn.Module):
 
 
 class Supernet(nn.Module):
-    """The CIFAR search network: stem, cells with reductions at 1/3 and 2/3 of the depth, pooling, linear layer."""
+    """The search network: stem, cells with reductions at 1/3 and 2/3 of the depth, pooling, linear layer."""
 
     def __init__(
         self,
@@ -266,7 +266,7 @@ class Supernet(nn.Module):
         edge_normal: Tensor | None = None,
         edge_reduce: Tensor | None = None,
     ) -> Tensor:
-        """Logits (B, classes) of images x (B, 3, H, W) under mixing weights (edges, operations) and edge weights."""
+        """Logits (N, classes) of x (N, 3, H, W); weights are (edges, operations), edge weights (edges,)."""
         ones = torch.ones(len(normal), dtype=x.dtype)
         edge_normal = ones if edge_normal is None else edge_normal
         edge_reduce = ones if edge_reduce is None else edge_reduce
@@ -304,7 +304,7 @@ def node_sizes(num_edges: int) -> Iterator[int]:
 
 
 class DerivedCell(nn.Module):
-    """The chosen operations of a cell; nodes are sums of their edges, the states in `concat` are the output."""
+    """The chosen operations of a cell; a node is the sum of its edges, the states in `concat` the output."""
 
     def __init__(
         self,
@@ -357,7 +357,7 @@ class AuxiliaryHead(nn.Module):
 
 
 class DerivedNetwork(nn.Module):
-    """The network of a genotype: CIFAR (one 3×3 stem) or ImageNet (three 3×3 of stride 2 before the first cell).
+    """The network of a genotype: CIFAR (one 3×3 stem) or ImageNet (three 3×3 of stride 2 before the cells).
 
     `genotype` is plain data: normal and reduce are lists of nodes, a node a list of (operation, state);
     normal_concat and reduce_concat are lists of states.
@@ -410,7 +410,7 @@ class DerivedNetwork(nn.Module):
         self.classifier = nn.Linear(C_p, num_classes)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """(logits, auxiliary logits while training and where there is a head) of images x (B, 3, H, W)."""
+        """(logits, auxiliary logits while training and where there is a head) of images x (N, 3, H, W)."""
         s0 = self.stem0(x)
         s1 = s0 if self.stem1 is None else self.stem1(s0)
         auxiliary = None
@@ -422,9 +422,9 @@ class DerivedNetwork(nn.Module):
 
 
 def count(network: nn.Module, image: tuple[int, int, int]) -> tuple[int, int]:
-    """(parameters, multiply-adds for one image of shape (C, H, W)) of convolutions and linear layers, measured.
+    """(all parameters, multiply-adds of convolutions and linear layers for one image of shape (C, H, W)).
 
-    Parameters are all parameters. The auxiliary head is counted where the network has one and is training.
+    Measured in a forward pass; an auxiliary head counts where the network has one and is training.
     """
     macs = 0
 

@@ -1,0 +1,193 @@
+"""The command lines of search and augment: options from defaults, recipe, file and arguments, weakest first."""
+
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn, TypeVar, get_type_hints
+
+import yaml
+from jsonargparse import ArgumentParser
+
+from darts_sg.config import (
+    JOBS,
+    Job,
+    RunConfig,
+    flag,
+    help_texts,
+    known_options,
+    load_options,
+    load_recipe,
+    recipe_names,
+)
+from darts_sg.engine.loop import Stopped
+from darts_sg.errors import RunError, UsageError
+
+Config = TypeVar("Config", bound=RunConfig)
+
+
+class Invocation(NamedTuple):
+    """A command line, understood."""
+
+    config: RunConfig
+    resume: Path | None
+    dry_run: bool
+    print_config: bool
+
+
+class OptionParser(ArgumentParser):
+    """An argument parser whose errors are UsageErrors: one line, no usage text before it."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        text = " ".join(message.split())
+        text = re.sub(r'^Parser key "(\w+)": ', lambda m: f"{flag(m[1])}: ", text)
+        text = re.sub(r"Expected an? <class '(\w+)'>\. Got value:", r"expected \1, found", text)
+        text = re.sub(r"Expected a typing\.Literal\[(.*?)\]\. Got value:", r"expected one of \1, found", text)
+        raise UsageError(f"{text} (see --help)")
+
+
+def build_parser(job: Job, prog: str, defaults: dict[str, Any]) -> ArgumentParser:
+    """The parser of a job: an option for each field of its config, in groups, with the text under it as help."""
+    config = JOBS[job]
+    summary = {
+        "search": "Search for a cell: alphas and weights of a supernet learn in turns.",
+        "augment": "Train the network derived from a genotype from scratch, and test it.",
+    }[job]
+    parser = OptionParser(prog=prog, description=summary, allow_abbrev=False)
+    command = parser.add_argument_group("Command")
+    command.add_argument("--config", type=Path | None, default=None, help="YAML file of options.")
+    command.add_argument("--resume", type=Path | None, default=None, help="Run folder to continue to the same bits.")
+    command.add_argument(
+        "--dry-run",
+        type=bool,
+        nargs="?",
+        const=True,
+        default=False,
+        help="Run a step and say parameters, MACs, peak memory, time, and what would be written.",
+    )
+    command.add_argument(
+        "--print-config",
+        type=bool,
+        nargs="?",
+        const=True,
+        default=False,
+        help="Print all options as YAML and end.",
+    )
+    hints, texts = get_type_hints(config), help_texts(config)
+    groups: dict[str, Any] = {}
+    for f in fields(config):
+        group = f.metadata["group"]
+        if group not in groups:
+            groups[group] = parser.add_argument_group(group)
+        text = texts[f.name]
+        if f.name == "recipe":
+            text += f" Choices: {', '.join(recipe_names(job))}."
+        more = {"nargs": "?", "const": True} if hints[f.name] is bool else {}
+        groups[group].add_argument(
+            flag(f.name), type=hints[f.name], default=defaults.get(f.name, f.default), help=text, **more
+        )
+    return parser
+
+
+def parse(job: Job, argv: Sequence[str], prog: str) -> Invocation:
+    """Understand a command line; raises UsageError for what is wrong with it."""
+    config = JOBS[job]
+    first = early_options(argv)
+    defaults: dict[str, Any] = {}
+    resume = None if first["resume"] is None else Path(first["resume"])
+    if resume is not None:
+        defaults = known_options(job, stored_options(resume, job), str(resume / "config.yaml"))
+        defaults["run_dir"] = None
+    else:
+        given = {} if first["config"] is None else load_options(job, Path(first["config"]))
+        recipe = first["recipe"] or given.get("recipe") or next(f.default for f in fields(config) if f.name == "recipe")
+        defaults = load_recipe(job, recipe) | given | {"recipe": recipe}
+    parser = build_parser(job, prog, defaults)
+    options = parser.parse_args(list(argv)).as_dict()
+    if resume is not None:
+        refuse_changes(job, options, defaults, resume, given_config=first["config"])
+    command = [options.pop(name) for name in ("resume", "dry_run", "print_config")]
+    options.pop("config")
+    return Invocation(config(**options), *command)
+
+
+def early_options(argv: Sequence[str]) -> dict[str, str | None]:
+    """The options that decide what the others start from."""
+    found: dict[str, str | None] = {"recipe": None, "config": None, "resume": None}
+    for i, word in enumerate(argv):
+        name, separator, value = word.removeprefix("--").partition("=")
+        if word.startswith("--") and name in found:
+            if not separator and (i + 1 == len(argv) or argv[i + 1].startswith("--")):
+                raise UsageError(f"--{name} needs a value (see --help)")
+            found[name] = value if separator else argv[i + 1]
+    return found
+
+
+def stored_options(run_dir: Path, job: Job) -> dict[str, Any]:
+    """The options in a run's config.yaml."""
+    path = run_dir / "config.yaml"
+    if not path.is_file():
+        raise UsageError(f"{run_dir} is not a run folder: it has no config.yaml")
+    return load_options(job, path)
+
+
+def refuse_changes(
+    job: Job, options: dict[str, Any], stored: dict[str, Any], resume: Path, given_config: str | None
+) -> None:
+    """UsageError if an option given beside --resume would change the result of the run."""
+    if given_config is not None:
+        raise UsageError("--resume takes all options from the run itself; leave --config out")
+    if options["run_dir"] is not None:
+        raise UsageError("--resume continues in the run's own folder; leave --run-dir out")
+    for f in fields(JOBS[job]):
+        if f.metadata["free"] or f.name not in stored:
+            continue
+        if options[f.name] != stored[f.name]:
+            raise UsageError(
+                f"{flag(f.name)} {options[f.name]} would change the result of {resume}, which was started with "
+                f"{stored[f.name]}; leave it out, or start a new run"
+            )
+
+
+def run_job_command(job: Job, argv: Sequence[str], prog: str) -> None:
+    """search.py and augment.py: parse, then print the options, or run."""
+    from darts_sg.config import AugmentConfig, SearchConfig
+    from darts_sg.engine.augment import run_augment
+    from darts_sg.engine.search import run_search
+
+    config, resume, dry, show = parse(job, argv, prog)
+    if show:
+        print(yaml.safe_dump(config.as_dict(), sort_keys=False, allow_unicode=True, width=110), end="")
+    elif isinstance(config, SearchConfig):
+        run_search(config, resume=resume, dry=dry)
+    elif isinstance(config, AugmentConfig):
+        run_augment(config, resume=resume, dry=dry)
+
+
+def answer(command: Callable[[], None], prog: str) -> NoReturn:
+    """Run a command and exit: 0 when it is done, 2 with one line when it cannot be done as asked, 1 when it failed."""
+    code = 0
+    try:
+        command()
+        sys.stdout.flush()
+    except Stopped as stopped:
+        print(stopped)
+        code = stopped.exit_code
+    except UsageError as error:
+        print(f"{prog}: {error}", file=sys.stderr)
+        code = 2
+    except RunError as error:
+        print(f"{prog}: {error}", file=sys.stderr)
+        code = 1
+    except KeyboardInterrupt:
+        print(f"{prog}: interrupted", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        code = 141
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"{prog}: {where}{error.strerror or error}", file=sys.stderr)
+        code = 1
+    sys.exit(code)

@@ -1,0 +1,261 @@
+"""The options of both jobs, with their help and validation, and the named recipes.
+
+The text under a field is its help. Values come, weakest first, from the defaults here, from a recipe, from a
+YAML file, and from the command line.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import docstring_parser
+import yaml
+
+from darts_sg.errors import UsageError
+from darts_sg.methods.hypergradient import HYPERGRADIENTS
+from darts_sg.methods.relaxation import RELAXATIONS
+from darts_sg.networks.derived import NetworkShape
+from darts_sg.registry import unknown_name
+from darts_sg.spaces import parse_space
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+def option(default: Any, group: str, *, free: bool = False) -> Any:
+    """A field with its help group; `free` options do not change the result and may differ when a run is resumed."""
+    return field(default=default, metadata={"group": group, "free": free})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What search and augment have in common."""
+
+    recipe: str = option("", "Run")
+    """Named set of options to start from; the options given beside it win."""
+    run_dir: Path | None = option(None, "Run", free=True)
+    """Folder of this run; it must not exist yet. Default: a new folder under runs/."""
+    seed: int = option(0, "Run")
+    """Seed of everything random: the same seed gives the same bits on the same machine."""
+    device: str = option("auto", "Run", free=True)
+    """Device to run on: cpu, cuda, cuda:1, mps, …; auto takes a GPU if there is one."""
+    threads: int | None = option(None, "Run", free=True)
+    """CPU threads. Default: one a core. The last bits of a result depend on it, so a resumed run keeps its own."""
+    time_budget: float | None = option(None, "Run", free=True)
+    """Minutes after which the run saves a checkpoint and ends, to be continued with --resume."""
+    checkpoint_minutes: float = option(10.0, "Run", free=True)
+    """Minutes between checkpoints within an epoch; there is one at the end of each epoch anyway."""
+
+    dataset: str = option("cifar10", "Data")
+    """Data set: cifar10, cifar100, fashion_mnist, folder (class folders of your own images) or synthetic."""
+    data: Path = option(Path("data"), "Data", free=True)
+    """Folder that holds the data set, and that it is downloaded to."""
+    data_note: str = option("", "Data")
+    """Remark that is repeated beside every figure measured on this data, such as 'CIFAR-10 (JPEG q75)'."""
+    image_size: int | None = option(None, "Data")
+    """Side in pixels to which the images of --dataset folder are brought. Default: chosen from the images."""
+    train_images: int | None = option(None, "Data")
+    """Number of training images: a seeded, class-balanced subset."""
+    validation_images: int | None = option(None, "Data")
+    """Number of images taken out of the training set for validation, class-balanced."""
+    cutout_length: int = option(0, "Data")
+    """Side in pixels of the square cut out of each training image; 0 for none."""
+
+    epochs: int = option(1, "Training")
+    """Number of epochs."""
+    batch_size: int = option(64, "Training")
+    """Images a step."""
+    learning_rate: float = option(0.025, "Training")
+    """Learning rate of the weights in the first epoch."""
+    learning_rate_min: float = option(0.0, "Training")
+    """Learning rate that the cosine schedule ends at."""
+    momentum: float = option(0.9, "Training")
+    """Momentum of the weights' SGD."""
+    weight_decay: float = option(3e-4, "Training")
+    """Weight decay of the weights."""
+    gradient_clip: float = option(5.0, "Training")
+    """Largest norm of the weights' gradient."""
+
+    channels: int = option(16, "Network")
+    """Channels C of the first cells."""
+    cells: int = option(8, "Network")
+    """Number of cells; those at 1/3 and 2/3 of the depth are reduction cells."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "channels"):
+            self._at_least(name, 1)
+        self._at_least("cells", 3)
+        for name in ("image_size", "train_images", "validation_images", "threads"):
+            self._at_least(name, 1)
+        for name in ("cutout_length", "seed", "learning_rate_min", "momentum", "weight_decay"):
+            self._at_least(name, 0)
+        for name in ("learning_rate", "gradient_clip", "time_budget", "checkpoint_minutes"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise UsageError(f"{flag(name)} must be above 0, found {value}")
+
+    def _at_least(self, name: str, least: float) -> None:
+        value = getattr(self, name)
+        if value is not None and not value >= least:
+            raise UsageError(f"{flag(name)} must be at least {least}, found {value}")
+
+    def as_dict(self) -> dict[str, Any]:
+        """The options as plain values, in order."""
+        plain = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: str(v) if isinstance(v, Path) else v for name, v in plain.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig(RunConfig):
+    """Options of the search (defaults: DARTS paper, appendix A.1.1, first order)."""
+
+    recipe: str = option("darts-first", "Run")
+    train_images: int | None = option(None, "Data")
+    """Images the weights are trained on: a seeded, class-balanced part. Default: what --validation-images leaves,
+    or half of the training set."""
+    validation_images: int | None = option(None, "Data")
+    """Images the alphas are trained on, disjoint from the others. Default: as many as --train-images, or half."""
+    epochs: int = option(50, "Training")
+    learning_rate_min: float = option(0.001, "Training")
+
+    space: str = option("darts+sandglass", "Search")
+    """Candidate operations: named spaces and single operations joined with + (see python -m darts_sg spaces)."""
+    nodes: int = option(4, "Search")
+    """Nodes of a cell."""
+    stem_multiplier: int = option(3, "Search")
+    """Channels of the stem, in units of --channels."""
+    hypergradient: str = option("first_order", "Search")
+    """Gradient of the alphas: first_order, or unrolled (second order)."""
+    relaxation: str = option("softmax", "Search")
+    """How alphas become mixing weights: softmax."""
+    partial_channels: int = option(1, "Search")
+    """K: only 1/K of the channels pass through the candidate operations (PC-DARTS)."""
+    edge_normalization: bool = option(False, "Search")
+    """Learn a weight for each edge beside those of its operations (PC-DARTS)."""
+    alpha_learning_rate: float = option(3e-4, "Search")
+    """Learning rate of the alphas' Adam."""
+    alpha_weight_decay: float = option(1e-3, "Search")
+    """Weight decay of the alphas."""
+    alpha_frozen_epochs: int = option(0, "Search")
+    """Epochs at the start in which only the weights learn."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("nodes", "stem_multiplier", "partial_channels"):
+            self._at_least(name, 1)
+        for name in ("alpha_frozen_epochs", "alpha_learning_rate", "alpha_weight_decay"):
+            self._at_least(name, 0)
+        parse_space(self.space)
+        HYPERGRADIENTS[self.hypergradient]
+        RELAXATIONS[self.relaxation]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig(RunConfig):
+    """Options of the retraining (defaults: DARTS paper, appendix A.1.2)."""
+
+    recipe: str = option("darts", "Run")
+    genotype: str = option("", "Network")
+    """Genotype to train: a name of the zoo (see python -m darts_sg genotype list) or the path of a file."""
+    network: NetworkShape = option("cifar", "Network")
+    """Shape of the network: cifar (stem at full resolution) or imagenet (stem that reduces by 8)."""
+    channels: int = option(36, "Network")
+    cells: int = option(20, "Network")
+    epochs: int = option(600, "Training")
+    batch_size: int = option(96, "Training")
+    cutout_length: int = option(16, "Data")
+    validation_images: int | None = option(None, "Data")
+    """Images held out of the training set, to choose the best epoch on. Default: none; then the best epoch is
+    chosen on the test set, and said to be."""
+    auxiliary_weight: float = option(0.4, "Training")
+    """Weight of the auxiliary head's loss; 0 for no auxiliary head."""
+    drop_path_prob: float = option(0.2, "Training")
+    """Probability of drop path in the last epoch; it grows linearly from 0."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.genotype:
+            raise UsageError("which genotype? Give --genotype NAME_OR_PATH (python -m darts_sg genotype list)")
+        self._at_least("auxiliary_weight", 0)
+        if not 0 <= self.drop_path_prob < 1:
+            raise UsageError(f"--drop-path-prob must be from 0 up to, not including, 1: {self.drop_path_prob}")
+
+
+JOBS: dict[str, type[RunConfig]] = {"search": SearchConfig, "augment": AugmentConfig}
+Job = Literal["search", "augment"]
+
+
+def flag(name: str) -> str:
+    """The option that sets the field `name`."""
+    return "--" + name.replace("_", "-")
+
+
+def help_texts(config: type[RunConfig]) -> dict[str, str]:
+    """The help of each field: the text under it, in the class or in the one it inherits from."""
+    texts: dict[str, str] = {}
+    for cls in reversed(config.__mro__):
+        if dataclasses.is_dataclass(cls):
+            for parameter in docstring_parser.parse_from_object(cls).params:
+                texts[parameter.arg_name] = " ".join((parameter.description or "").split())
+    return texts
+
+
+def recipe_names(job: Job) -> list[str]:
+    """The recipes that have a section for `job`."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml") if job in _read_mapping(path))
+
+
+def default_recipe(job: Job) -> str:
+    """The recipe of a job for which none was asked."""
+    return JOBS[job].__dataclass_fields__["recipe"].default
+
+
+def load_recipe(job: Job, name: str) -> dict[str, Any]:
+    """The options that a named recipe sets for `job`; UsageError with the choices if there is none."""
+    names = recipe_names(job)
+    if name not in names:
+        raise UsageError(unknown_name(f"{job} recipe", name, names))
+    return known_options(job, _read_mapping(RECIPES / f"{name}.yaml")[job] or {}, f"recipe {name}")
+
+
+def load_options(job: Job, path: Path) -> dict[str, Any]:
+    """The options that a YAML file sets for `job`: a mapping of options, or one with a section for each job.
+
+    The config.yaml of a run folder serves as well. Raises UsageError naming file and option.
+    """
+    content = _read_mapping(path)
+    if "job" in content and "options" in content:
+        if content["job"] != job:
+            raise UsageError(f"{path} is the config of a {content['job']} run, not of {job}")
+        content = content["options"]
+    elif content.keys() <= JOBS.keys():
+        content = content.get(job) or {}
+    return known_options(job, content, str(path))
+
+
+def known_options(job: Job, options: Any, source: str) -> dict[str, Any]:
+    """`options` with field names as keys; UsageError naming `source` if one is unknown."""
+    if not isinstance(options, Mapping):
+        raise UsageError(f"{source}: expected a mapping of options, found {options!r}")
+    names = [f.name for f in fields(JOBS[job])]
+    found = {}
+    for key, value in options.items():
+        name = str(key).replace("-", "_")
+        if name not in names:
+            raise UsageError(f"{source}: " + unknown_name("option", key, [n.replace("_", "-") for n in names]))
+        found[name] = value
+    return found
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from None
+    except (yaml.YAMLError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"{path} is not YAML: {reason}") from None
+    if not isinstance(content, dict):
+        raise UsageError(f"{path}: expected a mapping of options")
+    return content

@@ -1,0 +1,49 @@
+"""Data sets by name, and everything that turns them into batches."""
+
+from pathlib import Path
+
+from darts_sg.data.batches import Augment, TrainBatches, evaluation_batches
+from darts_sg.data.cifar import load_cifar10, load_cifar100
+from darts_sg.data.fashion_mnist import load_fashion_mnist
+from darts_sg.data.folder import load_folder
+from darts_sg.data.spec import Dataset, DataSpec, ImageSet, Loader
+from darts_sg.data.split import balanced_split
+from darts_sg.data.synthetic import load_synthetic
+from darts_sg.errors import UsageError
+from darts_sg.registry import Registry
+
+__all__ = [
+    "DATASETS",
+    "Augment",
+    "DataSpec",
+    "Dataset",
+    "ImageSet",
+    "Loader",
+    "TrainBatches",
+    "balanced_split",
+    "evaluation_batches",
+    "load_dataset",
+]
+
+DATASETS: Registry[Loader] = Registry("data set")
+DATASETS.add("cifar10", load_cifar10)
+DATASETS.add("cifar100", load_cifar100)
+DATASETS.add("fashion_mnist", load_fashion_mnist)
+DATASETS.add("folder", load_folder)
+DATASETS.add("synthetic", load_synthetic)
+
+
+def load_dataset(
+    name: str, directory: Path, *, image_size: int | None = None, seed: int = 0, download: bool = True
+) -> Dataset:
+    """The data set `name`, whole and in memory.
+
+    `directory` holds its files, and receives them when they are missing and `download` allows it.
+    `image_size` is the side in pixels to which images of arbitrary sizes are brought. `seed` decides what the
+    data set leaves to chance: a split that it does not come with, or rendered images. Raises UsageError, with
+    one line that says what to do, when there is no such data set, its files are missing or damaged, or an
+    option does not suit it.
+    """
+    if seed < 0:
+        raise UsageError(f"the seed must not be negative: {seed}")
+    return DATASETS[name](directory.expanduser(), image_size=image_size, seed=seed, download=download)

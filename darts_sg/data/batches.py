@@ -1,0 +1,171 @@
+"""Batches of normalised images, augmented as a whole batch on the device where the images live.
+
+The augmentation is the one of DARTS on CIFAR-10 (Liu et al., ICLR 2019, section 3): crops of the zero-padded
+image, horizontal flips, and cutout (DeVries and Taylor, 2017) after the normalisation.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from darts_sg.data.spec import DataSpec, ImageSet
+
+
+@dataclass(frozen=True)
+class Augment:
+    """What is done to a training image."""
+
+    crop_padding: int = 4
+    """Black pixels added on each side before a random crop to the old size; 0 for no crop."""
+    flip: bool = True
+    """Mirror every other image, where the data set allows it (`DataSpec.flip`)."""
+    cutout_length: int = 0
+    """Side in pixels of the square set to the mean, centred anywhere, clipped at the border; 0 for none."""
+
+    def __post_init__(self) -> None:
+        if self.crop_padding < 0 or self.cutout_length < 0:
+            raise ValueError("crop_padding and cutout_length must not be negative")
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random choices for one batch, on the CPU."""
+
+    offsets: Tensor
+    """int64 (B, 2): row and column of the crop in the padded image."""
+    flips: Tensor
+    """bool (B,)."""
+    centres: Tensor
+    """int64 (B, 2): row and column of the centre of the cutout."""
+
+
+class TrainBatches:
+    """Every image once a pass, in random order and randomly augmented, for ever.
+
+    Without state: `batches[position]` depends on nothing but the arguments, so a resumed run gets the same
+    bits at any position, and two streams of one seed are independent of each other. The last batch of a pass
+    may be smaller.
+    """
+
+    def __init__(
+        self,
+        images: ImageSet,
+        spec: DataSpec,
+        batch_size: int,
+        augment: Augment,
+        seed: int,
+        stream: str,
+    ) -> None:
+        if len(images) == 0 or batch_size < 1:
+            raise ValueError(f"no batches of {batch_size} from {len(images)} images")
+        self.images = images
+        self.spec = spec
+        self.batch_size = batch_size
+        self.augment = augment
+        self.seed = seed
+        self.stream = stream
+        self._order: tuple[int, Tensor] | None = None
+
+    def __len__(self) -> int:
+        """Batches in one pass."""
+        return -(-len(self.images) // self.batch_size)
+
+    def __getitem__(self, position: int) -> tuple[Tensor, Tensor]:
+        """Batch `position`, counted from 0 through all passes.
+
+        Returns the images, float32 (B, C, H, W) in channels_last, normalised, and their labels, int64 (B,).
+        """
+        if position < 0:
+            raise IndexError(f"position {position} is negative")
+        number, step = divmod(position, len(self))
+        indices = self.order(number)[step * self.batch_size : (step + 1) * self.batch_size]
+        images, labels = self.images.images[indices], self.images.labels[indices]
+        draws = self.draws(position, len(indices))
+        if not (self.augment.flip and self.spec.flip):
+            draws = Draws(draws.offsets, torch.zeros_like(draws.flips), draws.centres)
+        images = crop_and_flip(images, draws.offsets, draws.flips, self.augment.crop_padding)
+        x = normalise(images, self.spec)
+        if self.augment.cutout_length:
+            cutout_(x, draws.centres, self.augment.cutout_length)
+        return x, labels
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of the first pass."""
+        return (self[position] for position in range(len(self)))
+
+    def order(self, number: int) -> Tensor:
+        """The permutation of pass `number`, int64 (N,) on the device of the images."""
+        if self._order is None or self._order[0] != number:
+            generator = keyed_generator(self.seed, self.stream, "order", number)
+            order = torch.randperm(len(self.images), generator=generator)
+            self._order = number, order.to(self.images.images.device)
+        return self._order[1]
+
+    def draws(self, position: int, num_images: int) -> Draws:
+        """The random choices for the batch at `position`.
+
+        All are drawn whatever the augmentation uses, so that switching one part of it leaves the others as
+        they are.
+        """
+        generator = keyed_generator(self.seed, self.stream, "augment", position)
+        flips = torch.rand(num_images, generator=generator) < 0.5
+        size = self.spec.image_size
+        centres = torch.randint(size, (num_images, 2), generator=generator)
+        offsets = torch.randint(2 * self.augment.crop_padding + 1, (num_images, 2), generator=generator)
+        return Draws(offsets, flips, centres)
+
+
+def evaluation_batches(images: ImageSet, spec: DataSpec, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Every image once, in order, normalised only; shapes as `TrainBatches` gives them."""
+    for start in range(0, len(images), batch_size):
+        part = slice(start, start + batch_size)
+        yield normalise(images.images[part], spec), images.labels[part]
+
+
+def keyed_generator(seed: int, stream: str, purpose: str, number: int) -> torch.Generator:
+    """A CPU generator whose state depends on the four arguments alone, in every process."""
+    key = hashlib.sha256(f"{seed}/{stream}/{purpose}/{number}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(key[:8], "big") >> 1)
+
+
+def crop_and_flip(images: Tensor, offsets: Tensor, flips: Tensor, padding: int) -> Tensor:
+    """Pad with black, crop back to the old size at `offsets`, and mirror where `flips`.
+
+    images: uint8 (B, H, W, C); offsets: int64 (B, 2) within 0..2·padding; flips: bool (B,). Returns (B, H, W,
+    C).
+    """
+    batch, height, width, _ = images.shape
+    # both small index tensors are made on the CPU, where they were drawn
+    rows = offsets[:, :1] + torch.arange(height)  # (B, H)
+    columns = torch.arange(width).expand(batch, width)
+    columns = offsets[:, 1:] + torch.where(flips[:, None], width - 1 - columns, columns)  # (B, W)
+    device = images.device
+    if padding:
+        images = F.pad(images, (0, 0, padding, padding, padding, padding))
+    image = torch.arange(batch, device=device)
+    return images[image[:, None, None], rows.to(device)[:, :, None], columns.to(device)[:, None, :]]
+
+
+def normalise(images: Tensor, spec: DataSpec) -> Tensor:
+    """(pixel / 255 − mean) / std; uint8 (B, H, W, C) to float32 (B, C, H, W) in channels_last."""
+    mean, std = (torch.tensor(values, device=images.device) for values in (spec.mean, spec.std))
+    x = images.float().div_(255).sub_(mean).div_(std)
+    return x.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+
+
+def cutout_(x: Tensor, centres: Tensor, length: int) -> Tensor:
+    """Set a square of side `length` around each centre to zero, clipped at the border; in place.
+
+    x: (B, C, H, W); centres: int64 (B, 2), row and column. The square begins length // 2 before the centre.
+    """
+    spans = []
+    for axis, size in enumerate(x.shape[2:]):
+        start = centres[:, axis : axis + 1] - length // 2
+        at = torch.arange(size)
+        spans.append(((at >= start) & (at < start + length)).to(x.device))  # (B, size)
+    rows, columns = spans
+    return x.masked_fill_((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)

@@ -1,0 +1,186 @@
+"""Images of one's own: a folder for each class.
+
+Either DIR/train/CLASS/* with DIR/test/CLASS/* (or val, or valid), or DIR/CLASS/* (or only DIR/train/CLASS/*),
+where a seeded fifth of each class becomes the test part.
+"""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from rich.console import Console
+from rich.progress import track
+
+from darts_sg.data.spec import Dataset, DataSpec, ImageSet
+from darts_sg.data.split import balanced_split
+from darts_sg.data.statistics import channel_statistics
+from darts_sg.errors import UsageError
+
+logger = logging.getLogger(__name__)
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+TEST_PARTS = ("test", "val", "valid")
+SMALLEST, LARGEST, STEP = 32, 224, 8
+"""Bounds in pixels of the image size that is chosen when none is asked for, and what it is a multiple of."""
+MANY_FILES = 500
+"""From here on reading takes long enough for a progress bar."""
+
+
+@dataclass(frozen=True)
+class LabelledFiles:
+    """Image files and the class of each."""
+
+    paths: list[Path]
+    labels: list[int]
+
+    def select(self, indices: torch.Tensor) -> "LabelledFiles":
+        """The files with these indices, int64 (M,)."""
+        chosen = indices.tolist()
+        return LabelledFiles([self.paths[i] for i in chosen], [self.labels[i] for i in chosen])
+
+
+def load_folder(directory: Path, *, image_size: int | None, seed: int, download: bool) -> Dataset:
+    """The images under `directory`, brought to RGB squares of `image_size` pixels; see the module for the
+    layout.
+
+    The shorter side is resized and the middle is cropped. Without an `image_size` it is the median of the
+    shorter sides of the training images, rounded to a multiple of 8, between 32 and 224; `Dataset.remark`
+    says it. Files that cannot be read are left out with a warning. Raises UsageError when the folders do not
+    make a data set of two or more classes, or when the images would fill more than half of the memory.
+    """
+    if image_size is not None and image_size < STEP:
+        raise UsageError(f"an image size of {image_size} pixels is too small: ask for {STEP} or more")
+    train_root, test_root = find_parts(directory)
+    class_names = subfolders(train_root)
+    if len(class_names) < 2:
+        raise UsageError(f"{train_root} has {len(class_names)} class folders: two or more are needed")
+    train = list_files(train_root, class_names)
+    if test_root is None:
+        rare = [name for label, name in enumerate(class_names) if train.labels.count(label) < 2]
+        if rare:
+            raise UsageError(f"{train_root / rare[0]} holds one image, and a test part is to be split off: add more")
+        labels = torch.tensor(train.labels)
+        num_test = max(1, len(labels) // 5)
+        test_indices, train_indices = balanced_split(labels, (num_test, len(labels) - num_test), seed)
+        train, test = train.select(train_indices), train.select(test_indices)
+        remarks = [f"test part: a fifth of the images, by seed {seed}"]
+    else:
+        check_same_classes(train_root, class_names, test_root, subfolders(test_root))
+        test = list_files(test_root, class_names)
+        remarks = [f"test part: {test_root.name}"]
+    size = image_size or median_size(train.paths)
+    remarks.append(f"images brought to {size}×{size} pixels")
+    check_memory(len(train.paths) + len(test.paths), size)
+    train_set, test_set = read_images(train, size, class_names), read_images(test, size, class_names)
+    mean, std = channel_statistics(train_set.images)
+    spec = DataSpec("folder", len(class_names), size, 3, mean, std, tuple(class_names))
+    return Dataset(spec, train_set, test_set, "; ".join(remarks))
+
+
+def find_parts(directory: Path) -> tuple[Path, Path | None]:
+    """The roots of the training part and of the test part, None if that is yet to be split off."""
+    if not directory.is_dir():
+        raise UsageError(f"there is no folder {directory}: name the one that holds a folder for each class")
+    train = directory / "train"
+    for part in TEST_PARTS:
+        if train.is_dir() and (directory / part).is_dir():
+            return train, directory / part
+    return (train, None) if subfolders(directory) == ["train"] else (directory, None)
+
+
+def subfolders(root: Path) -> list[str]:
+    """The names of the folders in `root`, sorted, hidden ones left out."""
+    return sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def check_same_classes(train_root: Path, train: list[str], test_root: Path, test: list[str]) -> None:
+    """UsageError if the two parts do not have the same classes."""
+    for root, missing in ((test_root, set(train) - set(test)), (train_root, set(test) - set(train))):
+        if missing:
+            raise UsageError(f"{root} lacks the classes {', '.join(sorted(missing))}: both parts need the same")
+
+
+def list_files(root: Path, class_names: list[str]) -> LabelledFiles:
+    """The image files of each class in order of their names; UsageError if a class has none."""
+    paths: list[Path] = []
+    labels: list[int] = []
+    for label, name in enumerate(class_names):
+        files = (p for p in (root / name).iterdir() if p.suffix.lower() in SUFFIXES and p.name[0] != ".")
+        found = sorted(files)
+        if not found:
+            raise UsageError(f"{root / name} holds no images ({' '.join(sorted(SUFFIXES))}): fill or remove it")
+        paths += found
+        labels += [label] * len(found)
+    return LabelledFiles(paths, labels)
+
+
+def median_size(paths: list[Path]) -> int:
+    """The median of the shorter sides in pixels, rounded to a multiple of 8 between 32 and 224."""
+    sides = []
+    for path in paths:
+        try:
+            with Image.open(path) as image:
+                sides.append(min(image.size))
+        except (OSError, Image.DecompressionBombError):
+            continue  # named when it is read
+    median = float(np.median(sides)) if sides else SMALLEST
+    return min(max(STEP * round(median / STEP), SMALLEST), LARGEST)
+
+
+def check_memory(num_images: int, size: int) -> None:
+    """UsageError if that many RGB images of this size would fill more than half of the memory available."""
+    needed, available = num_images * size * size * 3, available_memory()
+    if available is not None and needed > available / 2:
+        raise UsageError(
+            f"{num_images} images of {size}×{size} pixels take {needed / 2**30:.1f} GiB, more than half "
+            f"of the {available / 2**30:.1f} GiB available: ask for a smaller image size or remove images"
+        )
+
+
+def available_memory() -> int | None:
+    """Bytes of memory that can be had without swapping; None where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    sizes = dict(line.split(":", 1) for line in lines)
+    return int(sizes["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in sizes else None
+
+
+def read_images(files: LabelledFiles, size: int, class_names: list[str]) -> ImageSet:
+    """All `files` that can be read, the others named in a warning; UsageError if a class is left empty."""
+    pixels = torch.empty((len(files.paths), size, size, 3), dtype=torch.uint8)
+    labels: list[int] = []
+    broken: list[Path] = []
+    pairs = zip(files.paths, files.labels, strict=True)
+    for path, label in track(
+        pairs,
+        "reading images",
+        total=len(files.paths),
+        console=Console(stderr=True),
+        transient=True,
+        disable=len(files.paths) < MANY_FILES,
+    ):
+        try:
+            pixels[len(labels)] = torch.from_numpy(read_image(path, size))
+        # Pillow's decoders raise all of these on damaged files
+        except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError):
+            broken.append(path)
+        else:
+            labels.append(label)
+    if broken:
+        names = ", ".join(map(str, broken[:5])) + (", …" if len(broken) > 5 else "")
+        logger.warning("%d of %d images cannot be read and are left out: %s", len(broken), len(files.paths), names)
+    for label in set(files.labels) - set(labels):
+        raise UsageError(f"no image of the class {class_names[label]} can be read: repair or remove it")
+    return ImageSet(pixels[: len(labels)], torch.tensor(labels))
+
+
+def read_image(path: Path, size: int) -> np.ndarray:
+    """One image as uint8 (size, size, 3), upright: shorter side resized, middle cropped."""
+    with Image.open(path) as image:
+        upright = ImageOps.exif_transpose(image).convert("RGB")
+    return np.array(ImageOps.fit(upright, (size, size), Image.Resampling.BICUBIC))

@@ -1,0 +1,97 @@
+"""What a data set is: its description, its images in memory, and both together."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from darts_sg.errors import UsageError
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """What a network and the augmentation need to know about a data set."""
+
+    name: str
+    num_classes: int
+    image_size: int
+    """Side of the square images, in pixels."""
+    in_channels: int
+    mean: tuple[float, ...]
+    """Per channel, for pixels scaled to 0..1, over the training images."""
+    std: tuple[float, ...]
+    """Standard deviation, likewise."""
+    class_names: tuple[str, ...]
+    flip: bool = True
+    """Whether a horizontal flip keeps the label."""
+
+    def __post_init__(self) -> None:
+        if len(self.mean) != self.in_channels or len(self.std) != self.in_channels:
+            raise ValueError(f"{self.name}: mean and std must have {self.in_channels} entries")
+        if len(self.class_names) != self.num_classes:
+            raise ValueError(f"{self.name}: {len(self.class_names)} class names, {self.num_classes} classes")
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Images and their labels, on one device."""
+
+    images: Tensor
+    """uint8 (N, H, W, C)."""
+    labels: Tensor
+    """int64 (N,)."""
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != torch.uint8 or self.images.ndim != 4:
+            raise ValueError(f"images must be uint8 (N, H, W, C), got {self.images.dtype} {self.images.shape}")
+        if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
+            raise ValueError(f"labels must be int64 (N,), got {self.labels.dtype} {self.labels.shape}")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device | str) -> "ImageSet":
+        """The same images on `device`."""
+        return ImageSet(self.images.to(device), self.labels.to(device))
+
+    def select(self, indices: Tensor) -> "ImageSet":
+        """The images with these indices (int64 (M,)), in this order, as a copy on the same device."""
+        indices = indices.to(self.labels.device)
+        return ImageSet(self.images[indices], self.labels[indices])
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A data set in memory, with its published split into a training and a test part."""
+
+    spec: DataSpec
+    train: ImageSet
+    test: ImageSet
+    remark: str = ""
+    """What a reader of figures measured on it must know, such as files unlike the published ones."""
+
+    def fingerprint(self) -> str:
+        """16 hex digits of a SHA-256 over the shapes, pixels and labels of both parts."""
+        digest = hashlib.sha256()
+        for part in (self.train, self.test):
+            for tensor in (part.images, part.labels):
+                digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+                digest.update(tensor.cpu().contiguous().numpy().data)
+        return digest.hexdigest()[:16]
+
+
+class Loader(Protocol):
+    """How every data set is loaded."""
+
+    def __call__(self, directory: Path, *, image_size: int | None, seed: int, download: bool) -> Dataset:
+        """Load from `directory`; the options mean what they mean in `load_dataset`."""
+        ...
+
+
+def refuse_other_size(name: str, image_size: int | None, native: int) -> None:
+    """UsageError if an `image_size` other than the `native` one is asked of a data set with one size only."""
+    if image_size not in (None, native):
+        raise UsageError(f"{name} has images of {native}×{native} pixels: leave the image size out, not {image_size}")

@@ -1,0 +1,217 @@
+"""The retraining of a derived network from scratch (DARTS paper, section 3.2)."""
+
+from pathlib import Path
+from typing import Any
+
+import torch.nn.functional as F
+
+from darts_sg.analysis.cost import derived_cost, human
+from darts_sg.analysis.report import write_report
+from darts_sg.config import AugmentConfig
+from darts_sg.data import Augment, ImageSet, TrainBatches, evaluation_batches
+from darts_sg.engine.checkpoint import write_torch
+from darts_sg.engine.loop import Loop, StepResult
+from darts_sg.engine.run_dir import RunDir
+from darts_sg.engine.setup import (
+    EVALUATION_BATCH,
+    Setting,
+    detached,
+    dry_run,
+    open_run,
+    prepare,
+    provenance_of_code,
+    run_job,
+    split_training_set,
+    to_device,
+)
+from darts_sg.engine.steps import (
+    accuracy,
+    apply_weight_step,
+    cosine_learning_rate,
+    evaluate,
+    weight_optimizer,
+)
+from darts_sg.genotype import Genotype, load_genotype
+from darts_sg.networks.derived import DerivedNetwork
+from darts_sg.ops import OPERATIONS
+
+
+class AugmentJob:
+    """The derived network with its optimizer, its training batches and its test images."""
+
+    name = "augment"
+
+    def __init__(self, config: AugmentConfig, genotype: Genotype, setting: Setting) -> None:
+        self.config, self.genotype, self.setting = config, genotype, setting
+        spec = setting.data.spec
+        held_out = config.validation_images or 0
+        train_size = config.train_images or max(1, len(setting.data.train) - held_out)
+        train, validation = split_training_set(setting.data, (train_size, held_out), config)
+        self.train_images = train.to(setting.device)
+        self.validation_images = validation.to(setting.device) if held_out else None
+        self.test_images = setting.data.test.to(setting.device)
+        augment = Augment(cutout_length=config.cutout_length)
+        self.train = TrainBatches(self.train_images, spec, config.batch_size, augment, config.seed, "weights")
+        self.num_epochs, self.steps_per_epoch = config.epochs, len(self.train)
+        network = DerivedNetwork(
+            genotype,
+            network=config.network,
+            channels=config.channels,
+            cells=config.cells,
+            num_classes=spec.num_classes,
+            in_channels=spec.in_channels,
+            auxiliary=config.auxiliary_weight > 0,
+        )
+        to_device(network, setting.device)
+        self.network = network
+        self.weights = list(network.parameters())
+        self.optimizer = weight_optimizer(self.weights, config)
+        self.cost = derived_cost(
+            genotype,
+            config.network,
+            config.channels,
+            config.cells,
+            spec.num_classes,
+            spec.image_size,
+            spec.in_channels,
+        )
+        self.best: dict[str, float] = {}
+
+    def learning_rate(self, epoch: int) -> float:
+        return cosine_learning_rate(self.config, epoch)
+
+    def drop_path_prob(self, epoch: int) -> float:
+        """Drop path probability of `epoch` (from 0), growing linearly as in the original code: 0 in the first."""
+        return self.config.drop_path_prob * epoch / self.config.epochs
+
+    def step(self, epoch: int, step: int) -> StepResult:
+        x, y = self.train[epoch * self.steps_per_epoch + step]
+        self.network.drop_path_prob = self.drop_path_prob(epoch)
+        logits, auxiliary_logits = self.network(x)
+        loss = main_loss = F.cross_entropy(logits, y)
+        if auxiliary_logits is not None:
+            loss = main_loss + self.config.auxiliary_weight * F.cross_entropy(auxiliary_logits, y)
+        apply_weight_step(self.optimizer, self.weights, loss, self.learning_rate(epoch), self.config.gradient_clip)
+        return StepResult(len(y), detached(train_loss=main_loss, train_accuracy=accuracy(logits, y)))
+
+    def end_epoch(self, epoch: int, means: dict[str, float], run: RunDir) -> dict[str, float]:
+        row = {
+            "learning_rate": self.learning_rate(epoch),
+            "drop_path_prob": self.drop_path_prob(epoch),
+            "train_loss": means["train_loss"],
+            "train_accuracy": means["train_accuracy"],
+        }
+        if self.validation_images is not None:
+            row["validation_loss"], row["validation_accuracy"] = self.evaluate(self.validation_images)
+        row["test_loss"], row["test_accuracy"] = self.evaluate(self.test_images)
+        judged = row.get("validation_accuracy", row["test_accuracy"])
+        if not self.best or judged > self.best["judged"]:
+            self.best = {"judged": judged, "epoch": epoch + 1, "test_accuracy": row["test_accuracy"]}
+            self._save_weights(run, "best", epoch)
+        if epoch + 1 == self.num_epochs:
+            self._save_weights(run, "last", epoch)
+        return row
+
+    def log_tensorboard(self, writer: Any, epoch: int) -> None:
+        """The columns of metrics.csv are all there is."""
+
+    def evaluate(self, images: ImageSet) -> tuple[float, float]:
+        """Loss and accuracy on `images`, as they are."""
+        batches = evaluation_batches(images, self.setting.data.spec, EVALUATION_BATCH)
+        return evaluate(self.network, lambda x: self.network(x)[0], batches)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "best": self.best,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.best = state["best"]
+
+    def facts(self) -> list[str]:
+        """What a dry run says of the network."""
+        shape = f"{self.config.network} shape, C={self.config.channels}, {self.config.cells} cells"
+        held_out = 0 if self.validation_images is None else len(self.validation_images)
+        return [
+            f"genotype {self.genotype.name} (space {self.genotype.space})",
+            f"network: {self.cost.params:,} parameters ({self.cost.params_with_auxiliary:,} with the auxiliary "
+            f"head), {human(self.cost.macs)} MACs an image ({shape})",
+            f"images: {len(self.train_images):,} for training, {held_out:,} for validation, "
+            f"{len(self.test_images):,} for the test",
+        ]
+
+    def result(self, loop: Loop) -> dict[str, Any]:
+        """The content of result.json; errors in percent."""
+        last = loop.rows[-1]
+        return {
+            "genotype": self.genotype.name,
+            "test_error_last": round(100 * (1 - last["test_accuracy"]), 4),
+            "test_error_best": round(100 * (1 - self.best["test_accuracy"]), 4),
+            "best_epoch": int(self.best["epoch"]),
+            "best_chosen_on": "test" if self.validation_images is None else "validation",
+            "params": self.cost.params,
+            "params_with_auxiliary": self.cost.params_with_auxiliary,
+            "macs": self.cost.macs,
+            "network": self.config.network,
+            "channels": self.config.channels,
+            "cells": self.config.cells,
+            "epochs": self.config.epochs,
+            "dataset": self.config.dataset,
+            "data_note": self.config.data_note,
+            "data_remark": self.setting.data.remark,
+            "train_images": len(self.train_images),
+            "test_images": len(self.test_images),
+            "seed": self.config.seed,
+            "seconds": round(loop.seconds, 1),
+            "code": provenance_of_code(self.setting),
+        }
+
+    def _save_weights(self, run: RunDir, which: str, epoch: int) -> None:
+        write_torch(run.path / f"weights_{which}.pt", {"epoch": epoch + 1, "network": self.network.state_dict()})
+
+
+def run_augment(config: AugmentConfig, *, resume: Path | None = None, dry: bool = False) -> Path | None:
+    """Train as `config` says, in a new run folder or on in `resume`; returns the folder, None for a dry run.
+
+    Raises UsageError for what cannot be done as asked, RunError (Stopped when told to stop) for a run that ends early.
+    """
+    run, earlier = open_run(resume, "augment")
+    if run is not None and (run.path / "result.json").is_file():
+        print(f"{run.path} is finished: {run.path / 'result.json'}, {run.path / 'report.md'}")
+        return run.path
+    name_or_path = config.genotype if run is None else run.path / "genotype.yaml"
+    genotype = load_genotype(name_or_path, known=list(OPERATIONS))
+    setting = prepare(config, earlier)
+    job = AugmentJob(config, genotype, setting)
+    if dry:
+        writes = (
+            "result.json, genotype.yaml, config.yaml, metrics.csv, tensorboard/, checkpoints/, weights_*.pt, report.md"
+        )
+        dry_run(job, config, setting, first_epoch=0, facts=job.facts(), writes=writes)
+        return None
+    sizes = {"train_images": len(job.train_images), "test_images": len(job.test_images)}
+    if job.validation_images is not None:
+        sizes["validation_images"] = len(job.validation_images)
+
+    def finish(run: RunDir, config: AugmentConfig, loop: Loop) -> None:
+        result = job.result(loop)
+        run.write_json("result.json", result)
+        report = write_report(run.path)
+        print(
+            f"test error: {result['test_error_last']:.2f}% after the last epoch, {result['test_error_best']:.2f}% at "
+            f"the best (epoch {result['best_epoch']}, chosen on the {result['best_chosen_on']} images)"
+        )
+        print(
+            f"{result['params']:,} parameters, {result['params_with_auxiliary']:,} with the auxiliary head, "
+            f"{result['macs']:,} MACs"
+        )
+        print(f"result: {run.path / 'result.json'}\nreport: {report}")
+
+    return run_job(
+        job, config, setting, run, title=genotype.name, sizes=sizes,
+        prepare_run=lambda run: genotype.save(run.path / "genotype.yaml"), finish=finish, script="augment.py",
+    )  # fmt: skip

@@ -1,0 +1,96 @@
+"""What a run ran on: versions, machine, code state, command."""
+
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from darts_sg.errors import UsageError
+
+
+def choose_device(name: str) -> torch.device:
+    """The device called `name`; `auto` is the first GPU if there is one. UsageError if it is not there."""
+    if name == "auto":
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return accelerator or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        raise UsageError(f"device {name!r} is not available; there is: {', '.join(there)}") from None
+    return device
+
+
+def prepare_device(device: torch.device, threads: int | None) -> None:
+    """Set the CPU threads, and have a GPU choose the same algorithms each time."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cudnn.benchmark = False
+        torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def package_version() -> str:
+    """The version of darts_sg, as installed."""
+    try:
+        return version("darts_sg")
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def git_state() -> str:
+    """Commit of the code, with `+changes` if files differ from it; `no git` outside a checkout."""
+    folder = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=20, check=True)
+        return done.stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)
+        return git("rev-parse", "--short=12", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.SubprocessError):
+        return "no git"
+
+
+def device_name(device: torch.device) -> str:
+    """The model of the processor."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def command_line() -> str:
+    """The command that started this process, without the folders of the interpreter and the script."""
+    script = Path(sys.argv[0])
+    start = "python -m darts_sg" if script.name in {"__main__.py", "darts-sg"} else f"python {script.name}"
+    return " ".join([start, *map(shlex.quote, sys.argv[1:])])
+
+
+def describe(device: torch.device) -> dict[str, Any]:
+    """The environment as it goes into a run's config.yaml."""
+    return {
+        "darts_sg": package_version(),
+        "git": git_state(),
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "device": str(device),
+        "device_name": device_name(device),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "command": command_line(),
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+    }

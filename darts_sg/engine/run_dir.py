@@ -1,0 +1,126 @@
+"""A run is a folder that explains itself.
+
+config.yaml      all options, versions, device, data, code state
+metrics.csv      one row an epoch
+log.txt          what was printed, with the time
+tensorboard/     the same for TensorBoard
+checkpoints/     the newest two, to continue from
+genotypes/       search: the genotype after each epoch; alphas/ the mixing weights
+genotype.yaml    search: the result; augment: what is trained
+result.json      augment: the result
+report.md        the run as a page, with pictures/
+"""
+
+import csv
+import errno
+import fcntl
+import io
+import json
+import logging
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+from darts_sg.config import RunConfig
+from darts_sg.errors import UsageError
+from darts_sg.files import write_atomically
+
+
+class RunDir:
+    """The folder of one run, held by one process at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = self._take_lock()
+        self._logger = logging.getLogger(f"darts_sg.run.{path}")
+        self._logger.propagate = False
+        self._logger.setLevel(logging.INFO)
+        handler = logging.FileHandler(path / "log.txt", encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+        self._logger.addHandler(handler)
+        logging.getLogger("darts_sg.data").addHandler(handler)
+
+    @classmethod
+    def create(cls, path: Path) -> "RunDir":
+        """A new run folder; UsageError if there is something at `path` already."""
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            if (path / "config.yaml").is_file():
+                raise UsageError(
+                    f"run folder {path} exists; continue it with --resume {path}, or choose another --run-dir"
+                )
+            raise UsageError(f"{path} exists and is not empty; choose another --run-dir")
+        path.mkdir(parents=True, exist_ok=True)
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: Path, job: str) -> tuple["RunDir", dict[str, Any]]:
+        """An existing run folder with the content of its config.yaml; UsageError if it is not a run of `job`."""
+        config = path / "config.yaml"
+        if not config.is_file():
+            raise UsageError(f"{path} is not a run folder: it has no config.yaml")
+        try:
+            content = yaml.safe_load(config.read_text(encoding="utf-8"))
+            found, _, _ = content["job"], content["options"], content["environment"]
+        except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
+            raise UsageError(f"{config} is not the config of a run") from None
+        if found != job:
+            raise UsageError(f"{path} is a run of {found}, not of {job}: continue it with {found}")
+        return cls(path), content
+
+    def write_config(self, job: str, config: RunConfig, environment: Mapping[str, Any]) -> None:
+        """Write config.yaml."""
+        content = {"job": job, "options": config.as_dict(), "environment": dict(environment)}
+        self.write("config.yaml", yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=110))
+
+    def log(self, text: str) -> None:
+        """A line for log.txt."""
+        self._logger.info(text)
+
+    def write(self, name: str, content: str | bytes) -> Path:
+        """Write a file of the run atomically; returns its path."""
+        path = self.path / name
+        write_atomically(path, content)
+        return path
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> Path:
+        """Write a JSON file of the run atomically."""
+        return self.write(name, json.dumps(dict(content), indent=2, ensure_ascii=False) + "\n")
+
+    def write_metrics(self, rows: list[dict[str, float]]) -> None:
+        """Write metrics.csv whole, so that it never runs ahead of a checkpoint that the run falls back to."""
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({k: f"{v:.10g}" for k, v in row.items() if v == v})
+        self.write("metrics.csv", text.getvalue())
+
+    def close(self) -> None:
+        """Let go of the log file and of the lock."""
+        for handler in list(self._logger.handlers):
+            logging.getLogger("darts_sg.data").removeHandler(handler)
+            self._logger.removeHandler(handler)
+            handler.close()
+        self._lock.close()
+
+    def _take_lock(self) -> IO[str]:
+        lock = (self.path / ".lock").open("a")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            lock.close()
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                raise UsageError(f"another process is running in {self.path}; wait for it or stop it") from None
+            raise
+        return lock
+
+
+def default_run_dir(job: str, config: RunConfig, what: str) -> Path:
+    """A new folder under runs/ named after the job, its subject, the seed and the time."""
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    subject = "".join(c if c.isalnum() or c in "+-_." else "-" for c in what)
+    return Path("runs") / f"{job}-{subject}-{config.dataset}-seed{config.seed}-{stamp}"

@@ -1,0 +1,274 @@
+"""The search: alphas and weights learn in turns, each on its own half of the training images (DARTS, algorithm 1)."""
+
+import io
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from darts_sg.analysis.cost import count_macs, count_params, derived_cost, human
+from darts_sg.analysis.curves import draw_mixing_weights
+from darts_sg.analysis.report import write_report
+from darts_sg.config import SearchConfig
+from darts_sg.data import Augment, TrainBatches, evaluation_batches
+from darts_sg.derive import derive_cell
+from darts_sg.engine.loop import Loop, StepResult
+from darts_sg.engine.run_dir import RunDir
+from darts_sg.engine.setup import (
+    EVALUATION_BATCH,
+    Setting,
+    detached,
+    dry_run,
+    open_run,
+    prepare,
+    provenance_of_code,
+    run_job,
+    split_training_set,
+    to_device,
+)
+from darts_sg.engine.steps import (
+    accuracy,
+    apply_weight_step,
+    cosine_learning_rate,
+    evaluate,
+    weight_optimizer,
+)
+from darts_sg.genotype import Genotype
+from darts_sg.methods.hypergradient import HYPERGRADIENTS, Hypergradient, VirtualStep, frozen
+from darts_sg.methods.relaxation import RELAXATIONS
+from darts_sg.networks.supernet import Mixing, Supernet
+from darts_sg.spaces import parse_space
+
+ALPHA_BETAS = (0.5, 0.999)
+
+
+class SearchJob:
+    """The supernet with its two optimizers and its two streams of batches."""
+
+    name = "search"
+
+    def __init__(self, config: SearchConfig, setting: Setting) -> None:
+        self.config, self.setting = config, setting
+        self.space = parse_space(config.space)
+        spec = setting.data.spec
+        self.train_images, self.validation_images = (
+            part.to(setting.device)
+            for part in split_training_set(setting.data, split_sizes(config, len(setting.data.train)), config)
+        )
+        augment = Augment(cutout_length=config.cutout_length)
+        self.train = TrainBatches(self.train_images, spec, config.batch_size, augment, config.seed, "weights")
+        self.validation = TrainBatches(self.validation_images, spec, config.batch_size, augment, config.seed, "alphas")
+        self.num_epochs, self.steps_per_epoch = config.epochs, len(self.train)
+        supernet = Supernet(
+            self.space.operations,
+            channels=config.channels,
+            cells=config.cells,
+            num_classes=spec.num_classes,
+            num_nodes=config.nodes,
+            stem_multiplier=config.stem_multiplier,
+            in_channels=spec.in_channels,
+            partial_channels=config.partial_channels,
+            edge_normalization=config.edge_normalization,
+        )
+        self.supernet = to_device(supernet, setting.device)
+        self.weights, self.alphas = supernet.weights(), supernet.alphas()
+        self.relaxation = RELAXATIONS[config.relaxation]
+        self.hypergradient = HYPERGRADIENTS[config.hypergradient]
+        self.weight_optimizer = weight_optimizer(self.weights, config)
+        self.alpha_optimizer = torch.optim.Adam(
+            self.alphas, config.alpha_learning_rate, betas=ALPHA_BETAS, weight_decay=config.alpha_weight_decay
+        )
+
+    def learning_rate(self, epoch: int) -> float:
+        return cosine_learning_rate(self.config, epoch)
+
+    def step(self, epoch: int, step: int) -> StepResult:
+        position = epoch * self.steps_per_epoch + step
+        train_batch = self.train[position]
+        means: dict[str, Tensor] = {}
+        if epoch >= self.config.alpha_frozen_epochs:
+            validation_batch = self.validation[position]
+            found = self._alpha_step(epoch, train_batch, validation_batch)
+            means |= detached(
+                validation_loss=found.loss, validation_accuracy=accuracy(found.logits, validation_batch[1])
+            )
+        with frozen(self.alphas):
+            loss, logits = self.objective(train_batch)
+            apply_weight_step(
+                self.weight_optimizer,
+                self.weights,
+                loss,
+                self.learning_rate(epoch),
+                self.config.gradient_clip,
+            )
+        means |= detached(train_loss=loss, train_accuracy=accuracy(logits, train_batch[1]))
+        return StepResult(len(train_batch[1]), means)
+
+    def objective(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Cross-entropy and logits of a batch under the current weights and alphas."""
+        logits = self.supernet(batch[0], self.relaxation(self.supernet))
+        return F.cross_entropy(logits, batch[1]), logits
+
+    def end_epoch(self, epoch: int, means: dict[str, float], run: RunDir) -> dict[str, float]:
+        mixing = self.mixing()
+        buffer = io.BytesIO()
+        np.savez(buffer, allow_pickle=False, **mixing)
+        run.write(f"alphas/epoch_{epoch + 1:04d}.npz", buffer.getvalue())
+        genotype = self.derive(run, epoch + 1)
+        genotype.save(run.path / "genotypes" / f"epoch_{epoch + 1:04d}.yaml")
+        columns = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
+        row = {"learning_rate": self.learning_rate(epoch)}
+        row |= {name: means.get(name, float("nan")) for name in columns}
+        for title, cell in genotype.cells():
+            row[f"skips_{title}"] = float(sum(edge.operation == "skip_connect" for _, edge in cell.edges()))
+        for title in ("normal", "reduce"):
+            row[f"entropy_{title}"] = entropy(mixing[title])
+        return row
+
+    def log_tensorboard(self, writer: Any, epoch: int) -> None:
+        figure = draw_mixing_weights(self.mixing(), self.space.operations, self.config.nodes)
+        writer.add_figure("mixing weights", figure, epoch, close=False)
+
+    def mixing(self) -> dict[str, np.ndarray]:
+        """The mixing weights by name: normal, reduce, and with edge normalisation edge_normal, edge_reduce."""
+        with torch.no_grad():
+            mixing: Mixing = self.relaxation(self.supernet)
+        return {name: t.double().cpu().numpy() for name, t in mixing._asdict().items() if t is not None}
+
+    def derive(self, run: RunDir, epoch: int, measured: Mapping[str, Any] | None = None) -> Genotype:
+        """The genotype of the current alphas, with its provenance."""
+        mixing = self.mixing()
+        normal, reduce = (
+            derive_cell(mixing[title], self.space.operations, mixing.get(f"edge_{title}"))
+            for title in ("normal", "reduce")
+        )
+        config = self.config
+        options = {k: v for k, v in config.as_dict().items() if k not in {"run_dir", "data", "time_budget", "threads"}}
+        provenance = {
+            "kind": "searched",
+            "run": run.path.name,
+            "command": f"python search.py --config {run.path.name}/config.yaml",
+            "epoch": f"{epoch} of {config.epochs}",
+            "data": data_line(self.setting, config.data_note),
+            "data_fingerprint": self.setting.data.fingerprint(),
+            "train_images": len(self.train_images),
+            "validation_images": len(self.validation_images),
+            "seed": config.seed,
+            "date": datetime.now().astimezone().date().isoformat(),
+            "code": provenance_of_code(self.setting),
+            "measured": dict(measured or {}),
+            "options": options,
+        }
+        name = "".join(c if c.isalnum() or c in "_.+-" else "_" for c in f"{self.space.name}_seed{config.seed}")
+        return Genotype(name, self.space.name, self.space.operations, normal, reduce, MappingProxyType(provenance))
+
+    def evaluate(self) -> tuple[float, float]:
+        """Loss and accuracy of the supernet on the whole validation part, with the running statistics."""
+        mixing = self.relaxation(self.supernet)
+        batches = evaluation_batches(self.validation_images, self.setting.data.spec, EVALUATION_BATCH)
+        return evaluate(self.supernet, lambda x: self.supernet(x, mixing), batches)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "supernet": self.supernet.state_dict(),
+            "weight_optimizer": self.weight_optimizer.state_dict(),
+            "alpha_optimizer": self.alpha_optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.supernet.load_state_dict(state["supernet"])
+        self.weight_optimizer.load_state_dict(state["weight_optimizer"])
+        self.alpha_optimizer.load_state_dict(state["alpha_optimizer"])
+
+    def facts(self) -> list[str]:
+        """What a dry run says of the supernet."""
+        spec = self.setting.data.spec
+        alphas = sum(a.numel() for a in self.alphas)
+        image = torch.zeros(1, spec.in_channels, spec.image_size, spec.image_size, device=self.setting.device)
+        self.supernet.eval()
+        macs = count_macs(self.supernet, image, self.relaxation(self.supernet))
+        self.supernet.train()
+        return [
+            f"search space {self.space.name}: {len(self.space.operations)} operations "
+            f"({', '.join(self.space.operations)})",
+            f"supernet: {count_params(self.supernet) - alphas:,} weights, {alphas:,} alphas, "
+            f"{human(macs)} MACs an image (C={self.config.channels}, {self.config.cells} cells)",
+            f"images: {len(self.train_images):,} for the weights, {len(self.validation_images):,} for the alphas",
+        ]
+
+    def _alpha_step(
+        self, epoch: int, train_batch: tuple[Tensor, Tensor], validation_batch: tuple[Tensor, Tensor]
+    ) -> Hypergradient:
+        buffers = [self.weight_optimizer.state[w].get("momentum_buffer") for w in self.weights]
+        virtual = VirtualStep(self.learning_rate(epoch), self.config.momentum, self.config.weight_decay, buffers)
+        found = self.hypergradient(self.objective, self.weights, self.alphas, train_batch, validation_batch, virtual)
+        for alpha, gradient in zip(self.alphas, found.gradients, strict=True):
+            alpha.grad = gradient
+        self.alpha_optimizer.step()
+        self.alpha_optimizer.zero_grad(set_to_none=True)
+        return found
+
+
+def split_sizes(config: SearchConfig, total: int) -> tuple[int, int]:
+    """Images for the weights and for the alphas: halves of the training set unless the options say otherwise."""
+    train, validation = config.train_images, config.validation_images
+    if train is None:
+        train = total // 2 if validation is None else max(1, total - validation)
+    if validation is None:
+        validation = min(train, max(1, total - train))
+    return train, validation
+
+
+def entropy(weights: np.ndarray) -> float:
+    """Mean over the edges of the entropy of the mixing weights (num_edges, num_operations), in nats."""
+    return float(-(weights * np.log(np.clip(weights, 1e-300, None))).sum(axis=1).mean())
+
+
+def data_line(setting: Setting, note: str) -> str:
+    """The data set with what a reader of figures must know of it."""
+    return "; ".join(part for part in (setting.data.spec.name, note, setting.data.remark) if part)
+
+
+def run_search(config: SearchConfig, *, resume: Path | None = None, dry: bool = False) -> Path | None:
+    """Search as `config` says, in a new run folder or on in `resume`; returns the folder, None for a dry run.
+
+    Raises UsageError for what cannot be done as asked, RunError (Stopped when told to stop) for a run that ends early.
+    """
+    run, earlier = open_run(resume, "search")
+    if run is not None and (run.path / "genotype.yaml").is_file():
+        print(f"{run.path} is finished: {run.path / 'genotype.yaml'}, {run.path / 'report.md'}")
+        return run.path
+    setting = prepare(config, earlier)
+    job = SearchJob(config, setting)
+    if dry:
+        writes = "genotype.yaml, config.yaml, metrics.csv, tensorboard/, checkpoints/, genotypes/, alphas/, report.md"
+        dry_run(job, config, setting, first_epoch=config.alpha_frozen_epochs, facts=job.facts(), writes=writes)
+        return None
+    sizes = {"train_images": len(job.train_images), "validation_images": len(job.validation_images)}
+
+    def finish(run: RunDir, config: SearchConfig, loop: Loop) -> None:
+        loss, right = job.evaluate()
+        measured = {
+            "validation_accuracy_percent": round(100 * right, 3),
+            "validation_loss": round(loss, 5),
+            "search_seconds": round(loop.seconds, 1),
+        }
+        genotype = job.derive(run, config.epochs, measured)
+        genotype.save(run.path / "genotype.yaml")
+        report = write_report(run.path)
+        cost = derived_cost(genotype)
+        print(f"supernet accuracy on the {sizes['validation_images']} validation images: {100 * right:.2f}%")
+        print(f"derived network at C=36, 20 cells: {human(cost.params)} parameters, {human(cost.macs)} MACs (CIFAR)")
+        print(f"genotype: {run.path / 'genotype.yaml'}\nreport: {report}")
+        print(f"retrain it: python augment.py --genotype {run.path / 'genotype.yaml'}")
+
+    return run_job(
+        job, config, setting, run, title=job.space.name, sizes=sizes,
+        prepare_run=lambda run: None, finish=finish, script="search.py",
+    )  # fmt: skip

@@ -1,0 +1,187 @@
+"""What both jobs do before the first step: device, data, run folder; and the dry run."""
+
+import dataclasses
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from darts_sg.config import RunConfig
+from darts_sg.data import Dataset, ImageSet, balanced_split, load_dataset
+from darts_sg.engine import environment
+from darts_sg.engine.checkpoint import checkpoints, seed_everything
+from darts_sg.engine.loop import Job, Loop, clock
+from darts_sg.engine.run_dir import RunDir, default_run_dir
+from darts_sg.errors import RunError, UsageError
+
+Config = TypeVar("Config", bound=RunConfig)
+Module = TypeVar("Module", bound=torch.nn.Module)
+EVALUATION_BATCH = 250
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where a job runs: its device and data, and what is known of the run so far (empty for a new one)."""
+
+    device: torch.device
+    data: Dataset
+    earlier: dict[str, Any]
+
+
+def prepare(config: RunConfig, earlier: dict[str, Any]) -> Setting:
+    """Choose the device, seed all generators, load the data. `earlier` is the config.yaml of a resumed run.
+
+    Raises UsageError if the device or the data are not there, or not those that the run was started on.
+    """
+    device = environment.choose_device(config.device)
+    environment.prepare_device(device, config.threads or earlier.get("environment", {}).get("threads"))
+    seed_everything(config.seed)
+    data = load_dataset(config.dataset, config.data, image_size=config.image_size, seed=config.seed)
+    known = earlier.get("environment", {}).get("data", {}).get("fingerprint")
+    if known and known != data.fingerprint():
+        raise UsageError(
+            f"the data in {config.data} are not those that this run was started on (fingerprint "
+            f"{data.fingerprint()}, then {known}); give their folder with --data"
+        )
+    return Setting(device, data, earlier)
+
+
+def split_training_set(data: Dataset, sizes: Sequence[int], config: RunConfig) -> list[ImageSet]:
+    """Disjoint class-balanced parts of the training images, of the given sizes; None of size 0 is looked at."""
+    total = len(data.train)
+    if sum(sizes) > total:
+        raise UsageError(
+            f"{' + '.join(str(s) for s in sizes if s)} images were asked for, but the training set of "
+            f"{config.dataset} has {total}; lower --train-images or --validation-images"
+        )
+    parts = balanced_split(data.train.labels, list(sizes), config.seed)
+    return [data.train.select(indices) for indices in parts]
+
+
+def open_run(resume: Path | None, job: str) -> tuple[RunDir | None, dict[str, Any]]:
+    """The run folder to continue and its config.yaml; (None, {}) for a new run."""
+    return (None, {}) if resume is None else RunDir.open(resume, job)
+
+
+def run_job(
+    job: Job,
+    config: Config,
+    setting: Setting,
+    run: RunDir | None,
+    *,
+    title: str,
+    sizes: dict[str, int],
+    prepare_run: Callable[[RunDir], None],
+    finish: Callable[[RunDir, Config, Loop], None],
+    script: str,
+) -> Path:
+    """Run `job` to its end in `run`, or in a new folder; returns the folder.
+
+    `prepare_run` writes what the folder holds from the start, `finish` its results.
+    """
+    if run is None:
+        run = RunDir.create(config.run_dir or default_run_dir(job.name, config, title))
+        facts = environment.describe(setting.device)
+        facts["data"] = {
+            "name": config.dataset,
+            "remark": setting.data.remark,
+            "note": config.data_note,
+            "fingerprint": setting.data.fingerprint(),
+            **sizes,
+        }
+        run.write_config(job.name, dataclasses.replace(config, run_dir=None), facts)
+        prepare_run(run)
+    else:
+        _warn_of_other_code(run, setting.earlier)
+    loop = Loop(
+        job,
+        run,
+        time_budget=config.time_budget,
+        checkpoint_minutes=config.checkpoint_minutes,
+        resume_command=f"python {script} --resume {run.path}",
+    )
+    try:
+        done = len(checkpoints(run.path / "checkpoints"))
+        run.log(environment.command_line())
+        print(f"{job.name}: {title}, {config.dataset}, {setting.device}, run folder {run.path}")
+        if done:
+            print(f"continuing from the newest of {done} checkpoints")
+        loop.execute()
+        finish(run, config, loop)
+    except OSError as error:
+        raise RunError(
+            f"cannot write to {error.filename or run.path}: {error.strerror or error}; the checkpoints are whole: "
+            f"make room, then continue with {loop.resume_command}"
+        ) from error
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise RunError(
+            f"out of memory with --batch-size {config.batch_size}; start a new run with a smaller one"
+        ) from error
+    finally:
+        run.close()
+    return run.path
+
+
+def dry_run(job: Job, config: RunConfig, setting: Setting, *, first_epoch: int, facts: list[str], writes: str) -> None:
+    """Run a step twice, time the second, and print what the whole run would take and write. Leaves nothing behind."""
+    job.step(first_epoch, 0)
+    begun = time.perf_counter()
+    result = job.step(first_epoch, 1 % job.steps_per_epoch)
+    losses = {name: value.item() for name, value in result.means.items()}  # waits for the device
+    seconds = time.perf_counter() - begun
+    steps = job.num_epochs * job.steps_per_epoch
+    lines = [
+        *facts,
+        f"device: {setting.device} ({environment.device_name(setting.device)}), {torch.get_num_threads()} threads",
+        f"data: {config.dataset}{', ' + setting.data.remark if setting.data.remark else ''}",
+        f"one step of batch {result.num_images}: {seconds:.2f} s ({result.num_images / seconds:.1f} images/s), "
+        + ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in losses.items()),
+        f"peak memory: {peak_memory(setting.device) / 2**20:.0f} MiB",
+        f"whole run: {job.num_epochs} epochs of {job.steps_per_epoch} steps, about {clock(steps * seconds)} (h:mm:ss), "
+        "evaluation not counted",
+        f"would write: {config.run_dir or default_run_dir(job.name, config, '…')}/ with {writes}",
+        "dry run: nothing was written",
+    ]
+    print("\n".join(lines))
+
+
+def peak_memory(device: torch.device) -> int:
+    """Peak bytes so far: of the device's allocator on a GPU, of the resident set of this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def to_device(model: Module, device: torch.device) -> Module:
+    """The model on its device, convolution weights in channels_last."""
+    return model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def detached(**tensors: Tensor) -> dict[str, Tensor]:
+    """The tensors without their graphs."""
+    return {name: tensor.detach() for name, tensor in tensors.items()}
+
+
+def provenance_of_code(setting: Setting) -> dict[str, Any]:
+    """What a result says of the code and the machine it came from."""
+    facts = environment.describe(setting.device)
+    return {key: facts[key] for key in ("darts_sg", "git", "python", "torch", "device", "device_name", "threads")}
+
+
+def _warn_of_other_code(run: RunDir, earlier: dict[str, Any]) -> None:
+    then = earlier["environment"]
+    for key, now in (
+        ("darts_sg", environment.package_version()),
+        ("git", environment.git_state()),
+        ("torch", str(torch.__version__)),
+    ):
+        if then.get(key) != now:
+            text = f"this run was started with {key} {then.get(key)}, now it is {now}: the bits may differ"
+            print(f"warning: {text}", file=sys.stderr)
+            run.log(f"warning: {text}")

@@ -1,0 +1,123 @@
+"""The gradient of the validation loss with respect to the alphas (DARTS paper, section 2.3).
+
+Written over plain lists of tensors and an objective, so that the same code serves the supernet and a toy problem
+with a known answer.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from darts_sg.registry import Registry
+
+Batch = Any
+Objective = Callable[[Batch], tuple[Tensor, Tensor]]
+"""Loss and logits of the current weights and alphas on a batch."""
+
+RADIUS = 0.01  # of the finite difference, divided by the norm of the direction (DARTS paper, footnote 2)
+
+
+class VirtualStep(NamedTuple):
+    """The SGD step that the unrolled hypergradient looks through: w' = w - ξ · (μ · buffer + ∇w L_train + λ · w)."""
+
+    learning_rate: float
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    buffers: Sequence[Tensor | None] | None = None
+    """Momentum buffers of the weights, None where there is none yet."""
+
+
+class Hypergradient(NamedTuple):
+    """Validation loss and logits, detached, and the gradient for each of the alphas."""
+
+    loss: Tensor
+    logits: Tensor
+    gradients: list[Tensor]
+
+
+HypergradientMethod = Callable[
+    [Objective, Sequence[Tensor], Sequence[Tensor], Batch, Batch, VirtualStep], Hypergradient
+]
+HYPERGRADIENTS: Registry[HypergradientMethod] = Registry("hypergradient")
+
+
+@contextmanager
+def frozen(tensors: Sequence[Tensor]) -> Iterator[None]:
+    """Within the context no gradient is computed for `tensors`, nor anything kept for it."""
+    before = [t.requires_grad for t in tensors]
+    try:
+        for t in tensors:
+            t.requires_grad_(False)
+        yield
+    finally:
+        for t, required in zip(tensors, before, strict=True):
+            t.requires_grad_(required)
+
+
+def first_order(
+    objective: Objective,
+    weights: Sequence[Tensor],
+    alphas: Sequence[Tensor],
+    train_batch: Batch,
+    validation_batch: Batch,
+    virtual: VirtualStep,
+) -> Hypergradient:
+    """∇α L_val(w, α): the weights are taken to be optimal as they are (ξ = 0)."""
+    with frozen(weights):
+        loss, logits = objective(validation_batch)
+        gradients = torch.autograd.grad(loss, list(alphas))
+    return Hypergradient(loss.detach(), logits.detach(), list(gradients))
+
+
+def unrolled(
+    objective: Objective,
+    weights: Sequence[Tensor],
+    alphas: Sequence[Tensor],
+    train_batch: Batch,
+    validation_batch: Batch,
+    virtual: VirtualStep,
+) -> Hypergradient:
+    """∇α L_val(w', α) - ξ · (∇α L_train(w⁺, α) - ∇α L_train(w⁻, α)) / (2ε) (DARTS paper, equations 7 and 8).
+
+    w' is the virtual step, w± = w ± ε · ∇w' L_val(w', α), ε = 0.01 / ‖∇w' L_val‖. The weights are moved in place and
+    put back to the same bits, also if the objective raises.
+    """
+    weights, alphas = list(weights), list(alphas)
+    kept = [w.detach().clone() for w in weights]
+    buffers = virtual.buffers or [None] * len(weights)
+    try:
+        with frozen(alphas):
+            train_gradients = torch.autograd.grad(objective(train_batch)[0], weights)
+        with torch.no_grad():
+            for w, gradient, buffer in zip(weights, train_gradients, buffers, strict=True):
+                step = gradient.add(w, alpha=virtual.weight_decay)
+                if buffer is not None:
+                    step.add_(buffer, alpha=virtual.momentum)
+                w.sub_(step, alpha=virtual.learning_rate)
+        loss, logits = objective(validation_batch)
+        gradients = torch.autograd.grad(loss, [*alphas, *weights])
+        direct, direction = gradients[: len(alphas)], gradients[len(alphas) :]
+
+        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(d) for d in direction]))
+        eps = RADIUS / norm.clamp_min(torch.finfo(norm.dtype).tiny)
+        sides = []
+        for sign in (1.0, -1.0):
+            with torch.no_grad():
+                for w, base, d in zip(weights, kept, direction, strict=True):
+                    torch.addcmul(base, d, eps, value=sign, out=w)
+            with frozen(weights):
+                sides.append(torch.autograd.grad(objective(train_batch)[0], alphas))
+    finally:
+        with torch.no_grad():
+            for w, base in zip(weights, kept, strict=True):
+                w.copy_(base)
+    implicit = [(plus - minus).div_(2.0 * eps) for plus, minus in zip(*sides, strict=True)]
+    total = [g.sub(i, alpha=virtual.learning_rate) for g, i in zip(direct, implicit, strict=True)]
+    return Hypergradient(loss.detach(), logits.detach(), total)
+
+
+HYPERGRADIENTS.add("first_order", first_order)
+HYPERGRADIENTS.add("unrolled", unrolled)

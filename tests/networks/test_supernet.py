@@ -1,0 +1,117 @@
+"""The supernet against the textbook one in float64: logits, gradients of weights and alphas, statistics."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from darts_sg.derive import num_edges
+from darts_sg.errors import UsageError
+from darts_sg.networks.supernet import Mixing, Supernet
+from darts_sg.ops import OPERATIONS
+from darts_sg.spaces import SPACES, parse_space
+from tests.reference import textbook
+from tests.reference.transfer import assert_equal_tensors, copy_tensors, gradients, randomize
+
+EVERY = "+".join(OPERATIONS)
+PLAIN = {"channels": 4, "cells": 5, "num_classes": 7}
+PARTIAL = {"channels": 8, "cells": 3, "num_classes": 7, "partial_channels": 4}
+
+
+def pair(space: str, edge_normalization: bool, **options: int) -> tuple[Supernet, textbook.Supernet]:
+    """(the package's, the textbook's) supernet in float64 with the same random weights; alphas are normal."""
+    operations = parse_space(space).operations
+    expected = textbook.Supernet(operations, **options).double()
+    randomize(expected, seed=1)
+    actual = Supernet(operations, **options, edge_normalization=edge_normalization).double()
+    copy_tensors(actual.weights(), expected.parameters())
+    copy_tensors(actual.buffers(), expected.buffers())
+    generator = torch.Generator().manual_seed(2)
+    copy_tensors(actual.alphas(), [torch.randn(a.shape, generator=generator) for a in actual.alphas()])
+    return actual, expected
+
+
+def mixing_of(alphas: list[Tensor]) -> Mixing:
+    """Alphas (and betas) as mixing weights, by the textbook's softmax."""
+    over_operations = [textbook.softmax_over_operations(alpha) for alpha in alphas[:2]]
+    return Mixing(*over_operations, *[textbook.softmax_over_edges(beta) for beta in alphas[2:]])
+
+
+@pytest.mark.parametrize(
+    ("edge_normalization", "options"),
+    [(False, PLAIN), (True, PARTIAL)],
+    ids=["all-channels", "partial-channels"],
+)
+@pytest.mark.parametrize(
+    ("space", "size"),
+    [*((name, (8, 8)) for name in [*SPACES, "darts+ir", "darts+sandglass", EVERY]), (EVERY, (9, 7))],
+)
+def test_supernet_is_the_textbook_one(
+    space: str, size: tuple[int, int], edge_normalization: bool, options: dict[str, int]
+) -> None:
+    actual, expected = pair(space, edge_normalization, **options)
+    alphas = [a.detach().clone().requires_grad_() for a in actual.alphas()]
+    x = torch.randn(3, 3, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    mixings = [mixing_of(actual.alphas()), mixing_of(alphas)]
+    outputs = [actual(x, mixings[0]), expected(x, *mixings[1])]
+    assert_equal_tensors(outputs[:1], outputs[1:])
+    losses = [F.cross_entropy(logits, torch.arange(3)) for logits in outputs]
+    assert_equal_tensors(gradients(losses[0], actual.weights()), gradients(losses[1], expected.parameters()))
+    # the mixing weights set the scale: alphas of a single operation have gradients of zero
+    assert_equal_tensors(
+        gradients(losses[0], [*mixings[0][: len(alphas)], *actual.alphas()]),
+        gradients(losses[1], [*mixings[1][: len(alphas)], *alphas]),
+    )
+    assert_equal_tensors(actual.buffers(), expected.buffers())
+    with torch.no_grad():
+        assert_equal_tensors([actual.eval()(x, mixings[0])], [expected.eval()(x, *mixings[1])])
+
+
+@pytest.mark.parametrize("num_nodes", [1, 3])
+def test_other_shapes_are_the_textbook_ones_too(num_nodes: int) -> None:
+    options = {"channels": 6, "cells": 4, "num_nodes": num_nodes, "stem_multiplier": 2, "in_channels": 1}
+    actual, expected = pair("skip_connect+sandglass+max_pool_3x3", False, **options, partial_channels=2)
+    x = torch.randn(3, 1, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    mixing = mixing_of(actual.alphas())
+    assert_equal_tensors([actual(x, mixing)], [expected(x, *mixing)])
+
+
+def test_channels_last_gives_the_same() -> None:
+    actual, _ = pair("darts+sandglass", True, **PARTIAL)
+    x = torch.randn(4, 3, 8, 8, dtype=torch.float64)
+    mixing = mixing_of(actual.alphas())
+    logits = actual(x, mixing)
+    last = actual.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last), mixing)
+    assert_equal_tensors([last], [logits])
+
+
+def test_a_one_hot_mixing_selects_one_operation_an_edge() -> None:
+    """With all weight on `none`, no image reaches the classifier: the logits are its bias."""
+    actual, _ = pair("darts", False, **PLAIN)
+    one_hot = torch.zeros(num_edges(4), 8, dtype=torch.float64)
+    one_hot[:, 0] = 1
+    logits = actual(torch.randn(2, 3, 8, 8, dtype=torch.float64), Mixing(one_hot, one_hot))
+    assert_equal_tensors([logits], [actual.head.classifier.bias.expand(2, -1)])
+
+
+@pytest.mark.parametrize("edge_normalization", [False, True])
+def test_parameters_are_either_weights_or_alphas(edge_normalization: bool) -> None:
+    torch.manual_seed(0)
+    supernet = Supernet(parse_space("darts").operations, **PARTIAL, edge_normalization=edge_normalization)
+    weights, alphas = supernet.weights(), supernet.alphas()
+    assert len(weights) + len(alphas) == len(list(supernet.parameters()))
+    assert {id(p) for p in weights + alphas} == {id(p) for p in supernet.parameters()}
+    shapes = [(14, 8), (14, 8), (14,), (14,)]
+    assert [tuple(a.shape) for a in alphas] == shapes[: 4 if edge_normalization else 2]
+    assert (supernet.beta_normal is not None) == edge_normalization
+    start = torch.cat([a.flatten() for a in alphas])
+    assert 0.8e-3 < start.std() < 1.2e-3
+
+
+@pytest.mark.parametrize(
+    "options", [{"channels": 6, "partial_channels": 4}, {"channels": 4, "partial_channels": 4}, {"cells": 2}]
+)
+def test_impossible_shapes_are_answered_in_one_line(options: dict[str, int]) -> None:
+    with pytest.raises(UsageError) as caught:
+        Supernet(parse_space("darts").operations, **options)
+    assert "\n" not in str(caught.value)
