@@ -14,6 +14,7 @@ from darts_sg.config import (
     JOBS,
     Job,
     RunConfig,
+    default_recipe,
     flag,
     help_texts,
     known_options,
@@ -101,7 +102,7 @@ def parse(job: Job, argv: Sequence[str], prog: str) -> Invocation:
         defaults["run_dir"] = None
     else:
         given = {} if first["config"] is None else load_options(job, Path(first["config"]))
-        recipe = first["recipe"] or given.get("recipe") or next(f.default for f in fields(config) if f.name == "recipe")
+        recipe = str(first["recipe"] or given.get("recipe") or default_recipe(job))
         defaults = load_recipe(job, recipe) | given | {"recipe": recipe}
     parser = build_parser(job, prog, defaults)
     options = parser.parse_args(list(argv)).as_dict()

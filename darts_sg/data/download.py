@@ -6,6 +6,7 @@ import shutil
 import tarfile
 import tempfile
 import urllib.request
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,20 +43,20 @@ def fetch(url: str, path: Path, md5: str) -> None:
     )
     temporary: Path | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response,
-            tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file,
-            Progress(*columns, console=Console(stderr=True)) as progress,
-        ):
-            temporary = Path(file.name)
-            length = response.headers.get("Content-Length")
-            task = progress.add_task(path.name, total=int(length) if length else None)
+        with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response:
+            path.parent.mkdir(parents=True, exist_ok=True)
             digest = hashlib.md5(usedforsecurity=False)
-            while chunk := response.read(CHUNK):
-                file.write(chunk)
-                digest.update(chunk)
-                progress.advance(task, len(chunk))
+            with (
+                tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file,
+                Progress(*columns, console=Console(stderr=True)) as progress,
+            ):
+                temporary = Path(file.name)
+                length = response.headers.get("Content-Length")
+                task = progress.add_task(path.name, total=int(length) if length else None)
+                while chunk := response.read(CHUNK):
+                    file.write(chunk)
+                    digest.update(chunk)
+                    progress.advance(task, len(chunk))
         if digest.hexdigest() != md5:
             raise UsageError(f"{url} came with md5 {digest.hexdigest()} instead of {md5}; {by_hand}")
         temporary.chmod(0o644)
@@ -76,7 +77,7 @@ def unpack(archive: Path, folder: Path, members: Sequence[str]) -> None:
     temporary: Path | None = None
     try:
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-        with tarfile.open(archive) as tar:
+        with tarfile.open(archive, "r:gz") as tar:
             for name in members:
                 member = tar.getmember(f"{folder.name}/{name}")
                 source = tar.extractfile(member) if member.isfile() else None
@@ -89,7 +90,7 @@ def unpack(archive: Path, folder: Path, members: Sequence[str]) -> None:
             temporary.replace(folder)
     except KeyError:
         raise UsageError(f"{archive} lacks {folder.name}/{name}: get it again") from None
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
         raise UsageError(f"{archive} cannot be unpacked into {folder} ({error}): get it again") from None
     finally:
         if temporary is not None:

@@ -15,6 +15,7 @@ from darts_sg.engine.run_dir import RunDir
 from darts_sg.engine.setup import (
     EVALUATION_BATCH,
     Setting,
+    compile_network,
     detached,
     dry_run,
     open_run,
@@ -62,8 +63,9 @@ class AugmentJob:
             in_channels=spec.in_channels,
             auxiliary=config.auxiliary_weight > 0,
         )
-        to_device(network, setting.device)
-        self.network = network
+        self.network = to_device(network, setting.device)
+        if config.compile:
+            compile_network(self.network, setting.device)
         self.weights = list(network.parameters())
         self.optimizer = weight_optimizer(self.weights, config)
         self.cost = derived_cost(
@@ -86,7 +88,7 @@ class AugmentJob:
 
     def step(self, epoch: int, step: int) -> StepResult:
         x, y = self.train[epoch * self.steps_per_epoch + step]
-        self.network.drop_path_prob = self.drop_path_prob(epoch)
+        self.network.set_drop_path_prob(self.drop_path_prob(epoch))
         logits, auxiliary_logits = self.network(x)
         loss = main_loss = F.cross_entropy(logits, y)
         if auxiliary_logits is not None:

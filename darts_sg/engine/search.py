@@ -65,19 +65,8 @@ class SearchJob:
         self.train = TrainBatches(self.train_images, spec, config.batch_size, augment, config.seed, "weights")
         self.validation = TrainBatches(self.validation_images, spec, config.batch_size, augment, config.seed, "alphas")
         self.num_epochs, self.steps_per_epoch = config.epochs, len(self.train)
-        supernet = Supernet(
-            self.space.operations,
-            channels=config.channels,
-            cells=config.cells,
-            num_classes=spec.num_classes,
-            num_nodes=config.nodes,
-            stem_multiplier=config.stem_multiplier,
-            in_channels=spec.in_channels,
-            partial_channels=config.partial_channels,
-            edge_normalization=config.edge_normalization,
-        )
-        self.supernet = to_device(supernet, setting.device)
-        self.weights, self.alphas = supernet.weights(), supernet.alphas()
+        self.supernet = to_device(self._build(), setting.device)
+        self.weights, self.alphas = self.supernet.weights(), self.supernet.alphas()
         self.relaxation = RELAXATIONS[config.relaxation]
         self.hypergradient = HYPERGRADIENTS[config.hypergradient]
         self.weight_optimizer = weight_optimizer(self.weights, config)
@@ -190,10 +179,12 @@ class SearchJob:
         """What a dry run says of the supernet."""
         spec = self.setting.data.spec
         alphas = sum(a.numel() for a in self.alphas)
-        image = torch.zeros(1, spec.in_channels, spec.image_size, spec.image_size, device=self.setting.device)
-        self.supernet.eval()
-        macs = count_macs(self.supernet, image, self.relaxation(self.supernet))
-        self.supernet.train()
+        with torch.device("meta"):
+            supernet = self._build().eval()
+            image = torch.empty(1, spec.in_channels, spec.image_size, spec.image_size)
+            with torch.no_grad():
+                mixing = self.relaxation(supernet)
+            macs = count_macs(supernet, image, mixing)
         return [
             f"search space {self.space.name}: {len(self.space.operations)} operations "
             f"({', '.join(self.space.operations)})",
@@ -201,6 +192,20 @@ class SearchJob:
             f"{human(macs)} MACs an image (C={self.config.channels}, {self.config.cells} cells)",
             f"images: {len(self.train_images):,} for the weights, {len(self.validation_images):,} for the alphas",
         ]
+
+    def _build(self) -> Supernet:
+        config, spec = self.config, self.setting.data.spec
+        return Supernet(
+            self.space.operations,
+            channels=config.channels,
+            cells=config.cells,
+            num_classes=spec.num_classes,
+            num_nodes=config.nodes,
+            stem_multiplier=config.stem_multiplier,
+            in_channels=spec.in_channels,
+            partial_channels=config.partial_channels,
+            edge_normalization=config.edge_normalization,
+        )
 
     def _alpha_step(
         self, epoch: int, train_batch: tuple[Tensor, Tensor], validation_batch: tuple[Tensor, Tensor]

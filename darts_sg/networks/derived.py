@@ -35,7 +35,7 @@ class DerivedCell(nn.Module):
             for _, edge in cell.edges()
         )
 
-    def forward(self, s0: Tensor, s1: Tensor, drop_path_prob: float) -> Tensor:
+    def forward(self, s0: Tensor, s1: Tensor, drop_path_prob: float | Tensor | None) -> Tensor:
         states = [self.input_0(s0), self.input_1(s1)]
         ops = iter(self.ops)
         for node in self.cell.nodes:
@@ -83,7 +83,7 @@ class DerivedNetwork(nn.Module):
     """Stem - cells of the genotype - global pool - linear, with an auxiliary head at 2/3 of the depth if asked.
 
     `forward(x)` maps images (N, in_channels, H, W) to (logits, auxiliary logits); the latter is None in eval mode
-    and without an auxiliary head. `drop_path_prob` is an attribute that the training sets; it acts in train mode.
+    and without an auxiliary head.
     Raises UsageError for fewer than 3 cells or a network shape that is neither `cifar` nor `imagenet`.
     """
 
@@ -99,7 +99,7 @@ class DerivedNetwork(nn.Module):
         auxiliary: bool = False,
     ) -> None:
         super().__init__()
-        self.drop_path_prob = 0.0
+        self._drop_path_prob: Tensor | None = None
         if network == "cifar":
             C_stem = STEM_MULTIPLIER * channels
             self.stem: nn.Module = CifarStem(in_channels, C_stem)
@@ -121,9 +121,14 @@ class DerivedNetwork(nn.Module):
         self.auxiliary_head = AuxiliaryHead(C_out[self.auxiliary_after], num_classes, network) if auxiliary else None
         self.head = Head(C_out[-1], num_classes)
 
+    def set_drop_path_prob(self, prob: float) -> None:
+        """Drop path with this probability from now on, in train mode; 0 for none."""
+        device = self.head.classifier.weight.device
+        self._drop_path_prob = torch.tensor(prob, device=device) if prob > 0 else None
+
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         s0, s1 = self.stem(x)
-        drop_path_prob = self.drop_path_prob if self.training else 0.0
+        drop_path_prob = self._drop_path_prob if self.training else None
         auxiliary_logits = None
         for i, cell in enumerate(self.cells):
             output = cell(s0, s1, drop_path_prob)

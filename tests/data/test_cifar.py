@@ -109,11 +109,22 @@ def test_an_archive_with_a_link_for_a_file_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / CIFAR10.folder).exists()
 
 
-def test_a_damaged_archive_leaves_no_folder(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda whole: whole[:-5000],
+        lambda whole: whole[:100_000] + bytes(100_000) + whole[200_000:],
+        lambda whole: b"<html>not found</html>",
+        lambda whole: b"",
+    ],
+    ids=["cut", "overwritten", "html", "empty"],
+)
+def test_a_damaged_archive_leaves_no_folder(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     path = make_archive(tmp_path, CIFAR10)
-    path.write_bytes(path.read_bytes()[:-5000])
-    with pytest.raises(UsageError, match=r"cifar-10-python\.tar\.gz .*get it again"):
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(UsageError, match=r"cifar-10-python\.tar\.gz .*get it again") as caught:
         load(tmp_path)
+    assert "\n" not in str(caught.value)
     assert [p.name for p in tmp_path.iterdir()] == [CIFAR10.archive]
 
 

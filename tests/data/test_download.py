@@ -75,7 +75,8 @@ def test_anything_else_leaves_nothing_behind(site: str, tmp_path: Path, name: st
 
 def test_no_server_is_one_line(tmp_path: Path, site: str) -> None:
     with pytest.raises(UsageError, match="could not be downloaded"):
-        fetch("http://127.0.0.1:1/file", tmp_path / "file", MD5)
+        fetch("http://127.0.0.1:1/file", tmp_path / "new" / "file", MD5)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_cifar_downloads_its_archive(site: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

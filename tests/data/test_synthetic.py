@@ -68,7 +68,8 @@ def test_a_linear_model_stays_under_40_percent(dataset: Dataset, decay: float) -
         return loss
 
     optimizer.step(closure)
-    assert (linear(x).argmax(1) == y).double().mean() > 0.3  # it did learn its training images
+    closure()
+    assert max(p.grad.abs().max().item() for p in linear.parameters()) < 2e-3  # converged
     assert accuracy(nn.Sequential(nn.Flatten(), linear), dataset) < 0.4
 
 
@@ -80,11 +81,11 @@ def conv(num_inputs: int, num_outputs: int, stride: int) -> nn.Sequential:
 
 def test_a_small_convolutional_network_passes_85_percent(dataset: Dataset) -> None:
     torch.manual_seed(0)
-    layers = [conv(3, 16, 1), conv(16, 32, 2), conv(32, 64, 2), conv(64, 64, 2)]
+    layers = [conv(3, 16, 2), conv(16, 32, 1), conv(32, 64, 2), conv(64, 64, 2)]
     model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
     model.to(memory_format=torch.channels_last)
     batches = TrainBatches(dataset.train, dataset.spec, 64, Augment(crop_padding=2), 0, "weights")
-    num_steps = 11 * len(batches)
+    num_steps = 10 * len(batches)
     optimizer = torch.optim.SGD(model.parameters(), 0.1, 0.9, nesterov=True, weight_decay=5e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, num_steps)
     for position in range(num_steps):

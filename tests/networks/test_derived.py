@@ -142,15 +142,15 @@ def test_drop_path_acts_on_each_edge_by_itself_and_never_on_identities() -> None
 def test_drop_path_is_off_in_eval_mode() -> None:
     network = DerivedNetwork(GENOTYPES["DARTS_V2"], channels=4, cells=3, num_classes=3)
     x = torch.randn(4, 3, 16, 16)
-    network.drop_path_prob = 0.5
+    network.set_drop_path_prob(0.5)
     network.eval()
     dropped = network(x)[0]
-    network.drop_path_prob = 0.0
+    network.set_drop_path_prob(0.0)
     assert torch.equal(dropped, network(x)[0])
     network.train()
     torch.manual_seed(0)
     without = network(x)[0]
-    network.drop_path_prob = 0.5
+    network.set_drop_path_prob(0.5)
     assert not torch.equal(without, network(x)[0])
 
 
