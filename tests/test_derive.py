@@ -59,9 +59,7 @@ def test_the_cell_that_the_weights_describe_comes_back(data: st.DataObject, num_
     nodes, start = [], 0
     for node in range(num_nodes):
         states = sorted(data.draw(st.permutations(range(2 + node)))[:2])
-        chosen = data.draw(
-            st.lists(st.sampled_from([n for n in NAMES if n != "none"]), min_size=2, max_size=2)
-        )
+        chosen = data.draw(st.lists(st.sampled_from([n for n in NAMES if n != "none"]), min_size=2, max_size=2))
         nodes.append(tuple(Edge(name, state) for name, state in zip(chosen, states, strict=True)))
         for edge in nodes[-1]:
             weights[start + edge.state, NAMES.index(edge.operation)] = 1

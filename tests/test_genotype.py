@@ -95,9 +95,7 @@ def test_damaged_yaml_raises_nothing_but_genotype_error(data: st.DataObject) -> 
     for _ in range(data.draw(st.integers(1, 4))):
         start = data.draw(st.integers(0, len(text)))
         stop = data.draw(st.integers(start, min(len(text), start + 8)))
-        piece = data.draw(
-            st.sampled_from(["", " ", "\n", ":", "[", "]", "{", "- ", "&a", "*a", "!!int ", "0"]) | TEXTS
-        )
+        piece = data.draw(st.sampled_from(["", " ", "\n", ":", "[", "]", "{", "- ", "&a", "*a", "!!int ", "0"]) | TEXTS)
         text = text[:start] + piece + text[stop:]
     refused_or_read(text)
 
@@ -269,9 +267,7 @@ def test_malicious_classic_text_is_refused_and_not_run(tmp_path: Path, malicious
 def test_damaged_classic_text_raises_nothing_but_genotype_error(data: st.DataObject) -> None:
     start = data.draw(st.integers(0, len(CLASSIC_TEXT)))
     stop = data.draw(st.integers(start, min(len(CLASSIC_TEXT), start + 12)))
-    piece = data.draw(
-        st.sampled_from(["", "(", ")", "[", "'", ",", "**", "10**10**10", "\0", "1e999"]) | TEXTS
-    )
+    piece = data.draw(st.sampled_from(["", "(", ")", "[", "'", ",", "**", "10**10**10", "\0", "1e999"]) | TEXTS)
     refused_or_read(CLASSIC_TEXT[:start] + piece + CLASSIC_TEXT[stop:], parse_classic)
 
 

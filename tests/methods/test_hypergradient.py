@@ -152,9 +152,7 @@ def parts(problem: Problem) -> tuple[Tensor, Tensor, float]:
     w = [p.detach().clone().requires_grad_() for p in problem.weights]
     training = torch.autograd.grad(problem.pure(w, problem.alphas, problem.train_batch), w)
     stepped = [
-        (p - STEP["learning_rate"] * (STEP["momentum"] * b + g + STEP["weight_decay"] * p))
-        .detach()
-        .requires_grad_()
+        (p - STEP["learning_rate"] * (STEP["momentum"] * b + g + STEP["weight_decay"] * p)).detach().requires_grad_()
         for p, g, b in zip(w, training, buffers_for(problem), strict=True)
     ]
     loss = problem.pure(stepped, problem.alphas, problem.validation_batch)
@@ -170,9 +168,7 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize(("momentum", "weight_decay"), [(0.0, 0.0), (0.9, 0.0), (0.9, 0.1)])
-def test_unrolled_is_the_closed_form_on_the_quadratic_toy(
-    seed: int, momentum: float, weight_decay: float
-) -> None:
+def test_unrolled_is_the_closed_form_on_the_quadratic_toy(seed: int, momentum: float, weight_decay: float) -> None:
     problem, toy = quadratic(seed)
     w, a, buffer = flat(problem.weights), flat(problem.alphas), flat(buffers_for(problem))
     step = (0.2, momentum, weight_decay, buffer)

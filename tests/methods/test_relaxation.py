@@ -13,9 +13,7 @@ from tests.reference.transfer import assert_equal_tensors, gradients
 def supernet(edge_normalization: bool, scale: float = 1.0, num_nodes: int = 4) -> Supernet:
     """A small supernet in float64 whose alphas (and betas) are normal with deviation `scale`."""
     operations = parse_space("darts+sandglass").operations
-    net = Supernet(
-        operations, channels=4, cells=3, num_nodes=num_nodes, edge_normalization=edge_normalization
-    ).double()
+    net = Supernet(operations, channels=4, cells=3, num_nodes=num_nodes, edge_normalization=edge_normalization).double()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for alpha in net.alphas():

@@ -36,9 +36,7 @@ def test_operation_is_the_textbook_one(name: str, stride: int, C: int, size: tup
             out, wanted = actual.train(training)(y), expected.train(training)(z)
             assert out.shape == (3, C, -(-size[0] // stride), -(-size[1] // stride))
             assert_equal_tensors([out], [wanted])
-            direction = torch.randn(
-                out.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3)
-            )
+            direction = torch.randn(out.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
             if name != "none":
                 assert_equal_tensors(
                     gradients((out * direction).sum(), [y, *actual.parameters()]),

@@ -33,8 +33,7 @@ def exact_unrolled(
     )
     buffers = [torch.zeros_like(t) for t in w] if buffers is None else buffers
     stepped = [
-        t - learning_rate * (momentum * b + g + weight_decay * t)
-        for t, g, b in zip(w, gradients, buffers, strict=True)
+        t - learning_rate * (momentum * b + g + weight_decay * t) for t, g, b in zip(w, gradients, buffers, strict=True)
     ]
     loss = objective(stepped, a, validation_batch)
     return loss.detach(), list(torch.autograd.grad(loss, a, allow_unused=True, materialize_grads=True))

@@ -33,9 +33,7 @@ def copy_tensors(target: Iterable[Tensor], source: Iterable[Tensor]) -> None:
             t.copy_(s)
 
 
-def assert_equal_tensors(
-    actual: Iterable[Tensor], expected: Iterable[Tensor], relative: float = RELATIVE
-) -> None:
+def assert_equal_tensors(actual: Iterable[Tensor], expected: Iterable[Tensor], relative: float = RELATIVE) -> None:
     """All tensors agree to `relative` of their own element, or of the largest element of them all."""
     actual, expected = list(actual), list(expected)
     assert [t.shape for t in actual] == [t.shape for t in expected]
