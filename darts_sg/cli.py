@@ -99,7 +99,7 @@ def parse(job: Job, argv: Sequence[str], prog: str) -> Invocation:
     resume = None if first["resume"] is None else Path(first["resume"])
     if resume is not None:
         defaults = known_options(job, stored_options(resume, job), str(resume / "config.yaml"))
-        defaults["run_dir"] = None
+        defaults |= {"run_dir": None, "time_budget": None}  # of the process that started the run, not of the run
     else:
         given = {} if first["config"] is None else load_options(job, Path(first["config"]))
         recipe = str(first["recipe"] or given.get("recipe") or default_recipe(job))

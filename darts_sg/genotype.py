@@ -6,6 +6,7 @@ previous one, c_{k-2}; 1 that of the previous cell, c_{k-1}; 2 and up are the no
 
 import ast
 import re
+import reprlib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -172,10 +173,10 @@ def parse_yaml(text: str, known: Collection[str] | None = None) -> Genotype:
     try:
         tree = yaml.compose(text, Loader=yaml.SafeLoader)
         plain = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:  # all are raised by it
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}: " if mark else ""
-        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
+        reason = getattr(error, "problem", None) or (str(error).splitlines() or [type(error).__name__])[0]
         raise GenotypeError(f"{where}not YAML: {reason}") from None
     try:
         return from_dict(plain, known=known)
@@ -191,25 +192,26 @@ def from_dict(plain: Any, known: Collection[str] | None = None) -> Genotype:
     fields = ("schema", "name", "space", "operations", "normal", "normal_concat", "reduce", "reduce_concat")
     for key in plain:
         if key not in (*fields, "provenance"):
-            raise GenotypeError(f"{key}: " + unknown_name("field", key, [*fields, "provenance"]))
+            where = key if isinstance(key, str) and key.isidentifier() else "file"
+            raise GenotypeError(f"{where}: " + unknown_name("field", key, [*fields, "provenance"]))
     for key in fields:
         if key not in plain:
             raise GenotypeError(f"{key}: missing")
-    if plain["schema"] != SCHEMA:
-        raise GenotypeError(f"schema: {plain['schema']!r} is not known to this version, which reads {SCHEMA}")
+    if type(plain["schema"]) is not int or plain["schema"] != SCHEMA:
+        raise GenotypeError(f"schema: {_shown(plain['schema'])} is not known to this version, which reads {SCHEMA}")
     for key in ("name", "space"):
         if not isinstance(plain[key], str):
-            raise GenotypeError(f"{key}: expected a text, found {plain[key]!r}")
+            raise GenotypeError(f"{key}: expected a text, found {_shown(plain[key])}")
     operations = plain["operations"]
     if not isinstance(operations, list) or not all(isinstance(op, str) for op in operations):
-        raise GenotypeError(f"operations: expected a list of names, found {operations!r}")
+        raise GenotypeError(f"operations: expected a list of names, found {_shown(operations)}")
     if known is not None:
         for i, op in enumerate(operations):
             if op not in known:
                 raise GenotypeError(f"operations[{i}]: " + unknown_name("operation", op, list(known)))
     provenance = plain.get("provenance") or {}
     if not isinstance(provenance, dict):
-        raise GenotypeError(f"provenance: expected a mapping, found {provenance!r}")
+        raise GenotypeError(f"provenance: expected a mapping, found {_shown(provenance)}")
     return Genotype(
         name=plain["name"],
         space=plain["space"],
@@ -238,7 +240,7 @@ def parse_classic(text: str, name: str | None = None, known: Collection[str] | N
         where = f"line {error.lineno}: " if isinstance(error, SyntaxError) else ""
         raise GenotypeError(f"{where}not a Genotype(…) text: {error}") from None
     call = getattr(statement[0], "value", None) if len(statement) == 1 else None
-    if not isinstance(call, ast.Call) or call.args:
+    if not isinstance(call, ast.Call) or call.args or not isinstance(call.func, ast.Name):
         raise GenotypeError("file: expected one Genotype(…) with keyword arguments only")
     values = {keyword.arg: _literal(str(keyword.arg), keyword.value) for keyword in call.keywords}
     expected = {"normal", "normal_concat", "reduce", "reduce_concat"}
@@ -297,13 +299,14 @@ def _check_cell(title: str, cell: Cell, operations: tuple[str, ...]) -> None:
             if edge.operation == "none":
                 raise GenotypeError(f"{where}: 'none' cannot be chosen")
             if not 0 <= edge.state < NUM_INPUTS + i:
-                raise GenotypeError(f"{where}: node {i} takes states 0 to {NUM_INPUTS + i - 1}, found {edge.state}")
+                takes = f"node {i} takes states 0 to {NUM_INPUTS + i - 1}"
+                raise GenotypeError(f"{where}: {takes}, found {_shown(edge.state)}")
     if not cell.concat or len(set(cell.concat)) != len(cell.concat):
-        raise GenotypeError(f"{title}_concat: expected different states, found {list(cell.concat)}")
+        raise GenotypeError(f"{title}_concat: expected different states, found {_shown(list(cell.concat))}")
     for state in cell.concat:
         if not NUM_INPUTS <= state < cell.num_states:
             raise GenotypeError(
-                f"{title}_concat: states {NUM_INPUTS} to {cell.num_states - 1} can be joined, found {state}"
+                f"{title}_concat: states {NUM_INPUTS} to {cell.num_states - 1} can be joined, found {_shown(state)}"
             )
 
 
@@ -313,22 +316,34 @@ def _cell_as_lists(cell: Cell) -> list[list[list[str | int]]]:
 
 def _cell_from_lists(title: str, nodes: Any, concat: Any) -> Cell:
     if not isinstance(nodes, list):
-        raise GenotypeError(f"{title}: expected a list of nodes, found {nodes!r}")
+        raise GenotypeError(f"{title}: expected a list of nodes, found {_shown(nodes)}")
     built = []
     for i, node in enumerate(nodes):
         if not isinstance(node, list):
-            raise GenotypeError(f"{title}[{i}]: expected a list of [operation, state], found {node!r}")
+            raise GenotypeError(f"{title}[{i}]: expected a list of [operation, state], found {_shown(node)}")
         edges = []
         for j, pair in enumerate(node):
             match pair:
                 case [str(operation), int(state)] if not isinstance(state, bool):
                     edges.append(Edge(operation, state))
                 case _:
-                    raise GenotypeError(f"{title}[{i}][{j}]: expected [operation, state], found {pair!r}")
+                    raise GenotypeError(f"{title}[{i}][{j}]: expected [operation, state], found {_shown(pair)}")
         built.append(tuple(edges))
     if not isinstance(concat, list) or not all(isinstance(s, int) and not isinstance(s, bool) for s in concat):
-        raise GenotypeError(f"{title}_concat: expected a list of states, found {concat!r}")
+        raise GenotypeError(f"{title}_concat: expected a list of states, found {_shown(concat)}")
     return Cell(tuple(built), tuple(concat))
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxdict, _SHORT.maxstring = 3, 3, 3, 60
+
+
+def _shown(value: Any) -> str:
+    """A value in one short line, however large or nested it is."""
+    try:
+        return _SHORT.repr(value)
+    except ValueError:  # an integer too long to be printed
+        return "a number of thousands of digits"
 
 
 def _flow_value(value: Any) -> str:

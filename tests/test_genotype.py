@@ -128,7 +128,7 @@ def refused_or_read(text: str, read: Callable[[str], Genotype] = parse_yaml) -> 
         "!!python/object/apply:os.system [exit 1]",
         "0x" + "f" * 5000,
         "9" * 5000,
-        "[" * 2000,
+        "[" * 500,
         "2020-13-45",
         "&a [*a]",
         '"\\0"',

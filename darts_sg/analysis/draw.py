@@ -377,9 +377,7 @@ def rounded(points: Sequence[Point]) -> Path:
             if code == Path.CURVE3:
                 vertices.append(corner)
                 codes.append(code)
-            vertices.append(
-                (corner[0] + share * (toward[0] - corner[0]), corner[1] + share * (toward[1] - corner[1]))
-            )
+            vertices.append((corner[0] + share * (toward[0] - corner[0]), corner[1] + share * (toward[1] - corner[1])))
             codes.append(code)
     return Path([*vertices, points[-1]], [*codes, Path.LINETO])
 

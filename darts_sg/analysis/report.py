@@ -103,9 +103,7 @@ def read_run(run_dir: Path) -> Run:
         raise UsageError(f"{config_path} is not YAML: {str(error).splitlines()[0]}") from None
     job = config.get("job") if isinstance(config, dict) else None
     if job not in SCRIPTS or not isinstance(config.get("options"), dict):
-        raise UsageError(
-            f"{config_path} does not belong to a run: it needs job (search or augment) and options"
-        )
+        raise UsageError(f"{config_path} does not belong to a run: it needs job (search or augment) and options")
     metrics, final = run_dir / "metrics.csv", run_dir / "genotype.yaml"
     derived = sorted((run_dir / "genotypes").glob("epoch_*.yaml"))
     genotype, epoch = None, None
@@ -133,9 +131,7 @@ def read_metrics(path: Path) -> list[Row]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise UsageError(
-            f"{path} does not exist: no epoch of this run is finished, or it is not a run"
-        ) from None
+        raise UsageError(f"{path} does not exist: no epoch of this run is finished, or it is not a run") from None
     lines = text[: text.rfind("\n") + 1].splitlines()
     rows = []
     for number, fields in enumerate(csv.DictReader(lines), start=2):

@@ -52,14 +52,14 @@ class DerivedCell(nn.Module):
 class AuxiliaryHead(nn.Module):
     """ReLU - 5×5 average pool - 1×1 to 128 - BN - ReLU - 2×2 to 768 - BN - ReLU - linear; used in training only.
 
-    (N, C, H, W) to (N, num_classes). CIFAR shape, on 8×8: pool of stride 3. ImageNet shape, on 14×14: stride 2,
-    and no BN after the 2×2, as in the original code. Other sizes are averaged to the 2×2 that the convolution
-    takes in the CIFAR shape, and to 5×5 in the ImageNet shape.
+    (N, C, H, W) to (N, num_classes). CIFAR shape, on 8×8: pool of stride 3. ImageNet shape, on the 7×7 that 224×224
+    images leave: stride 2, and no BN after the 2×2, as in the original code. Other sizes are averaged to the 2×2
+    that the convolution takes.
     """
 
     def __init__(self, C: int, num_classes: int, network: NetworkShape) -> None:
         super().__init__()
-        self.expected, self.stride, self.pooled = (8, 3, 2) if network == "cifar" else (14, 2, 5)
+        self.expected, self.stride = (8, 3) if network == "cifar" else (7, 2)
         self.features = nn.Sequential(
             nn.Conv2d(C, 128, 1, bias=False),
             nn.BatchNorm2d(128),
@@ -75,7 +75,7 @@ class AuxiliaryHead(nn.Module):
         if x.shape[-2:] == (self.expected, self.expected):
             x = nn.functional.avg_pool2d(x, 5, self.stride, count_include_pad=False)
         else:
-            x = nn.functional.adaptive_avg_pool2d(x, self.pooled)
+            x = nn.functional.adaptive_avg_pool2d(x, 2)
         return self.head(self.features(x))
 
 

@@ -172,9 +172,7 @@ def test_run_before_its_first_epoch(job: str, tmp_path: Path) -> None:
 def test_finished_retraining(chosen_on: str, words: str, tmp_path: Path) -> None:
     text = written(make_augment(tmp_path / "run", finished=True, chosen_on=chosen_on))
     assert "**Finished**: 2 epochs in 2 h 05 min." in text
-    assert (
-        "| test error, last epoch | **12.35%** |" in text or "| test error, last epoch | **12.34%** |" in text
-    )
+    assert "| test error, last epoch | **12.35%** |" in text or "| test error, last epoch | **12.34%** |" in text
     assert re.search(rf"best epoch \(1\) \| 11\.50% \(chosen {words}", text)
     assert "| parameters without auxiliary head | 1,234,567 |" in text
     assert "| parameters with auxiliary head (training only) | 1,765,432 |" in text
@@ -308,8 +306,7 @@ def test_mixing_weights_are_written_where_they_belong(num_nodes: int) -> None:
         bold = {position for position, text in shown.items() if text.get_fontweight() == "bold"}
         starts = np.cumsum([0, *(2 + i for i in range(num_nodes))])
         assert bold == {
-            (OPERATIONS.index(edge.operation), starts[state - 2] + edge.state)
-            for state, edge in chosen.edges()
+            (OPERATIONS.index(edge.operation), starts[state - 2] + edge.state) for state, edge in chosen.edges()
         }
         labels = [label.get_text() for label in axes.get_yticklabels() if isinstance(label, Text)]
         assert labels[:2] == ["2 ← 0", "2 ← 1"]

@@ -94,7 +94,7 @@ def test_published_networks_have_their_exact_counts(
 @pytest.mark.parametrize("name", GENOTYPES)
 def test_cost_is_what_the_textbook_network_counts(name: str, network: str, size: int) -> None:
     plain = GENOTYPES[name].as_dict()
-    options = {"network": network, "channels": 12, "cells": 4, "num_classes": 7}
+    options = {"network": network, "channels": 12, "cells": 3, "num_classes": 7}
     with torch.device("meta"):
         params, macs = textbook.count(textbook.DerivedNetwork(plain, **options), (3, size, size))
         with_auxiliary = textbook.DerivedNetwork(plain, **options, auxiliary=True)

@@ -38,18 +38,15 @@ def mixing_of(alphas: list[Tensor]) -> Mixing:
 
 
 @pytest.mark.parametrize(
-    ("edge_normalization", "options"),
-    [(False, PLAIN), (True, PARTIAL)],
-    ids=["all-channels", "partial-channels"],
+    ("space", "size", "options"),
+    [
+        *((name, (8, 8), options) for name in [*SPACES, "darts+ir", "darts+sandglass"] for options in (PLAIN, PARTIAL)),
+        (EVERY, (9, 7), PLAIN),
+        (EVERY, (9, 7), PARTIAL),
+    ],
 )
-@pytest.mark.parametrize(
-    ("space", "size"),
-    [*((name, (8, 8)) for name in [*SPACES, "darts+ir", "darts+sandglass", EVERY]), (EVERY, (9, 7))],
-)
-def test_supernet_is_the_textbook_one(
-    space: str, size: tuple[int, int], edge_normalization: bool, options: dict[str, int]
-) -> None:
-    actual, expected = pair(space, edge_normalization, **options)
+def test_supernet_is_the_textbook_one(space: str, size: tuple[int, int], options: dict[str, int]) -> None:
+    actual, expected = pair(space, edge_normalization=options is PARTIAL, **options)
     alphas = [a.detach().clone().requires_grad_() for a in actual.alphas()]
     x = torch.randn(3, 3, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     mixings = [mixing_of(actual.alphas()), mixing_of(alphas)]

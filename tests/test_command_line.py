@@ -1,0 +1,342 @@
+"""The real command lines, end to end, as a user runs them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from darts_sg.__main__ import PROG, run
+from darts_sg.cli import answer
+from darts_sg.engine.checkpoint import checkpoints, read_torch
+from darts_sg.genotype import load_genotype
+
+ROOT = Path(__file__).parent.parent
+TINY = "--dataset synthetic --channels 4 --cells 3 --batch-size 8 --train-images 40 --epochs 3 --threads 1".split()
+SEARCH = ["search.py", *TINY, "--nodes", "2", "--validation-images", "40"]
+AUGMENT = ["augment.py", *TINY, "--genotype", "DARTS_V2", "--drop-path-prob", "0.3"]
+EVERY_STEP = ["--checkpoint-minutes", "1e-9"]
+JOBS = {"search": SEARCH, "augment": AUGMENT}
+
+
+def start(command: list[str], cwd: Path) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    script, *arguments = command
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / script), *arguments],
+        cwd=cwd,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=240)
+    return process.returncode, out, err
+
+
+def in_process(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """The console command in this process: exit code, standard output, standard error."""
+    with pytest.raises(SystemExit) as ended:
+        answer(lambda: run(arguments), PROG)
+    out, err = capsys.readouterr()
+    return int(ended.value.code or 0), out, err
+
+
+def newest_state(run_dir: Path) -> dict[str, object]:
+    return read_torch(checkpoints(run_dir / "checkpoints")[-1])
+
+
+def assert_same(a: object, b: object, where: str = "") -> None:
+    """Equal to the bit, through dicts and lists; the seconds that a run took are not compared."""
+    assert type(a) is type(b), where
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a.keys() - {"seconds", "epoch_seconds", "images_per_second"}:
+            assert_same(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f"{where}[{i}]")
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    else:
+        assert a == b or (a != a and b != b), where
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A finished run of each job."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    for job, command in JOBS.items():
+        code, out, err = finish(start([*command, "--run-dir", job], folder))
+        assert code == 0, err
+        assert f"{job}/report.md" in out
+    return {job: folder / job for job in JOBS}
+
+
+def test_search_leaves_a_folder_that_explains_itself(undisturbed: dict[str, Path]) -> None:
+    folder = undisturbed["search"]
+    genotype = load_genotype(folder / "genotype.yaml")
+    assert genotype.space == "darts+sandglass"
+    assert "sandglass_3x3" in genotype.operations
+    assert genotype.normal.num_nodes == 2
+    provenance = genotype.provenance
+    assert provenance["seed"] == 0
+    assert provenance["measured"]["validation_accuracy_percent"] >= 0
+    assert provenance["code"]["torch"] == str(torch.__version__)
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert config["options"]["learning_rate"] == 0.025
+    assert config["environment"]["data"]["train_images"] == 40
+    assert len((folder / "metrics.csv").read_text().splitlines()) == 4
+    assert sorted(p.name for p in (folder / "genotypes").iterdir()) == [f"epoch_000{i}.yaml" for i in (1, 2, 3)]
+    last = load_genotype(folder / "genotypes" / "epoch_0003.yaml")
+    assert last == genotype
+    assert list((folder / "tensorboard").iterdir())
+    for picture in ("curves", "cells", "mixing_weights"):
+        assert (folder / "pictures" / f"{picture}.svg").is_file()
+        assert f"pictures/{picture}" in (folder / "report.md").read_text()
+
+
+def test_augment_reports_both_errors_and_both_counts(undisturbed: dict[str, Path]) -> None:
+    result = json.loads((undisturbed["augment"] / "result.json").read_text())
+    wanted = "test_error_last test_error_best params params_with_auxiliary macs epochs dataset seed seconds".split()
+    assert set(wanted) <= result.keys()
+    assert result["best_chosen_on"] == "test"
+    assert result["test_error_best"] <= result["test_error_last"] <= 100
+    assert result["params_with_auxiliary"] > result["params"]
+    weights = read_torch(undisturbed["augment"] / "weights_last.pt")
+    assert_same(weights["network"], newest_state(undisturbed["augment"])["state"]["network"])
+
+
+def test_a_found_genotype_is_retrained_with_a_held_out_part(undisturbed: dict[str, Path], tmp_path: Path) -> None:
+    genotype = undisturbed["search"] / "genotype.yaml"
+    options = ["--genotype", str(genotype), "--validation-images", "20", "--epochs", "1", "--run-dir", "run"]
+    code, out, err = finish(start(["augment.py", *TINY, *options], tmp_path))
+    assert code == 0, err
+    assert "chosen on the validation images" in out
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["best_chosen_on"] == "validation"
+    assert "validation_accuracy" in (tmp_path / "run" / "metrics.csv").read_text().splitlines()[0]
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_killed_anywhere_and_continued_gives_the_same_bits(
+    job: str, undisturbed: dict[str, Path], tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    process = start([*JOBS[job], *EVERY_STEP, "--run-dir", "run"], tmp_path)
+    deadline = time.monotonic() + 120
+    while not list(run_dir.glob("checkpoints/epoch_0001_step_00000[2-4].pt")):  # in the midst of the second epoch
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    assert not (run_dir / "result.json").exists()
+    code, _, err = finish(start([f"{job}.py", "--resume", "run"], tmp_path))
+    assert code == 0, err
+    assert_same(newest_state(undisturbed[job])["state"], newest_state(run_dir)["state"])
+    assert_same(newest_state(undisturbed[job])["rows"], newest_state(run_dir)["rows"])
+    assert load_genotype(undisturbed[job] / "genotype.yaml") == load_genotype(run_dir / "genotype.yaml")
+
+
+def test_signals_and_time_budgets_save_and_a_resumed_run_ends_with_the_same_bits(
+    undisturbed: dict[str, Path], tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    process = start([*SEARCH, "--run-dir", "run"], tmp_path)
+    deadline = time.monotonic() + 120
+    while not list(run_dir.glob("checkpoints/*.pt")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    code, out, err = finish(process)
+    assert code == 128 + signal.SIGTERM, err
+    assert "Continue with: python search.py --resume run" in out
+    code, out, err = finish(start(["search.py", "--resume", "run", "--time-budget", "0.0001"], tmp_path))
+    assert code == 0, err
+    assert "time budget used up" in out
+    assert not (run_dir / "genotype.yaml").exists()
+    code, out, err = finish(start(["search.py", "--resume", "run"], tmp_path))
+    assert code == 0, err
+    assert_same(newest_state(undisturbed["search"])["state"], newest_state(run_dir)["state"])
+
+
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(undisturbed: dict[str, Path], tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    code, _, err = finish(start([*SEARCH, "--run-dir", "run", "--time-budget", "0.0001", *EVERY_STEP], tmp_path))
+    assert code == 0, err
+    code, _, err = finish(start(["search.py", "--resume", "run", "--time-budget", "0.0001"], tmp_path))
+    assert code == 0, err
+    older, newest = checkpoints(run_dir / "checkpoints")
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    newest.write_bytes(bytes(content))
+    code, _, err = finish(start(["search.py", "--resume", "run"], tmp_path))
+    assert code == 0, err
+    assert f"warning: damaged checkpoint passed over: {Path('run/checkpoints', newest.name)}" in err
+    assert_same(newest_state(undisturbed["search"])["state"], newest_state(run_dir)["state"])
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
+    code, _, err = finish(start([*AUGMENT, "--learning-rate", "1e30", "--run-dir", "run"], tmp_path))
+    assert code == 1
+    assert "is not finite at epoch 1, step" in err
+    assert "learning rate 1e+30" in err
+    assert "Traceback" not in err
+
+
+def test_dry_run_and_print_config_write_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        code, out, _ = in_process(capsys, "search", *SEARCH[1:], "--dry-run")
+        assert code == 0
+        for word in (
+            "weights",
+            "alphas",
+            "MACs",
+            "peak memory",
+            "whole run: 3 epochs of 5 steps",
+            "would write: runs/",
+        ):
+            assert word in out
+        code, out, _ = in_process(capsys, "augment", *AUGMENT[1:], "--epochs", "7", "--print-config")
+        assert code == 0
+        (tmp_path / "mine.yaml").write_text(out)
+        code, again, _ = in_process(capsys, "augment", "--config", "mine.yaml", "--seed", "5", "--print-config")
+        assert again == out.replace("seed: 0", "seed: 5")
+        assert os.listdir() == ["mine.yaml"]
+
+
+def test_options_beat_the_file_and_the_file_beats_the_recipe(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("epochs: 3\nlearning-rate: 0.5\n")
+    options = ["--recipe", "pc-darts", "--config", str(path), "--epochs", "4", "--print-config"]
+    _, out, _ = in_process(capsys, "search", *options)
+    found = yaml.safe_load(out)
+    assert (found["epochs"], found["learning_rate"], found["partial_channels"]) == (4, 0.5, 4)
+    assert found["recipe"] == "pc-darts"
+
+
+BAD = {
+    "unknown option": (["search", "--epoch", "3"], "--epoch"),
+    "word instead of a number": (["search", "--epochs", "many"], "--epochs: expected int, found many"),
+    "too small": (["search", "--cells", "2"], "--cells must be at least 3"),
+    "not a number": (["search", "--learning-rate", "nan"], "--learning-rate must be above 0"),
+    "unknown space": (["search", "--space", "darts+sandglas"], "did you mean 'sandglass'?"),
+    "nothing to choose": (["search", "--space", "none"], "no operation to choose"),
+    "unknown recipe": (["search", "--recipe", "dart"], "choices: darts-first, darts-second, demo, pc-darts"),
+    "unknown data set": (["search", "--dataset", "cifar"], "cifar10"),
+    "unknown hypergradient": (["search", "--hypergradient", "second"], "choices: first_order, unrolled"),
+    "unknown device": (["search", "--dataset", "synthetic", "--device", "cuda:7"], "there is: cpu"),
+    "indivisible channels": (["search", *SEARCH[1:], "--partial-channels", "3"], "choose a multiple of 3"),
+    "too many images": (["search", *SEARCH[1:], "--train-images", "999999"], "lower --train-images"),
+    "no genotype": (["augment"], "--genotype NAME_OR_PATH"),
+    "unknown genotype": (["augment", "--dataset", "synthetic", "--genotype", "DARTS_V9"], "did you mean 'DARTS_V"),
+    "no such genotype file": (["augment", "--genotype", "nowhere/genotype.yaml"], "does not exist"),
+    "no such config": (["search", "--config", "nowhere.yaml"], "cannot read nowhere.yaml"),
+    "resume of nothing": (["search", "--resume", "nowhere"], "not a run folder"),
+    "resume without a folder": (["search", "--resume"], "--resume needs a value"),
+    "drop path of one": (["augment", "--genotype", "DARTS_V2", "--drop-path-prob", "1"], "--drop-path-prob"),
+    "no command": ([], "COMMAND"),
+    "unknown command": (["serch"], "serch"),
+    "unknown genotype to show": (["genotype", "show", "DART"], "choices: "),
+    "no cells": (["genotype", "show", "DARTS_V2", "--cells", "0"], "above 0"),
+    "two cells": (["genotype", "show", "DARTS_V2", "--cells", "2"], "at least 3"),
+    "picture of an unknown kind": (["genotype", "draw", "DARTS_V2", "-o", "x.gif"], ".svg, .png or .pdf"),
+    "report of nothing": (["report", "nowhere"], "nowhere"),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_bad_input_gets_one_clear_line_and_exit_code_2(
+    what: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments, expected = BAD[what]
+    code, _, err = in_process(capsys, *arguments)
+    assert code == 2
+    assert expected in err
+    assert len(err.strip().splitlines()) == 1, err
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_data_says_where_to_put_what(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, _, err = in_process(capsys, "search", "--dataset", "folder", "--data", str(tmp_path / "pictures"))
+    assert code == 2
+    assert "pictures" in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_a_run_folder_is_never_overwritten_and_never_changed_by_options(
+    undisturbed: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = undisturbed["search"]
+    code, _, err = in_process(capsys, "search", *SEARCH[1:], "--run-dir", str(folder))
+    assert code == 2
+    assert f"--resume {folder}" in err
+    code, _, err = in_process(capsys, "search", "--resume", str(folder), "--epochs", "9")
+    assert code == 2
+    assert "--epochs 9 would change the result" in err
+    code, _, err = in_process(capsys, "augment", "--resume", str(folder))
+    assert code == 2
+    assert "search" in err
+    before = (folder / "genotype.yaml").read_bytes()
+    code, out, _ = in_process(capsys, "search", "--resume", str(folder))
+    assert code == 0
+    assert "is finished" in out
+    assert (folder / "genotype.yaml").read_bytes() == before
+
+
+def test_genotype_show_gives_the_published_counts_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = in_process(capsys, "genotype", "show", "DARTS_V2", "--json")
+    found = json.loads(out)
+    assert (found["params"], found["params_with_auxiliary"], found["macs"]) == (3_349_342, 3_825_768, 528_359_040)
+    assert found["normal"][0] == [["sep_conv_3x3", 0], ["sep_conv_3x3", 1]]
+    fields = "name space normal reduce normal_concat reduce_concat network channels cells provenance".split()
+    assert set(fields) <= found.keys()
+    _, out, _ = in_process(capsys, "genotype", "show", "DARTS_V2", "--json", "--network", "imagenet")
+    assert json.loads(out)["params"] == 4_718_752
+    _, out, _ = in_process(capsys, "genotype", "show", "DARTS_V2")
+    for text in ("sep_conv_3x3", "c_{k-2}", "3,349,342", "528,359,040", "ICLR 2019"):
+        assert text in out
+
+
+def test_list_spaces_draw_import(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    _, out, _ = in_process(capsys, "genotype", "list")
+    assert "PC_DARTS_cifar" in out
+    _, out, _ = in_process(capsys, "spaces")
+    for text in ("sandglass_3x3_r6", "inverted_residual_3x3", "2,196", "1×1 to C/2"):
+        assert text in out
+    _, out, _ = in_process(capsys, "genotype", "draw", "NASNet", "-o", str(tmp_path / "cells.png"))
+    assert (tmp_path / "cells.png").read_bytes().startswith(b"\x89PNG")
+    text = load_genotype("GDAS_V1").to_classic()
+    file = tmp_path / "mine.yaml"
+    code, _, _ = in_process(capsys, "genotype", "import", f"MINE = {text}", "-o", str(file))
+    assert code == 0
+    assert load_genotype(file).normal == load_genotype("GDAS_V1").normal
+    code, _, err = in_process(capsys, "genotype", "import", text, "-o", str(file))
+    assert code == 2
+    assert "exists" in err
+
+
+def test_help_explains_every_option_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
+    for job in JOBS:
+        code, out, _ = in_process(capsys, job, "--help")
+        assert code == 0
+        text = " ".join(out.split())
+        assert "default: 0.025" in text
+        assert "--recipe" in text
+        assert "Choices: " in text
