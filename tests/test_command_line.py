@@ -18,7 +18,8 @@ from darts_sg.engine.checkpoint import checkpoints, read_torch
 from darts_sg.genotype import load_genotype
 
 ROOT = Path(__file__).parent.parent
-TINY = "--dataset synthetic --channels 4 --cells 3 --batch-size 8 --train-images 40 --epochs 3 --threads 1".split()
+TINY = ["--dataset=synthetic", "--channels=4", "--cells=3", "--batch-size=8", "--train-images=40", "--epochs=3"]
+TINY += ["--threads=1"]
 SEARCH = ["search.py", *TINY, "--nodes", "2", "--validation-images", "40"]
 AUGMENT = ["augment.py", *TINY, "--genotype", "DARTS_V2", "--drop-path-prob", "0.3"]
 EVERY_STEP = ["--checkpoint-minutes", "1e-9"]
@@ -108,8 +109,8 @@ def test_search_leaves_a_folder_that_explains_itself(undisturbed: dict[str, Path
 
 def test_augment_reports_both_errors_and_both_counts(undisturbed: dict[str, Path]) -> None:
     result = json.loads((undisturbed["augment"] / "result.json").read_text())
-    wanted = "test_error_last test_error_best params params_with_auxiliary macs epochs dataset seed seconds".split()
-    assert set(wanted) <= result.keys()
+    wanted = {"params", "params_with_auxiliary", "macs", "epochs", "dataset", "seed", "seconds"}
+    assert wanted | {"test_error_last", "test_error_best"} <= result.keys()
     assert result["best_chosen_on"] == "test"
     assert result["test_error_best"] <= result["test_error_last"] <= 100
     assert result["params_with_auxiliary"] > result["params"]
@@ -178,7 +179,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(undisturbed: d
     assert code == 0, err
     code, _, err = finish(start(["search.py", "--resume", "run", "--time-budget", "0.0001"], tmp_path))
     assert code == 0, err
-    older, newest = checkpoints(run_dir / "checkpoints")
+    _, newest = checkpoints(run_dir / "checkpoints")
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 0xFF
     newest.write_bytes(bytes(content))
@@ -215,7 +216,7 @@ def test_dry_run_and_print_config_write_nothing(capsys: pytest.CaptureFixture[st
         (tmp_path / "mine.yaml").write_text(out)
         code, again, _ = in_process(capsys, "augment", "--config", "mine.yaml", "--seed", "5", "--print-config")
         assert again == out.replace("seed: 0", "seed: 5")
-        assert os.listdir() == ["mine.yaml"]
+        assert [path.name for path in tmp_path.iterdir()] == ["mine.yaml"]
 
 
 def test_options_beat_the_file_and_the_file_beats_the_recipe(
@@ -305,8 +306,8 @@ def test_genotype_show_gives_the_published_counts_as_json(capsys: pytest.Capture
     found = json.loads(out)
     assert (found["params"], found["params_with_auxiliary"], found["macs"]) == (3_349_342, 3_825_768, 528_359_040)
     assert found["normal"][0] == [["sep_conv_3x3", 0], ["sep_conv_3x3", 1]]
-    fields = "name space normal reduce normal_concat reduce_concat network channels cells provenance".split()
-    assert set(fields) <= found.keys()
+    fields = {"name", "space", "normal", "reduce", "normal_concat", "reduce_concat", "provenance"}
+    assert fields | {"network", "channels", "cells"} <= found.keys()
     _, out, _ = in_process(capsys, "genotype", "show", "DARTS_V2", "--json", "--network", "imagenet")
     assert json.loads(out)["params"] == 4_718_752
     _, out, _ = in_process(capsys, "genotype", "show", "DARTS_V2")

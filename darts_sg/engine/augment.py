@@ -20,7 +20,6 @@ from darts_sg.engine.setup import (
     dry_run,
     open_run,
     prepare,
-    provenance_of_code,
     run_job,
     split_training_set,
     to_device,
@@ -169,7 +168,7 @@ class AugmentJob:
             "test_images": len(self.test_images),
             "seed": self.config.seed,
             "seconds": round(loop.seconds, 1),
-            "code": provenance_of_code(self.setting),
+            "code": self.setting.code(),
         }
 
     def _save_weights(self, run: RunDir, which: str, epoch: int) -> None:

@@ -27,7 +27,6 @@ from darts_sg.engine.setup import (
     dry_run,
     open_run,
     prepare,
-    provenance_of_code,
     run_job,
     split_training_set,
     to_device,
@@ -150,7 +149,7 @@ class SearchJob:
             "validation_images": len(self.validation_images),
             "seed": config.seed,
             "date": datetime.now().astimezone().date().isoformat(),
-            "code": provenance_of_code(self.setting),
+            "code": self.setting.code(),
             "measured": dict(measured or {}),
             "options": options,
         }

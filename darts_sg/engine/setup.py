@@ -34,6 +34,13 @@ class Setting:
     device: torch.device
     data: Dataset
     earlier: dict[str, Any]
+    environment: dict[str, Any]
+    """As at the start of this process: the code in the checkout may change while it runs."""
+
+    def code(self) -> dict[str, Any]:
+        """What a result says of the code and the machine it came from."""
+        keys = ("darts_sg", "git", "python", "torch", "device", "device_name", "threads")
+        return {key: self.environment[key] for key in keys}
 
 
 def prepare(config: RunConfig, earlier: dict[str, Any]) -> Setting:
@@ -51,7 +58,7 @@ def prepare(config: RunConfig, earlier: dict[str, Any]) -> Setting:
             f"the data in {config.data} are not those that this run was started on (fingerprint "
             f"{data.fingerprint()}, then {known}); give their folder with --data"
         )
-    return Setting(device, data, earlier)
+    return Setting(device, data, earlier, environment.describe(device))
 
 
 def split_training_set(data: Dataset, sizes: Sequence[int], config: RunConfig) -> list[ImageSet]:
@@ -89,7 +96,7 @@ def run_job(
     """
     if run is None:
         run = RunDir.create(config.run_dir or default_run_dir(job.name, config, title))
-        facts = environment.describe(setting.device)
+        facts = dict(setting.environment)
         facts["data"] = {
             "name": config.dataset,
             "remark": setting.data.remark,
@@ -100,7 +107,7 @@ def run_job(
         run.write_config(job.name, dataclasses.replace(config, run_dir=None), facts)
         prepare_run(run)
     else:
-        _warn_of_other_code(run, setting.earlier)
+        _warn_of_other_code(run, setting)
     loop = Loop(
         job,
         run,
@@ -181,20 +188,10 @@ def detached(**tensors: Tensor) -> dict[str, Tensor]:
     return {name: tensor.detach() for name, tensor in tensors.items()}
 
 
-def provenance_of_code(setting: Setting) -> dict[str, Any]:
-    """What a result says of the code and the machine it came from."""
-    facts = environment.describe(setting.device)
-    return {key: facts[key] for key in ("darts_sg", "git", "python", "torch", "device", "device_name", "threads")}
-
-
-def _warn_of_other_code(run: RunDir, earlier: dict[str, Any]) -> None:
-    then = earlier["environment"]
-    for key, now in (
-        ("darts_sg", environment.package_version()),
-        ("git", environment.git_state()),
-        ("torch", str(torch.__version__)),
-    ):
-        if then.get(key) != now:
-            text = f"this run was started with {key} {then.get(key)}, now it is {now}: the bits may differ"
+def _warn_of_other_code(run: RunDir, setting: Setting) -> None:
+    then, now = setting.earlier["environment"], setting.environment
+    for key in ("darts_sg", "git", "torch"):
+        if then.get(key) != now[key]:
+            text = f"this run was started with {key} {then.get(key)}, now it is {now[key]}: the bits may differ"
             print(f"warning: {text}", file=sys.stderr)
             run.log(f"warning: {text}")
