@@ -235,7 +235,7 @@ BAD = {
     "unknown option": (["search", "--epoch", "3"], "--epoch"),
     "word instead of a number": (["search", "--epochs", "many"], "--epochs: expected int, found many"),
     "too small": (["search", "--cells", "2"], "--cells must be at least 3"),
-    "not a number": (["search", "--learning-rate", "nan"], "--learning-rate must be above 0"),
+    "rate of zero": (["search", "--learning-rate", "0"], "--learning-rate must be above 0"),
     "unknown space": (["search", "--space", "darts+sandglas"], "did you mean 'sandglass'?"),
     "nothing to choose": (["search", "--space", "none"], "no operation to choose"),
     "unknown recipe": (["search", "--recipe", "dart"], "choices: darts-first, darts-second, demo, pc-darts"),
