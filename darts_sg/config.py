@@ -65,7 +65,7 @@ class RunConfig:
     epochs: int = option(1, "Training")
     """Number of epochs."""
     batch_size: int = option(64, "Training")
-    """Images a step."""
+    """Images in a batch, the unit of a step."""
     learning_rate: float = option(0.025, "Training")
     """Learning rate of the weights in the first epoch."""
     learning_rate_min: float = option(0.0, "Training")

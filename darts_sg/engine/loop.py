@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from torch import Tensor
 
-from darts_sg.engine.checkpoint import load_newest, random_state, save_checkpoint, set_random_state
+from darts_sg.engine.checkpoint import checkpoints, load_newest, random_state, save_checkpoint, set_random_state
 from darts_sg.engine.run_dir import RunDir
 from darts_sg.errors import RunError
 
@@ -241,16 +241,11 @@ class Loop:
         if broken is None:
             return
         step, name = broken
-        saved = sorted(self.folder.glob("*.pt"))
-        back = (
-            f"the newest checkpoint is {saved[-1]}: continue it with a lower learning rate by starting a new run, "
-            f"or look into it from there ({self.resume_command} repeats the same steps)"
-            if saved
-            else "there is no checkpoint yet"
-        )
+        saved = checkpoints(self.folder)
+        back = f"the checkpoint before it is {saved[-1]}" if saved else "no checkpoint had been written yet"
         raise RunError(
             f"{name} is not finite at epoch {self.epoch + 1}, step {step + 1}, learning rate "
-            f"{self.job.learning_rate(self.epoch):g}; stopped. Nothing was saved after it: {back}"
+            f"{self.job.learning_rate(self.epoch):g}; stopped, {back}. Start a new run with a lower --learning-rate"
         )
 
     def _stop_if_asked(self, saved: bool = False) -> None:

@@ -1,0 +1,130 @@
+"""One step of the search against the algorithm written out (DARTS paper, algorithm 1), with plain autograd."""
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from darts_sg.config import AugmentConfig, SearchConfig
+from darts_sg.data import Dataset, DataSpec, ImageSet
+from darts_sg.engine.augment import AugmentJob
+from darts_sg.engine.search import SearchJob, entropy, split_sizes
+from darts_sg.engine.setup import Setting
+from darts_sg.errors import UsageError
+from darts_sg.genotype import load_genotype
+from darts_sg.methods.relaxation import softmax
+
+
+def setting(num_images: int = 48) -> Setting:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (num_images, 16, 16, 3), dtype=torch.uint8, generator=generator)
+    labels = torch.arange(num_images) % 3
+    spec = DataSpec("noise", 3, 16, 3, (0.5,) * 3, (0.25,) * 3, ("a", "b", "c"))
+    part = ImageSet(images, labels)
+    return Setting(torch.device("cpu"), Dataset(spec, part, part), {}, {})
+
+
+def search_config(**options: object) -> SearchConfig:
+    small = {"channels": 4, "cells": 3, "nodes": 2, "batch_size": 8, "epochs": 5, "data": Path(), **options}
+    return SearchConfig(**small)  # type: ignore[arg-type]
+
+
+def test_a_first_order_step_is_adam_on_the_alphas_then_clipped_sgd_on_the_weights() -> None:
+    torch.manual_seed(0)
+    config = search_config(gradient_clip=0.5)
+    job = SearchJob(config, setting())
+    net = copy.deepcopy(job.supernet)
+    job.step(0, 0)
+
+    x, y = job.validation[0]
+    gradients = torch.autograd.grad(F.cross_entropy(net(x, softmax(net)), y), net.alphas())
+    for alpha, gradient in zip(net.alphas(), gradients, strict=True):
+        g = gradient + config.alpha_weight_decay * alpha.detach()
+        # first step of Adam: both moments are those of one gradient after the correction of their bias
+        alpha.data -= config.alpha_learning_rate * g / (g.abs() + 1e-8)
+    x, y = job.train[0]
+    gradients = torch.autograd.grad(F.cross_entropy(net(x, softmax(net)), y), net.weights())
+    norm = torch.sqrt(sum((g**2).sum() for g in gradients))
+    assert norm > config.gradient_clip
+    for weight, gradient in zip(net.weights(), gradients, strict=True):
+        step = gradient * config.gradient_clip / (norm + 1e-6) + config.weight_decay * weight.detach()
+        weight.data -= config.learning_rate * step
+    for mine, expected in zip(job.supernet.parameters(), net.parameters(), strict=True):
+        torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_frozen_alphas_do_not_move_and_are_not_measured() -> None:
+    job = SearchJob(search_config(alpha_frozen_epochs=1, partial_channels=2, edge_normalization=True), setting())
+    before = [alpha.clone() for alpha in job.alphas]
+    result = job.step(0, 0)
+    assert all(torch.equal(a, b) for a, b in zip(before, job.alphas, strict=True))
+    assert "validation_loss" not in result.means
+    result = job.step(1, 0)
+    assert not any(torch.equal(a, b) for a, b in zip(before, job.alphas, strict=True))
+    assert "validation_loss" in result.means
+
+
+def test_an_unrolled_step_moves_the_alphas_elsewhere_than_a_first_order_step() -> None:
+    moved = []
+    for method in ("first_order", "unrolled"):
+        torch.manual_seed(0)
+        job = SearchJob(search_config(hypergradient=method), setting())
+        job.step(0, 0)
+        job.step(0, 1)
+        moved.append(torch.cat([alpha.detach().flatten() for alpha in job.alphas]))
+    assert not torch.equal(*moved)
+    torch.testing.assert_close(*moved, rtol=0, atol=1e-2)
+
+
+def test_the_two_parts_of_the_training_images_are_disjoint_and_balanced() -> None:
+    job = SearchJob(search_config(), setting())
+    assert len(job.train_images) == len(job.validation_images) == 24
+    seen = {tuple(image.flatten().tolist()) for image in job.train_images.images}
+    assert not seen & {tuple(image.flatten().tolist()) for image in job.validation_images.images}
+    assert job.train_images.labels.bincount().tolist() == [8, 8, 8]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, (500, 500)),
+        ({"train_images": 200}, (200, 200)),
+        ({"train_images": 900}, (900, 100)),
+        ({"validation_images": 100}, (900, 100)),
+        ({"train_images": 300, "validation_images": 50}, (300, 50)),
+    ],
+)
+def test_split_sizes(options: dict[str, int], expected: tuple[int, int]) -> None:
+    assert split_sizes(search_config(**options), 1000) == expected
+
+
+def test_entropy_of_uniform_and_of_sure_weights() -> None:
+    assert entropy(np.full((3, 8), 1 / 8)) == pytest.approx(np.log(8))
+    assert entropy(np.eye(4)) == pytest.approx(0.0)
+
+
+def test_drop_path_grows_linearly_and_the_learning_rate_falls_as_a_cosine() -> None:
+    config = AugmentConfig(genotype="DARTS_V1", channels=4, cells=3, epochs=4, batch_size=8)
+    job = AugmentJob(config, load_genotype("DARTS_V1"), setting())
+    assert [job.drop_path_prob(e) for e in range(4)] == pytest.approx([0, 0.05, 0.1, 0.15])
+    rates = [job.learning_rate(e) for e in range(4)]
+    assert rates == pytest.approx([0.025 * (1 + np.cos(np.pi * e / 4)) / 2 for e in range(4)])
+
+
+def test_the_auxiliary_loss_reaches_its_head_and_is_left_out_where_it_weighs_nothing() -> None:
+    options = {"genotype": "DARTS_V1", "channels": 4, "cells": 3, "epochs": 4, "batch_size": 8}
+    job = AugmentJob(AugmentConfig(**options), load_genotype("DARTS_V1"), setting())
+    before = job.network.auxiliary_head.head.classifier.weight.clone()
+    job.step(0, 0)
+    assert not torch.equal(before, job.network.auxiliary_head.head.classifier.weight)
+    job = AugmentJob(AugmentConfig(**options, auxiliary_weight=0.0), load_genotype("DARTS_V1"), setting())
+    assert job.network.auxiliary_head is None
+    assert job.cost.params_with_auxiliary > job.cost.params
+
+
+def test_more_images_than_there_are_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"40 \+ 20 images were asked for.*has 48"):
+        SearchJob(search_config(train_images=40, validation_images=20), setting())
