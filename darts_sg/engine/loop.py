@@ -124,7 +124,7 @@ class Display:
                 console=self.console,
             )
             self.all = self._task("epochs", job.num_epochs)
-            self.epoch = self._task("steps", job.steps_per_epoch)
+            self.epoch = self._task("steps of the epoch", job.steps_per_epoch)
 
     def context(self) -> AbstractContextManager[Any]:
         return self.progress or nullcontext()
@@ -136,6 +136,11 @@ class Display:
         if self.progress is not None:
             self.progress.update(self.all, completed=epoch, speed="", left=f"{clock(seconds_left)} left")
             self.progress.update(self.epoch, completed=step, speed=f"{speed:.0f} images/s", left="")
+
+    def epoch_done(self, epoch: int) -> None:
+        if self.progress is not None:
+            self.progress.update(self.all, completed=epoch)
+            self.progress.update(self.epoch, completed=0)
 
     def _task(self, title: str, total: int) -> TaskID:
         assert self.progress is not None
@@ -232,6 +237,7 @@ class Loop:
         self._say(f"epoch {self.epoch + 1}/{self.job.num_epochs}: " + summary(row))
         self.epoch, self.next_step, self.meter = self.epoch + 1, 0, Meter()
         self.images, self.epoch_seconds = 0, 0.0
+        self.display.epoch_done(self.epoch)
         self._save()
         if self.epoch < self.job.num_epochs:
             self._stop_if_asked(saved=True)
