@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from darts_sg.__main__ import PROG, run
 from darts_sg.cli import answer
@@ -341,3 +343,31 @@ def test_help_explains_every_option_with_its_default(capsys: pytest.CaptureFixtu
         assert "default: 0.025" in text
         assert "--recipe" in text
         assert "Choices: " in text
+
+
+def test_search_and_retraining_on_class_folders_of_ones_own(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    generator = torch.Generator().manual_seed(0)
+    for name in ("cats", "dogs", "owls"):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for i in range(20):
+            pixels = torch.randint(0, 256, (30, 26, 3), dtype=torch.uint8, generator=generator)
+            Image.fromarray(pixels.numpy()).save(tmp_path / "pictures" / name / f"{i}.png")
+    data = ["--dataset=folder", "--data=pictures", "--image-size=22", "--data-note=noise"]
+    size = ["--channels=4", "--cells=3", "--batch-size=16", "--epochs=1", "--threads=1"]
+    code, _, err = in_process(capsys, "search", *data, *size, "--space=sandglass+skip_connect", "--run-dir=found")
+    assert code == 0, err
+    code, _, err = in_process(capsys, "augment", *data, *size, "--genotype=found/genotype.yaml", "--run-dir=trained")
+    assert code == 0, err
+    result = json.loads((tmp_path / "trained" / "result.json").read_text())
+    assert (result["dataset"], result["data_note"]) == ("folder", "noise")
+    assert result["train_images"] + result["test_images"] == 60
+    assert "noise" in (tmp_path / "trained" / "report.md").read_text()
+    shutil.rmtree(tmp_path / "pictures" / "owls")
+    shutil.rmtree(tmp_path / "trained")
+    (tmp_path / "found" / "genotype.yaml").unlink()
+    code, _, err = in_process(capsys, "search", "--resume", "found")
+    assert code == 2
+    assert "are not those that this run was started on" in err

@@ -24,8 +24,9 @@ Row = dict[str, float]
 
 SCRIPTS = {"search": "search.py", "augment": "augment.py"}
 SHOWN_OPTIONS = (
-    "recipe", "space", "genotype", "network", "epochs", "batch_size", "channels", "cells", "learning_rate",
-    "unrolled", "partial_channels", "cutout_length", "drop_path_prob", "auxiliary_weight",
+    "recipe", "space", "genotype", "network", "epochs", "batch_size", "channels", "cells", "nodes", "learning_rate",
+    "hypergradient", "alpha_learning_rate", "alpha_frozen_epochs", "partial_channels", "edge_normalization",
+    "cutout_length", "drop_path_prob", "auxiliary_weight", "compile",
 )  # fmt: skip
 
 
