@@ -1,5 +1,6 @@
 """What a run ran on: versions, machine, code state, command."""
 
+import ctypes
 import os
 import platform
 import shlex
@@ -30,13 +31,29 @@ def choose_device(name: str) -> torch.device:
 
 
 def prepare_device(device: torch.device, threads: int | None) -> None:
-    """Set the CPU threads, and have a GPU choose the same algorithms each time."""
+    """Set the CPU threads, keep freed memory, and have a GPU choose the same algorithms each time."""
     if threads is not None:
         torch.set_num_threads(threads)
+    if device.type == "cpu":
+        keep_freed_memory()
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False
         torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep large blocks that are freed, for the next step, which needs the same ones again.
+
+    By default it hands them back to the system and gets them anew, zeroed page by page: 75,000 page faults in a step
+    of DARTS_V2 at C=16, batch 96, a tenth to a quarter of its time. Other C libraries are left as they are.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_MAX, 0)  # take large blocks from the heap, too
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        libc.mallopt(M_TOP_PAD, 2**28)
 
 
 def package_version() -> str:

@@ -15,6 +15,7 @@ from darts_sg.networks.skeleton import (
     between_cells,
     cell_specs,
     input_layers,
+    join,
 )
 from darts_sg.ops import OPERATIONS
 from darts_sg.ops.drop_path import drop_path
@@ -46,7 +47,7 @@ class DerivedCell(nn.Module):
                 # an identity is never dropped, so that a node always keeps a path
                 terms.append(term if isinstance(op, nn.Identity) else drop_path(term, drop_path_prob))
             states.append(sum(terms[1:], terms[0]))
-        return torch.cat([states[i] for i in self.cell.concat], dim=1)
+        return join([states[i] for i in self.cell.concat])
 
 
 class AuxiliaryHead(nn.Module):

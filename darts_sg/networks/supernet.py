@@ -21,6 +21,7 @@ from darts_sg.networks.skeleton import (
     between_cells,
     cell_specs,
     input_layers,
+    join,
 )
 from darts_sg.ops import OPERATIONS
 
@@ -96,7 +97,7 @@ class SupernetCell(nn.Module):
                 terms.append(mixed if edge_weights is None else edge_weights[start + j] * mixed)
             start += len(states)
             states.append(torch.stack(terms).sum(0))
-        return torch.cat(states[NUM_INPUTS:], dim=1)
+        return join(states[NUM_INPUTS:])
 
 
 class Supernet(nn.Module):
