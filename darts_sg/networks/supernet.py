@@ -4,8 +4,8 @@ The mixing weights are an argument of `forward`, not a property of the network: 
 is the choice of a relaxation (darts_sg.methods.relaxation).
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from darts_sg.derive import num_edges
 from darts_sg.errors import UsageError
 from darts_sg.genotype import NUM_INPUTS
+from darts_sg.networks.edges import EdgeBatch, Part, mix
 from darts_sg.networks.skeleton import (
     CellSpec,
     CifarStem,
@@ -37,67 +38,95 @@ class Mixing(NamedTuple):
     edge_reduce: Tensor | None = None
 
 
-class MixedOp(nn.Module):
-    """All candidate operations on one edge: x (N, C, H, W) to the sum of weights[i] · operation_i(x).
-
-    Pools are followed by BatchNorm, so that all operations give outputs of one scale; no BatchNorm has affine
-    parameters. With K = partial_channels > 1 only the first C / K channels pass through the operations, the others
-    are handed on (2×2 max pool with stride 2), and the channels are shuffled in K groups (PC-DARTS, section 3.2).
-    """
-
-    def __init__(self, operations: Sequence[str], C: int, stride: int, partial_channels: int) -> None:
-        super().__init__()
-        self.K = partial_channels
-        self.C_mixed = C // partial_channels
-        self.stride = stride
-        self.ops = nn.ModuleList()
-        self.computed = [i for i, name in enumerate(operations) if name != "none"]
-        for i in self.computed:
-            op = OPERATIONS[operations[i]].build(self.C_mixed, stride, False)
-            if OPERATIONS[operations[i]].family == "pool":
-                op = nn.Sequential(op, nn.BatchNorm2d(self.C_mixed, affine=False))
-            self.ops.append(op)
-
-    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
-        if self.K == 1:
-            return self._mix(x, weights)
-        mixed, passed = x[:, : self.C_mixed], x[:, self.C_mixed :]
-        if self.stride == 2:
-            passed = F.max_pool2d(passed, 2, 2, ceil_mode=True)
-        return F.channel_shuffle(torch.cat([self._mix(mixed, weights), passed], dim=1), self.K)
-
-    def _mix(self, x: Tensor, weights: Tensor) -> Tensor:
-        # `none` adds nothing to the sum: of it only the slot in the softmax matters
-        terms = [weights[i] * op(x) for i, op in zip(self.computed, self.ops, strict=True)]
-        return torch.stack(terms).sum(0) if len(terms) > 1 else terms[0]
+def candidate(name: str, C: int, stride: int) -> nn.Module:
+    """A candidate operation of a supernet: no BatchNorm has affine parameters, and a pool is followed by one, so
+    that all operations give outputs of one scale."""
+    op = OPERATIONS[name].build(C, stride, False)
+    return nn.Sequential(op, nn.BatchNorm2d(C, affine=False)) if OPERATIONS[name].family == "pool" else op
 
 
 class SupernetCell(nn.Module):
-    """A cell whose node i is the sum of MixedOps on all 2 + i states before it; all nodes are concatenated."""
+    """A cell whose node i is the weighted sum of all operations on all 2 + i states before it; nodes are concatenated.
+
+    The edges are computed in batches: those from both inputs together, then those from each node once it is complete.
+    With K = partial_channels > 1 only the first C / K channels of a state pass through the operations, the others
+    are handed on (2×2 max pool with stride 2), and the channels are shuffled in K groups (PC-DARTS, section 3.2).
+    """
 
     def __init__(self, spec: CellSpec, operations: Sequence[str], num_nodes: int, partial_channels: int) -> None:
         super().__init__()
         self.reduction = spec.reduction
         self.num_nodes = num_nodes
+        self.K = partial_channels
+        self.C_mixed = spec.C // partial_channels
         self.input_0, self.input_1 = input_layers(spec, affine=False)
-        self.edges = nn.ModuleList(
-            MixedOp(operations, spec.C, 2 if spec.reduction and state < NUM_INPUTS else 1, partial_channels)
-            for i in range(num_nodes)
-            for state in range(NUM_INPUTS + i)
+        columns = [i for i, name in enumerate(operations) if name != "none"]
+        built = {
+            (state, node): [candidate(operations[i], self.C_mixed, self.stride(state)) for i in columns]
+            for node in range(num_nodes)
+            for state in range(NUM_INPUTS + node)
+        }
+        sources = [tuple(range(NUM_INPUTS)), *((NUM_INPUTS + i,) for i in range(num_nodes - 1))]
+        self.edge_lists = [[(s, n) for s in states for n in range(max(0, s - 1), num_nodes)] for states in sources]
+        self.batches = nn.ModuleList(
+            EdgeBatch([built[edge] for edge in edges], columns, len(states), self.C_mixed, self.stride(states[0]))
+            for states, edges in zip(sources, self.edge_lists, strict=True)
         )
+        rows = [num_edges(node) + state for edges in self.edge_lists for state, node in edges]
+        self.rows: Tensor
+        self.register_buffer("rows", torch.tensor(rows), persistent=False)
+
+    def _batches(self) -> list[EdgeBatch]:
+        return [cast(EdgeBatch, batch) for batch in self.batches]
+
+    def stride(self, state: int) -> int:
+        """Stride of the edges that leave a state."""
+        return 2 if self.reduction and state < NUM_INPUTS else 1
 
     def forward(self, s0: Tensor, s1: Tensor, weights: Tensor, edge_weights: Tensor | None) -> Tensor:
         """s0 (N, C_pp, …), s1 (N, C_p, H, W) to (N, num_nodes · C, H, W), halved by a reduction cell."""
+        if edge_weights is not None:
+            weights = weights * edge_weights[:, None]
+        sizes = [len(edges) for edges in self.edge_lists]
+        rows_of = weights[self.rows].split(sizes)
+        edge_weights_of = None if edge_weights is None else edge_weights[self.rows].split(sizes)
+        given: list[list[Tensor]] = [[] for _ in range(self.num_nodes)]
+        passed: list[list[Tensor]] = [[] for _ in range(self.num_nodes)]
         states = [self.input_0(s0), self.input_1(s1)]
-        start = 0
-        for _ in range(self.num_nodes):
-            terms = []
-            for j, state in enumerate(states):
-                mixed = self.edges[start + j](state, weights[start + j])
-                terms.append(mixed if edge_weights is None else edge_weights[start + j] * mixed)
-            start += len(states)
-            states.append(torch.stack(terms).sum(0))
-        return join(states[NUM_INPUTS:])
+        nodes: list[Tensor] = []
+        for i, batch in enumerate(self._batches()):
+            first = self.num_nodes - batch.T
+            mixed, others = states, []
+            if self.K > 1:
+                split = [state.split((self.C_mixed, state.shape[1] - self.C_mixed), dim=1) for state in states]
+                mixed, others = [part[0] for part in split], [part[1] for part in split]
+                if batch.stride == 2:
+                    others = [F.max_pool2d(part, 2, 2, ceil_mode=True) for part in others]
+                ones = weights.new_ones(sizes[i])
+                coefficients = ones if edge_weights_of is None else edge_weights_of[i]
+                whole = others[0] if batch.S == 1 else join(others)
+                for n, part in enumerate(mix([whole], coefficients[None], batch.S, batch.T), start=first):
+                    passed[n].append(part)
+            for n, part in enumerate(batch(mixed, rows_of[i]), start=first):
+                given[n].append(part)
+            complete = sum(given[i][1:], given[i][0])
+            if self.K > 1:
+                complete = F.channel_shuffle(join([complete, sum(passed[i][1:], passed[i][0])]), self.K)
+            nodes.append(complete)
+            states = [complete]
+        return join(nodes)
+
+    def parts(self, prefix: str) -> Iterator[Part]:
+        """The layers of the cell of the papers, edge by edge, in its order."""
+        for title in ("input_0", "input_1"):
+            for name, module in self.get_submodule(title).named_modules():
+                yield Part(".".join(filter(None, (f"{prefix}.{title}", name))), module, 0, 1)
+        for node in range(self.num_nodes):
+            for state in range(NUM_INPUTS + node):
+                batch = self._batches()[max(0, state - 1)]
+                first = self.num_nodes - batch.T
+                index = state if state < NUM_INPUTS else 0
+                yield from batch.parts(index, node - first, f"{prefix}.edges.{num_edges(node) + state}")
 
 
 class Supernet(nn.Module):
@@ -163,3 +192,29 @@ class Supernet(nn.Module):
             output = cell(s0, s1, weights, edge_weights)
             s0, s1 = s1, output if cell is self.cells[-1] else between_cells(output)
         return self.head(s1)
+
+    def edge_form(
+        self, kind: str = "parameters", of: Callable[[Tensor], Tensor | None] = lambda t: t
+    ) -> dict[str, Tensor]:
+        """Weights (kind `parameters`) or statistics (`buffers`) as views, by their names in the supernet of the papers.
+
+        That one has a module for each operation on each edge: `cells.0.edges.3.ops.4.1.weight`. Writing into the views
+        carries its weights over here. `of` maps a stacked tensor to what is sliced in its stead, such as its gradient.
+        """
+        views: dict[str, Tensor] = {}
+        for part in self._parts():
+            own = part.layer._parameters if kind == "parameters" else part.layer._buffers
+            for name, tensor in own.items():
+                found = None if tensor is None else of(tensor)
+                if found is not None:
+                    sliced = found.unflatten(0, (part.slices, -1))[part.number] if found.dim() else found
+                    views[f"{part.name}.{name}"] = sliced
+        return views
+
+    def _parts(self) -> Iterator[Part]:
+        for name, module in self.stem.named_modules():
+            yield Part(f"stem.{name}", module, 0, 1)
+        for i, cell in enumerate(self.cells):
+            yield from cast(SupernetCell, cell).parts(f"cells.{i}")
+        for name, module in self.head.named_modules():
+            yield Part(f"head.{name}", module, 0, 1)

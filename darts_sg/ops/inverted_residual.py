@@ -3,21 +3,20 @@
 MobileNetV2 (CVPR 2018), section 3.3: the shortcut connects the narrow ends, the depthwise convolution is wide.
 """
 
-from torch import Tensor, nn
+from torch import nn
 
-from darts_sg.ops.operation import register_operation
+from darts_sg.ops.operation import Residual, register_operation
 
 
-class InvertedResidual(nn.Module):
+class InvertedResidual(Residual):
     """1×1 to t·C - BN - ReLU6 - k×k dw (stride) - BN - ReLU6 - 1×1 to C - BN; + x with stride 1.
 
     (N, C, H, W) to (N, C, ceil(H / stride), ceil(W / stride)).
     """
 
     def __init__(self, C: int, kernel_size: int, stride: int, expansion: int, affine: bool) -> None:
-        super().__init__()
         hidden = C * expansion
-        self.body = nn.Sequential(
+        body = nn.Sequential(
             nn.Conv2d(C, hidden, 1, bias=False),  # (N, t·C, H, W)
             nn.BatchNorm2d(hidden, affine=affine),
             nn.ReLU6(),
@@ -27,10 +26,7 @@ class InvertedResidual(nn.Module):
             nn.Conv2d(hidden, C, 1, bias=False),
             nn.BatchNorm2d(C, affine=affine),
         )
-        self.shortcut = stride == 1
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.body(x) if self.shortcut else self.body(x)
+        super().__init__(body, shortcut=stride == 1)
 
 
 @register_operation(

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from darts_sg.registry import Registry
 
@@ -37,3 +37,14 @@ def register_operation(name: str, family: str, chain: str) -> Callable[[Build], 
         return build
 
     return add
+
+
+class Residual(nn.Module):
+    """A chain of layers, to whose output the input is added if there is a `shortcut`."""
+
+    def __init__(self, body: nn.Sequential, shortcut: bool) -> None:
+        super().__init__()
+        self.body, self.shortcut = body, shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x) if self.shortcut else self.body(x)

@@ -28,11 +28,11 @@ class ConvBN(nn.Sequential):
         super().__init__(nn.Conv2d(C_in, C_out, 1, bias=False), nn.BatchNorm2d(C_out, affine=affine))
 
 
-class HalvingConvBN(nn.Module):
-    """Two 1×1 convolutions of stride 2 side by side, the second one pixel further - concatenation - BN.
+class HalvingConv(nn.Module):
+    """Two 1×1 convolutions of stride 2 side by side, the second one pixel further - concatenation.
 
     (N, C_in, H, W) to (N, C_out, ceil(H / 2), ceil(W / 2)). On an odd side the shifted input is padded by a
-    zero row, so that both halves have the same size.
+    zero row, so that both halves have the same size. With groups, each group of channels is treated so.
 
     Computed as one 2×2 convolution of stride 2 whose kernels are zero but for one corner: (0, 0) in the first
     half of the output channels, (1, 1) in the second. That spares the copy of the shifted input and the
@@ -40,20 +40,33 @@ class HalvingConvBN(nn.Module):
     counted, the two convolutions are done as they are defined: zeros are no multiply-adds.
     """
 
-    def __init__(self, C_in: int, C_out: int, affine: bool = True) -> None:
+    def __init__(self, C_in: int, C_out: int, groups: int = 1) -> None:
         super().__init__()
-        self.conv_1 = nn.Conv2d(C_in, C_out // 2, 1, stride=2, bias=False)
-        self.conv_2 = nn.Conv2d(C_in, C_out - C_out // 2, 1, stride=2, bias=False)
-        self.bn = nn.BatchNorm2d(C_out, affine=affine)
+        self.C_in, self.C_out, self.groups = C_in, C_out, groups
+        first = C_out // groups // 2 * groups
+        self.conv_1 = nn.Conv2d(C_in, first, 1, stride=2, groups=groups, bias=False)
+        self.conv_2 = nn.Conv2d(C_in, C_out - first, 1, stride=2, groups=groups, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         H, W = x.shape[-2:]
         if H % 2 or W % 2:
             x = F.pad(x, (0, W % 2, 0, H % 2))
         if x.is_meta:
-            return self.bn(torch.cat([self.conv_1(x), self.conv_2(x[..., 1:, 1:])], dim=1))
+            return torch.cat([self.conv_1(x), self.conv_2(x[..., 1:, 1:])], dim=1)
         corners = [F.pad(self.conv_1.weight, (0, 1, 0, 1)), F.pad(self.conv_2.weight, (1, 0, 1, 0))]
-        return self.bn(F.conv2d(x, torch.cat(corners), stride=2))  # kernel (C_out, C_in, 2, 2)
+        kernel = torch.cat([corner.unflatten(0, (self.groups, -1)) for corner in corners], dim=1)
+        return F.conv2d(x, kernel.flatten(0, 1), stride=2, groups=self.groups)  # kernel (C_out, C_in / groups, 2, 2)
+
+
+class HalvingConvBN(HalvingConv):
+    """HalvingConv - BN: (N, C_in, H, W) to (N, C_out, ceil(H / 2), ceil(W / 2))."""
+
+    def __init__(self, C_in: int, C_out: int, affine: bool = True) -> None:
+        super().__init__(C_in, C_out)
+        self.bn = nn.BatchNorm2d(C_out, affine=affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(super().forward(x))
 
 
 class FactorizedReduce(nn.Sequential):

@@ -4,12 +4,12 @@ Rethinking Bottleneck Structure for Efficient Mobile Network Design (ECCV 2020),
 convolutions and the shortcut stand at the high dimension; the two 1×1 convolutions form the bottleneck between.
 """
 
-from torch import Tensor, nn
+from torch import nn
 
-from darts_sg.ops.operation import Build, register_operation
+from darts_sg.ops.operation import Build, Residual, register_operation
 
 
-class Sandglass(nn.Module):
+class Sandglass(Residual):
     """k×k dw - BN - ReLU6 - 1×1 to C/r - BN - 1×1 to C - BN - ReLU6 - k×k dw (stride) - BN; + x with stride 1.
 
     (N, C, H, W) to (N, C, ceil(H / stride), ceil(W / stride)). The bottleneck has C // r channels at every C, at
@@ -19,10 +19,9 @@ class Sandglass(nn.Module):
     """
 
     def __init__(self, C: int, kernel_size: int, stride: int, reduction: int, affine: bool) -> None:
-        super().__init__()
         hidden = max(1, C // reduction)
         padding = kernel_size // 2
-        self.body = nn.Sequential(
+        body = nn.Sequential(
             nn.Conv2d(C, C, kernel_size, 1, padding, groups=C, bias=False),
             nn.BatchNorm2d(C, affine=affine),
             nn.ReLU6(),
@@ -34,10 +33,7 @@ class Sandglass(nn.Module):
             nn.Conv2d(C, C, kernel_size, stride, padding, groups=C, bias=False),
             nn.BatchNorm2d(C, affine=affine),
         )
-        self.shortcut = stride == 1
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.body(x) if self.shortcut else self.body(x)
+        super().__init__(body, shortcut=stride == 1)
 
 
 def _sandglass(kernel_size: int, reduction: int) -> Build:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from darts_sg.derive import num_edges
 from darts_sg.errors import UsageError
+from darts_sg.networks import edges
 from darts_sg.networks.supernet import Mixing, Supernet
 from darts_sg.ops import OPERATIONS
 from darts_sg.spaces import SPACES, parse_space
@@ -24,8 +25,10 @@ def pair(space: str, edge_normalization: bool, **options: int) -> tuple[Supernet
     expected = textbook.Supernet(operations, **options).double()
     randomize(expected, seed=1)
     actual = Supernet(operations, **options, edge_normalization=edge_normalization).double()
-    copy_tensors(actual.weights(), expected.parameters())
-    copy_tensors(actual.buffers(), expected.buffers())
+    copy_tensors(actual.edge_form().values(), expected.parameters())
+    copy_tensors(actual.edge_form("buffers").values(), expected.buffers())
+    # the pools on all edges that leave a state see the same images, and so have the same statistics
+    copy_tensors(expected.buffers(), actual.edge_form("buffers").values())
     generator = torch.Generator().manual_seed(2)
     copy_tensors(actual.alphas(), [torch.randn(a.shape, generator=generator) for a in actual.alphas()])
     return actual, expected
@@ -53,15 +56,34 @@ def test_supernet_is_the_textbook_one(space: str, size: tuple[int, int], options
     outputs = [actual(x, mixings[0]), expected(x, *mixings[1])]
     assert_equal_tensors(outputs[:1], outputs[1:])
     losses = [F.cross_entropy(logits, torch.arange(3)) for logits in outputs]
-    assert_equal_tensors(gradients(losses[0], actual.weights()), gradients(losses[1], expected.parameters()))
+    mine = dict(zip(actual.weights(), gradients(losses[0], actual.weights()), strict=True))
+    by_edge = actual.edge_form(of=lambda weight: mine[weight])
+    assert_equal_tensors(by_edge.values(), gradients(losses[1], expected.parameters()))
     # the mixing weights set the scale: alphas of a single operation have gradients of zero
     assert_equal_tensors(
         gradients(losses[0], [*mixings[0][: len(alphas)], *actual.alphas()]),
         gradients(losses[1], [*mixings[1][: len(alphas)], *alphas]),
     )
-    assert_equal_tensors(actual.buffers(), expected.buffers())
+    assert_equal_tensors(actual.edge_form("buffers").values(), expected.buffers())
     with torch.no_grad():
         assert_equal_tensors([actual.eval()(x, mixings[0])], [expected.eval()(x, *mixings[1])])
+
+
+@pytest.mark.parametrize("options", [PLAIN, PARTIAL])
+def test_operations_that_are_no_chains_of_known_layers_give_the_same(
+    options: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new operation works at once: without a fast form each edge has a module of its own."""
+    x = torch.randn(3, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    monkeypatch.setattr(edges, "chain_of", lambda operation: None)
+    actual, expected = pair("darts+sandglass", True, **options)
+    modules = {type(op) for cell in actual.cells for batch in cell.batches for op in batch.ops}
+    assert modules == {torch.nn.Identity, torch.nn.ModuleList}
+    mixing = mixing_of(actual.alphas())
+    outputs = [actual(x, mixing), expected(x, *mixing)]
+    assert_equal_tensors(outputs[:1], outputs[1:])
+    by_alphas = [gradients(F.cross_entropy(logits, torch.arange(3)), actual.alphas()) for logits in outputs]
+    assert_equal_tensors(*by_alphas)
 
 
 @pytest.mark.parametrize("num_nodes", [1, 3])
