@@ -18,7 +18,7 @@ from darts_sg.engine.run_dir import RunDir
 from darts_sg.errors import RunError
 
 SYNC_STEPS = 20  # steps between two looks at the losses, which a GPU has to be waited for
-CHECKPOINT_FORMAT = 1
+CHECKPOINT_FORMAT = 2
 
 
 class StepResult(NamedTuple):
