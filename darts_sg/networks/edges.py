@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from darts_sg.networks.skeleton import join
+from darts_sg.ops.depthwise import DepthwiseConv2d, depthwise
 from darts_sg.ops.operation import Residual
 from darts_sg.ops.primitives import HalvingConv, HalvingConvBN
 
@@ -68,6 +69,9 @@ def stacked(layers: Sequence[nn.Module]) -> nn.Module:
     if isinstance(first, HalvingConv):
         layer: nn.Module = HalvingConv(E * first.C_in, E * first.C_out, groups=E)
         names = ["conv_1.weight", "conv_2.weight"]
+    elif isinstance(first, DepthwiseConv2d):
+        geometry: Any = (first.kernel_size[0], first.stride[0], first.dilation[0])
+        layer, names = DepthwiseConv2d(E * first.in_channels, *geometry), ["weight"]
     elif isinstance(first, nn.Conv2d):
         one: Any = first  # its kernel_size and the like are typed as tuples of any length
         layer = nn.Conv2d(
@@ -101,17 +105,12 @@ class Chain(nn.Module):
         self.shortcut = isinstance(operations[0], Residual) and operations[0].shortcut
         self.relu = isinstance(self.layers[0], nn.ReLU)
         first = self.layers[1 if self.relu else 0]
-        self.dilated = (
-            isinstance(first, nn.Conv2d)
-            and first.dilation == (2, 2)
-            and first.padding == tuple(k // 2 * 2 for k in first.kernel_size)
-        )
+        self.dilated = isinstance(first, DepthwiseConv2d) and first.dilation == (2, 2)
 
     def forward(self, x: Tensor, gamma: Tensor, phases: bool) -> Tensor:
         *layers, last = self.layers[1:] if self.relu else self.layers
         if phases:
-            dilated = cast(nn.Conv2d, layers.pop(0))
-            x = F.conv2d(x, dilated.weight, padding=[k // 2 for k in dilated.kernel_size], groups=dilated.groups)
+            x = depthwise(x, cast(DepthwiseConv2d, layers.pop(0)).weight)
         for layer in layers:
             x = layer(x)
         assert isinstance(last, nn.BatchNorm2d)

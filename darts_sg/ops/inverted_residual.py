@@ -5,6 +5,7 @@ MobileNetV2 (CVPR 2018), section 3.3: the shortcut connects the narrow ends, the
 
 from torch import nn
 
+from darts_sg.ops.depthwise import DepthwiseConv2d
 from darts_sg.ops.operation import Residual, register_operation
 
 
@@ -20,7 +21,7 @@ class InvertedResidual(Residual):
             nn.Conv2d(C, hidden, 1, bias=False),  # (N, t·C, H, W)
             nn.BatchNorm2d(hidden, affine=affine),
             nn.ReLU6(),
-            nn.Conv2d(hidden, hidden, kernel_size, stride, kernel_size // 2, groups=hidden, bias=False),
+            DepthwiseConv2d(hidden, kernel_size, stride),
             nn.BatchNorm2d(hidden, affine=affine),
             nn.ReLU6(),
             nn.Conv2d(hidden, C, 1, bias=False),

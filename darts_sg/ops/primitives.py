@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from darts_sg.ops.depthwise import DepthwiseConv2d
 from darts_sg.ops.operation import Build, register_operation
 
 
@@ -80,10 +81,9 @@ class DilConv(nn.Sequential):
     """ReLU - k×k depthwise convolution with stride and dilation - 1×1 - BN."""
 
     def __init__(self, C: int, kernel_size: int, stride: int, dilation: int, affine: bool) -> None:
-        padding = dilation * (kernel_size // 2)
         super().__init__(
             nn.ReLU(),
-            nn.Conv2d(C, C, kernel_size, stride, padding, dilation, groups=C, bias=False),
+            DepthwiseConv2d(C, kernel_size, stride, dilation),
             nn.Conv2d(C, C, 1, bias=False),
             nn.BatchNorm2d(C, affine=affine),
         )

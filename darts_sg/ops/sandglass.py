@@ -6,6 +6,7 @@ convolutions and the shortcut stand at the high dimension; the two 1×1 convolut
 
 from torch import nn
 
+from darts_sg.ops.depthwise import DepthwiseConv2d
 from darts_sg.ops.operation import Build, Residual, register_operation
 
 
@@ -20,9 +21,8 @@ class Sandglass(Residual):
 
     def __init__(self, C: int, kernel_size: int, stride: int, reduction: int, affine: bool) -> None:
         hidden = max(1, C // reduction)
-        padding = kernel_size // 2
         body = nn.Sequential(
-            nn.Conv2d(C, C, kernel_size, 1, padding, groups=C, bias=False),
+            DepthwiseConv2d(C, kernel_size),
             nn.BatchNorm2d(C, affine=affine),
             nn.ReLU6(),
             nn.Conv2d(C, hidden, 1, bias=False),  # (N, C // r, H, W), linear
@@ -30,7 +30,7 @@ class Sandglass(Residual):
             nn.Conv2d(hidden, C, 1, bias=False),
             nn.BatchNorm2d(C, affine=affine),
             nn.ReLU6(),
-            nn.Conv2d(C, C, kernel_size, stride, padding, groups=C, bias=False),
+            DepthwiseConv2d(C, kernel_size, stride),
             nn.BatchNorm2d(C, affine=affine),
         )
         super().__init__(body, shortcut=stride == 1)
