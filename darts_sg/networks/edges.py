@@ -82,14 +82,27 @@ def stacked(layers: Sequence[nn.Module]) -> nn.Module:
     elif isinstance(first, nn.BatchNorm2d):
         return nn.BatchNorm2d(E * first.num_features, first.eps, first.momentum, affine=False)
     else:
-        return nn.ReLU(inplace=True) if isinstance(first, nn.ReLU) else first
+        return first
     with torch.no_grad():
         for name in names:
             layer.get_parameter(name).copy_(torch.cat([part.get_parameter(name) for part in layers]))
     return layer
 
 
-class Chain(nn.Module):
+class Stacked(nn.Module):
+    """An operation that is a chain of known layers, each layer standing for that of all `operations`, side by side."""
+
+    def __init__(self, operations: Sequence[nn.Module]) -> None:
+        super().__init__()
+        chains = [chain_of(operation) or [] for operation in operations]
+        self.paths = [path for path, _ in chains[0]]
+        self.layers = nn.ModuleList(stacked([chain[i][1] for chain in chains]) for i in range(len(self.paths)))
+        for layer in self.layers[1:]:  # the input of the first one is not ours
+            if isinstance(layer, POINTWISE):
+                layer.inplace = True
+
+
+class Chain(Stacked):
     """A candidate operation on all edges of a batch: (N, E · C, H, W) to the same, times gamma (E · C,).
 
     The first ReLU is left to the batch, whose operations share it. With `phases` the input is that of a plain
@@ -97,11 +110,7 @@ class Chain(nn.Module):
     """
 
     def __init__(self, operations: Sequence[nn.Module]) -> None:
-        super().__init__()
-        chains = [chain_of(operation) or [] for operation in operations]
-        self.paths = [path for path, _ in chains[0]]
-        self.layers = nn.ModuleList(stacked([chain[i][1] for chain in chains]) for i in range(len(self.paths)))
-        self.num_edges = len(operations)
+        super().__init__(operations)
         self.shortcut = isinstance(operations[0], Residual) and operations[0].shortcut
         self.relu = isinstance(self.layers[0], nn.ReLU)
         first = self.layers[1 if self.relu else 0]
@@ -120,14 +129,8 @@ class Chain(nn.Module):
         return F.batch_norm(x, last.running_mean, last.running_var, gamma, None, last.training, momentum, last.eps)
 
 
-class Shared(nn.Module):
+class Shared(Stacked):
     """An operation without weights on all states of a batch: (N, S · C, H, W) to (N, S · C, H / stride, W / stride)."""
-
-    def __init__(self, operations: Sequence[nn.Module]) -> None:
-        super().__init__()
-        chains = [chain_of(operation) or [] for operation in operations]
-        self.paths = [path for path, _ in chains[0]]
-        self.layers = nn.ModuleList(stacked([chain[i][1] for chain in chains]) for i in range(len(self.paths)))
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers:
@@ -215,7 +218,7 @@ class EdgeBatch(nn.Module):
         """The layers of one edge, in the order of the supernet of the papers."""
         e = state * self.T + node
         for i, op in enumerate(self.ops):
-            if isinstance(op, Chain | Shared):
+            if isinstance(op, Stacked):
                 place = (e, self.S * self.T) if isinstance(op, Chain) else (state, self.S)
                 for path, layer in zip(op.paths, op.layers, strict=True):
                     for inner, module in layer.named_modules():
