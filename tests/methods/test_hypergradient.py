@@ -185,10 +185,10 @@ def test_the_exact_reference_is_the_closed_form_too(seed: int) -> None:
     torch.testing.assert_close(exact(problem)[1], expected)
 
 
-@pytest.mark.parametrize("seed", [1, 13])
+@pytest.mark.parametrize("seed", [1, 11, 13])
 @pytest.mark.parametrize(
     ("name", "radius", "tolerance"),
-    [("quadratic", 0.01, 1e-8), ("smooth", 0.01, 1e-3), ("supernet", 1e-5, 1e-6)],
+    [("quadratic", 0.01, 1e-8), ("smooth", 0.01, 1e-3), ("supernet", 1e-7, 1e-6)],
 )
 def test_unrolled_agrees_with_exact_second_derivatives(
     monkeypatch: pytest.MonkeyPatch, name: str, radius: float, tolerance: float, seed: int

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from darts_sg.analysis.cost import count_macs
 from darts_sg.derive import num_edges
 from darts_sg.errors import UsageError
 from darts_sg.networks import edges
@@ -93,6 +94,14 @@ def test_other_shapes_are_the_textbook_ones_too(num_nodes: int) -> None:
     x = torch.randn(3, 1, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     mixing = mixing_of(actual.alphas())
     assert_equal_tensors([actual(x, mixing)], [expected(x, *mixing)])
+
+
+@pytest.mark.parametrize("options", [PLAIN, PARTIAL])
+def test_multiply_adds_are_those_of_the_textbook_layers(options: dict[str, int]) -> None:
+    with torch.device("meta"), torch.no_grad():
+        actual, expected = (of(parse_space("darts+ir").operations, **options) for of in (Supernet, textbook.Supernet))
+        x, mixing = torch.empty(1, 3, 8, 8), mixing_of(actual.alphas())
+        assert count_macs(actual, x, mixing) == count_macs(expected, x, *mixing)
 
 
 def test_channels_last_gives_the_same() -> None:
