@@ -127,6 +127,10 @@ class SearchConfig(RunConfig):
     """Channels of the stem, in units of --channels."""
     hypergradient: str = option("first_order", "Search")
     """Gradient of the alphas: first_order, or unrolled (second order)."""
+    kernels: Literal["auto", "native", "pytorch"] = option("auto", "Search", free=True)
+    """What computes the candidate operations on a CPU: native (C++ kernels, compiled at the first search) or pytorch.
+    The last bits of a result depend on it. Default: native where there is a C++ compiler; a resumed run keeps its
+    own."""
     relaxation: str = option("softmax", "Search")
     """How alphas become mixing weights: softmax."""
     partial_channels: int = option(1, "Search")

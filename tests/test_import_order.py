@@ -12,7 +12,7 @@ import darts_sg
 
 PACKAGE = Path(darts_sg.__file__).parent
 LEFTMOST = ("errors", "registry", "files", "genotype")
-ORDER = (*LEFTMOST, "ops", "spaces", "derive", "networks", "methods", "config", "engine", "cli", "__main__")
+ORDER = (*LEFTMOST, "native", "ops", "spaces", "derive", "networks", "methods", "config", "engine", "cli", "__main__")
 ALLOWED = {layer: {*ORDER[: ORDER.index(layer)], layer} for layer in ORDER}
 ALLOWED["__init__"] = {*LEFTMOST}  # it is imported before all others
 ALLOWED["data"] = {"errors", "files", "registry", "data"}

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from darts_sg import native
 from darts_sg.analysis.cost import count_macs, count_params, derived_cost, human
 from darts_sg.analysis.curves import draw_mixing_weights
 from darts_sg.analysis.report import write_report
@@ -38,6 +39,7 @@ from darts_sg.engine.steps import (
     evaluate,
     weight_optimizer,
 )
+from darts_sg.errors import UsageError
 from darts_sg.genotype import Genotype
 from darts_sg.methods.hypergradient import HYPERGRADIENTS, Hypergradient, VirtualStep, frozen
 from darts_sg.methods.relaxation import RELAXATIONS
@@ -65,6 +67,8 @@ class SearchJob:
         self.validation = TrainBatches(self.validation_images, spec, config.batch_size, augment, config.seed, "alphas")
         self.num_epochs, self.steps_per_epoch = config.epochs, len(self.train)
         self.supernet = to_device(self._build(), setting.device)
+        setting.environment["kernels"] = choose_kernels(config.kernels, setting)
+        self.supernet.use_native(setting.environment["kernels"] == "native")
         self.weights, self.alphas = self.supernet.weights(), self.supernet.alphas()
         self.relaxation = RELAXATIONS[config.relaxation]
         self.hypergradient = HYPERGRADIENTS[config.hypergradient]
@@ -217,6 +221,35 @@ class SearchJob:
         self.alpha_optimizer.step()
         self.alpha_optimizer.zero_grad(set_to_none=True)
         return found
+
+
+def choose_kernels(asked: str, setting: Setting) -> str:
+    """What computes the operations, native or pytorch: as asked, as the resumed run has it, or what is there.
+
+    Raises UsageError if the native kernels are asked for and cannot be had.
+    """
+    if setting.device.type != "cpu":
+        if asked == "native":
+            raise UsageError(f"--kernels native is for CPUs, this is {setting.device}; leave it out")
+        return "pytorch"
+    wanted = asked
+    if asked == "auto" and setting.earlier:  # a run that does not say was started when there was no choice
+        wanted = setting.earlier["environment"].get("kernels", "pytorch")
+    if wanted == "pytorch":
+        return "pytorch"
+    try:
+        native.kernels(print)
+    except native.Unavailable as reason:
+        if asked == "native":
+            raise UsageError(f"--kernels native: {reason}; install one, or leave the option out") from None
+        if wanted == "native":
+            raise UsageError(
+                f"this run was started with the native kernels, but {reason}; install one, or add --kernels pytorch, "
+                "which changes the last bits of the result"
+            ) from None
+        print(f"note: {reason}; with one, searching on a CPU is about twice as fast")
+        return "pytorch"
+    return "native"
 
 
 def split_sizes(config: SearchConfig, total: int) -> tuple[int, int]:

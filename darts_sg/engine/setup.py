@@ -39,8 +39,8 @@ class Setting:
 
     def code(self) -> dict[str, Any]:
         """What a result says of the code and the machine it came from."""
-        keys = ("darts_sg", "git", "python", "torch", "device", "device_name", "threads")
-        return {key: self.environment[key] for key in keys}
+        keys = ("darts_sg", "git", "python", "torch", "device", "device_name", "threads", "kernels")
+        return {key: self.environment[key] for key in keys if key in self.environment}
 
 
 def prepare(config: RunConfig, earlier: dict[str, Any]) -> Setting:
@@ -190,8 +190,8 @@ def detached(**tensors: Tensor) -> dict[str, Tensor]:
 
 def _warn_of_other_code(run: RunDir, setting: Setting) -> None:
     then, now = setting.earlier["environment"], setting.environment
-    for key in ("darts_sg", "git", "torch"):
-        if then.get(key) != now[key]:
-            text = f"this run was started with {key} {then.get(key)}, now it is {now[key]}: the bits may differ"
+    for key in ("darts_sg", "git", "torch", "kernels"):
+        if then.get(key) != now.get(key):
+            text = f"this run was started with {key} {then.get(key)}, now it is {now.get(key)}: the bits may differ"
             print(f"warning: {text}", file=sys.stderr)
             run.log(f"warning: {text}")

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from darts_sg.native import chains as native
 from darts_sg.networks.skeleton import join
 from darts_sg.ops.depthwise import DepthwiseConv2d, depthwise
 from darts_sg.ops.operation import Residual
@@ -94,6 +95,7 @@ class Stacked(nn.Module):
 
     def __init__(self, operations: Sequence[nn.Module]) -> None:
         super().__init__()
+        self.stages: list[native.Stage] | None = None  # as the kernels of darts_sg.native see it
         chains = [chain_of(operation) or [] for operation in operations]
         self.paths = [path for path, _ in chains[0]]
         self.layers = nn.ModuleList(stacked([chain[i][1] for chain in chains]) for i in range(len(self.paths)))
@@ -115,6 +117,7 @@ class Chain(Stacked):
         self.relu = isinstance(self.layers[0], nn.ReLU)
         first = self.layers[1 if self.relu else 0]
         self.dilated = isinstance(first, DepthwiseConv2d) and first.dilation == (2, 2)
+        self.stages = native.stages_of(list(self.layers), len(operations))
 
     def forward(self, x: Tensor, gamma: Tensor, phases: bool) -> Tensor:
         *layers, last = self.layers[1:] if self.relu else self.layers
@@ -131,6 +134,11 @@ class Chain(Stacked):
 
 class Shared(Stacked):
     """An operation without weights on all states of a batch: (N, S · C, H, W) to (N, S · C, H / stride, W / stride)."""
+
+    def __init__(self, operations: Sequence[nn.Module]) -> None:
+        super().__init__(operations)
+        pool = native.pool_of(list(self.layers))
+        self.stages = None if pool is None else [pool]
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers:
@@ -151,6 +159,7 @@ class EdgeBatch(nn.Module):
         super().__init__()
         self.S, self.T, self.C, self.stride = num_states, len(operations) // num_states, C, stride
         self.columns = list(columns)
+        self.native = False
         self.ops = nn.ModuleList()
         for ops in zip(*operations, strict=True):  # ops: one operation, on every edge
             weightless = not any(True for _ in ops[0].parameters())
@@ -166,7 +175,10 @@ class EdgeBatch(nn.Module):
     def forward(self, states: Sequence[Tensor], weights: Tensor) -> list[Tensor]:
         """What the states (N, C, H, W) give to each of the T nodes; weights: (E, num_operations)."""
         x = join(states) if self.S > 1 else states[0]
-        rectified = torch.relu(x) if any(isinstance(op, Chain) and op.relu for op in self.ops) else x
+        native_ops = self._native_ops(x)
+        fast = [i for i, _ in native_ops]
+        rest = [op for i, op in enumerate(self.ops) if isinstance(op, Chain) and i not in fast]
+        rectified = torch.relu(x) if any(op.relu for op in rest) else x
         inputs: dict[tuple[bool, bool], Tensor] = {}
         shared: list[Tensor] = []
         coefficients: list[Tensor] = []
@@ -174,8 +186,12 @@ class EdgeBatch(nn.Module):
         given: list[list[Tensor]] = [[] for _ in range(self.T)]
         halves = x.shape[-2] % 2 == 0 and x.shape[-1] % 2 == 0
         passed_on: Tensor | None = None  # weights of the identity
-        for op, column in zip(self.ops, self.columns, strict=True):
+        for i, (op, column) in enumerate(zip(self.ops, self.columns, strict=True)):
             weight = weights[:, column]
+            if isinstance(op, nn.Identity) or (isinstance(op, Chain) and op.shortcut):
+                passed_on = weight if passed_on is None else passed_on + weight
+            if i in fast:
+                continue
             if isinstance(op, Chain):
                 phases = op.dilated and (halves or self.stride == 2)
                 key = (op.relu, phases)
@@ -184,16 +200,22 @@ class EdgeBatch(nn.Module):
                 y = op(inputs[key], weight.repeat_interleave(self.C), phases)
                 in_phases = phases and self.stride == 1
                 sums[in_phases] = sums[in_phases].add_(y) if in_phases in sums else y
-                if op.shortcut:
-                    passed_on = weight if passed_on is None else passed_on + weight
             elif isinstance(op, Shared):
                 shared.append(op(x))
                 coefficients.append(weight)
-            elif isinstance(op, nn.Identity):
-                passed_on = weight if passed_on is None else passed_on + weight
-            else:
+            elif not isinstance(op, nn.Identity):
                 for e, edge_op in enumerate(cast(nn.ModuleList, op)):
                     given[e % self.T].append(weight[e] * edge_op(states[e // self.T]))
+        if native_ops:
+            gamma = [weights[:, self.columns[i]] for i in fast]
+            chains = [stages for _, stages in native_ops if stages[0].pool is None]
+            pools = [stages[0] for _, stages in native_ops if stages[0].pool is not None]
+            if passed_on is not None:
+                gamma.append(passed_on)
+            operations = native.Operations(self.S, self.T, chains, pools, passed_on is not None)
+            for node, part in enumerate(native.run(x, torch.stack(gamma), operations)):
+                given[node].append(part)
+            passed_on = None
         if passed_on is not None:
             shared.append(x)
             coefficients.append(passed_on)
@@ -205,6 +227,13 @@ class EdgeBatch(nn.Module):
             for node, part in enumerate((join_phases(y) if in_phases else y).split(self.C, dim=1)):
                 given[node].append(part)
         return [sum(parts[1:], parts[0]) for parts in given]
+
+    def _native_ops(self, x: Tensor) -> list[tuple[int, list[native.Stage]]]:
+        """The operations that the kernels of darts_sg.native compute, by number: first the chains, then the pools."""
+        if not self.native or x.device.type != "cpu" or x.dtype not in native.DTYPES:
+            return []
+        found = [(i, op.stages) for i, op in enumerate(self.ops) if isinstance(op, Stacked) and op.stages]
+        return sorted(found, key=lambda item: item[1][0].pool is not None)
 
     def _input(self, x: Tensor, phases: bool) -> Tensor:
         """x (N, S · C, H, W), for each edge: (N, E · C, H, W), or its phases (4N, E · C, H / 2, W / 2)."""

@@ -172,6 +172,15 @@ class Supernet(nn.Module):
             self.beta_normal = nn.Parameter(ALPHA_INIT_DEVIATION * torch.randn(E))
             self.beta_reduce = nn.Parameter(ALPHA_INIT_DEVIATION * torch.randn(E))
 
+    def use_native(self, on: bool) -> None:
+        """Whether the kernels of darts_sg.native compute what they can of the operations, on a CPU.
+
+        They must be there (darts_sg.native.kernels) by the first forward pass.
+        """
+        for module in self.modules():
+            if isinstance(module, EdgeBatch):
+                module.native = on
+
     def alphas(self) -> list[nn.Parameter]:
         """The architecture parameters: alphas, then the edge weights' parameters if there are any."""
         candidates = [self.alpha_normal, self.alpha_reduce, self.beta_normal, self.beta_reduce]

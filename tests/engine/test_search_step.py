@@ -8,14 +8,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from darts_sg import native
 from darts_sg.config import AugmentConfig, SearchConfig
 from darts_sg.data import Dataset, DataSpec, ImageSet
 from darts_sg.engine.augment import AugmentJob
-from darts_sg.engine.search import SearchJob, entropy, split_sizes
+from darts_sg.engine.search import SearchJob, choose_kernels, entropy, split_sizes
 from darts_sg.engine.setup import Setting
 from darts_sg.errors import UsageError
 from darts_sg.genotype import load_genotype
 from darts_sg.methods.relaxation import softmax
+from tests.reference import textbook
+from tests.reference.transfer import copy_tensors
 
 
 def setting(num_images: int = 48) -> Setting:
@@ -128,3 +131,76 @@ def test_the_auxiliary_loss_reaches_its_head_and_is_left_out_where_it_weighs_not
 def test_more_images_than_there_are_is_refused() -> None:
     with pytest.raises(UsageError, match=r"40 \+ 20 images were asked for.*has 48"):
         SearchJob(search_config(train_images=40, validation_images=20), setting())
+
+
+@pytest.mark.parametrize(
+    ("asked", "earlier", "there", "expected"),
+    [
+        ("auto", None, True, "native"),
+        ("auto", None, False, "pytorch"),
+        ("pytorch", None, True, "pytorch"),
+        ("native", None, False, "--kernels native: no compiler; install one, or leave the option out"),
+        ("auto", {"kernels": "pytorch"}, True, "pytorch"),
+        ("auto", {}, True, "pytorch"),
+        ("auto", {"kernels": "native"}, False, "this run was started with the native kernels, but no compiler"),
+        ("pytorch", {"kernels": "native"}, False, "pytorch"),
+    ],
+)
+def test_kernels_are_those_of_the_run_else_the_fastest_there_are(
+    asked: str, earlier: dict[str, str] | None, there: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kernels(tell: object) -> None:
+        if not there:
+            raise native.Unavailable("no compiler")
+
+    monkeypatch.setattr(native, "kernels", kernels)
+    known = {} if earlier is None else {"environment": earlier}
+    where = Setting(torch.device("cpu"), setting().data, known, {})
+    if " " in expected:
+        with pytest.raises(UsageError) as caught:
+            choose_kernels(asked, where)
+        assert str(caught.value).startswith(expected)
+    else:
+        assert choose_kernels(asked, where) == expected
+
+
+@pytest.mark.parametrize("kernels", ["pytorch", "native"])
+def test_the_alphas_of_a_short_search_are_those_of_the_textbook_step_by_step(kernels: str) -> None:
+    """In float64, with the textbook's supernet, all gradients in both steps, as the original runs."""
+    if kernels == "native":
+        try:
+            native.kernels()
+        except native.Unavailable as reason:
+            pytest.skip(str(reason))
+    torch.manual_seed(0)
+    config = search_config(kernels=kernels, alpha_learning_rate=0.01, gradient_clip=0.5)
+    job = SearchJob(config, setting(160))
+    job.supernet.double()
+    objective = job.objective
+    job.objective = lambda batch: objective((batch[0].double(), batch[1]))  # type: ignore[method-assign]
+
+    old = textbook.Supernet(job.space.operations, channels=4, cells=3, num_classes=3, num_nodes=2).double()
+    copy_tensors(old.parameters(), job.supernet.edge_form().values())
+    alphas = [alpha.detach().clone().requires_grad_() for alpha in job.alphas]
+    adam = torch.optim.Adam(alphas, 0.01, betas=(0.5, 0.999), weight_decay=config.alpha_weight_decay)
+    sgd = torch.optim.SGD(old.parameters(), config.learning_rate, momentum=0.9, weight_decay=config.weight_decay)
+
+    def backward(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+        sgd.zero_grad()
+        adam.zero_grad()
+        mixing = [textbook.softmax_over_operations(alpha) for alpha in alphas]
+        F.cross_entropy(old(batch[0].double(), *mixing), batch[1]).backward()
+
+    assert job.steps_per_epoch == 10
+    for step in range(job.steps_per_epoch):
+        backward(job.validation[step])
+        adam.step()
+        backward(job.train[step])
+        torch.nn.utils.clip_grad_norm_(old.parameters(), config.gradient_clip)
+        sgd.step()
+        job.step(0, step)
+        for mine, expected in zip(job.alphas, alphas, strict=True):
+            torch.testing.assert_close(mine, expected, rtol=1e-8, atol=1e-10)
+    weights = job.supernet.edge_form().values()
+    for mine, expected in zip(weights, old.parameters(), strict=True):
+        torch.testing.assert_close(mine, expected, rtol=1e-6, atol=1e-8, check_stride=False)

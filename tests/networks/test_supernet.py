@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from darts_sg import native
 from darts_sg.analysis.cost import count_macs
 from darts_sg.derive import num_edges
 from darts_sg.errors import UsageError
@@ -41,6 +42,17 @@ def mixing_of(alphas: list[Tensor]) -> Mixing:
     return Mixing(*over_operations, *[textbook.softmax_over_edges(beta) for beta in alphas[2:]])
 
 
+@pytest.fixture(params=["pytorch", "native"])
+def kernels(request: pytest.FixtureRequest) -> str:
+    """What computes the operations."""
+    if request.param == "native":
+        try:
+            native.kernels()
+        except native.Unavailable as reason:
+            pytest.skip(str(reason))
+    return request.param
+
+
 @pytest.mark.parametrize(
     ("space", "size", "options"),
     [
@@ -49,25 +61,25 @@ def mixing_of(alphas: list[Tensor]) -> Mixing:
         (EVERY, (9, 7), PARTIAL),
     ],
 )
-def test_supernet_is_the_textbook_one(space: str, size: tuple[int, int], options: dict[str, int]) -> None:
+def test_supernet_is_the_textbook_one(space: str, size: tuple[int, int], options: dict[str, int], kernels: str) -> None:
     actual, expected = pair(space, edge_normalization=options is PARTIAL, **options)
+    actual.use_native(kernels == "native")
     alphas = [a.detach().clone().requires_grad_() for a in actual.alphas()]
     x = torch.randn(3, 3, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     mixings = [mixing_of(actual.alphas()), mixing_of(alphas)]
-    outputs = [actual(x, mixings[0]), expected(x, *mixings[1])]
-    assert_equal_tensors(outputs[:1], outputs[1:])
-    losses = [F.cross_entropy(logits, torch.arange(3)) for logits in outputs]
-    mine = dict(zip(actual.weights(), gradients(losses[0], actual.weights()), strict=True))
-    by_edge = actual.edge_form(of=lambda weight: mine[weight])
-    assert_equal_tensors(by_edge.values(), gradients(losses[1], expected.parameters()))
-    # the mixing weights set the scale: alphas of a single operation have gradients of zero
-    assert_equal_tensors(
-        gradients(losses[0], [*mixings[0][: len(alphas)], *actual.alphas()]),
-        gradients(losses[1], [*mixings[1][: len(alphas)], *alphas]),
-    )
-    assert_equal_tensors(actual.edge_form("buffers").values(), expected.buffers())
-    with torch.no_grad():
-        assert_equal_tensors([actual.eval()(x, mixings[0])], [expected.eval()(x, *mixings[1])])
+    for training in (True, False):
+        outputs = [actual.train(training)(x, mixings[0]), expected.train(training)(x, *mixings[1])]
+        assert_equal_tensors(outputs[:1], outputs[1:])
+        losses = [F.cross_entropy(logits, torch.arange(3)) for logits in outputs]
+        mine = dict(zip(actual.weights(), gradients(losses[0], actual.weights()), strict=True))
+        by_edge = actual.edge_form(of=lambda weight, mine=mine: mine[weight])
+        assert_equal_tensors(by_edge.values(), gradients(losses[1], expected.parameters()))
+        # the mixing weights set the scale: alphas of a single operation have gradients of zero
+        assert_equal_tensors(
+            gradients(losses[0], [*mixings[0][: len(alphas)], *actual.alphas()]),
+            gradients(losses[1], [*mixings[1][: len(alphas)], *alphas]),
+        )
+        assert_equal_tensors(actual.edge_form("buffers").values(), expected.buffers())
 
 
 @pytest.mark.parametrize("options", [PLAIN, PARTIAL])

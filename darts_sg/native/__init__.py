@@ -1,0 +1,85 @@
+"""C++ kernels for CPUs: compiled when they are first asked for, and kept for the next time.
+
+They are optional. Whatever they compute, darts_sg computes without them as well, in PyTorch.
+"""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+SOURCE = Path(__file__).parent / "chains.cpp"
+FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fno-math-errno", "-Wno-psabi", "-fPIC", "-shared")
+
+
+class Unavailable(Exception):
+    """The kernels cannot be had; says why, in one line."""
+
+
+def compiler() -> str:
+    """The C++ compiler: $CXX, or g++."""
+    return os.environ.get("CXX") or "g++"
+
+
+def kernels(tell: Callable[[str], None] = lambda message: None) -> ctypes.CDLL:
+    """The compiled kernels; `tell` is called before they are compiled, which takes some 10 s.
+
+    The library lies in $XDG_CACHE_HOME/darts_sg (~/.cache/darts_sg) under a name that stands for the source, the
+    compiler and the processor. It appears there whole or not at all, so that processes may compile at the same time.
+    Raises Unavailable if there is no compiler, or none that understands them.
+    """
+    if not _loaded:
+        try:
+            _loaded.append(_load(tell))
+        except subprocess.CalledProcessError as error:
+            reason = next((line for line in error.stderr.splitlines() if "error" in line), "no reason given")
+            raise Unavailable(f"{compiler()} cannot compile the kernels: {reason.strip()}") from None
+        except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+            raise Unavailable(" ".join(str(error).split())) from None
+    return _loaded[0]
+
+
+_loaded: list[ctypes.CDLL] = []
+
+
+def _load(tell: Callable[[str], None]) -> ctypes.CDLL:
+    found = shutil.which(compiler())
+    if found is None:
+        raise Unavailable(f"there is no C++ compiler {compiler()!r} (CXX=… names another)")
+    version = _output([found, "--version"])
+    key = "\n".join([SOURCE.read_text(encoding="utf-8"), *FLAGS, version, _processor()])
+    name = f"chains-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
+    library = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "darts_sg" / name
+    if library.is_file():
+        return ctypes.CDLL(str(library))
+    tell("compiling the C++ kernels for this processor, once (about 10 s)")
+    with tempfile.TemporaryDirectory() as folder:
+        built = Path(folder) / name
+        _output([found, *FLAGS, str(SOURCE), "-o", str(built)])
+        try:
+            library.parent.mkdir(parents=True, exist_ok=True)
+            waiting = library.with_name(f"{name}.{os.getpid()}")
+            shutil.copyfile(built, waiting)
+            waiting.replace(library)
+        except OSError:  # no place to keep it: this process alone has it
+            return ctypes.CDLL(str(built))
+    return ctypes.CDLL(str(library))
+
+
+def _output(command: list[str]) -> str:
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, check=True).stdout
+
+
+def _processor() -> str:
+    """What the processor can do, for -march=native means another thing on another machine."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    described = [line for line in lines if line.startswith(("model name", "flags", "Features"))]
+    return "\n".join([platform.machine(), *described[:2]])

@@ -1,0 +1,870 @@
+// Chains of (activation - depthwise convolution - 1x1 convolution - BatchNorm) stages on all edges of a batch.
+//
+// What a stage costs in PyTorch is mostly memory traffic: each layer reads and writes a tensor that no cache holds.
+// Here a stage reads its input once, keeps one channel plane of one edge of one image in the processor's cache while
+// all its layers pass over it, and writes one tensor, the output before BatchNorm. That BatchNorm and the activation
+// behind it are applied by whoever reads the tensor. The backward pass computes again what lies between.
+//
+// A plane is (pixels, channels), channels side by side, padded to whole vectors (`Cp`) and, around a convolution, with
+// a border of zeros. Sums over images are kept for each image and added in one order, so that the number of
+// threads changes no bit of any result.
+//
+// A pool is such a stage as well, without weights and once for each state instead of each edge.
+//
+// Tensors: input of the first stage (N, H, W, S * C) with any stride between pixels, all others (N, E, H, W, C) dense,
+// nodes (T, N, H, W, C); edge e = s * T + t leads from state s to node t, and for a pool T is 1. Names follow
+// darts_sg/networks/edges.py.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <type_traits>
+#include <vector>
+
+#include <omp.h>
+
+namespace {
+
+enum Activation : int64_t { NONE = 0, RELU = 1, RELU6 = 2 };
+enum Pool : int64_t { NO_POOL = 0, MAX = 1, AVERAGE = 2 };
+enum Source : int64_t { EDGES = 0, NODES = 1, MIXED_NODES = 2 };  // what the gradient of a stage is given as
+constexpr int64_t CHUNKS = 8;  // parts of the batch whose weight gradients are summed apart
+
+template <class T>
+struct Simd {
+  typedef T V __attribute__((vector_size(64), aligned(sizeof(T)), may_alias));
+  static constexpr int64_t L = 64 / sizeof(T);
+  static V load(const T* p) { return *reinterpret_cast<const V*>(p); }
+  static void store(T* p, V v) { *reinterpret_cast<V*>(p) = v; }
+  template <bool Whole>
+  static V load(const T* p, int64_t count) {  // the first `count` of a vector; all of them if Whole
+    if (Whole) return load(p);
+    V v = {};
+    for (int64_t i = 0; i < count; ++i) v[i] = p[i];
+    return v;
+  }
+  template <bool Whole>
+  static void store(T* p, V v, int64_t count) {
+    if (Whole) return store(p, v);
+    for (int64_t i = 0; i < count; ++i) p[i] = v[i];
+  }
+};
+
+template <class T>
+int64_t padded(int64_t C) {
+  constexpr int64_t L = Simd<T>::L;
+  return (C + L - 1) / L * L;
+}
+
+// Calls f(b, count, whole) for each vector of channels: its first channel, how many there are, and whether all of it.
+template <class T, class F>
+void for_vectors(int64_t C, F f) {
+  int64_t b = 0;
+  for (; b + Simd<T>::L <= C; b += Simd<T>::L) f(b, Simd<T>::L, std::true_type());
+  if (b < C) f(b, C - b, std::false_type());
+}
+
+// The sum of f(0) to f(count - 1), four partial sums at a time, for an addition waits for the one before.
+template <class T, class F>
+typename Simd<T>::V sum_over(int64_t count, F f) {
+  typename Simd<T>::V sum[4] = {};
+  int64_t i = 0;
+  for (; i + 4 <= count; i += 4)
+#pragma GCC unroll 4
+    for (int q = 0; q < 4; ++q) sum[q] += f(i + q);
+  for (; i < count; ++i) sum[0] += f(i);
+  return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+}
+
+// total[c] = the sum of parts (N, channels) over N.
+inline void sum_images(const double* parts, int64_t N, int64_t channels, double* total) {
+  std::fill(total, total + channels, 0.0);
+  for (int64_t n = 0; n < N; ++n)
+    for (int64_t c = 0; c < channels; ++c) total[c] += parts[n * channels + c];
+}
+
+template <class T>
+struct Buffer {  // aligned memory, zeroed when it is made
+  std::unique_ptr<T, decltype(&std::free)> memory{nullptr, &std::free};
+  T* get() const { return memory.get(); }
+  explicit Buffer(int64_t count = 0) {
+    if (count <= 0) return;
+    size_t bytes = (static_cast<size_t>(count) * sizeof(T) + 63) / 64 * 64;
+    memory.reset(static_cast<T*>(std::aligned_alloc(64, bytes)));
+    std::memset(memory.get(), 0, bytes);
+  }
+};
+
+// Memory of a thread for its planes, kept between calls. `take` gives zeros.
+template <class T>
+struct Scratch {
+  std::vector<Buffer<T>> slots;
+  std::vector<int64_t> sizes;
+  size_t used = 0;
+  T* take(int64_t count) {
+    if (used == slots.size()) slots.emplace_back(), sizes.push_back(0);
+    const size_t i = used++;
+    if (sizes[i] < count)
+      slots[i] = Buffer<T>(count), sizes[i] = count;
+    else
+      std::memset(slots[i].get(), 0, static_cast<size_t>(count) * sizeof(T));
+    return slots[i].get();
+  }
+  static Scratch& of_thread() {
+    thread_local Scratch scratch;
+    scratch.used = 0;
+    return scratch;
+  }
+};
+
+template <class T>
+typename Simd<T>::V activate(typename Simd<T>::V v, int64_t activation) {
+  typedef typename Simd<T>::V V;
+  const V zero = {}, six = zero + T(6);
+  if (activation != NONE) v = v < zero ? zero : v;  // written so that NaN stays NaN
+  if (activation == RELU6) v = v > six ? six : v;
+  return v;
+}
+
+// Asks for what the next edge needs, a few lines at a time, while this one is computed.
+class Ahead {
+  const char *at_[3] = {}, *end_[3] = {};
+  int at_once_ = 0;
+
+ public:
+  // Three ranges of memory, null for none, and how often `some` will be called until they are needed.
+  template <class T>
+  void aim(const T* const (&starts)[3], int64_t count, int64_t calls) {
+    int64_t lines = 0;
+    for (int i = 0; i < 3; ++i) {
+      at_[i] = reinterpret_cast<const char*>(starts[i]);
+      end_[i] = starts[i] ? reinterpret_cast<const char*>(starts[i] + count) : nullptr;
+      lines += (end_[i] - at_[i] + 63) / 64;
+    }
+    at_once_ = static_cast<int>((lines + calls - 1) / std::max<int64_t>(1, calls));
+  }
+  void some() {
+    int left = at_once_;
+    for (int i = 0; i < 3; ++i)
+      for (; left > 0 && at_[i] < end_[i]; at_[i] += 64, --left) __builtin_prefetch(at_[i], 0, 2);
+  }
+};
+
+// out[q] = sum over the taps of in * weight, for P output pixels in a row and one vector of channels.
+template <class T, int K, int P>
+inline void depthwise_pixels(const T* in, int64_t in_row, int64_t in_step, int64_t tap, const T* weight, int64_t Cp,
+                             T* out) {
+  typedef Simd<T> S;
+  typename S::V sum[P] = {};
+#pragma GCC unroll 8
+  for (int i = 0; i < K; ++i)
+#pragma GCC unroll 8
+    for (int j = 0; j < K; ++j) {
+      const typename S::V w = S::load(weight + (i * K + j) * Cp);
+      const T* p = in + i * in_row + j * tap;
+#pragma GCC unroll 8
+      for (int q = 0; q < P; ++q) sum[q] += S::load(p + q * in_step) * w;
+    }
+#pragma GCC unroll 8
+  for (int q = 0; q < P; ++q) S::store(out + q * Cp, sum[q]);
+}
+
+// A depthwise convolution of a bordered plane: in (rows of in_row values), out (Ho, Wo, Cp), weight (K * K, Cp).
+template <class T, int K>
+void depthwise(const T* in, int64_t in_row, int64_t stride, int64_t dilation, const T* weight, int64_t Ho, int64_t Wo,
+               int64_t Cp, T* out, Ahead& ahead) {
+  const int64_t step = stride * Cp, tap = dilation * Cp, row = dilation * in_row;
+  for (int64_t b = 0; b < Cp; b += Simd<T>::L)
+    for (int64_t h = 0; h < Ho; ++h) {
+      const T* p = in + h * stride * in_row + b;
+      T* to = out + h * Wo * Cp + b;
+      ahead.some();
+      int64_t w = 0;
+      for (; w + 8 <= Wo; w += 8)
+        depthwise_pixels<T, K, 8>(p + w * step, row, step, tap, weight + b, Cp, to + w * Cp);
+      for (; w + 4 <= Wo; w += 4)
+        depthwise_pixels<T, K, 4>(p + w * step, row, step, tap, weight + b, Cp, to + w * Cp);
+      for (; w < Wo; ++w) depthwise_pixels<T, K, 1>(p + w * step, row, step, tap, weight + b, Cp, to + w * Cp);
+    }
+}
+
+// The transpose of `depthwise` at any stride: adds to the bordered plane `in` what `out` (Ho, Wo, Cp) gives it.
+template <class T, int K>
+void depthwise_scatter(T* in, int64_t in_row, int64_t stride, int64_t dilation, const T* weight, int64_t Ho, int64_t Wo,
+                       int64_t Cp, const T* out, int64_t out_row) {
+  typedef Simd<T> S;
+  for (int64_t h = 0; h < Ho; ++h)
+    for (int64_t w = 0; w < Wo; ++w)
+      for (int64_t b = 0; b < Cp; b += S::L) {
+        const typename S::V g = S::load(out + h * out_row + w * Cp + b);
+        T* corner = in + h * stride * in_row + w * stride * Cp + b;
+        for (int i = 0; i < K; ++i)
+          for (int j = 0; j < K; ++j) {
+            T* p = corner + i * dilation * in_row + j * dilation * Cp;
+            S::store(p, S::load(p) + g * S::load(weight + (i * K + j) * Cp + b));
+          }
+      }
+}
+
+// Adds to gradient (K * K, Cp) the sum over the pixels of in * out, R rows of taps at a time.
+template <class T, int K, int R>
+void depthwise_weight(const T* in, int64_t in_row, int64_t stride, int64_t dilation, const T* out, int64_t out_row,
+                      int64_t Ho, int64_t Wo, int64_t Cp, T* gradient, Ahead& ahead) {
+  typedef Simd<T> S;
+  static_assert(K % R == 0, "whole groups of rows");
+  for (int64_t b = 0; b < Cp; b += S::L)
+    for (int first = 0; first < K; first += R) {
+      typename S::V sum[R * K] = {};
+      for (int64_t h = 0; h < Ho; ++h) {
+        ahead.some();
+        for (int64_t w = 0; w < Wo; ++w) {
+          const typename S::V g = S::load(out + h * out_row + w * Cp + b);
+          const T* p = in + (h * stride + first * dilation) * in_row + w * stride * Cp + b;
+#pragma GCC unroll 8
+          for (int i = 0; i < R; ++i)
+#pragma GCC unroll 8
+            for (int j = 0; j < K; ++j) sum[i * K + j] += S::load(p + i * dilation * in_row + j * dilation * Cp) * g;
+        }
+      }
+      for (int i = 0; i < R * K; ++i) {
+        T* to = gradient + (first * K + i) * Cp + b;
+        S::store(to, S::load(to) + sum[i]);
+      }
+    }
+}
+
+template <class T, int P, int B>
+inline void pointwise_pixels(const T* in, int64_t in_Cp, int64_t C, const T* weight, int64_t Cp, T* out) {
+  typedef Simd<T> S;
+  typename S::V sum[P][B] = {};
+  for (int64_t c = 0; c < C; ++c) {
+    typename S::V w[B];
+#pragma GCC unroll 4
+    for (int b = 0; b < B; ++b) w[b] = S::load(weight + c * Cp + b * S::L);
+#pragma GCC unroll 8
+    for (int q = 0; q < P; ++q)
+#pragma GCC unroll 4
+      for (int b = 0; b < B; ++b) sum[q][b] += in[q * in_Cp + c] * w[b];
+  }
+#pragma GCC unroll 8
+  for (int q = 0; q < P; ++q)
+#pragma GCC unroll 4
+    for (int b = 0; b < B; ++b) S::store(out + q * Cp + b * S::L, sum[q][b]);
+}
+
+// A matrix product: in (pixels, in_Cp), its first C columns times weight (C, Cp), to out (pixels, Cp).
+template <class T>
+void pointwise(const T* in, int64_t in_Cp, int64_t C, const T* weight, int64_t Cp, int64_t pixels, T* out,
+               Ahead& ahead) {
+  constexpr int64_t L = Simd<T>::L;
+  int64_t b = 0;
+  for (; b + 2 * L <= Cp; b += 2 * L) {
+    int64_t p = 0;
+    for (; p + 8 <= pixels; p += 8, ahead.some())
+      pointwise_pixels<T, 8, 2>(in + p * in_Cp, in_Cp, C, weight + b, Cp, out + p * Cp + b);
+    for (; p < pixels; ++p) pointwise_pixels<T, 1, 2>(in + p * in_Cp, in_Cp, C, weight + b, Cp, out + p * Cp + b);
+  }
+  for (; b < Cp; b += L) {
+    int64_t p = 0;
+    for (; p + 8 <= pixels; p += 8, ahead.some())
+      pointwise_pixels<T, 8, 1>(in + p * in_Cp, in_Cp, C, weight + b, Cp, out + p * Cp + b);
+    for (; p < pixels; ++p) pointwise_pixels<T, 1, 1>(in + p * in_Cp, in_Cp, C, weight + b, Cp, out + p * Cp + b);
+  }
+}
+
+// Adds to gradient (C, Cp) the product of out (pixels, out_Cp), its first C columns, transposed, and in (pixels, Cp).
+template <class T>
+void pointwise_weight(const T* out, int64_t out_Cp, int64_t C, const T* in, int64_t Cp, int64_t pixels, T* gradient) {
+  typedef Simd<T> S;
+  constexpr int Q = 8;  // out_Cp is a multiple of it
+  for (int64_t b = 0; b < Cp; b += S::L)
+    for (int64_t c = 0; c < C; c += Q) {
+      typename S::V sum[Q] = {};
+      for (int64_t p = 0; p < pixels; ++p) {
+        const typename S::V v = S::load(in + p * Cp + b);
+#pragma GCC unroll 8
+        for (int q = 0; q < Q; ++q) sum[q] += out[p * out_Cp + c + q] * v;
+      }
+      for (int64_t q = 0; q < Q && c + q < C; ++q) {
+        T* to = gradient + (c + q) * Cp + b;
+        S::store(to, S::load(to) + sum[q]);
+      }
+    }
+}
+
+// 3x3 pools of a plane with a border of one pixel: -infinity for the maximum, which is the first one in its window.
+template <class T>
+inline void first_maximum(const T* corner, int64_t row, int64_t Cp, typename Simd<T>::V& best,
+                          typename Simd<T>::V& tap) {
+  typedef typename Simd<T>::V V;
+  best = Simd<T>::load(corner);
+  tap = V{};
+  for (int i = 1; i < 9; ++i) {
+    const V v = Simd<T>::load(corner + i / 3 * row + i % 3 * Cp), here = V{} + static_cast<T>(i);
+    const auto larger = (v > best) | (v != v);  // as in PyTorch NaN wins
+    best = larger ? v : best;
+    tap = larger ? here : tap;
+  }
+}
+
+// How many pixels of the window at h are no border.
+inline int64_t inside(int64_t h, int64_t stride, int64_t H) {
+  return std::min(h * stride + 2, H) - std::max<int64_t>(h * stride - 1, 0);
+}
+
+template <class T>
+void pool(const T* in, int64_t row, int64_t stride, int64_t kind, int64_t H, int64_t W, int64_t Ho, int64_t Wo,
+          int64_t Cp, T* out) {
+  typedef typename Simd<T>::V V;
+  for (int64_t h = 0; h < Ho; ++h)
+    for (int64_t w = 0; w < Wo; ++w)
+      for (int64_t b = 0; b < Cp; b += Simd<T>::L) {
+        const T* corner = in + h * stride * row + w * stride * Cp + b;
+        V v = {}, tap;
+        if (kind == MAX) {
+          first_maximum<T>(corner, row, Cp, v, tap);
+        } else {
+          for (int i = 0; i < 9; ++i) v += Simd<T>::load(corner + i / 3 * row + i % 3 * Cp);
+          v /= static_cast<T>(inside(h, stride, H) * inside(w, stride, W));
+        }
+        Simd<T>::store(out + (h * Wo + w) * Cp + b, v);
+      }
+}
+
+// Adds to the bordered plane `to` what the gradient (Ho, Wo, Cp) of the pool gives it.
+template <class T>
+void pool_scatter(const T* in, int64_t row, int64_t stride, int64_t kind, int64_t H, int64_t W, int64_t Ho, int64_t Wo,
+                  int64_t Cp, const T* gradient, T* to) {
+  typedef typename Simd<T>::V V;
+  for (int64_t h = 0; h < Ho; ++h)
+    for (int64_t w = 0; w < Wo; ++w)
+      for (int64_t b = 0; b < Cp; b += Simd<T>::L) {
+        const int64_t corner = h * stride * row + w * stride * Cp + b;
+        V g = Simd<T>::load(gradient + (h * Wo + w) * Cp + b), best, tap = {};
+        const V zero = {};
+        if (kind == MAX)
+          first_maximum<T>(in + corner, row, Cp, best, tap);
+        else
+          g /= static_cast<T>(inside(h, stride, H) * inside(w, stride, W));
+        for (int i = 0; i < 9; ++i) {
+          T* p = to + corner + i / 3 * row + i % 3 * Cp;
+          const V here = zero + static_cast<T>(i);
+          Simd<T>::store(p, Simd<T>::load(p) + (kind == MAX ? (tap == here ? g : zero) : g));
+        }
+      }
+}
+
+}  // namespace
+
+extern "C" {
+
+// One stage, as darts_sg/native/__init__.py fills it in. Pointers that are not needed are null.
+struct Stage {
+  int64_t N, S, T, H, W, Ho, Wo, Ci, Co, k, stride, dilation, pool, activation, first, training, threads;
+  int64_t in_n, in_pixel;            // strides of the first stage's input
+  const void *in, *in_scale, *in_shift;  // input; its BatchNorm as y * scale + shift, each (E * Ci)
+  const void *depthwise, *pointwise;     // (E * Ci, 1, k, k), (E * Co, Ci, 1, 1)
+  void* out;                             // (N, E, Ho, Wo, Co) before BatchNorm
+  void *scale, *shift, *running_mean, *running_var;  // of this stage's BatchNorm, each (E * Co)
+  double momentum, eps;
+  const void* gradient;              // of the normalised output (N, E, Ho, Wo, Co), or of the nodes
+  int64_t source, nodes;             // how many nodes there are, for MIXED_NODES
+  const void* gamma;                 // NODES: (E), MIXED_NODES: (S * nodes)
+  const double *sum, *sum_y;         // over images and pixels of gradient and of gradient * normalised output
+  void* in_gradient;                 // first: (N, H, W, S * Ci), else (N, E, H, W, Ci), of the normalised input
+  int64_t accumulate;
+  double *in_sum, *in_sum_y;         // (E * Ci), unless first
+  void *depthwise_gradient, *pointwise_gradient;
+};
+
+}  // extern "C"
+
+namespace {
+
+// out (pixels of `step` values) = the sum over the nodes of gamma * node, for image n.
+template <class T>
+void mix_nodes(const T* nodes, const T* gamma, int64_t n, int64_t N, int64_t T_, int64_t pixels, int64_t C, T* out,
+               int64_t step) {
+  typedef Simd<T> Sd;
+  for_vectors<T>(C, [&](int64_t b, int64_t count, auto whole) {
+    for (int64_t t = 0; t < T_; ++t) {
+      const T* node = nodes + (t * N + n) * pixels * C + b;
+      for (int64_t p = 0; p < pixels; ++p) {
+        typename Sd::V v = gamma[t] * Sd::template load<whole>(node + p * C, count);
+        if (t > 0) v += Sd::template load<whole>(out + p * step + b, count);
+        Sd::template store<whole>(out + p * step + b, v, count);
+      }
+    }
+  });
+}
+
+// How often `pointwise` asks for what comes next.
+template <class T>
+int64_t by_eights(int64_t pixels, int64_t Cp) {
+  return pixels / 8 * ((Cp / Simd<T>::L + 1) / 2);
+}
+
+template <class T>
+struct Worker {  // a stage with its weights packed: what all threads share
+  typedef Simd<T> Sd;
+  typedef typename Sd::V V;
+  const Stage& s;
+  int64_t E, Cip, Cop, pad, Hp, Wp, pixels;
+  Buffer<T> taps, flipped, matrix, transposed, in_scale, in_shift;
+
+  explicit Worker(const Stage& stage, bool backward)
+      : s(stage), E(s.S * s.T), Cip(padded<T>(s.Ci)), Cop(padded<T>(s.Co)), pad(s.k ? s.dilation * (s.k / 2) : 0),
+        Hp(s.H + 2 * pad), Wp(s.W + 2 * pad), pixels(s.Ho * s.Wo), taps(s.depthwise ? E * s.k * s.k * Cip : 0),
+        flipped(backward && s.depthwise ? E * s.k * s.k * Cip : 0), matrix(s.pointwise ? E * s.Ci * Cop : 0),
+        transposed(backward && s.pointwise ? E * s.Co * Cip : 0), in_scale(E * Cip), in_shift(E * Cip) {
+    const T* w = static_cast<const T*>(s.depthwise);
+    const int64_t kk = s.k * s.k;
+#pragma omp parallel for schedule(static) num_threads(static_cast<int>(s.threads))
+    for (int64_t e = 0; e < E; ++e) {
+      for (int64_t c = 0; c < s.Ci; ++c) {
+        for (int64_t i = 0; w && i < kk; ++i) {
+          const T value = w[(e * s.Ci + c) * kk + i];
+          taps.get()[(e * kk + i) * Cip + c] = value;
+          if (backward) flipped.get()[(e * kk + kk - 1 - i) * Cip + c] = value;
+        }
+        if (s.in_scale) {
+          in_scale.get()[e * Cip + c] = static_cast<const T*>(s.in_scale)[e * s.Ci + c];
+          in_shift.get()[e * Cip + c] = static_cast<const T*>(s.in_shift)[e * s.Ci + c];
+        }
+      }
+      if (const T* m = static_cast<const T*>(s.pointwise))
+        for (int64_t o = 0; o < s.Co; ++o)
+          for (int64_t c = 0; c < s.Ci; ++c) {
+            const T value = m[(e * s.Co + o) * s.Ci + c];
+            matrix.get()[(e * s.Ci + c) * Cop + o] = value;
+            if (backward) transposed.get()[(e * s.Co + o) * Cip + c] = value;
+          }
+    }
+  }
+
+  const T* input(int64_t n, int64_t e) const {
+    const T* in = static_cast<const T*>(s.in);
+    return s.first ? in + n * s.in_n + e / s.T * s.Ci : in + (n * E + e) * s.H * s.W * s.Ci;
+  }
+  int64_t in_pixel() const { return s.first ? s.in_pixel : s.Ci; }
+
+  // The input of edge e of image n, normalised and activated, into a plane with a border.
+  void load(int64_t n, int64_t e, T* plane) const {
+    const T* in = input(n, e);
+    const int64_t step = in_pixel();
+    for_vectors<T>(s.Ci, [&](int64_t b, int64_t count, auto whole) {
+      const V scale = Sd::load(in_scale.get() + e * Cip + b), shift = Sd::load(in_shift.get() + e * Cip + b);
+      for (int64_t h = 0; h < s.H; ++h) {
+        const T* from = in + h * s.W * step + b;
+        T* to = plane + ((h + pad) * Wp + pad) * Cip + b;
+        for (int64_t w = 0; w < s.W; ++w) {
+          V v = Sd::template load<whole>(from + w * step, count);
+          if (s.in_scale) v = v * scale + shift;
+          Sd::store(to + w * Cip, activate<T>(v, s.activation));
+        }
+      }
+    });
+  }
+
+  // The plane of a thread, with its border as it has to be.
+  T* bordered(Scratch<T>& scratch) const {
+    T* plane = scratch.take(Hp * Wp * Cip);
+    if (s.pool == MAX) std::fill(plane, plane + Hp * Wp * Cip, -std::numeric_limits<T>::infinity());
+    return plane;
+  }
+
+  void convolve(const T* plane, int64_t e, T* out, Ahead& ahead) const {
+    if (s.pool) return pool<T>(plane, Wp * Cip, s.stride, s.pool, s.H, s.W, s.Ho, s.Wo, Cip, out);
+    const T* w = taps.get() + e * s.k * s.k * Cip;
+    const int64_t row = Wp * Cip;
+    if (s.k == 3) depthwise<T, 3>(plane, row, s.stride, s.dilation, w, s.Ho, s.Wo, Cip, out, ahead);
+    if (s.k == 5) depthwise<T, 5>(plane, row, s.stride, s.dilation, w, s.Ho, s.Wo, Cip, out, ahead);
+    if (s.k == 7) depthwise<T, 7>(plane, row, s.stride, s.dilation, w, s.Ho, s.Wo, Cip, out, ahead);
+  }
+
+  void forward() const;
+  void backward() const;
+};
+
+// Mean and variance over all images from those of each image (Chan, Golub, LeVeque 1983), and the running ones.
+template <class T>
+void finish_statistics(const Stage& s, int64_t channels, const double* mean, const double* squares) {
+  T *scale = static_cast<T*>(s.scale), *shift = static_cast<T*>(s.shift);
+  T *running_mean = static_cast<T*>(s.running_mean), *running_var = static_cast<T*>(s.running_var);
+  const double pixels = static_cast<double>(s.Ho * s.Wo), count = pixels * static_cast<double>(s.N);
+  std::vector<double> means(channels), variances(channels);
+  if (s.training) {
+    sum_images(mean, s.N, channels, means.data());
+    sum_images(squares, s.N, channels, variances.data());
+    for (double& m : means) m /= static_cast<double>(s.N);
+    for (int64_t n = 0; n < s.N; ++n)
+      for (int64_t c = 0; c < channels; ++c) {
+        const double d = mean[n * channels + c] - means[c];
+        variances[c] += pixels * d * d;
+      }
+  }
+  for (int64_t c = 0; c < channels; ++c) {
+    double m = means[c], v = variances[c] / count;
+    if (!s.training) {
+      m = running_mean[c];
+      v = running_var[c];
+    } else if (running_mean) {
+      const double unbiased = v * count / std::max(1.0, count - 1);
+      running_mean[c] = static_cast<T>((1 - s.momentum) * running_mean[c] + s.momentum * m);
+      running_var[c] = static_cast<T>((1 - s.momentum) * running_var[c] + s.momentum * unbiased);
+    }
+    const double inverse = 1 / std::sqrt(v + s.eps);
+    scale[c] = static_cast<T>(inverse);
+    shift[c] = static_cast<T>(-m * inverse);
+  }
+}
+
+template <class T>
+void Worker<T>::forward() const {
+  const int64_t channels = E * s.Co;
+  Buffer<double> mean(s.N * channels), squares(s.N * channels);
+#pragma omp parallel num_threads(static_cast<int>(s.threads))
+  {
+    Scratch<T>& scratch = Scratch<T>::of_thread();
+    T *plane = bordered(scratch), *middle = scratch.take(s.k ? pixels * Cip : 0);
+    T* output = scratch.take(s.pointwise ? pixels * Cop : 0);
+    Ahead ahead;
+    const int64_t calls = (s.k && !s.pool ? s.Ho * Cip / Sd::L : 0) + (s.pointwise ? by_eights<T>(pixels, Cop) : 0);
+#pragma omp for schedule(static)
+    for (int64_t unit = 0; unit < s.N * E; ++unit) {
+      const int64_t n = unit / E, e = unit % E;
+      load(n, e, plane);
+      if (!s.first && unit + 1 < s.N * E)
+        ahead.aim<T>({input((unit + 1) / E, (unit + 1) % E), nullptr, nullptr}, s.H * s.W * s.Ci, calls);
+      const T* result = plane;
+      if (s.k) convolve(result, e, middle, ahead), result = middle;
+      if (s.pointwise) {
+        pointwise<T>(result, Cip, s.Ci, matrix.get() + e * s.Ci * Cop, Cop, pixels, output, ahead);
+        result = output;
+      }
+      T* out = static_cast<T*>(s.out) + unit * pixels * s.Co;
+      for_vectors<T>(s.Co, [&](int64_t b, int64_t count, auto whole) {
+        const T* from = result + b;
+        for (int64_t p = 0; p < pixels; ++p) Sd::template store<whole>(out + p * s.Co + b, Sd::load(from + p * Cop), count);
+        if (!s.training) return;
+        const V average = sum_over<T>(pixels, [&](int64_t p) { return Sd::load(from + p * Cop); }) / static_cast<T>(pixels);
+        const V square = sum_over<T>(pixels, [&](int64_t p) {
+          const V deviation = Sd::load(from + p * Cop) - average;
+          return deviation * deviation;
+        });
+        for (int64_t i = 0; i < count; ++i) {
+          mean.get()[n * channels + e * s.Co + b + i] = average[i];
+          squares.get()[n * channels + e * s.Co + b + i] = square[i];
+        }
+      });
+    }
+  }
+  finish_statistics<T>(s, channels, mean.get(), squares.get());
+}
+
+template <class T>
+void Worker<T>::backward() const {
+  const int64_t kk = s.k * s.k, chunks = std::min(s.N, CHUNKS), channels = E * s.Ci;
+  const int64_t DW = s.Wo + 2 * pad, DH = s.Ho + 2 * pad;  // the gradient behind the depthwise convolution, bordered
+  const bool by_taps = s.depthwise_gradient, by_matrix = s.pointwise_gradient;
+  Buffer<T> taps_gradient(by_taps ? chunks * E * kk * Cip : 0);
+  Buffer<T> matrix_gradient(by_matrix ? chunks * E * s.Co * Cip : 0);
+  Buffer<double> sums(s.first ? 0 : s.N * channels), sums_y(s.first ? 0 : s.N * channels);
+  // BatchNorm's backward: gradient * a + output * b + d
+  Buffer<T> a(E * Cop), b_(E * Cop), d(E * Cop);
+  const double count = static_cast<double>(s.N * pixels);
+  for (int64_t e = 0; e < E; ++e)
+    for (int64_t c = 0; c < s.Co; ++c) {
+      const double scale = static_cast<const T*>(s.scale)[e * s.Co + c];
+      const double shift = static_cast<const T*>(s.shift)[e * s.Co + c];
+      const double factor = scale * (s.source == NODES ? static_cast<const T*>(s.gamma)[e] : 1.0);
+      a.get()[e * Cop + c] = static_cast<T>(factor);
+      if (!s.training) continue;
+      const double mean = s.sum[e * s.Co + c] / count, mean_y = s.sum_y[e * s.Co + c] / count;
+      b_.get()[e * Cop + c] = static_cast<T>(-factor * scale * mean_y);
+      d.get()[e * Cop + c] = static_cast<T>(-factor * (mean + shift * mean_y));
+    }
+#pragma omp parallel num_threads(static_cast<int>(s.threads))
+  {
+    const bool border = s.k && s.stride == 1 && !s.pool;
+    const int64_t G = border ? pad : 0, G_row = border ? DW : s.Wo;  // border and width of the plane `behind`
+    Scratch<T>& scratch = Scratch<T>::of_thread();
+    T *plane = bordered(scratch), *middle = scratch.take(by_matrix && s.k ? pixels * Cip : 0);
+    T *output = scratch.take(s.pointwise ? pixels * Cop : 0), *behind = scratch.take((border ? DH * DW : pixels) * Cip);
+    Ahead ahead;
+    const int64_t rows = s.Ho * Cip / Sd::L;
+    const int64_t calls = (border ? s.H * Cip / Sd::L : 0) + (s.pointwise ? by_eights<T>(pixels, Cip) : 0) +
+                          (by_matrix && s.k ? rows : 0) + (by_taps ? rows : 0);
+    T* mixed = scratch.take(s.source == MIXED_NODES ? pixels * s.Co : 0);
+    T* before = scratch.take(s.k ? (border ? s.H * s.W : Hp * Wp) * Cip : 0);
+#pragma omp for schedule(static)
+    for (int64_t unit = 0; unit < chunks * s.S; ++unit) {
+      const int64_t chunk = unit / s.S, state = unit % s.S;
+      for (int64_t n = chunk * s.N / chunks; n < (chunk + 1) * s.N / chunks; ++n)
+        for (int64_t t = 0; t < s.T; ++t) {
+          const int64_t e = state * s.T + t;
+          load(n, e, plane);
+          const bool last_node = t + 1 == s.T;
+          const int64_t next_n = n + last_node, next_e = last_node ? state * s.T : e + 1;
+          if (next_n < s.N) {
+            const int64_t next = next_n * E + next_e;
+            ahead.aim<T>({static_cast<const T*>(s.out) + next * pixels * s.Co,
+                          s.source == EDGES ? static_cast<const T*>(s.gradient) + next * pixels * s.Co : nullptr,
+                          s.first ? nullptr : input(next_n, next_e)},
+                         pixels * s.Co, calls);
+          }
+          // the gradient before BatchNorm
+          const T* y = static_cast<const T*>(s.out) + (n * E + e) * pixels * s.Co;
+          const T* g = static_cast<const T*>(s.gradient);
+          if (s.source == MIXED_NODES) {
+            mix_nodes<T>(g, static_cast<const T*>(s.gamma) + e * s.nodes, n, s.N, s.nodes, pixels, s.Co, mixed, s.Co);
+            g = mixed;
+          } else {
+            g += (s.source == NODES ? t * s.N + n : n * E + e) * pixels * s.Co;
+          }
+          for_vectors<T>(s.Co, [&](int64_t b, int64_t lanes, auto whole) {
+            const V A = Sd::load(a.get() + e * Cop + b), B = Sd::load(b_.get() + e * Cop + b),
+                    D = Sd::load(d.get() + e * Cop + b);
+            for (int64_t h = 0; h < s.Ho; ++h) {
+              T* to = (s.pointwise ? output + h * s.Wo * Cop : behind + ((h + G) * G_row + G) * Cop) + b;
+              for (int64_t w = 0; w < s.Wo; ++w) {
+                const int64_t p = (h * s.Wo + w) * s.Co + b;
+                const V v = Sd::template load<whole>(g + p, lanes), out = Sd::template load<whole>(y + p, lanes);
+                Sd::store(to + w * Cop, A * v + (B * out + D));
+              }
+            }
+          });
+          if (s.pointwise) {
+            const T* m = transposed.get() + e * s.Co * Cip;
+            if (border)
+              for (int64_t h = 0; h < s.Ho; ++h)
+                pointwise<T>(output + h * s.Wo * Cop, Cop, s.Co, m, Cip, s.Wo,
+                             behind + ((h + G) * G_row + G) * Cip, ahead);
+            else
+              pointwise<T>(output, Cop, s.Co, m, Cip, pixels, behind, ahead);
+          }
+          if (by_matrix) {
+            const T* in = plane;
+            if (s.k) convolve(in, e, middle, ahead), in = middle;
+            pointwise_weight<T>(output, Cop, s.Co, in, Cip, pixels,
+                                matrix_gradient.get() + (chunk * E + e) * s.Co * Cip);
+          }
+          const T* by_input = behind;  // the gradient of the activated input, in rows of `row` values
+          int64_t row = s.W * Cip;
+          if (s.k) {
+            const T* inside = behind + (G * G_row + G) * Cip;
+            if (by_taps) {
+              T* to = taps_gradient.get() + (chunk * E + e) * kk * Cip;
+              const T* p = plane;
+              if (s.k == 3)
+                depthwise_weight<T, 3, 3>(p, Wp * Cip, s.stride, s.dilation, inside, G_row * Cip, s.Ho, s.Wo, Cip, to, ahead);
+              if (s.k == 5)
+                depthwise_weight<T, 5, 5>(p, Wp * Cip, s.stride, s.dilation, inside, G_row * Cip, s.Ho, s.Wo, Cip, to, ahead);
+              if (s.k == 7)
+                depthwise_weight<T, 7, 1>(p, Wp * Cip, s.stride, s.dilation, inside, G_row * Cip, s.Ho, s.Wo, Cip, to, ahead);
+            }
+            by_input = before;
+            if (s.pool) {
+              std::memset(before, 0, static_cast<size_t>(Hp * Wp * Cip) * sizeof(T));
+              pool_scatter<T>(plane, Wp * Cip, s.stride, s.pool, s.H, s.W, s.Ho, s.Wo, Cip, behind, before);
+              by_input += (pad * Wp + pad) * Cip;
+              row = Wp * Cip;
+            } else if (border) {
+              const T* w = flipped.get() + e * kk * Cip;
+              const T* p = behind;
+              if (s.k == 3) depthwise<T, 3>(p, DW * Cip, 1, s.dilation, w, s.H, s.W, Cip, before, ahead);
+              if (s.k == 5) depthwise<T, 5>(p, DW * Cip, 1, s.dilation, w, s.H, s.W, Cip, before, ahead);
+              if (s.k == 7) depthwise<T, 7>(p, DW * Cip, 1, s.dilation, w, s.H, s.W, Cip, before, ahead);
+            } else {
+              const T* w = taps.get() + e * kk * Cip;
+              const T* p = behind;
+              std::memset(before, 0, static_cast<size_t>(Hp * Wp * Cip) * sizeof(T));
+              const int64_t r = Wp * Cip, o = s.Wo * Cip;
+              if (s.k == 3) depthwise_scatter<T, 3>(before, r, s.stride, s.dilation, w, s.Ho, s.Wo, Cip, p, o);
+              if (s.k == 5) depthwise_scatter<T, 5>(before, r, s.stride, s.dilation, w, s.Ho, s.Wo, Cip, p, o);
+              if (s.k == 7) depthwise_scatter<T, 7>(before, r, s.stride, s.dilation, w, s.Ho, s.Wo, Cip, p, o);
+              by_input += (pad * Wp + pad) * Cip;
+              row = r;
+            }
+          }
+          // through the activation, to the input
+          T* to = static_cast<T*>(s.in_gradient);
+          const int64_t step = s.first ? s.S * s.Ci : s.Ci;
+          to += s.first ? n * s.H * s.W * step + state * s.Ci : (n * E + e) * s.H * s.W * s.Ci;
+          const bool add = s.first && (t > 0 || s.accumulate);
+          const int64_t activation = s.activation;
+          const T* raw = input(n, e);
+          for_vectors<T>(s.Ci, [&](int64_t b, int64_t lanes, auto whole) {
+            const V scale = Sd::load(in_scale.get() + e * Cip + b), shift = Sd::load(in_shift.get() + e * Cip + b);
+            const V zero = {}, six = zero + T(6);
+            for (int64_t h = 0; h < s.H; ++h) {
+              const T *gradients = by_input + h * row + b, *seen = plane + ((h + pad) * Wp + pad) * Cip + b;
+              T* p = to + h * s.W * step + b;
+              for (int64_t w = 0; w < s.W; ++w) {
+                V v = Sd::load(gradients + w * Cip);
+                const V active = Sd::load(seen + w * Cip);
+                if (activation != NONE) v = active > zero ? v : zero;
+                if (activation == RELU6) v = active < six ? v : zero;
+                if (add) v += Sd::template load<whole>(p + w * step, lanes);
+                Sd::template store<whole>(p + w * step, v, lanes);
+              }
+            }
+            if (s.first) return;
+            const auto gradient = [&](int64_t p) { return Sd::template load<whole>(to + p * step + b, lanes); };
+            const V sum = sum_over<T>(s.H * s.W, gradient);
+            const V sum_y = sum_over<T>(s.H * s.W, [&](int64_t p) {
+              return gradient(p) * (Sd::template load<whole>(raw + p * step + b, lanes) * scale + shift);
+            });
+            for (int64_t i = 0; i < lanes; ++i) {
+              sums.get()[n * channels + e * s.Ci + b + i] = sum[i];
+              sums_y.get()[n * channels + e * s.Ci + b + i] = sum_y[i];
+            }
+          });
+        }
+    }
+  }
+  if (!s.first) {
+    sum_images(sums.get(), s.N, channels, s.in_sum);
+    sum_images(sums_y.get(), s.N, channels, s.in_sum_y);
+  }
+#pragma omp parallel for schedule(static) num_threads(static_cast<int>(s.threads))
+  for (int64_t e = 0; e < E; ++e) {
+    for (int64_t c = 0; by_taps && c < s.Ci; ++c)
+      for (int64_t i = 0; i < kk; ++i) {
+        T sum = 0;
+        for (int64_t q = 0; q < chunks; ++q) sum += taps_gradient.get()[((q * E + e) * kk + i) * Cip + c];
+        static_cast<T*>(s.depthwise_gradient)[(e * s.Ci + c) * kk + i] = sum;
+      }
+    for (int64_t o = 0; by_matrix && o < s.Co; ++o)
+      for_vectors<T>(s.Ci, [&](int64_t b, int64_t count, auto whole) {
+        V sum = {};
+        for (int64_t q = 0; q < chunks; ++q) sum += Sd::load(matrix_gradient.get() + ((q * E + e) * s.Co + o) * Cip + b);
+        Sd::template store<whole>(static_cast<T*>(s.pointwise_gradient) + (e * s.Co + o) * s.Ci + b, sum, count);
+      });
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+// The share of all operations in the nodes: out (T, N, pixels, C) is the sum over operations o and states s of
+// gamma[o][e] * (y[o] * scale[o] + shift[o]), where y, scale and shift are those of edge e, or of state s if shared[o].
+struct Mix {
+  int64_t operations, N, S, T, pixels, C, threads;
+  const void *const *y, *const *scale, *const *shift;  // for each operation; scale and shift may be null for 1 and 0
+  const int64_t *image, *part, *pixel, *shared;  // for each operation: strides of y between images, edges, pixels
+  const void* gamma;                             // (operations, E)
+  void* nodes;
+  double *const *sum, *const *sum_y;  // backward, for each operation (E * C): of gradient and gradient * operation
+  void* in_gradient;                  // backward of the identity: (N, pixels, S * C)
+};
+
+}  // extern "C"
+
+namespace {
+
+template <class T>
+struct Mixer {
+  typedef Simd<T> Sd;
+  typedef typename Sd::V V;
+  const Mix& m;
+  const int64_t E;
+  explicit Mixer(const Mix& mix) : m(mix), E(mix.S * mix.T) {}
+
+  const T* y(int64_t o, int64_t n, int64_t e) const {
+    return static_cast<const T*>(m.y[o]) + n * m.image[o] + (m.shared[o] ? e / m.T : e) * m.part[o];
+  }
+  template <class Whole>
+  V coefficient(const void* const* all, int64_t o, int64_t e, int64_t b, int64_t count, Whole whole, T other) const {
+    const T* p = static_cast<const T*>(all[o]);
+    return p ? Sd::template load<whole>(p + (m.shared[o] ? e / m.T : e) * m.C + b, count) : V{} + other;
+  }
+
+  void forward() const {
+    const T* gamma = static_cast<const T*>(m.gamma);
+#pragma omp parallel for schedule(static) num_threads(static_cast<int>(m.threads))
+    for (int64_t unit = 0; unit < m.N * m.T; ++unit) {
+      const int64_t n = unit / m.T, t = unit % m.T;
+      T* out = static_cast<T*>(m.nodes) + (t * m.N + n) * m.pixels * m.C;
+      for_vectors<T>(m.C, [&](int64_t b, int64_t count, auto whole) {
+        V constant = {};
+        for (int64_t o = 0; o < m.operations; ++o)
+          for (int64_t e = t; e < E; e += m.T)
+            constant += gamma[o * E + e] * coefficient(m.shift, o, e, b, count, whole, 0);
+        bool begun = false;
+        for (int64_t o = 0; o < m.operations; ++o)
+          for (int64_t e = t; e < E; e += m.T) {
+            const V factor = gamma[o * E + e] * coefficient(m.scale, o, e, b, count, whole, 1);
+            const T* from = y(o, n, e) + b;
+            for (int64_t p = 0; p < m.pixels; ++p) {
+              const V before = begun ? Sd::template load<whole>(out + p * m.C + b, count) : constant;
+              const V v = Sd::template load<whole>(from + p * m.pixel[o], count);
+              Sd::template store<whole>(out + p * m.C + b, before + factor * v, count);
+            }
+            begun = true;
+          }
+      });
+    }
+  }
+
+  void backward() const {
+    const int64_t channels = E * m.C;
+    Buffer<double> sums(m.operations * m.N * channels), sums_y(m.operations * m.N * channels);
+#pragma omp parallel for schedule(static) num_threads(static_cast<int>(m.threads))
+    for (int64_t unit = 0; unit < m.N * m.T; ++unit) {
+      const int64_t n = unit / m.T, t = unit % m.T;
+      const T* g = static_cast<const T*>(m.nodes) + (t * m.N + n) * m.pixels * m.C;
+      for (int64_t o = 0; o < m.operations; ++o)
+        for (int64_t e = t; e < E; e += m.T)
+          for_vectors<T>(m.C, [&](int64_t b, int64_t count, auto whole) {
+            const V scale = coefficient(m.scale, o, e, b, count, whole, 1);
+            const V shift = coefficient(m.shift, o, e, b, count, whole, 0);
+            const T* from = y(o, n, e) + b;
+            const int64_t pixel = m.pixel[o];
+            const auto gradient = [&](int64_t p) { return Sd::template load<whole>(g + p * m.C + b, count); };
+            const V sum_y = sum_over<T>(m.pixels, [&](int64_t p) {
+              return gradient(p) * (Sd::template load<whole>(from + p * pixel, count) * scale + shift);
+            });
+            const V sum = sum_over<T>(m.pixels, gradient);
+            for (int64_t i = 0; i < count; ++i) {
+              sums.get()[(o * m.N + n) * channels + e * m.C + b + i] = sum[i];
+              sums_y.get()[(o * m.N + n) * channels + e * m.C + b + i] = sum_y[i];
+            }
+          });
+    }
+    for (int64_t o = 0; o < m.operations; ++o) {
+      sum_images(sums.get() + o * m.N * channels, m.N, channels, m.sum[o]);
+      sum_images(sums_y.get() + o * m.N * channels, m.N, channels, m.sum_y[o]);
+    }
+  }
+
+  void identity_backward() const {
+    const T* gamma = static_cast<const T*>(m.gamma) + (m.operations - 1) * E;  // the identity is the last operation
+#pragma omp parallel for schedule(static) num_threads(static_cast<int>(m.threads))
+    for (int64_t unit = 0; unit < m.N * m.S; ++unit) {
+      const int64_t n = unit / m.S, s = unit % m.S;
+      T* out = static_cast<T*>(m.in_gradient) + (n * m.pixels * m.S + s) * m.C;
+      mix_nodes<T>(static_cast<const T*>(m.nodes), gamma + s * m.T, n, m.N, m.T, m.pixels, m.C, out, m.S * m.C);
+    }
+  }
+};
+
+}  // namespace
+
+extern "C" {
+void stage_forward_float(const Stage* s) { Worker<float>(*s, false).forward(); }
+void stage_forward_double(const Stage* s) { Worker<double>(*s, false).forward(); }
+void stage_backward_float(const Stage* s) { Worker<float>(*s, true).backward(); }
+void stage_backward_double(const Stage* s) { Worker<double>(*s, true).backward(); }
+void mix_forward_float(const Mix* m) { Mixer<float>(*m).forward(); }
+void mix_forward_double(const Mix* m) { Mixer<double>(*m).forward(); }
+void mix_backward_float(const Mix* m) { Mixer<float>(*m).backward(); }
+void mix_backward_double(const Mix* m) { Mixer<double>(*m).backward(); }
+void identity_backward_float(const Mix* m) { Mixer<float>(*m).identity_backward(); }
+void identity_backward_double(const Mix* m) { Mixer<double>(*m).identity_backward(); }
+}

@@ -1,0 +1,325 @@
+"""The operations of a batch of edges, computed by the kernels of chains.cpp: the same function, with its gradients."""
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from darts_sg.native import kernels
+
+ACTIVATIONS: dict[type[nn.Module], int] = {nn.ReLU: 1, nn.ReLU6: 2}
+POOLS: dict[type[nn.Module], int] = {nn.MaxPool2d: 1, nn.AvgPool2d: 2}
+KERNEL_SIZES = (3, 5, 7)
+DTYPES = {torch.float32: "float", torch.float64: "double"}
+EDGES, NODES, MIXED_NODES = range(3)  # what the gradient of a stage is given as
+
+
+@dataclass(frozen=True)
+class Stage:
+    """An activation, a depthwise and a 1×1 convolution, each of them or none, and a BatchNorm, on all edges;
+    or a pool and a BatchNorm, on all states."""
+
+    norm: nn.BatchNorm2d
+    activation: int = 0
+    depthwise: nn.Conv2d | None = None
+    pointwise: nn.Conv2d | None = None
+    pool: nn.MaxPool2d | nn.AvgPool2d | None = None
+
+    def weights(self) -> list[Tensor]:
+        return [layer.weight for layer in (self.depthwise, self.pointwise) if layer is not None]
+
+
+class Operations(NamedTuple):
+    """What leads from S states to T nodes, over E = S · T edges."""
+
+    S: int
+    T: int
+    chains: Sequence[Sequence[Stage]]
+    """Operations with weights, on each edge."""
+    pools: Sequence[Stage]
+    """Operations without weights, on each state."""
+    identity: bool
+    """Whether the states themselves are passed on."""
+
+    def stages(self) -> list[Stage]:
+        return [*(stage for chain in self.chains for stage in chain), *self.pools]
+
+
+def stages_of(layers: Sequence[nn.Module], E: int) -> list[Stage] | None:
+    """The stages that a chain of layers on E edges consists of; None if it has a layer that is not known here."""
+    stages: list[Stage] = []
+    rest = list(layers)
+
+    def next_if(fits: bool) -> Any:
+        return rest.pop(0) if fits else None
+
+    while rest:
+        activation = next_if(type(rest[0]) in ACTIVATIONS)
+        depthwise = next_if(bool(rest) and _is_depthwise(rest[0]))
+        pointwise = next_if(bool(rest) and _is_pointwise(rest[0], E))
+        norm = next_if(bool(rest) and isinstance(rest[0], nn.BatchNorm2d))
+        if norm is None or (depthwise is None and pointwise is None):
+            return None
+        stages.append(Stage(norm, ACTIVATIONS.get(type(activation), 0), depthwise, pointwise))
+    return stages
+
+
+def pool_of(layers: Sequence[nn.Module]) -> Stage | None:
+    """The stage of a 3×3 pool with its BatchNorm; None if the layers are something else."""
+    if len(layers) != 2 or type(layers[0]) not in POOLS or not isinstance(layers[1], nn.BatchNorm2d):
+        return None
+    pool = cast(nn.MaxPool2d, layers[0])
+    known = (pool.kernel_size, pool.padding) == (3, 1) and isinstance(pool.stride, int) and not pool.ceil_mode
+    if isinstance(pool, nn.MaxPool2d):
+        known = known and pool.dilation == 1
+    else:
+        known = known and not cast(nn.AvgPool2d, pool).count_include_pad
+    return Stage(layers[1], pool=pool) if known else None
+
+
+def _is_depthwise(layer: nn.Module) -> bool:
+    if not isinstance(layer, nn.Conv2d) or not layer.in_channels == layer.out_channels == layer.groups:
+        return False
+    k, d, s = layer.kernel_size, layer.dilation, layer.stride
+    square = k[0] == k[1] in KERNEL_SIZES and d[0] == d[1] and s[0] == s[1]
+    return square and layer.padding == (d[0] * (k[0] // 2),) * 2 and layer.bias is None
+
+
+def _is_pointwise(layer: nn.Module, E: int) -> bool:
+    if not isinstance(layer, nn.Conv2d) or layer.bias is not None:
+        return False
+    return layer.kernel_size == (1, 1) and layer.stride == (1, 1) and layer.padding == (0, 0) and layer.groups == E
+
+
+def run(x: Tensor, gamma: Tensor, operations: Operations) -> list[Tensor]:
+    """What the operations give to the T nodes: T tensors of (N, C, H', W').
+
+    x: (N, S · C, H, W) on a CPU, float32 or float64. gamma: (number of operations, E), the scale of each one's last
+    BatchNorm: those of the chains, then of the pools, then of the identity if there is one.
+    There is at least one chain or pool. Raises Unavailable if the kernels cannot be compiled.
+    """
+    weights = [weight for stage in operations.stages() for weight in stage.weights()]
+    nodes: Tensor = _Run.apply(x, gamma, operations, *weights)
+    return [node.permute(0, 3, 1, 2) for node in nodes.unbind()]
+
+
+class _Stage(ctypes.Structure):  # as in chains.cpp
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in (
+            "N", "S", "T", "H", "W", "Ho", "Wo", "Ci", "Co", "k", "stride", "dilation", "pool", "activation", "first",
+            "training", "threads", "in_n", "in_pixel",
+        )),
+        *((name, ctypes.c_void_p) for name in (
+            "input", "in_scale", "in_shift", "depthwise", "pointwise", "out", "scale", "shift", "running_mean",
+            "running_var",
+        )),
+        *((name, ctypes.c_double) for name in ("momentum", "eps")),
+        ("gradient", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("source", "nodes")),
+        *((name, ctypes.c_void_p) for name in ("gamma", "sum", "sum_y", "in_gradient")),
+        ("accumulate", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("in_sum", "in_sum_y", "depthwise_gradient", "pointwise_gradient")),
+    ]  # fmt: skip
+
+
+class _Mix(ctypes.Structure):  # as in chains.cpp
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("operations", "N", "S", "T", "pixels", "C", "threads")),
+        *((name, ctypes.c_void_p) for name in (
+            "y", "scale", "shift", "image", "part", "pixel", "shared", "gamma", "nodes", "sum", "sum_y", "in_gradient",
+        )),
+    ]  # fmt: skip
+
+
+def _call(name: str, dtype: torch.dtype, argument: ctypes.Structure) -> None:
+    getattr(kernels(), f"{name}_{DTYPES[dtype]}")(ctypes.byref(argument))
+
+
+class _Image(NamedTuple):
+    """The states, and where their values stand: strides between images and between pixels."""
+
+    x: Tensor
+    image: int
+    pixel: int
+
+
+def _channels_last(x: Tensor) -> _Image:
+    """x (N, C, H, W) as it is if its channels stand side by side and its rows close up; otherwise a copy."""
+    _, C, H, W = x.shape
+    if not x.is_contiguous(memory_format=torch.channels_last):
+        if x.stride(1) == 1 and H > 1 and W > 1 and x.stride(2) == W * x.stride(3):
+            return _Image(x, x.stride(0), x.stride(3))
+        x = x.contiguous(memory_format=torch.channels_last)
+    return _Image(x, H * W * C, C)
+
+
+class _Result(NamedTuple):
+    """Of a stage: its output before BatchNorm (N, E, H, W, C), and that BatchNorm as y · scale + shift."""
+
+    y: Tensor
+    scale: Tensor
+    shift: Tensor
+
+
+class _Run(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gamma: Tensor, operations: Operations, *weights: Tensor) -> Tensor:
+        image = _channels_last(x)
+        gamma = gamma.contiguous()
+        layouts: list[_Stage] = []
+        results: list[_Result] = []
+        for stages, shared in [
+            *((chain, False) for chain in operations.chains),
+            *(([p], True) for p in operations.pools),
+        ]:
+            previous: _Result | None = None
+            for stage in stages:
+                layout = _layout(stage, image, previous, operations.S, 1 if shared else operations.T)
+                E, C = layout.S * layout.T, layout.Co
+                result = _Result(x.new_empty(layout.N, E, layout.Ho, layout.Wo, C), *x.new_empty(2, E * C).unbind())
+                _fill(layout, stage, image, previous, result)
+                _call("stage_forward", x.dtype, layout)
+                if stage.norm.training and stage.norm.num_batches_tracked is not None:
+                    stage.norm.num_batches_tracked.add_(1)
+                layouts.append(layout)
+                results.append(result)
+                previous = result
+        nodes = x.new_empty(operations.T, x.shape[0], *results[-1].y.shape[2:])
+        mix = _Mixing(operations, image, results, gamma, nodes)
+        _call("mix_forward", x.dtype, mix.structure)
+        ctx.operations, ctx.layouts = operations, layouts
+        ctx.save_for_backward(image.x, gamma, *weights, *(tensor for result in results for tensor in result))
+        return nodes
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        x, gamma, *tensors = ctx.saved_tensors
+        operations: Operations = ctx.operations
+        num_weights = len(tensors) - 3 * len(ctx.layouts)
+        weights, saved = tensors[:num_weights], tensors[num_weights:]
+        results = [_Result(*saved[i : i + 3]) for i in range(0, len(saved), 3)]
+        gradient = gradients[0].contiguous()
+        image = _channels_last(x)
+
+        mix = _Mixing(operations, image, results, gamma, gradient, backward=True)
+        _call("mix_backward", x.dtype, mix.structure)
+        by_gamma = mix.sums[:, 1].unflatten(-1, (gamma.shape[1], -1)).sum(dim=-1).to(gamma.dtype)
+
+        needed = ctx.needs_input_grad[3:]
+        by_weights = [torch.empty_like(w) if n else None for w, n in zip(weights, needed, strict=True)]
+        if not ctx.needs_input_grad[0] and not any(needed):
+            return None, by_gamma, None, *by_weights
+        N, C, H, W = x.shape
+        by_x = x.new_empty(N, H, W, C)
+        accumulate = operations.identity
+        if operations.identity:
+            mix.structure.in_gradient = by_x.data_ptr()
+            _call("identity_backward", x.dtype, mix.structure)
+        places = iter(by_weights)
+        done = 0
+        for o, stages in enumerate([*operations.chains, *([pool] for pool in operations.pools)]):
+            gradients_of = [[next(places) for _ in stage.weights()] for stage in stages]
+            passed, sums, source = gradient, mix.sums[o], NODES
+            if stages[0].pool is not None:  # one gradient for a state, from all nodes
+                source = MIXED_NODES
+                parts = sums.view(2, operations.S, operations.T, -1) * gamma[o].view(operations.S, operations.T, 1)
+                sums = parts.sum(dim=2).flatten(1)
+            for i in reversed(range(len(stages))):
+                layout: _Stage = ctx.layouts[done + i]
+                previous = results[done + i - 1] if i else None
+                _fill(layout, stages[i], image, previous, results[done + i])
+                layout.gradient, layout.source, layout.nodes = passed.data_ptr(), source, operations.T
+                layout.gamma, layout.sum, layout.sum_y = gamma[o].data_ptr(), sums[0].data_ptr(), sums[1].data_ptr()
+                found = gradients_of[i]
+                by_pointwise = found.pop() if stages[i].pointwise is not None else None
+                by_depthwise = found.pop() if stages[i].depthwise is not None else None
+                layout.depthwise_gradient = None if by_depthwise is None else by_depthwise.data_ptr()
+                layout.pointwise_gradient = None if by_pointwise is None else by_pointwise.data_ptr()
+                if previous is None:
+                    to, to_sums = by_x, sums
+                    layout.accumulate, accumulate = accumulate, True
+                else:
+                    to, to_sums = torch.empty_like(previous.y), sums.new_empty(2, previous.scale.numel())
+                    layout.in_sum, layout.in_sum_y = to_sums[0].data_ptr(), to_sums[1].data_ptr()
+                layout.in_gradient = to.data_ptr()
+                _call("stage_backward", x.dtype, layout)
+                passed, sums, source = to, to_sums, EDGES
+            done += len(stages)
+        return by_x.permute(0, 3, 1, 2), by_gamma, None, *by_weights
+
+
+def _layout(stage: Stage, image: _Image, previous: _Result | None, S: int, T: int) -> _Stage:
+    """Everything of a stage but the addresses."""
+    if previous is None:
+        N, C, H, W = image.x.shape
+        C //= S
+    else:
+        N, _, H, W, C = previous.y.shape
+    layout = _Stage(N=N, S=S, T=T, H=H, W=W, Ho=H, Wo=W, Ci=C, Co=C, stride=1, dilation=1, first=previous is None)
+    layout.in_n, layout.in_pixel = image.image, image.pixel
+    layout.activation, layout.training = stage.activation, stage.norm.training
+    layout.momentum, layout.eps = cast(float, stage.norm.momentum), stage.norm.eps
+    if stage.depthwise is not None:
+        layer = stage.depthwise
+        layout.k, layout.stride, layout.dilation = layer.kernel_size[0], layer.stride[0], layer.dilation[0]
+    if stage.pool is not None:
+        layout.k, layout.stride, layout.pool = 3, cast(int, stage.pool.stride), POOLS[type(stage.pool)]
+    if stage.pointwise is not None:
+        layout.Co = stage.pointwise.out_channels // (S * T)
+    layout.Ho, layout.Wo = -(-H // layout.stride), -(-W // layout.stride)
+    return layout
+
+
+def _fill(layout: _Stage, stage: Stage, image: _Image, previous: _Result | None, result: _Result) -> None:
+    """The addresses of a stage's tensors; they may have moved between forward and backward pass."""
+    norm = stage.norm
+    layout.input = image.x.data_ptr() if previous is None else previous.y.data_ptr()
+    if previous is not None:
+        layout.in_scale, layout.in_shift = previous.scale.data_ptr(), previous.shift.data_ptr()
+    if stage.depthwise is not None:
+        layout.depthwise = stage.depthwise.weight.data_ptr()
+    if stage.pointwise is not None:
+        layout.pointwise = stage.pointwise.weight.data_ptr()
+    layout.out, layout.scale, layout.shift = result.y.data_ptr(), result.scale.data_ptr(), result.shift.data_ptr()
+    if norm.running_mean is not None and norm.running_var is not None:
+        layout.running_mean, layout.running_var = norm.running_mean.data_ptr(), norm.running_var.data_ptr()
+    layout.threads = torch.get_num_threads()
+
+
+class _Mixing:
+    """The structure for the product with gamma, and what it points to."""
+
+    def __init__(
+        self,
+        operations: Operations,
+        image: _Image,
+        results: Sequence[_Result],
+        gamma: Tensor,
+        nodes: Tensor,
+        backward: bool = False,
+    ) -> None:
+        T, N, H, W, C = nodes.shape
+        ends, rows = 0, []  # y, scale, shift, strides between images, edges and pixels, whether shared
+        for chain in operations.chains:
+            ends += len(chain)
+            last = results[ends - 1]
+            parts = last.y.shape[1]
+            rows.append((*(t.data_ptr() for t in last), parts * H * W * C, H * W * C, C, 0))
+        for result in results[ends:]:
+            rows.append((*(t.data_ptr() for t in result), operations.S * H * W * C, H * W * C, C, 1))
+        if operations.identity:
+            rows.append((image.x.data_ptr(), 0, 0, image.image, C, image.pixel, 1))
+        columns = [(ctypes.c_int64 * len(rows))(*column) for column in zip(*rows, strict=True)]
+        self.sums = gamma.new_empty(len(rows), 2, gamma.shape[1] * C, dtype=torch.float64) if backward else gamma
+        if backward:
+            for i in (0, 1):
+                columns.append((ctypes.c_int64 * len(rows))(*(s[i].data_ptr() for s in self.sums)))
+        self._columns = columns  # alive as long as the structure that points to them
+        addresses = [ctypes.addressof(column) for column in columns]
+        self.structure = _Mix(len(rows), N, operations.S, T, H * W, C, torch.get_num_threads(), *addresses[:7])
+        self.structure.gamma, self.structure.nodes = gamma.data_ptr(), nodes.data_ptr()
+        if backward:
+            self.structure.sum, self.structure.sum_y = addresses[7:]

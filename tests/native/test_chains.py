@@ -1,0 +1,156 @@
+"""The C++ kernels: how they are had, and what the supernet's comparison with the textbook does not show."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from darts_sg import native
+from darts_sg.methods.relaxation import softmax
+from darts_sg.networks.supernet import Supernet
+from darts_sg.spaces import parse_space
+
+
+@pytest.fixture
+def forgotten(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A process that has no kernels yet, with an empty cache."""
+    monkeypatch.setattr(native, "_loaded", [])
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "darts_sg"
+
+
+def program(folder: Path, text: str) -> str:
+    path = folder / "compiler"
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def available() -> None:
+    try:
+        native.kernels()
+    except native.Unavailable as reason:
+        pytest.skip(str(reason))
+
+
+def test_without_a_compiler_they_are_unavailable(forgotten: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(native.Unavailable, match="no C\\+\\+ compiler 'no-such-compiler'"):
+        native.kernels()
+
+
+def test_a_compiler_that_fails_is_quoted(forgotten: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    text = 'test "$1" = --version && echo mine 1.0 && exit 0; echo "x.cpp:1: error: no such flag" >&2; exit 1'
+    monkeypatch.setenv("CXX", program(tmp_path, text))
+    with pytest.raises(native.Unavailable, match=r"cannot compile the kernels: x\.cpp:1: error: no such flag"):
+        native.kernels()
+    assert not forgotten.exists()
+
+
+def test_they_are_compiled_once(forgotten: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    available()
+    library = next(forgotten.glob("chains-*.so"))
+    assert list(forgotten.iterdir()) == [library]
+    monkeypatch.setattr(native, "_loaded", [])
+    told: list[str] = []
+    native.kernels(told.append)
+    assert told == []
+
+
+def test_they_work_where_nothing_can_be_kept(forgotten: Path, tmp_path: Path) -> None:
+    forgotten.write_text("a file where the folder should be")
+    available()
+    assert hasattr(native.kernels(), "stage_forward_float")
+
+
+def gradients_of(net: Supernet, x: Tensor) -> list[Tensor]:
+    loss = F.cross_entropy(net(x, softmax(net)), torch.arange(len(x)))
+    return [loss.detach(), *torch.autograd.grad(loss, [*net.weights(), *net.alphas()])]
+
+
+def small_supernet(channels: int = 6) -> Supernet:
+    available()
+    torch.manual_seed(0)
+    net = Supernet(parse_space("darts+ir+sandglass").operations, channels=channels, cells=3)
+    net.use_native(True)
+    return net
+
+
+@pytest.fixture
+def threads() -> object:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_the_number_of_threads_changes_no_bit_of_the_operations(threads: object) -> None:
+    net = small_supernet()
+    batch = net.cells[0].batches[0]
+    found = []
+    for number in (1, 2, 3):
+        torch.set_num_threads(number)
+        x = torch.randn(5, 12, 9, 9, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        states = [part.contiguous(memory_format=torch.channels_last) for part in x.split(6, dim=1)]
+        weights = torch.full((8, len(net.operations)), 0.1, requires_grad=True)
+        loss = sum((node**2).sum() for node in batch(states, weights))
+        wanted = [x, weights, *(p for op in batch.ops if getattr(op, "stages", None) for p in op.parameters())]
+        found.append(torch.autograd.grad(loss, wanted))
+    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
+
+
+@pytest.mark.parametrize("channels", [6, 16, 24])
+def test_float32_agrees_with_pytorch_to_its_precision(channels: int) -> None:
+    net = small_supernet(channels)
+    x = torch.randn(4, 3, 8, 8).contiguous(memory_format=torch.channels_last)
+    mine = gradients_of(net, x)
+    net.use_native(False)
+    for a, b in zip(mine, gradients_of(net, x), strict=True):
+        assert (a - b).norm() <= 1e-2 * b.norm() + 1e-5  # a ReLU that flips counts in full
+
+
+def test_a_nan_is_passed_on() -> None:
+    net = small_supernet()
+    x = torch.randn(4, 3, 8, 8)
+    x[0, 0, 4, 4] = torch.nan
+    assert net(x, softmax(net)).isnan().any()
+
+
+def test_frozen_weights_and_alphas_get_no_gradient() -> None:
+    net = small_supernet()
+    x = torch.randn(4, 3, 8, 8)
+    expected = gradients_of(net, x)
+    for frozen, wanted in ((net.weights(), net.alphas()), (net.alphas(), net.weights())):
+        for p in frozen:
+            p.requires_grad_(False)
+        net.zero_grad()
+        F.cross_entropy(net(x, softmax(net)), torch.arange(len(x))).backward()
+        assert all(p.grad is None for p in frozen)
+        place = {id(p): i for i, p in enumerate([*net.weights(), *net.alphas()], start=1)}
+        for p in wanted:
+            assert p.grad is not None
+            torch.testing.assert_close(p.grad, expected[place[id(p)]])
+        for p in frozen:
+            p.requires_grad_(True)
+
+
+def test_stages_that_are_not_known_are_left_to_pytorch() -> None:
+    from torch import nn
+
+    from darts_sg.native.chains import pool_of, stages_of
+
+    norm = nn.BatchNorm2d(4, affine=False)
+    assert stages_of([nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1, groups=4, bias=False), norm], 2) is not None
+    for conv in (
+        nn.Conv2d(4, 4, 3, groups=4, bias=False),  # no padding
+        nn.Conv2d(4, 4, 9, padding=4, groups=4, bias=False),  # no kernel of that size
+        nn.Conv2d(4, 4, 3, padding=1, groups=2, bias=False),  # no depthwise convolution
+        nn.Conv2d(4, 4, 1, groups=2),  # a bias
+        nn.Conv2d(4, 4, 1, groups=4, stride=2, bias=False),
+    ):
+        assert stages_of([nn.ReLU(), conv, norm], 2) is None
+    assert stages_of([nn.ReLU(), norm], 2) is None
+    assert pool_of([nn.MaxPool2d(3, 2, padding=1), norm]) is not None
+    assert pool_of([nn.MaxPool2d(2, 2), norm]) is None
+    assert pool_of([nn.AvgPool2d(3, 1, padding=1), norm]) is None  # counts the border
