@@ -131,6 +131,9 @@ class SearchConfig(RunConfig):
     """What computes the candidate operations on a CPU: native (C++ kernels, compiled at the first search) or pytorch.
     The last bits of a result depend on it. Default: native where there is a C++ compiler; a resumed run keeps its
     own."""
+    recompute: bool = option(False, "Search", free=True)
+    """Compute each cell again in the backward pass instead of keeping what is in it: a fraction of the memory, the
+    same bits, somewhat more time."""
     relaxation: str = option("softmax", "Search")
     """How alphas become mixing weights: softmax."""
     partial_channels: int = option(1, "Search")

@@ -68,6 +68,7 @@ class SearchJob:
         self.num_epochs, self.steps_per_epoch = config.epochs, len(self.train)
         self.supernet = to_device(self._build(), setting.device)
         setting.environment["kernels"] = choose_kernels(config.kernels, setting)
+        self.supernet.recompute = config.recompute
         self.supernet.use_native(setting.environment["kernels"] == "native")
         self.weights, self.alphas = self.supernet.weights(), self.supernet.alphas()
         self.relaxation = RELAXATIONS[config.relaxation]

@@ -5,11 +5,13 @@ is the choice of a relaxation (darts_sg.methods.relaxation).
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from darts_sg.derive import num_edges
 from darts_sg.errors import UsageError
@@ -129,6 +131,32 @@ class SupernetCell(nn.Module):
                 yield from batch.parts(index, node - first, f"{prefix}.edges.{num_edges(node) + state}")
 
 
+def recomputed(cell: SupernetCell, *inputs: Tensor | None) -> Tensor:
+    """The output of a cell, which is computed a second time in the backward pass instead of being kept."""
+    output: Tensor = checkpoint(
+        cell,
+        *inputs,
+        use_reentrant=False,
+        preserve_rng_state=False,  # nothing in a cell is random
+        context_fn=lambda: (nullcontext(), statistics_kept(cell)),
+    )
+    return output
+
+
+@contextmanager
+def statistics_kept(module: nn.Module) -> Iterator[None]:
+    """Within the context a forward pass leaves the running statistics alone: it sees its batch a second time."""
+    norms = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    try:
+        for norm in norms:
+            norm.momentum, norm.num_batches_tracked = 0.0, None
+        yield
+    finally:
+        for norm, (momentum, tracked) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, tracked
+
+
 class Supernet(nn.Module):
     """Stem - cells - global pool - linear, with one set of alphas for the normal and one for the reduction cells.
 
@@ -157,6 +185,9 @@ class Supernet(nn.Module):
             )
         self.operations = tuple(operations)
         self.num_nodes = num_nodes
+        self.recompute = False
+        """Keep only the outputs of the cells for the backward pass and compute what is in them again: less memory,
+        more time, the same bits."""
         C_stem = stem_multiplier * channels
         self.stem = CifarStem(in_channels, C_stem)
         specs = cell_specs(channels, cells, C_stem, num_joined=lambda reduction: num_nodes)
@@ -198,7 +229,10 @@ class Supernet(nn.Module):
                 weights, edge_weights = mixing.reduce, mixing.edge_reduce
             else:
                 weights, edge_weights = mixing.normal, mixing.edge_normal
-            output = cell(s0, s1, weights, edge_weights)
+            if self.recompute and torch.is_grad_enabled():
+                output = recomputed(cast(SupernetCell, cell), s0, s1, weights, edge_weights)
+            else:
+                output = cell(s0, s1, weights, edge_weights)
             s0, s1 = s1, output if cell is self.cells[-1] else between_cells(output)
         return self.head(s1)
 

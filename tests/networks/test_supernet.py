@@ -155,3 +155,18 @@ def test_impossible_shapes_are_answered_in_one_line(options: dict[str, int]) -> 
     with pytest.raises(UsageError) as caught:
         Supernet(parse_space("darts").operations, **options)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("options", [PLAIN, PARTIAL])
+def test_recomputation_changes_no_bit(options: dict[str, int], kernels: str) -> None:
+    x = torch.randn(3, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    found = []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        net, _ = pair("darts+sandglass", options is PARTIAL, **options)
+        net.use_native(kernels == "native")
+        net.recompute = recompute
+        loss = F.cross_entropy(net(x, mixing_of(net.alphas())), torch.arange(3))
+        by_parameters = gradients(loss, [*net.weights(), *net.alphas()])
+        found.append([loss, *by_parameters, *net.buffers()])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
