@@ -95,6 +95,14 @@ class AugmentJob:
         apply_weight_step(self.optimizer, self.weights, loss, self.learning_rate(epoch), self.config.gradient_clip)
         return StepResult(len(y), detached(train_loss=main_loss, train_accuracy=accuracy(logits, y)))
 
+    def attempt(self, batch_size: int, *, recompute: bool) -> None:
+        """Compute the gradients of a step with `batch_size` images and throw them away."""
+        spec = self.setting.data.spec
+        x, y = TrainBatches(self.train_images, spec, batch_size, Augment(), self.config.seed, "weights")[0]
+        self.optimizer.zero_grad()
+        losses = [F.cross_entropy(logits, y) for logits in self.network(x) if logits is not None]
+        torch.autograd.grad(torch.stack(losses).sum(), self.weights)
+
     def end_epoch(self, epoch: int, means: dict[str, float], run: RunDir) -> dict[str, float]:
         row = {
             "learning_rate": self.learning_rate(epoch),

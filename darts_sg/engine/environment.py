@@ -1,6 +1,7 @@
 """What a run ran on: versions, machine, code state, command."""
 
 import ctypes
+import gc
 import os
 import platform
 import shlex
@@ -54,6 +55,15 @@ def keep_freed_memory() -> None:
         libc.mallopt(M_MMAP_MAX, 0)  # take large blocks from the heap, too
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
         libc.mallopt(M_TOP_PAD, 2**28)
+
+
+def return_freed_memory() -> None:
+    """Hand back to the system what is freed, on a GPU and by glibc, and kept for the next step."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def package_version() -> str:

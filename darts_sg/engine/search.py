@@ -108,6 +108,14 @@ class SearchJob:
         logits = self.supernet(batch[0], self.relaxation(self.supernet))
         return F.cross_entropy(logits, batch[1]), logits
 
+    def attempt(self, batch_size: int, *, recompute: bool) -> None:
+        """Compute the gradients of a step with `batch_size` images and throw them away."""
+        self.supernet.recompute = recompute
+        spec = self.setting.data.spec
+        x, y = TrainBatches(self.train_images, spec, batch_size, Augment(), self.config.seed, "weights")[0]
+        self.weight_optimizer.zero_grad()
+        torch.autograd.grad(self.objective((x, y))[0], [*self.weights, *self.alphas])
+
     def end_epoch(self, epoch: int, means: dict[str, float], run: RunDir) -> dict[str, float]:
         mixing = self.mixing()
         buffer = io.BytesIO()

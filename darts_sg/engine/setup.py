@@ -115,6 +115,7 @@ def run_job(
         checkpoint_minutes=config.checkpoint_minutes,
         resume_command=f"python {script} --resume {run.path}",
     )
+    exhausted = False
     try:
         done = len(checkpoints(run.path / "checkpoints"))
         run.log(environment.command_line())
@@ -128,13 +129,47 @@ def run_job(
             f"cannot write to {error.filename or run.path}: {error.strerror or error}; the checkpoints are whole: "
             f"make room, then continue with {loop.resume_command}"
         ) from error
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise RunError(
-            f"out of memory with --batch-size {config.batch_size}; start a new run with a smaller one"
-        ) from error
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        exhausted = True  # what the step holds is freed with the error
     finally:
         run.close()
+    if exhausted:
+        fits = what_fits(job, config.batch_size, loop.resume_command, recompute=getattr(config, "recompute", None))
+        raise RunError(f"out of memory with --batch-size {config.batch_size}; {fits}")
     return run.path
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed; on a CPU PyTorch says so in a RuntimeError."""
+    told = ("can't allocate memory", "not enough memory", "out of memory", "could not create a primitive")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in str(error) for words in told)
+
+
+def what_fits(job: Job, batch_size: int, resume_command: str, *, recompute: bool | None) -> str:
+    """The way out of a lack of memory, tried on this machine: the same batch with recomputation, else a smaller one.
+
+    recompute: whether the run recomputes already; None if it cannot.
+    """
+
+    def fits(size: int, again: bool) -> bool:
+        environment.return_freed_memory()
+        try:
+            job.attempt(size, recompute=again)
+        except (MemoryError, RuntimeError):  # close to the limit libraries fail in their own words
+            return False
+        return True
+
+    if recompute is False and fits(batch_size, True):
+        return f"with recomputation it fits, and gives the same bits: {resume_command} --recompute"
+    size = batch_size // 2
+    while size and not fits(size, bool(recompute)):
+        size //= 2
+    if not size:
+        smaller = "" if batch_size < 4 else f"--batch-size {batch_size // 4} or "
+        return f"what is left here is not enough for one image either; start again with {smaller}fewer --channels"
+    return f"{size} fits here: start a new run with --batch-size {size}"
 
 
 def dry_run(job: Job, config: RunConfig, setting: Setting, *, first_epoch: int, facts: list[str], writes: str) -> None:

@@ -16,12 +16,14 @@
 // darts_sg/networks/edges.py.
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <memory>
+#include <new>
 #include <type_traits>
 #include <vector>
 
@@ -88,13 +90,14 @@ inline void sum_images(const double* parts, int64_t N, int64_t channels, double*
 }
 
 template <class T>
-struct Buffer {  // aligned memory, zeroed when it is made
+struct Buffer {  // aligned memory, zeroed when it is made; throws std::bad_alloc
   std::unique_ptr<T, decltype(&std::free)> memory{nullptr, &std::free};
   T* get() const { return memory.get(); }
   explicit Buffer(int64_t count = 0) {
     if (count <= 0) return;
     size_t bytes = (static_cast<size_t>(count) * sizeof(T) + 63) / 64 * 64;
     memory.reset(static_cast<T*>(std::aligned_alloc(64, bytes)));
+    if (!memory) throw std::bad_alloc();
     std::memset(memory.get(), 0, bytes);
   }
 };
@@ -108,10 +111,13 @@ struct Scratch {
   T* take(int64_t count) {
     if (used == slots.size()) slots.emplace_back(), sizes.push_back(0);
     const size_t i = used++;
-    if (sizes[i] < count)
-      slots[i] = Buffer<T>(count), sizes[i] = count;
-    else
+    if (sizes[i] < count) {
+      sizes[i] = 0;
+      slots[i] = Buffer<T>(count);
+      sizes[i] = count;
+    } else if (count > 0) {
       std::memset(slots[i].get(), 0, static_cast<size_t>(count) * sizeof(T));
+    }
     return slots[i].get();
   }
   static Scratch& of_thread() {
@@ -527,15 +533,24 @@ template <class T>
 void Worker<T>::forward() const {
   const int64_t channels = E * s.Co;
   Buffer<double> mean(s.N * channels), squares(s.N * channels);
+  std::atomic<bool> exhausted{false};  // an exception must not leave a parallel region
 #pragma omp parallel num_threads(static_cast<int>(s.threads))
   {
     Scratch<T>& scratch = Scratch<T>::of_thread();
-    T *plane = bordered(scratch), *middle = scratch.take(s.k ? pixels * Cip : 0);
-    T* output = scratch.take(s.pointwise ? pixels * Cop : 0);
+    T *plane = nullptr, *middle = nullptr, *output = nullptr;
+    try {
+      plane = bordered(scratch);
+      middle = scratch.take(s.k ? pixels * Cip : 0);
+      output = scratch.take(s.pointwise ? pixels * Cop : 0);
+    } catch (const std::bad_alloc&) {
+      exhausted = true;
+    }
+#pragma omp barrier
     Ahead ahead;
     const int64_t calls = (s.k && !s.pool ? s.Ho * Cip / Sd::L : 0) + (s.pointwise ? by_eights<T>(pixels, Cop) : 0);
 #pragma omp for schedule(static)
     for (int64_t unit = 0; unit < s.N * E; ++unit) {
+      if (exhausted) continue;
       const int64_t n = unit / E, e = unit % E;
       load(n, e, plane);
       if (!s.first && unit + 1 < s.N * E)
@@ -563,6 +578,7 @@ void Worker<T>::forward() const {
       });
     }
   }
+  if (exhausted) throw std::bad_alloc();
   finish_statistics<T>(s, channels, mean.get(), squares.get());
 }
 
@@ -588,21 +604,31 @@ void Worker<T>::backward() const {
       b_.get()[e * Cop + c] = static_cast<T>(-factor * scale * mean_y);
       d.get()[e * Cop + c] = static_cast<T>(-factor * (mean + shift * mean_y));
     }
+  std::atomic<bool> exhausted{false};
 #pragma omp parallel num_threads(static_cast<int>(s.threads))
   {
     const bool border = s.k && s.stride == 1 && !s.pool;
     const int64_t G = border ? pad : 0, G_row = border ? DW : s.Wo;  // border and width of the plane `behind`
     Scratch<T>& scratch = Scratch<T>::of_thread();
-    T *plane = bordered(scratch), *middle = scratch.take(by_matrix && s.k ? pixels * Cip : 0);
-    T *output = scratch.take(s.pointwise ? pixels * Cop : 0), *behind = scratch.take((border ? DH * DW : pixels) * Cip);
+    T *plane = nullptr, *middle = nullptr, *output = nullptr, *behind = nullptr, *mixed = nullptr, *before = nullptr;
+    try {
+      plane = bordered(scratch);
+      middle = scratch.take(by_matrix && s.k ? pixels * Cip : 0);
+      output = scratch.take(s.pointwise ? pixels * Cop : 0);
+      behind = scratch.take((border ? DH * DW : pixels) * Cip);
+      mixed = scratch.take(s.source == MIXED_NODES ? pixels * s.Co : 0);
+      before = scratch.take(s.k ? (border ? s.H * s.W : Hp * Wp) * Cip : 0);
+    } catch (const std::bad_alloc&) {
+      exhausted = true;
+    }
+#pragma omp barrier
     Ahead ahead;
     const int64_t rows = s.Ho * Cip / Sd::L;
     const int64_t calls = (border ? s.H * Cip / Sd::L : 0) + (s.pointwise ? by_eights<T>(pixels, Cip) : 0) +
                           (by_matrix && s.k ? rows : 0) + (by_taps ? rows : 0);
-    T* mixed = scratch.take(s.source == MIXED_NODES ? pixels * s.Co : 0);
-    T* before = scratch.take(s.k ? (border ? s.H * s.W : Hp * Wp) * Cip : 0);
 #pragma omp for schedule(static)
     for (int64_t unit = 0; unit < chunks * s.S; ++unit) {
+      if (exhausted) continue;
       const int64_t chunk = unit / s.S, state = unit % s.S;
       for (int64_t n = chunk * s.N / chunks; n < (chunk + 1) * s.N / chunks; ++n)
         for (int64_t t = 0; t < s.T; ++t) {
@@ -727,6 +753,7 @@ void Worker<T>::backward() const {
         }
     }
   }
+  if (exhausted) throw std::bad_alloc();
   if (!s.first) {
     sum_images(sums.get(), s.N, channels, s.in_sum);
     sum_images(sums_y.get(), s.N, channels, s.in_sum_y);
@@ -856,15 +883,26 @@ struct Mixer {
 
 }  // namespace
 
+// 0, or 1 where memory was lacking.
+template <class F>
+int done(F f) {
+  try {
+    f();
+    return 0;
+  } catch (const std::bad_alloc&) {
+    return 1;
+  }
+}
+
 extern "C" {
-void stage_forward_float(const Stage* s) { Worker<float>(*s, false).forward(); }
-void stage_forward_double(const Stage* s) { Worker<double>(*s, false).forward(); }
-void stage_backward_float(const Stage* s) { Worker<float>(*s, true).backward(); }
-void stage_backward_double(const Stage* s) { Worker<double>(*s, true).backward(); }
-void mix_forward_float(const Mix* m) { Mixer<float>(*m).forward(); }
-void mix_forward_double(const Mix* m) { Mixer<double>(*m).forward(); }
-void mix_backward_float(const Mix* m) { Mixer<float>(*m).backward(); }
-void mix_backward_double(const Mix* m) { Mixer<double>(*m).backward(); }
-void identity_backward_float(const Mix* m) { Mixer<float>(*m).identity_backward(); }
-void identity_backward_double(const Mix* m) { Mixer<double>(*m).identity_backward(); }
+int stage_forward_float(const Stage* s) { return done([&] { Worker<float>(*s, false).forward(); }); }
+int stage_forward_double(const Stage* s) { return done([&] { Worker<double>(*s, false).forward(); }); }
+int stage_backward_float(const Stage* s) { return done([&] { Worker<float>(*s, true).backward(); }); }
+int stage_backward_double(const Stage* s) { return done([&] { Worker<double>(*s, true).backward(); }); }
+int mix_forward_float(const Mix* m) { return done([&] { Mixer<float>(*m).forward(); }); }
+int mix_forward_double(const Mix* m) { return done([&] { Mixer<double>(*m).forward(); }); }
+int mix_backward_float(const Mix* m) { return done([&] { Mixer<float>(*m).backward(); }); }
+int mix_backward_double(const Mix* m) { return done([&] { Mixer<double>(*m).backward(); }); }
+int identity_backward_float(const Mix* m) { return done([&] { Mixer<float>(*m).identity_backward(); }); }
+int identity_backward_double(const Mix* m) { return done([&] { Mixer<double>(*m).identity_backward(); }); }
 }

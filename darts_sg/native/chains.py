@@ -135,7 +135,8 @@ class _Mix(ctypes.Structure):  # as in chains.cpp
 
 
 def _call(name: str, dtype: torch.dtype, argument: ctypes.Structure) -> None:
-    getattr(kernels(), f"{name}_{DTYPES[dtype]}")(ctypes.byref(argument))
+    if getattr(kernels(), f"{name}_{DTYPES[dtype]}")(ctypes.byref(argument)):
+        raise MemoryError("not enough memory for the planes of the C++ kernels")
 
 
 class _Image(NamedTuple):
