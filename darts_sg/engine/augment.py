@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 
 from darts_sg.analysis.cost import derived_cost, human

@@ -204,3 +204,15 @@ def test_the_alphas_of_a_short_search_are_those_of_the_textbook_step_by_step(ker
     weights = job.supernet.edge_form().values()
     for mine, expected in zip(weights, old.parameters(), strict=True):
         torch.testing.assert_close(mine, expected, rtol=1e-6, atol=1e-8, check_stride=False)
+
+
+def test_either_job_can_try_whether_a_batch_fits() -> None:
+    options = {"genotype": "DARTS_V1", "channels": 4, "cells": 3, "epochs": 4, "batch_size": 8}
+    jobs = [AugmentJob(AugmentConfig(**options), load_genotype("DARTS_V1"), setting())]
+    jobs.append(SearchJob(search_config(), setting()))
+    for job in jobs:
+        before = [w.clone() for w in job.weights]
+        job.attempt(4, recompute=True)
+        job.attempt(100, recompute=False)
+        assert all(torch.equal(a, b) for a, b in zip(before, job.weights, strict=True))
+        assert all(w.grad is None for w in job.weights)
