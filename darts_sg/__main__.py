@@ -1,12 +1,13 @@
 """python -m darts_sg, installed as darts-sg: the two jobs, and commands that inspect genotypes, spaces and runs."""
 
 import argparse
+import importlib
 import json
 import sys
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.table import Table
@@ -24,7 +25,8 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} (see {self.prog} --help)")
 
 
-def build_parser() -> Parser:
+def build_parser(bench: bool = False) -> Parser:
+    """The parser; the options of `bench` lie in the checkout, and are loaded where they are asked for."""
     parser = Parser(prog=PROG, description="Differentiable architecture search with the sandglass block.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
     for job, text in (("search", "search for a cell"), ("augment", "train the network of a genotype")):
@@ -60,7 +62,24 @@ def build_parser() -> Parser:
     report = commands.add_parser("report", help="write a run's report.md and pictures anew")
     report.add_argument("run_dir", metavar="RUN_DIR", type=Path)
     report.set_defaults(run=rewrite_report)
+    measure = commands.add_parser("bench", help="speed and memory against the textbook networks, as ratios of one run")
+    if bench:
+        benchmarks = checkout_benchmarks()
+        benchmarks.add_options(measure)
+        measure.set_defaults(run=benchmarks.main)
     return parser
+
+
+def checkout_benchmarks() -> Any:
+    """The module benchmarks.speed of the checkout that this package lies in; UsageError where there is none."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / "benchmarks" / "speed.py").is_file() or not (root / "tests" / "reference").is_dir():
+        raise UsageError(
+            "bench compares with the networks of tests/reference, which an installed package does not hold; "
+            "run it in a checkout of the source"
+        )
+    sys.path.insert(0, str(root))
+    return importlib.import_module("benchmarks.speed")
 
 
 def positive(text: str) -> int:
@@ -221,7 +240,7 @@ def run(argv: Sequence[str]) -> None:
     elif argv and argv[0] == "augment":
         run_job_command("augment", argv[1:], f"{PROG} augment")
     else:
-        arguments = build_parser().parse_args(argv)
+        arguments = build_parser(bench=list(argv[:1]) == ["bench"]).parse_args(argv)
         arguments.run(arguments)
 
 

@@ -183,7 +183,8 @@ class SearchJob:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.supernet.load_state_dict(state["supernet"])
+        counters = "num_batches_tracked"  # which earlier versions kept
+        self.supernet.load_state_dict({k: v for k, v in state["supernet"].items() if not k.endswith(counters)})
         self.weight_optimizer.load_state_dict(state["weight_optimizer"])
         self.alpha_optimizer.load_state_dict(state["alpha_optimizer"])
 

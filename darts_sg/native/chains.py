@@ -183,8 +183,6 @@ class _Run(torch.autograd.Function):
                 result = _Result(x.new_empty(layout.N, E, layout.Ho, layout.Wo, C), *x.new_empty(2, E * C).unbind())
                 _fill(layout, stage, image, previous, result)
                 _call("stage_forward", x.dtype, layout)
-                if stage.norm.training and stage.norm.num_batches_tracked is not None:
-                    stage.norm.num_batches_tracked.add_(1)
                 layouts.append(layout)
                 results.append(result)
                 previous = result

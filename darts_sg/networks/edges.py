@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from darts_sg.native import chains as native
 from darts_sg.networks.skeleton import join
-from darts_sg.ops.depthwise import DepthwiseConv2d, depthwise
+from darts_sg.ops.depthwise import DepthwiseConv2d
 from darts_sg.ops.operation import Residual
 from darts_sg.ops.primitives import HalvingConv, HalvingConvBN
 
@@ -122,12 +122,11 @@ class Chain(Stacked):
     def forward(self, x: Tensor, gamma: Tensor, phases: bool) -> Tensor:
         *layers, last = self.layers[1:] if self.relu else self.layers
         if phases:
-            x = depthwise(x, cast(DepthwiseConv2d, layers.pop(0)).weight)
+            weight = cast(DepthwiseConv2d, layers.pop(0)).weight
+            x = F.conv2d(x, weight, padding=weight.shape[-1] // 2, groups=x.shape[1])
         for layer in layers:
             x = layer(x)
         assert isinstance(last, nn.BatchNorm2d)
-        if last.training and last.num_batches_tracked is not None:
-            last.num_batches_tracked.add_(1)
         momentum = cast(float, last.momentum)
         return F.batch_norm(x, last.running_mean, last.running_var, gamma, None, last.training, momentum, last.eps)
 
@@ -186,8 +185,12 @@ class EdgeBatch(nn.Module):
         given: list[list[Tensor]] = [[] for _ in range(self.T)]
         halves = x.shape[-2] % 2 == 0 and x.shape[-1] % 2 == 0
         passed_on: Tensor | None = None  # weights of the identity
+        by_column = weights.unbind(dim=1)
+        chained = [c for op, c in zip(self.ops, self.columns, strict=True) if op in rest]
+        scales = torch.stack([by_column[c] for c in chained]).repeat_interleave(self.C, dim=1) if rest else None
+        gammas = {} if scales is None else dict(zip(chained, scales.unbind(), strict=True))
         for i, (op, column) in enumerate(zip(self.ops, self.columns, strict=True)):
-            weight = weights[:, column]
+            weight = by_column[column]
             if isinstance(op, nn.Identity) or (isinstance(op, Chain) and op.shortcut):
                 passed_on = weight if passed_on is None else passed_on + weight
             if i in fast:
@@ -197,7 +200,7 @@ class EdgeBatch(nn.Module):
                 key = (op.relu, phases)
                 if key not in inputs:
                     inputs[key] = self._input(rectified if op.relu else x, phases)
-                y = op(inputs[key], weight.repeat_interleave(self.C), phases)
+                y = op(inputs[key], gammas[column], phases)
                 in_phases = phases and self.stride == 1
                 sums[in_phases] = sums[in_phases].add_(y) if in_phases in sums else y
             elif isinstance(op, Shared):
@@ -207,7 +210,7 @@ class EdgeBatch(nn.Module):
                 for e, edge_op in enumerate(cast(nn.ModuleList, op)):
                     given[e % self.T].append(weight[e] * edge_op(states[e // self.T]))
         if native_ops:
-            gamma = [weights[:, self.columns[i]] for i in fast]
+            gamma = [by_column[self.columns[i]] for i in fast]
             chains = [stages for _, stages in native_ops if stages[0].pool is None]
             pools = [stages[0] for _, stages in native_ops if stages[0].pool is not None]
             if passed_on is not None:

@@ -147,14 +147,14 @@ def recomputed(cell: SupernetCell, *inputs: Tensor | None) -> Tensor:
 def statistics_kept(module: nn.Module) -> Iterator[None]:
     """Within the context a forward pass leaves the running statistics alone: it sees its batch a second time."""
     norms = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)]
-    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    before = [norm.momentum for norm in norms]
     try:
         for norm in norms:
-            norm.momentum, norm.num_batches_tracked = 0.0, None
+            norm.momentum = 0.0
         yield
     finally:
-        for norm, (momentum, tracked) in zip(norms, before, strict=True):
-            norm.momentum, norm.num_batches_tracked = momentum, tracked
+        for norm, momentum in zip(norms, before, strict=True):
+            norm.momentum = momentum
 
 
 class Supernet(nn.Module):
@@ -193,6 +193,10 @@ class Supernet(nn.Module):
         specs = cell_specs(channels, cells, C_stem, num_joined=lambda reduction: num_nodes)
         self.cells = nn.ModuleList(SupernetCell(spec, operations, num_nodes, partial_channels) for spec in specs)
         self.head = Head(num_nodes * specs[-1].C, num_classes)
+
+        for layer in self.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.num_batches_tracked = None  # with a momentum nobody reads it, and counting is a launch each
 
         E, num_ops = num_edges(num_nodes), len(operations)
         self.alpha_normal = nn.Parameter(ALPHA_INIT_DEVIATION * torch.randn(E, num_ops))

@@ -1,0 +1,1 @@
+"""Speed and memory against the textbook networks of tests/reference, always as ratios measured in one run."""

@@ -1,0 +1,94 @@
+"""What the machine could do at best, and what a step asks of it."""
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.subjects import LAST, Shape
+from darts_sg.analysis.cost import count_macs
+from darts_sg.methods.relaxation import softmax
+from darts_sg.networks.supernet import Supernet
+from darts_sg.spaces import parse_space
+
+FORWARDS = 5  # a first-order step in units of a forward pass: alpha step 1 + 1, weight step 1 + 2
+
+
+class Roofline(NamedTuple):
+    """Peaks of the machine, and the work of one first-order step."""
+
+    gflops: float
+    gigabytes_a_second: float
+    step_gflop: float
+    step_gigabytes: float
+
+    @property
+    def arithmetic_seconds(self) -> float:
+        return self.step_gflop / self.gflops
+
+    @property
+    def traffic_seconds(self) -> float:
+        return self.step_gigabytes / self.gigabytes_a_second
+
+    @property
+    def bound_seconds(self) -> float:
+        """No step is faster than the larger of the two."""
+        return max(self.arithmetic_seconds, self.traffic_seconds)
+
+
+def best_seconds(run: Callable[[], object], repetitions: int = 7) -> float:
+    times = []
+    for _ in range(repetitions):
+        begun = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - begun)
+    return min(times)
+
+
+def measured_peaks() -> tuple[float, float]:
+    """(GFLOPS of a float32 matrix product of side 2048, GB/s of copying 256 MiB, read and written)."""
+    a, b = torch.randn(2, 2048, 2048)
+    gflops = 2 * 2048**3 / best_seconds(lambda: a @ b) / 1e9
+    source, target = torch.ones(2, 2**26)
+    return gflops, 2 * source.nbytes / best_seconds(lambda: target.copy_(source)) / 1e9
+
+
+def saved_bytes(net: Supernet, x: Tensor, y: Tensor) -> int:
+    """Bytes that a forward pass keeps for the backward pass, weights not counted."""
+    own = {p.untyped_storage().data_ptr() for p in net.parameters()}
+    kept: dict[int, tuple[Tensor, int]] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = tensor, storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        F.cross_entropy(net(x, softmax(net)), y)
+    return sum(nbytes for _, nbytes in kept.values())
+
+
+def roofline(shape: Shape, native: bool) -> Roofline:
+    """The bound on a first-order step of `shape`.
+
+    Arithmetic: the multiply-adds of convolutions and linear layers, two operations each; a backward pass costs one
+    forward pass for the gradients of the activations and another for those of the weights. Traffic, at least: in each
+    of the two passes every tensor that is kept is written once and read twice, by the next layer and by the backward
+    pass.
+    """
+    with torch.device("meta"), torch.no_grad():
+        net = Supernet(parse_space(shape.space).operations, channels=shape.channels, cells=shape.cells).eval()
+        macs = count_macs(net, torch.empty(1, 3, shape.size, shape.size), softmax(net))
+    x, y = shape.images()
+    kept = saved_bytes(shape.supernet(native), x.contiguous(memory_format=LAST), y)
+    gflops, bandwidth = measured_peaks()
+    return Roofline(gflops, bandwidth, 2 * FORWARDS * macs * shape.batch / 1e9, 2 * 3 * kept / 1e9)
+
+
+def median(values: list[float]) -> float:
+    return statistics.median(values)

@@ -1,0 +1,99 @@
+"""Other implementations of the search, measured from a checkout of theirs; none of their code is here.
+
+A checkout has to run on today's PyTorch. Its calls of `.cuda()` are ignored, so that it runs on a CPU.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.subjects import ADAM, CLIP, SGD, Shape, Step
+from darts_sg.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Peer:
+    """An implementation and the checkout it lies in."""
+
+    name: str
+    folder: Path
+
+    def step(self, shape: Shape) -> Step:
+        """Its first-order step. Raises UsageError if it cannot be built."""
+        try:
+            with on_cpu(self.folder):
+                return PEERS[self.name](shape)
+        except Exception as error:  # whatever their code raises
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise UsageError(f"--peer {self.name}={self.folder} does not run here: {reason}") from error
+
+
+def load(text: str) -> Peer:
+    """NAME=DIR as a peer; UsageError if there is no such name or folder."""
+    name, _, folder = text.partition("=")
+    if name not in PEERS or not folder:
+        raise UsageError(f"--peer {text}: expected NAME=DIR with NAME one of {', '.join(PEERS)}")
+    if not Path(folder).is_dir():
+        raise UsageError(f"--peer {text}: {folder} is no folder")
+    return Peer(name, Path(folder))
+
+
+@contextmanager
+def on_cpu(folder: Path) -> Iterator[None]:
+    """Within the context modules are found in the folder or its `cnn`, and `.cuda()` does nothing."""
+    places = [str(path) for path in (folder / "cnn", folder) if path.is_dir()]
+    before = list(sys.path), set(sys.modules), Tensor.cuda, nn.Module.cuda
+    sys.path[:0] = places
+    Tensor.cuda = nn.Module.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        sys.path[:] = before[0]
+        for name in set(sys.modules) - before[1]:
+            if any(str(getattr(sys.modules[name], "__file__", "")).startswith(place) for place in places):
+                del sys.modules[name]
+        Tensor.cuda, nn.Module.cuda = before[2], before[3]  # type: ignore[method-assign]
+
+
+def step_of(loss: Callable[[], Tensor], weights: list[Tensor], alphas: list[Tensor]) -> Step:
+    """The alphas' step, then that of the weights, each from a backward pass with all gradients."""
+    adam, sgd = torch.optim.Adam(alphas, **ADAM), torch.optim.SGD(weights, **SGD)
+
+    def step() -> None:
+        for own in (adam, sgd):
+            adam.zero_grad()
+            sgd.zero_grad()
+            loss().backward()
+            if own is sgd:
+                nn.utils.clip_grad_norm_(weights, CLIP)
+            own.step()
+
+    return step
+
+
+def quark0(shape: Shape) -> Step:
+    """The original: model_search.Network, whose alphas are arch_parameters()."""
+    from model_search import Network  # type: ignore[import-not-found]
+
+    criterion = nn.CrossEntropyLoss()
+    net: Any = Network(shape.channels, 10, shape.cells, criterion)
+    x, y = shape.images()
+    return step_of(lambda: criterion(net(x), y), list(net.parameters()), list(net.arch_parameters()))
+
+
+def pt_darts(shape: Shape) -> Step:
+    """models.search_cnn.SearchCNNController, which holds weights() and alphas()."""
+    from models.search_cnn import SearchCNNController  # type: ignore[import-not-found]
+
+    net: Any = SearchCNNController(3, shape.channels, 10, shape.cells, nn.CrossEntropyLoss(), device_ids=[0])
+    x, y = shape.images()
+    return step_of(lambda: net.criterion(net(x), y), list(net.weights()), list(net.alphas()))
+
+
+PEERS: dict[str, Callable[[Shape], Step]] = {"quark0": quark0, "pt.darts": pt_darts}

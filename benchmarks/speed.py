@@ -1,0 +1,350 @@
+"""python -m darts_sg bench: the supernet and the retraining against the textbook ones, interleaved in one run."""
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import launches, peers
+from benchmarks.machine import median, roofline
+from benchmarks.memory import peak_mib
+from benchmarks.subjects import (
+    Shape,
+    Step,
+    loading,
+    native_kernels,
+    own_step,
+    passes,
+    retraining_steps,
+    textbook_second_order_step,
+    textbook_step,
+)
+from darts_sg.engine import environment
+from darts_sg.errors import UsageError
+from darts_sg.files import write_atomically
+
+SMALL = 5  # rounds of what takes a second or so; what takes longer gets fewer
+
+
+@dataclass
+class Row:
+    """A figure: baseline and own value in `unit`, their ratio, and the smallest and largest ratio of a round.
+
+    The ratio of times is baseline / own (times faster), of memory and operators own / baseline (what is left).
+    """
+
+    name: str
+    unit: str
+    baseline: float
+    value: float
+    ratio: float
+    spread: tuple[float, float]
+    rounds: int
+    at_least: float | None = None
+    aim: float | None = None
+    baseline_name: str = "textbook"
+    times: dict[str, list[float]] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """As it goes into the file; times are in seconds."""
+        plain = asdict(self)
+        if self.unit == "s":
+            plain["baseline_seconds"], plain["seconds"] = plain.pop("baseline"), plain.pop("value")
+        return plain
+
+    def met(self) -> str:
+        if self.at_least is None or self.aim is None:
+            return ""
+        better = (lambda a, b: a <= b) if self.aim < self.at_least else (lambda a, b: a >= b)
+        return "aim" if better(self.ratio, self.aim) else "yes" if better(self.ratio, self.at_least) else "no"
+
+
+def interleave(steps: Mapping[str, Step], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each step in each round, A B A B, after one of each that does not count."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for turn in range(rounds + 1):
+        for name, step in steps.items():
+            begun = time.perf_counter()
+            step()
+            if turn:
+                times[name].append(time.perf_counter() - begun)
+    return times
+
+
+def timed(
+    name: str, baseline: Step, own: Step, rounds: int, at_least: float | None, aim: float | None, **more: Any
+) -> Row:
+    times = interleave({"baseline": baseline, "own": own}, rounds)
+    ratios = [b / o for b, o in zip(times["baseline"], times["own"], strict=True)]
+    middle = [median(times[key]) for key in ("baseline", "own")]
+    return Row(
+        name, "s", *middle, median(ratios), (min(ratios), max(ratios)), rounds, at_least, aim, times=times, **more
+    )
+
+
+def search_rows(native: bool) -> dict[str, Callable[[], Row]]:
+    """The figures of the supernet, by name."""
+
+    def first_order(batch: int, space: str, rounds: int, at_least: float, aim: float) -> Row:
+        shape = Shape(space=space, batch=batch)
+        name = f"first-order step, batch {batch}" + ("" if space == Shape.space else f", {space}")
+        return timed(name, textbook_step(shape), own_step(shape, native=native), rounds, at_least, aim)
+
+    def second_order() -> Row:
+        shape = Shape(batch=16)
+        own = own_step(shape, native=native, second_order=True)
+        return timed("second-order step, batch 16", textbook_second_order_step(shape), own, 3, 5, 8)
+
+    def recomputation() -> Row:
+        shape = Shape(batch=64)
+        fast, again = (own_step(shape, native=native, recompute=recompute) for recompute in (False, True))
+        name = "first-order step with recomputation, batch 64"
+        return timed(name, fast, again, 3, 1 / 1.4, 1.0, baseline_name="without recomputation")
+
+    return {
+        "first-order step, batch 16": lambda: first_order(16, "darts+sandglass", SMALL, 6, 10),
+        "first-order step, batch 16, darts": lambda: first_order(16, "darts", SMALL, 6, 10),
+        "first-order step, batch 64": lambda: first_order(64, "darts+sandglass", 3, 5, 8),
+        "second-order step, batch 16": second_order,
+        "first-order step with recomputation, batch 64": recomputation,
+    }
+
+
+def memory_row(name: str, which: str, at_least: float, aim: float) -> Row:
+    threads = torch.get_num_threads()
+    baseline, own = (peak_mib(kind, 64, threads) for kind in ("textbook", which))
+    ratio = own / baseline
+    return Row(name, "MiB", baseline, own, ratio, (ratio, ratio), 1, at_least, aim)
+
+
+def launch_rows(native: bool) -> list[Row]:
+    shape = Shape(batch=2)
+    baseline = sum(launches.count(passes(shape, own=False)).values())
+    rows = []
+    for name, kernels in (("operator launches, forward and backward", False), ("the same with the C++ kernels", True)):
+        if kernels and not native:
+            continue
+        own = sum(launches.count(passes(shape, own=True, native=kernels)).values())
+        ratio = own / baseline
+        targets = (None, None) if kernels else (3500 / 15004, 2000 / 15004)
+        rows.append(Row(name, "calls", baseline, own, ratio, (ratio, ratio), 1, *targets))
+    return rows
+
+
+def retraining_row() -> Row:
+    old, own = retraining_steps("DARTS_V2", 32)
+    return timed(
+        "retraining step of DARTS_V2, C=36, 20 cells, batch 32", old, own, 3, 1.5, 2.5, baseline_name="NCHW eager"
+    )
+
+
+def loading_row(native: bool) -> Row:
+    """The share of a step that making its two batches takes."""
+    times = interleave({"step": own_step(Shape(batch=64), native=native), "loading": loading(64)}, SMALL)
+    shares = [2 * load / step for load, step in zip(times["loading"], times["step"], strict=True)]
+    name = "augmentation and loading, share of a step of batch 64"
+    middle = [median(times["step"]), 2 * median(times["loading"])]
+    return Row(name, "s", *middle, median(shares), (min(shares), max(shares)), SMALL, 0.02, 0.01, "a step", times)
+
+
+def ablation(native: bool, rounds: int) -> list[Row]:
+    """A first-order step of batch 16 with one rewrite more in each row, all in one run."""
+    shape = Shape()
+    steps: dict[str, Step] = {
+        "textbook (NCHW, a module an edge, all gradients)": textbook_step(shape),
+        "+ channels_last": textbook_step(shape, channels_last=True),
+        "+ only the gradients that are used": textbook_step(shape, channels_last=True, only_used=True),
+        "+ edges in batches (PyTorch kernels)": own_step(shape, native=False),
+    }
+    if native:
+        steps["+ C++ kernels"] = own_step(shape, native=True)
+        steps["with recomputation"] = own_step(shape, native=True, recompute=True)
+    times = interleave(steps, rounds)
+    base = next(iter(times.values()))
+    rows = []
+    for name, own in times.items():
+        ratios = [b / o for b, o in zip(base, own, strict=True)]
+        spread = (min(ratios), max(ratios))
+        rows.append(Row(name, "s", median(base), median(own), median(ratios), spread, rounds))
+    return rows
+
+
+def scaling(native: bool) -> list[dict[str, Any]]:
+    """Seconds of a first-order step against the arithmetic it takes, one dimension at a time."""
+    from benchmarks.machine import FORWARDS
+    from darts_sg.analysis.cost import count_macs
+    from darts_sg.methods.relaxation import softmax
+    from darts_sg.networks.supernet import Supernet
+    from darts_sg.spaces import parse_space
+
+    shapes = {
+        "channels": [Shape(channels=C) for C in (8, 16, 32)],
+        "cells": [Shape(cells=n) for n in (5, 8, 11)],
+        "operations": [Shape(space=s) for s in ("darts", "darts+sandglass", "darts+sandglass+ir")],
+        "batch": [Shape(batch=B) for B in (8, 16, 32, 64)],
+    }
+    found = []
+    for dimension, list_of_shapes in shapes.items():
+        times = interleave({str(shape): own_step(shape, native=native) for shape in list_of_shapes}, 2)
+        for shape in list_of_shapes:
+            with torch.device("meta"), torch.no_grad():
+                net = Supernet(parse_space(shape.space).operations, channels=shape.channels, cells=shape.cells).eval()
+                macs = count_macs(net, torch.empty(1, 3, shape.size, shape.size), softmax(net))
+            gflop = 2 * FORWARDS * macs * shape.batch / 1e9
+            seconds = median(times[str(shape)])
+            at = {"channels": shape.channels, "cells": shape.cells, "operations": shape.space, "batch": shape.batch}
+            found.append({"dimension": dimension, "at": at[dimension], "seconds": seconds, "gflop": gflop})
+    return found
+
+
+def machine_facts() -> dict[str, Any]:
+    device = torch.device("cpu")
+    return {
+        "device": environment.device_name(device),
+        "threads": torch.get_num_threads(),
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+        "git": environment.git_state(),
+        "kernels": native_kernels() or "native",
+        "date": datetime.now().astimezone().date().isoformat(),
+        "command": environment.command_line(),
+    }
+
+
+def table_of(rows: Sequence[Row], title: str) -> Table:
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for column in ("figure", "baseline", "here", "ratio", "of the rounds", "at least", "aim", "met"):
+        table.add_column(column, justify="left" if column == "figure" else "right")
+
+    def shown(value: float | None) -> str:
+        return "" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+    for row in rows:
+        spread = f"{row.spread[0]:.3g} to {row.spread[1]:.3g}" if row.rounds > 1 else "once"
+        figures = [f"{shown(value)} {row.unit}" for value in (row.baseline, row.value)]
+        table.add_row(row.name, *figures, f"{row.ratio:.3g}", spread, shown(row.at_least), shown(row.aim), row.met())
+    return table
+
+
+def draw_bars(rows: Sequence[Row], path: Path) -> None:
+    """The ratios of the times as bars, with the smallest and the largest of the rounds and the targets as marks."""
+    from matplotlib.figure import Figure
+
+    timed_rows = [row for row in rows if row.unit == "s" and row.ratio >= 0.5][::-1]
+    figure = Figure(figsize=(8.5, 0.5 * len(timed_rows) + 1.2), layout="constrained")
+    axes = figure.subplots()
+    for y, row in enumerate(timed_rows):
+        axes.barh(y, row.ratio, color="#3b7dd8", height=0.6)
+        axes.plot(row.spread, (y, y), color="#12305a", linewidth=2)
+        for target, style in ((row.at_least, "-"), (row.aim, ":")):
+            if target is not None:
+                axes.plot((target, target), (y - 0.38, y + 0.38), color="#c0392b", linewidth=2, linestyle=style)
+        axes.text(row.ratio + 0.1, y, f" {row.ratio:.1f}×  ({row.baseline:.2f} s to {row.value:.2f} s)", va="center")
+    axes.set_yticks(range(len(timed_rows)), [row.name for row in timed_rows])
+    axes.set_xlim(0, max(row.ratio for row in timed_rows) * 1.45)
+    axes.set_xlabel("times faster than the baseline (red: target, dotted: aim; dark line: range of the rounds)")
+    axes.spines[["top", "right"]].set_visible(False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+
+
+def add_options(options: argparse.ArgumentParser) -> None:
+    """The options of the command."""
+    options.add_argument(
+        "--quick", action="store_true", help="the first-order step and the launches only, under a minute"
+    )
+    options.add_argument("--json", type=Path, metavar="FILE", help="write all figures as JSON")
+    options.add_argument("--picture", type=Path, metavar="FILE", help="draw the ratios as bars (.svg, .png or .pdf)")
+    options.add_argument("--threads", type=int, help="CPU threads (default: one a core)")
+    options.add_argument(
+        "--peer",
+        action="append",
+        default=[],
+        metavar="NAME=DIR",
+        help=f"also measure a checkout of another implementation: {', '.join(peers.PEERS)}",
+    )
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Measure, print, write. Raises UsageError for an unknown peer or one that cannot be loaded."""
+    out = Console(width=None if Console().is_terminal else 160)
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    if arguments.picture and arguments.picture.suffix not in (".svg", ".png", ".pdf"):
+        raise UsageError(f"--picture {arguments.picture}: expected a name that ends with .svg, .png or .pdf")
+    others = [peers.load(text) for text in arguments.peer]
+    missing = native_kernels()
+    native = missing is None
+    environment.keep_freed_memory()
+    facts = machine_facts()
+    out.print(
+        f"{facts['device']}, {facts['threads']} threads, PyTorch {facts['torch']}, {facts['git']}", highlight=False
+    )
+    if missing:
+        out.print(f"without the C++ kernels: {missing}", highlight=False)
+    rows: list[Row] = []
+
+    def add(*more: Row) -> None:
+        rows.extend(more)
+        for row in more:
+            out.print(f"{row.name}: {row.ratio:.3g}", highlight=False)
+
+    of_search = search_rows(native)
+    if arguments.quick:
+        shape = Shape()
+        name = "first-order step, batch 16"
+        add(timed(name, textbook_step(shape), own_step(shape, native=native), 3, 6, 10), *launch_rows(native))
+    else:
+        for measure in of_search.values():
+            add(measure())
+        add(
+            memory_row("peak memory of a step, batch 64", "own", 0.5, 0.35),
+            memory_row("peak memory with recomputation, batch 64", "recompute", 0.2, 0.12),
+        )
+        add(*launch_rows(native), retraining_row(), loading_row(native))
+    for peer in others:
+        name = f"first-order step, batch 16, darts, {peer.name}"
+        own = own_step(Shape(space="darts"), native=native)
+        add(timed(name, peer.step(Shape(space="darts")), own, 2, None, None, baseline_name=peer.name))
+    content: dict[str, Any] = {"machine": facts, "rows": [row.as_json() for row in rows]}
+    out.print(table_of(rows, "\nagainst the textbook, interleaved (times: times faster; else: the part that is left)"))
+    if not arguments.quick:
+        steps = ablation(native, 3)
+        out.print(table_of(steps, "\neach rewrite, first-order step, batch 16"))
+        grown = scaling(native)
+        growth = Table(
+            "against", "at", "s a step", "GFLOP", "GFLOPS", title="\nscaling", title_justify="left", box=None
+        )
+        for item in grown:
+            rate = f"{item['gflop'] / item['seconds']:.0f}"
+            growth.add_row(item["dimension"], str(item["at"]), f"{item['seconds']:.3f}", f"{item['gflop']:.1f}", rate)
+        out.print(growth)
+        content |= {"ablation": [row.as_json() for row in steps], "scaling": grown}
+    for shape in [Shape()] if arguments.quick else [Shape(), Shape(space="darts"), Shape(batch=64)]:
+        bound = roofline(shape, native)
+        names = {Shape(): "first-order step, batch 16", Shape(space="darts"): "first-order step, batch 16, darts"}
+        row = next(r for r in rows if r.name == names.get(shape, "first-order step, batch 64"))
+        out.print(
+            f"roofline, {row.name}: {bound.step_gflop:.1f} GFLOP at {bound.gflops:.0f} GFLOPS (measured sgemm) take "
+            f"{bound.arithmetic_seconds:.2f} s, {bound.step_gigabytes:.1f} GB at {bound.gigabytes_a_second:.1f} GB/s "
+            f"(measured copy) {bound.traffic_seconds:.2f} s; the step takes {row.value:.2f} s, "
+            f"{row.value / bound.bound_seconds:.1f} times the larger, the baseline "
+            f"{row.baseline / bound.bound_seconds:.1f} times",
+            highlight=False,
+        )
+        content.setdefault("roofline", []).append({"name": row.name, **bound._asdict(), "seconds": row.value})
+    if arguments.json:
+        write_atomically(arguments.json, json.dumps(content, indent=1) + "\n")
+        out.print(f"written: {arguments.json}", highlight=False)
+    if arguments.picture:
+        draw_bars(rows, arguments.picture)
+        out.print(f"written: {arguments.picture}", highlight=False)

@@ -1,0 +1,217 @@
+"""What is measured: the same step, as the original runs it and as this package does, on the same weights."""
+
+import copy
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from darts_sg import native
+from darts_sg.data import Augment, DataSpec, ImageSet, TrainBatches
+from darts_sg.genotype import load_genotype
+from darts_sg.methods.hypergradient import Hypergradient, VirtualStep, first_order, frozen, unrolled
+from darts_sg.methods.relaxation import softmax
+from darts_sg.networks.derived import DerivedNetwork
+from darts_sg.networks.supernet import Supernet
+from darts_sg.spaces import parse_space
+from tests.reference import textbook
+from tests.reference.transfer import copy_tensors
+
+Step = Callable[[], object]
+LAST = torch.channels_last
+SGD = {"lr": 0.025, "momentum": 0.9, "weight_decay": 3e-4}
+ADAM = {"lr": 3e-4, "betas": (0.5, 0.999), "weight_decay": 1e-3}
+CLIP = 5.0
+
+
+def native_kernels() -> str | None:
+    """Why there are no C++ kernels; None where there are."""
+    try:
+        native.kernels()
+    except native.Unavailable as reason:
+        return str(reason)
+    return None
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The search network and its batch."""
+
+    space: str = "darts+sandglass"
+    batch: int = 16
+    channels: int = 16
+    cells: int = 8
+    size: int = 32
+
+    def images(self) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(self.batch, 3, self.size, self.size, generator=generator)
+        return x, torch.randint(10, (self.batch,), generator=generator)
+
+    def supernet(self, native: bool) -> Supernet:
+        torch.manual_seed(0)
+        operations = parse_space(self.space).operations
+        net = Supernet(operations, channels=self.channels, cells=self.cells).to(memory_format=LAST)
+        net.use_native(native)
+        return net
+
+    def textbook(self) -> tuple[nn.Module, list[Tensor]]:
+        """The textbook's supernet with the weights and alphas of `supernet`."""
+        mine = self.supernet(native=False)
+        operations = parse_space(self.space).operations
+        net = textbook.Supernet(operations, channels=self.channels, cells=self.cells)
+        copy_tensors(net.parameters(), mine.edge_form().values())
+        return net, [alpha.detach().clone().requires_grad_() for alpha in mine.alphas()]
+
+
+def textbook_step(shape: Shape, *, channels_last: bool = False, only_used: bool = False) -> Step:
+    """A first-order step as the original runs it: NCHW, an operation module an edge, all gradients in both steps.
+
+    only_used: the alpha step computes the alphas' gradients alone, the weight step leaves them alone.
+    """
+    net, alphas = shape.textbook()
+    x, y = shape.images()
+    if channels_last:
+        net, x = net.to(memory_format=LAST), x.contiguous(memory_format=LAST)
+    weights = list(net.parameters())
+    adam, sgd = torch.optim.Adam(alphas, **ADAM), torch.optim.SGD(weights, **SGD)
+
+    def loss() -> Tensor:
+        return F.cross_entropy(net(x, *(textbook.softmax_over_operations(alpha) for alpha in alphas)), y)
+
+    def step() -> None:
+        for frozen_ones, own in ((weights, adam), (alphas, sgd)):
+            adam.zero_grad()
+            sgd.zero_grad()
+            with frozen(frozen_ones if only_used else []):
+                loss().backward()
+            if own is sgd:
+                nn.utils.clip_grad_norm_(weights, CLIP)
+            own.step()
+
+    return step
+
+
+def textbook_second_order_step(shape: Shape) -> Step:
+    """A second-order step as the original runs it: a copy of the network takes the virtual step."""
+    net, alphas = shape.textbook()
+    x, y = shape.images()
+    weights = list(net.parameters())
+    adam, sgd = torch.optim.Adam(alphas, **ADAM), torch.optim.SGD(weights, **SGD)
+
+    def loss(of: nn.Module) -> Tensor:
+        return F.cross_entropy(of(x, *(textbook.softmax_over_operations(alpha) for alpha in alphas)), y)
+
+    def step() -> None:
+        gradients = torch.autograd.grad(loss(net), weights)
+        moved = copy.deepcopy(net)
+        with torch.no_grad():
+            for w, gradient, w_old in zip(moved.parameters(), gradients, weights, strict=True):
+                buffer = sgd.state[w_old].get("momentum_buffer", torch.zeros_like(w))
+                w -= SGD["lr"] * (SGD["momentum"] * buffer + gradient + SGD["weight_decay"] * w)
+        found = torch.autograd.grad(loss(moved), [*alphas, *moved.parameters()])
+        direct, direction = found[: len(alphas)], found[len(alphas) :]
+        eps = 0.01 / torch.cat([d.flatten() for d in direction]).norm()
+        sides = []
+        for scale in (eps, -2 * eps, eps):
+            with torch.no_grad():
+                for w, d in zip(weights, direction, strict=True):
+                    w += scale * d
+            if len(sides) < 2:
+                sides.append(torch.autograd.grad(loss(net), alphas))
+        for alpha, g, plus, minus in zip(alphas, direct, *sides, strict=True):
+            alpha.grad = g - SGD["lr"] * (plus - minus) / (2 * eps)
+        adam.step()
+        sgd.zero_grad()
+        loss(net).backward()
+        nn.utils.clip_grad_norm_(weights, CLIP)
+        sgd.step()
+
+    return step
+
+
+def own_step(shape: Shape, *, native: bool, second_order: bool = False, recompute: bool = False) -> Step:
+    """The step of darts_sg.engine.search, without its bookkeeping."""
+    net = shape.supernet(native)
+    net.recompute = recompute
+    x, y = shape.images()
+    batch = x.contiguous(memory_format=LAST), y
+    weights, alphas = net.weights(), net.alphas()
+    adam, sgd = torch.optim.Adam(alphas, **ADAM), torch.optim.SGD(weights, **SGD)
+
+    def objective(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        logits = net(batch[0], softmax(net))
+        return F.cross_entropy(logits, batch[1]), logits
+
+    def step() -> None:
+        buffers = [sgd.state[w].get("momentum_buffer") for w in weights]
+        virtual = VirtualStep(SGD["lr"], SGD["momentum"], SGD["weight_decay"], buffers)
+        method = unrolled if second_order else first_order
+        found: Hypergradient = method(objective, weights, alphas, batch, batch, virtual)
+        for alpha, gradient in zip(alphas, found.gradients, strict=True):
+            alpha.grad = gradient
+        adam.step()
+        adam.zero_grad()
+        with frozen(alphas):
+            sgd.zero_grad()
+            objective(batch)[0].backward()
+            nn.utils.clip_grad_norm_(weights, CLIP)
+            sgd.step()
+
+    return step
+
+
+def passes(shape: Shape, *, own: bool, native: bool = False) -> Step:
+    """One forward and one backward pass with all gradients."""
+    x, y = shape.images()
+    if own:
+        net = shape.supernet(native)
+        x = x.contiguous(memory_format=LAST)
+        return lambda: torch.autograd.grad(F.cross_entropy(net(x, softmax(net)), y), list(net.parameters()))
+    old, alphas = shape.textbook()
+    wanted = [*old.parameters(), *alphas]
+
+    def run() -> object:
+        logits = old(x, *(textbook.softmax_over_operations(alpha) for alpha in alphas))
+        return torch.autograd.grad(F.cross_entropy(logits, y), wanted)
+
+    return run
+
+
+def retraining_steps(name: str, batch: int, channels: int = 36, cells: int = 20) -> tuple[Step, Step]:
+    """(as the original writes it, the package's) training step of a derived network with its auxiliary head."""
+    genotype = load_genotype(name)
+    options = {"network": "cifar", "channels": channels, "cells": cells, "num_classes": 10, "auxiliary": True}
+    torch.manual_seed(0)
+    mine = DerivedNetwork(genotype, **options)
+    old = textbook.DerivedNetwork(genotype.as_dict(), **options)
+    copy_tensors(old.parameters(), mine.parameters())
+    mine = mine.to(memory_format=LAST)
+    x, y = Shape(batch=batch).images()
+
+    def step_of(net: nn.Module, x: Tensor) -> Step:
+        weights = list(net.parameters())
+        sgd = torch.optim.SGD(weights, **SGD)
+
+        def step() -> None:
+            sgd.zero_grad()
+            logits, auxiliary = net(x)
+            (F.cross_entropy(logits, y) + 0.4 * F.cross_entropy(auxiliary, y)).backward()
+            nn.utils.clip_grad_norm_(weights, CLIP)
+            sgd.step()
+
+        return step
+
+    return step_of(old, x), step_of(mine, x.contiguous(memory_format=LAST))
+
+
+def loading(batch: int) -> Step:
+    """Making an augmented batch of images of CIFAR-10's size: crop, flip, normalise."""
+    images = torch.randint(256, (10_000, 32, 32, 3), dtype=torch.uint8)
+    spec = DataSpec("noise", 3, 32, 10, (0.5,) * 3, (0.25,) * 3, tuple("0123456789"))
+    batches = TrainBatches(ImageSet(images, torch.arange(10_000) % 10), spec, batch, Augment(), 0, "weights")
+    positions = itertools.count()
+    return lambda: batches[next(positions)]

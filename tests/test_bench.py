@@ -1,0 +1,160 @@
+"""The benchmarks at toy sizes: what they count, print and write. What they find is no test's business."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import peers, speed, subjects
+from benchmarks.launches import count
+from benchmarks.speed import Row, interleave
+from darts_sg.__main__ import PROG, run
+from darts_sg.cli import answer
+
+
+@dataclass(frozen=True)
+class Toy(subjects.Shape):
+    batch: int = 2
+    channels: int = 4
+    cells: int = 3
+    size: int = 8
+
+
+def command(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as ended:
+        answer(lambda: run(["bench", *arguments]), PROG)
+    out, err = capsys.readouterr()
+    return int(ended.value.code or 0), out, err
+
+
+def test_launches_are_operators_without_views_and_allocations() -> None:
+    x = torch.randn(3, 4, requires_grad=True)
+    counts = count(lambda: torch.autograd.grad((x.t().contiguous().relu() + torch.empty(4, 3)).sum(), x))
+    assert dict(counts) == {
+        "aten.clone": 1, "aten.relu": 1, "aten.add": 1, "aten.sum": 1,
+        "aten.ones_like": 1, "aten.threshold_backward": 1,
+    }  # fmt: skip
+
+
+def test_steps_are_interleaved_and_the_first_round_does_not_count() -> None:
+    order: list[str] = []
+    times = interleave({name: lambda name=name: order.append(name) for name in "ab"}, 2)
+    assert order == list("ababab")
+    assert [len(found) for found in times.values()] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("ratio", "at_least", "aim", "expected"),
+    [(5, 6, 10, "no"), (7, 6, 10, "yes"), (11, 6, 10, "aim"), (0.3, 0.5, 0.35, "aim"), (0.6, 0.5, 0.35, "no")],
+)
+def test_targets(ratio: float, at_least: float, aim: float, expected: str) -> None:
+    assert Row("x", "s", 1, 1, ratio, (ratio, ratio), 1, at_least, aim).met() == expected
+
+
+def test_the_steps_that_are_compared_do_the_same() -> None:
+    """Second order, too: alphas and weights after two steps, as far as float32 carries."""
+    shape = Toy(space="sep_conv_3x3+skip_connect+sandglass")
+    for old, own in (
+        (subjects.textbook_step(shape), subjects.own_step(shape, native=False)),
+        (subjects.textbook_second_order_step(shape), subjects.own_step(shape, native=False, second_order=True)),
+    ):
+        alphas = []
+        for step in (old, own):
+            step()
+            step()
+            cells = dict(zip(step.__code__.co_freevars, step.__closure__, strict=True))  # type: ignore[attr-defined]
+            alphas.append(cells["adam"].cell_contents.param_groups[0]["params"])
+        for a, b in zip(*alphas, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-2, atol=2e-5)
+
+
+def test_quick_prints_the_table_and_writes_json_and_picture(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speed, "Shape", Toy)
+    monkeypatch.setattr("benchmarks.machine.measured_peaks", lambda: (100.0, 10.0))
+    picture = tmp_path / "bars.svg"
+    code, out, err = command(capsys, "--quick", "--json", str(tmp_path / "a.json"), "--picture", str(picture))
+    assert code == 0, err
+    assert "first-order step, batch 16" in out
+    assert "roofline" in out
+    content = json.loads((tmp_path / "a.json").read_text())
+    first = content["rows"][0]
+    assert first["name"] == "first-order step, batch 16"
+    assert {"baseline_seconds", "seconds", "ratio", "spread"} <= first.keys()
+    ratios = [b / o for b, o in zip(first["times"]["baseline"], first["times"]["own"], strict=True)]
+    assert first["ratio"] == pytest.approx(sorted(ratios)[1])
+    assert picture.read_text().count("<svg") == 1
+
+
+CHECKOUTS = {
+    "quark0": (
+        "cnn/model_search.py",
+        """
+import torch
+from torch import nn
+class Network(nn.Module):
+    def __init__(self, C, classes, layers, criterion):
+        super().__init__()
+        self.body = nn.Linear(3, classes)
+        self.alphas = [(1e-3 * torch.randn(14, 8)).cuda().requires_grad_()]
+    def arch_parameters(self):
+        return self.alphas
+    def forward(self, x):
+        return self.body(x.mean(dim=(2, 3))) * self.alphas[0].softmax(1).pow(2).sum()
+""",
+    ),
+    "pt.darts": (
+        "models/search_cnn.py",
+        """
+import torch
+from torch import nn
+class SearchCNNController(nn.Module):
+    def __init__(self, C_in, C, n_classes, n_layers, criterion, n_nodes=4, stem_multiplier=3, device_ids=None):
+        super().__init__()
+        self.criterion, self.body = criterion, nn.Linear(C_in, n_classes)
+        self.alpha = nn.Parameter(torch.zeros(14, 8))
+    def weights(self):
+        return self.body.parameters()
+    def alphas(self):
+        yield self.alpha
+    def forward(self, x):
+        return self.body(x.mean(dim=(2, 3))) * self.alpha.exp().sum()
+""",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHECKOUTS)
+def test_a_peer_is_measured_from_its_checkout(name: str, tmp_path: Path) -> None:
+    path, text = CHECKOUTS[name]
+    (tmp_path / path).parent.mkdir()
+    (tmp_path / path).write_text(text)
+    step = peers.load(f"{name}={tmp_path}").step(Toy())
+    step()
+    step()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--peer", "nas=."], "--peer nas=.: expected NAME=DIR with NAME one of quark0, pt.darts"),
+        (["--peer", "quark0=missing"], "missing is no folder"),
+        (["--picture", "bars.gif"], "--picture bars.gif: expected a name that ends with .svg, .png or .pdf"),
+    ],
+)
+def test_bad_input_is_answered_in_one_line(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, err = command(capsys, "--quick", *arguments)
+    assert code == 2
+    assert said in err
+    assert err.count("\n") == 1
+
+
+def test_a_folder_that_is_no_checkout_of_the_peer_is_said_so(tmp_path: Path) -> None:
+    with pytest.raises(peers.UsageError, match="does not run here: ModuleNotFoundError"):
+        peers.load(f"quark0={tmp_path}").step(Toy())
