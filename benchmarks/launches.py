@@ -2,11 +2,13 @@
 
 from collections import Counter
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.subjects import Step
+from darts_sg.native import chains
 
 SILENT = {  # they compute nothing
     "aten.empty", "aten.empty_like", "aten.empty_strided", "aten.new_empty", "aten.new_empty_strided",
@@ -29,8 +31,18 @@ class Launches(TorchDispatchMode):
 
 
 def count(step: Step) -> Counter[str]:
-    """Operators of one step, by name; backward passes included."""
+    """Operators of one step, by name; backward passes and calls of the C++ kernels included."""
     step()
-    with Launches() as launches, torch.autograd.set_multithreading_enabled(False):
+    call = chains._call
+
+    def counted(name: str, *arguments: Any) -> None:
+        launches.counts[f"darts_sg.{name}"] += 1
+        call(name, *arguments)
+
+    with (
+        Launches() as launches,
+        torch.autograd.set_multithreading_enabled(False),
+        patch.object(chains, "_call", counted),
+    ):
         step()
     return launches.counts

@@ -225,9 +225,9 @@ class EdgeBatch(nn.Module):
         if shared:
             for node, part in enumerate(mix(shared, torch.stack(coefficients), self.S, self.T)):
                 given[node].append(part)
-        for in_phases, y in sums.items():
-            y = sum_of_chunks(y, self.S)
-            for node, part in enumerate((join_phases(y) if in_phases else y).split(self.C, dim=1)):
+        if sums:
+            wholes = [join_phases(y) if in_phases else y for in_phases, y in sums.items()]
+            for node, part in enumerate(sum_of_chunks(sum(wholes[1:], wholes[0]), self.S).split(self.C, dim=1)):
                 given[node].append(part)
         return [sum(parts[1:], parts[0]) for parts in given]
 
