@@ -211,7 +211,7 @@ def retraining_steps(name: str, batch: int, channels: int = 36, cells: int = 20)
 def loading(batch: int) -> Step:
     """Making an augmented batch of images of CIFAR-10's size: crop, flip, normalise."""
     images = torch.randint(256, (10_000, 32, 32, 3), dtype=torch.uint8)
-    spec = DataSpec("noise", 3, 32, 10, (0.5,) * 3, (0.25,) * 3, tuple("0123456789"))
+    spec = DataSpec("noise", 10, 32, 3, (0.5,) * 3, (0.25,) * 3, tuple("0123456789"))
     batches = TrainBatches(ImageSet(images, torch.arange(10_000) % 10), spec, batch, Augment(), 0, "weights")
     positions = itertools.count()
     return lambda: batches[next(positions)]

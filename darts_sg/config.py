@@ -77,6 +77,13 @@ class RunConfig:
     gradient_clip: float = option(5.0, "Training")
     """Largest norm of the weights' gradient."""
 
+    precision: Literal["float32", "bfloat16"] = option("float32", "Training")
+    """Precision of the training steps: float32, or bfloat16 where PyTorch's autocast allows it (for GPUs; a CPU gains
+    nothing). Weights, losses and evaluation stay in float32."""
+    compile: bool = option(False, "Training")
+    """Have torch.compile make faster code: the network of augment in a minute or so; in a search each batch of edges,
+    which on a CPU takes long and gains nothing. The last bits of the result differ from those without it."""
+
     channels: int = option(16, "Network")
     """Channels C of the first cells."""
     cells: int = option(8, "Network")
@@ -177,9 +184,6 @@ class AugmentConfig(RunConfig):
     chosen on the test set, and said to be."""
     auxiliary_weight: float = option(0.4, "Training")
     """Weight of the auxiliary head's loss; 0 for no auxiliary head."""
-    compile: bool = option(False, "Training")
-    """Compile the network with torch.compile: minutes at the start, faster steps after. The last bits of the result
-    differ from those without it."""
     drop_path_prob: float = option(0.2, "Training")
     """Probability of drop path in the last epoch; it grows linearly from 0."""
 

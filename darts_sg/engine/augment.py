@@ -16,7 +16,8 @@ from darts_sg.engine.run_dir import RunDir
 from darts_sg.engine.setup import (
     EVALUATION_BATCH,
     Setting,
-    compile_network,
+    autocast,
+    compile_parts,
     detached,
     dry_run,
     open_run,
@@ -65,7 +66,7 @@ class AugmentJob:
         )
         self.network = to_device(network, setting.device)
         if config.compile:
-            compile_network(self.network, setting.device)
+            compile_parts([self.network], setting.device)
         self.weights = list(network.parameters())
         self.optimizer = weight_optimizer(self.weights, config)
         self.cost = derived_cost(
@@ -89,10 +90,11 @@ class AugmentJob:
     def step(self, epoch: int, step: int) -> StepResult:
         x, y = self.train[epoch * self.steps_per_epoch + step]
         self.network.set_drop_path_prob(self.drop_path_prob(epoch))
-        logits, auxiliary_logits = self.network(x)
-        loss = main_loss = F.cross_entropy(logits, y)
-        if auxiliary_logits is not None:
-            loss = main_loss + self.config.auxiliary_weight * F.cross_entropy(auxiliary_logits, y)
+        with autocast(self.config, self.setting.device):
+            logits, auxiliary_logits = self.network(x)
+            loss = main_loss = F.cross_entropy(logits, y)
+            if auxiliary_logits is not None:
+                loss = main_loss + self.config.auxiliary_weight * F.cross_entropy(auxiliary_logits, y)
         apply_weight_step(self.optimizer, self.weights, loss, self.learning_rate(epoch), self.config.gradient_clip)
         return StepResult(len(y), detached(train_loss=main_loss, train_accuracy=accuracy(logits, y)))
 
@@ -101,7 +103,8 @@ class AugmentJob:
         spec = self.setting.data.spec
         x, y = TrainBatches(self.train_images, spec, batch_size, Augment(), self.config.seed, "weights")[0]
         self.optimizer.zero_grad()
-        losses = [F.cross_entropy(logits, y) for logits in self.network(x) if logits is not None]
+        with autocast(self.config, self.setting.device):
+            losses = [F.cross_entropy(logits, y) for logits in self.network(x) if logits is not None]
         torch.autograd.grad(torch.stack(losses).sum(), self.weights)
 
     def end_epoch(self, epoch: int, means: dict[str, float], run: RunDir) -> dict[str, float]:

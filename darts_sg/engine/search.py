@@ -24,6 +24,8 @@ from darts_sg.engine.run_dir import RunDir
 from darts_sg.engine.setup import (
     EVALUATION_BATCH,
     Setting,
+    autocast,
+    compile_parts,
     detached,
     dry_run,
     open_run,
@@ -67,9 +69,11 @@ class SearchJob:
         self.validation = TrainBatches(self.validation_images, spec, config.batch_size, augment, config.seed, "alphas")
         self.num_epochs, self.steps_per_epoch = config.epochs, len(self.train)
         self.supernet = to_device(self._build(), setting.device)
-        setting.environment["kernels"] = choose_kernels(config.kernels, setting)
+        setting.environment["kernels"] = choose_kernels(config, setting)
         self.supernet.recompute = config.recompute
         self.supernet.use_native(setting.environment["kernels"] == "native")
+        if config.compile:
+            compile_parts(self.supernet.edge_batches(), setting.device)
         self.weights, self.alphas = self.supernet.weights(), self.supernet.alphas()
         self.relaxation = RELAXATIONS[config.relaxation]
         self.hypergradient = HYPERGRADIENTS[config.hypergradient]
@@ -105,8 +109,9 @@ class SearchJob:
 
     def objective(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Cross-entropy and logits of a batch under the current weights and alphas."""
-        logits = self.supernet(batch[0], self.relaxation(self.supernet))
-        return F.cross_entropy(logits, batch[1]), logits
+        with autocast(self.config, self.setting.device):
+            logits = self.supernet(batch[0], self.relaxation(self.supernet))
+            return F.cross_entropy(logits, batch[1]), logits
 
     def attempt(self, batch_size: int, *, recompute: bool) -> None:
         """Compute the gradients of a step with `batch_size` images and throw them away."""
@@ -233,16 +238,16 @@ class SearchJob:
         return found
 
 
-def choose_kernels(asked: str, setting: Setting) -> str:
+def choose_kernels(config: SearchConfig, setting: Setting) -> str:
     """What computes the operations, native or pytorch: as asked, as the resumed run has it, or what is there.
 
     Raises UsageError if the native kernels are asked for and cannot be had.
     """
-    if setting.device.type != "cpu":
+    asked = wanted = config.kernels
+    if setting.device.type != "cpu" or config.compile or config.precision != "float32":
         if asked == "native":
-            raise UsageError(f"--kernels native is for CPUs, this is {setting.device}; leave it out")
+            raise UsageError("--kernels native is for CPUs, float32 and no --compile; leave one of them out")
         return "pytorch"
-    wanted = asked
     if asked == "auto" and setting.earlier:  # a run that does not say was started when there was no choice
         wanted = setting.earlier["environment"].get("kernels", "pytorch")
     if wanted == "pytorch":

@@ -6,7 +6,7 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -207,15 +207,21 @@ def to_device(model: Module, device: torch.device) -> Module:
     return model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def compile_network(model: torch.nn.Module, device: torch.device) -> None:
-    """Have torch.compile make faster code of the model's forward and backward pass, for each batch size it meets.
+def compile_parts(parts: Iterable[torch.nn.Module], device: torch.device) -> None:
+    """Have torch.compile make faster code of each part's forward and backward pass, for each batch size it meets.
 
     Raises UsageError if there is no C++ compiler, which the CPU needs.
     """
     compiler = os.environ.get("CXX", "g++")
     if device.type == "cpu" and shutil.which(compiler) is None:
         raise UsageError(f"--compile needs a C++ compiler, and {compiler} is not there; install one or leave it out")
-    model.compile(dynamic=False)
+    for part in parts:
+        part.compile(dynamic=False)
+
+
+def autocast(config: RunConfig, device: torch.device) -> torch.autocast:
+    """The context of a training step's forward pass: bfloat16 where PyTorch allows it, if the run asks for that."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
 
 
 def detached(**tensors: Tensor) -> dict[str, Tensor]:

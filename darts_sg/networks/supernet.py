@@ -212,9 +212,12 @@ class Supernet(nn.Module):
 
         They must be there (darts_sg.native.kernels) by the first forward pass.
         """
-        for module in self.modules():
-            if isinstance(module, EdgeBatch):
-                module.native = on
+        for batch in self.edge_batches():
+            batch.native = on
+
+    def edge_batches(self) -> list[EdgeBatch]:
+        """The batches of edges of all cells: where nearly all of the work is."""
+        return [module for module in self.modules() if isinstance(module, EdgeBatch)]
 
     def alphas(self) -> list[nn.Parameter]:
         """The architecture parameters: alphas, then the edge weights' parameters if there are any."""

@@ -17,6 +17,7 @@ from darts_sg.engine.setup import Setting
 from darts_sg.errors import UsageError
 from darts_sg.genotype import load_genotype
 from darts_sg.methods.relaxation import softmax
+from darts_sg.networks.edges import EdgeBatch
 from tests.reference import textbook
 from tests.reference.transfer import copy_tensors
 
@@ -158,10 +159,10 @@ def test_kernels_are_those_of_the_run_else_the_fastest_there_are(
     where = Setting(torch.device("cpu"), setting().data, known, {})
     if " " in expected:
         with pytest.raises(UsageError) as caught:
-            choose_kernels(asked, where)
+            choose_kernels(search_config(kernels=asked), where)
         assert str(caught.value).startswith(expected)
     else:
-        assert choose_kernels(asked, where) == expected
+        assert choose_kernels(search_config(kernels=asked), where) == expected
 
 
 @pytest.mark.parametrize("kernels", ["pytorch", "native"])
@@ -216,3 +217,32 @@ def test_either_job_can_try_whether_a_batch_fits() -> None:
         job.attempt(100, recompute=False)
         assert all(torch.equal(a, b) for a, b in zip(before, job.weights, strict=True))
         assert all(w.grad is None for w in job.weights)
+
+
+def test_bfloat16_steps_stay_close_to_those_of_float32() -> None:
+    losses = []
+    for precision in ("float32", "bfloat16"):
+        torch.manual_seed(0)
+        options = {"genotype": "DARTS_V1", "channels": 4, "cells": 3, "epochs": 4, "batch_size": 8}
+        jobs = [SearchJob(search_config(precision=precision, kernels="pytorch"), setting())]
+        jobs.append(AugmentJob(AugmentConfig(**options, precision=precision), load_genotype("DARTS_V1"), setting()))
+        losses.append([job.step(0, 0).means["train_loss"].float() for job in jobs])
+        assert all(p.dtype == torch.float32 for job in jobs for p in job.weights)
+    for exact, rough in zip(*losses, strict=True):
+        assert exact != rough
+        torch.testing.assert_close(exact, rough, rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize("options", [{"precision": "bfloat16"}, {"compile": True}])
+def test_native_kernels_are_for_float32_without_compilation(options: dict[str, object]) -> None:
+    where = Setting(torch.device("cpu"), setting().data, {}, {})
+    assert choose_kernels(search_config(**options), where) == "pytorch"
+    with pytest.raises(UsageError, match="leave one of them out"):
+        choose_kernels(search_config(**options, kernels="native"), where)
+
+
+def test_a_search_compiles_its_batches_of_edges(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = []
+    monkeypatch.setattr(EdgeBatch, "compile", lambda self, **options: compiled.append(self))
+    job = SearchJob(search_config(compile=True), setting())
+    assert compiled == job.supernet.edge_batches() != []
