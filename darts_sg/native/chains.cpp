@@ -36,23 +36,31 @@ enum Pool : int64_t { NO_POOL = 0, MAX = 1, AVERAGE = 2 };
 enum Source : int64_t { EDGES = 0, NODES = 1, MIXED_NODES = 2 };  // what the gradient of a stage is given as
 constexpr int64_t CHUNKS = 8;  // parts of the batch whose weight gradients are summed apart
 
+enum Part : int { SOME = 0, HALF = 1, WHOLE = 2 };  // how much of a vector there is
+
 template <class T>
 struct Simd {
   typedef T V __attribute__((vector_size(64), aligned(sizeof(T)), may_alias));
   static constexpr int64_t L = 64 / sizeof(T);
   static V load(const T* p) { return *reinterpret_cast<const V*>(p); }
   static void store(T* p, V v) { *reinterpret_cast<V*>(p) = v; }
-  template <bool Whole>
-  static V load(const T* p, int64_t count) {  // the first `count` of a vector; all of them if Whole
-    if (Whole) return load(p);
+  template <int Part>
+  static V load(const T* p, int64_t count) {  // the first `count` of a vector
+    if (Part == WHOLE) return load(p);
     V v = {};
-    for (int64_t i = 0; i < count; ++i) v[i] = p[i];
+    if (Part == HALF)
+      std::memcpy(&v, p, 32);
+    else
+      for (int64_t i = 0; i < count; ++i) v[i] = p[i];
     return v;
   }
-  template <bool Whole>
+  template <int Part>
   static void store(T* p, V v, int64_t count) {
-    if (Whole) return store(p, v);
-    for (int64_t i = 0; i < count; ++i) p[i] = v[i];
+    if (Part == WHOLE) return store(p, v);
+    if (Part == HALF)
+      std::memcpy(p, &v, 32);
+    else
+      for (int64_t i = 0; i < count; ++i) p[i] = v[i];
   }
 };
 
@@ -62,12 +70,16 @@ int64_t padded(int64_t C) {
   return (C + L - 1) / L * L;
 }
 
-// Calls f(b, count, whole) for each vector of channels: its first channel, how many there are, and whether all of it.
+// Calls f(b, count, part) for each vector of channels: its first channel, how many there are, and the Part they are.
 template <class T, class F>
 void for_vectors(int64_t C, F f) {
+  constexpr int64_t L = Simd<T>::L;
   int64_t b = 0;
-  for (; b + Simd<T>::L <= C; b += Simd<T>::L) f(b, Simd<T>::L, std::true_type());
-  if (b < C) f(b, C - b, std::false_type());
+  for (; b + L <= C; b += L) f(b, L, std::integral_constant<int, WHOLE>());
+  if (C - b == L / 2)
+    f(b, C - b, std::integral_constant<int, HALF>());
+  else if (b < C)
+    f(b, C - b, std::integral_constant<int, SOME>());
 }
 
 // The sum of f(0) to f(count - 1), four partial sums at a time, for an addition waits for the one before.
@@ -396,13 +408,13 @@ template <class T>
 void mix_nodes(const T* nodes, const T* gamma, int64_t n, int64_t N, int64_t T_, int64_t pixels, int64_t C, T* out,
                int64_t step) {
   typedef Simd<T> Sd;
-  for_vectors<T>(C, [&](int64_t b, int64_t count, auto whole) {
+  for_vectors<T>(C, [&](int64_t b, int64_t count, auto part) {
     for (int64_t t = 0; t < T_; ++t) {
       const T* node = nodes + (t * N + n) * pixels * C + b;
       for (int64_t p = 0; p < pixels; ++p) {
-        typename Sd::V v = gamma[t] * Sd::template load<whole>(node + p * C, count);
-        if (t > 0) v += Sd::template load<whole>(out + p * step + b, count);
-        Sd::template store<whole>(out + p * step + b, v, count);
+        typename Sd::V v = gamma[t] * Sd::template load<part>(node + p * C, count);
+        if (t > 0) v += Sd::template load<part>(out + p * step + b, count);
+        Sd::template store<part>(out + p * step + b, v, count);
       }
     }
   });
@@ -462,13 +474,13 @@ struct Worker {  // a stage with its weights packed: what all threads share
   void load(int64_t n, int64_t e, T* plane) const {
     const T* in = input(n, e);
     const int64_t step = in_pixel();
-    for_vectors<T>(s.Ci, [&](int64_t b, int64_t count, auto whole) {
+    for_vectors<T>(s.Ci, [&](int64_t b, int64_t count, auto part) {
       const V scale = Sd::load(in_scale.get() + e * Cip + b), shift = Sd::load(in_shift.get() + e * Cip + b);
       for (int64_t h = 0; h < s.H; ++h) {
         const T* from = in + h * s.W * step + b;
         T* to = plane + ((h + pad) * Wp + pad) * Cip + b;
         for (int64_t w = 0; w < s.W; ++w) {
-          V v = Sd::template load<whole>(from + w * step, count);
+          V v = Sd::template load<part>(from + w * step, count);
           if (s.in_scale) v = v * scale + shift;
           Sd::store(to + w * Cip, activate<T>(v, s.activation));
         }
@@ -562,9 +574,9 @@ void Worker<T>::forward() const {
         result = output;
       }
       T* out = static_cast<T*>(s.out) + unit * pixels * s.Co;
-      for_vectors<T>(s.Co, [&](int64_t b, int64_t count, auto whole) {
+      for_vectors<T>(s.Co, [&](int64_t b, int64_t count, auto part) {
         const T* from = result + b;
-        for (int64_t p = 0; p < pixels; ++p) Sd::template store<whole>(out + p * s.Co + b, Sd::load(from + p * Cop), count);
+        for (int64_t p = 0; p < pixels; ++p) Sd::template store<part>(out + p * s.Co + b, Sd::load(from + p * Cop), count);
         if (!s.training) return;
         const V average = sum_over<T>(pixels, [&](int64_t p) { return Sd::load(from + p * Cop); }) / static_cast<T>(pixels);
         const V square = sum_over<T>(pixels, [&](int64_t p) {
@@ -652,14 +664,14 @@ void Worker<T>::backward() const {
           } else {
             g += (s.source == NODES ? t * s.N + n : n * E + e) * pixels * s.Co;
           }
-          for_vectors<T>(s.Co, [&](int64_t b, int64_t lanes, auto whole) {
+          for_vectors<T>(s.Co, [&](int64_t b, int64_t lanes, auto part) {
             const V A = Sd::load(a.get() + e * Cop + b), B = Sd::load(b_.get() + e * Cop + b),
                     D = Sd::load(d.get() + e * Cop + b);
             for (int64_t h = 0; h < s.Ho; ++h) {
               T* to = (s.pointwise ? output + h * s.Wo * Cop : behind + ((h + G) * G_row + G) * Cop) + b;
               for (int64_t w = 0; w < s.Wo; ++w) {
                 const int64_t p = (h * s.Wo + w) * s.Co + b;
-                const V v = Sd::template load<whole>(g + p, lanes), out = Sd::template load<whole>(y + p, lanes);
+                const V v = Sd::template load<part>(g + p, lanes), out = Sd::template load<part>(y + p, lanes);
                 Sd::store(to + w * Cop, A * v + (B * out + D));
               }
             }
@@ -724,7 +736,7 @@ void Worker<T>::backward() const {
           const bool add = s.first && (t > 0 || s.accumulate);
           const int64_t activation = s.activation;
           const T* raw = input(n, e);
-          for_vectors<T>(s.Ci, [&](int64_t b, int64_t lanes, auto whole) {
+          for_vectors<T>(s.Ci, [&](int64_t b, int64_t lanes, auto part) {
             const V scale = Sd::load(in_scale.get() + e * Cip + b), shift = Sd::load(in_shift.get() + e * Cip + b);
             const V zero = {}, six = zero + T(6);
             for (int64_t h = 0; h < s.H; ++h) {
@@ -735,15 +747,15 @@ void Worker<T>::backward() const {
                 const V active = Sd::load(seen + w * Cip);
                 if (activation != NONE) v = active > zero ? v : zero;
                 if (activation == RELU6) v = active < six ? v : zero;
-                if (add) v += Sd::template load<whole>(p + w * step, lanes);
-                Sd::template store<whole>(p + w * step, v, lanes);
+                if (add) v += Sd::template load<part>(p + w * step, lanes);
+                Sd::template store<part>(p + w * step, v, lanes);
               }
             }
             if (s.first) return;
-            const auto gradient = [&](int64_t p) { return Sd::template load<whole>(to + p * step + b, lanes); };
+            const auto gradient = [&](int64_t p) { return Sd::template load<part>(to + p * step + b, lanes); };
             const V sum = sum_over<T>(s.H * s.W, gradient);
             const V sum_y = sum_over<T>(s.H * s.W, [&](int64_t p) {
-              return gradient(p) * (Sd::template load<whole>(raw + p * step + b, lanes) * scale + shift);
+              return gradient(p) * (Sd::template load<part>(raw + p * step + b, lanes) * scale + shift);
             });
             for (int64_t i = 0; i < lanes; ++i) {
               sums.get()[n * channels + e * s.Ci + b + i] = sum[i];
@@ -767,10 +779,10 @@ void Worker<T>::backward() const {
         static_cast<T*>(s.depthwise_gradient)[(e * s.Ci + c) * kk + i] = sum;
       }
     for (int64_t o = 0; by_matrix && o < s.Co; ++o)
-      for_vectors<T>(s.Ci, [&](int64_t b, int64_t count, auto whole) {
+      for_vectors<T>(s.Ci, [&](int64_t b, int64_t count, auto part) {
         V sum = {};
         for (int64_t q = 0; q < chunks; ++q) sum += Sd::load(matrix_gradient.get() + ((q * E + e) * s.Co + o) * Cip + b);
-        Sd::template store<whole>(static_cast<T*>(s.pointwise_gradient) + (e * s.Co + o) * s.Ci + b, sum, count);
+        Sd::template store<part>(static_cast<T*>(s.pointwise_gradient) + (e * s.Co + o) * s.Ci + b, sum, count);
       });
   }
 }
@@ -806,10 +818,10 @@ struct Mixer {
   const T* y(int64_t o, int64_t n, int64_t e) const {
     return static_cast<const T*>(m.y[o]) + n * m.image[o] + (m.shared[o] ? e / m.T : e) * m.part[o];
   }
-  template <class Whole>
-  V coefficient(const void* const* all, int64_t o, int64_t e, int64_t b, int64_t count, Whole whole, T other) const {
-    const T* p = static_cast<const T*>(all[o]);
-    return p ? Sd::template load<whole>(p + (m.shared[o] ? e / m.T : e) * m.C + b, count) : V{} + other;
+  template <class P>
+  V coefficient(const void* const* all, int64_t o, int64_t e, int64_t b, int64_t count, P part, T other) const {
+    const T* from = static_cast<const T*>(all[o]);
+    return from ? Sd::template load<part>(from + (m.shared[o] ? e / m.T : e) * m.C + b, count) : V{} + other;
   }
 
   void forward() const {
@@ -818,20 +830,20 @@ struct Mixer {
     for (int64_t unit = 0; unit < m.N * m.T; ++unit) {
       const int64_t n = unit / m.T, t = unit % m.T;
       T* out = static_cast<T*>(m.nodes) + (t * m.N + n) * m.pixels * m.C;
-      for_vectors<T>(m.C, [&](int64_t b, int64_t count, auto whole) {
+      for_vectors<T>(m.C, [&](int64_t b, int64_t count, auto part) {
         V constant = {};
         for (int64_t o = 0; o < m.operations; ++o)
           for (int64_t e = t; e < E; e += m.T)
-            constant += gamma[o * E + e] * coefficient(m.shift, o, e, b, count, whole, 0);
+            constant += gamma[o * E + e] * coefficient(m.shift, o, e, b, count, part, 0);
         bool begun = false;
         for (int64_t o = 0; o < m.operations; ++o)
           for (int64_t e = t; e < E; e += m.T) {
-            const V factor = gamma[o * E + e] * coefficient(m.scale, o, e, b, count, whole, 1);
+            const V factor = gamma[o * E + e] * coefficient(m.scale, o, e, b, count, part, 1);
             const T* from = y(o, n, e) + b;
             for (int64_t p = 0; p < m.pixels; ++p) {
-              const V before = begun ? Sd::template load<whole>(out + p * m.C + b, count) : constant;
-              const V v = Sd::template load<whole>(from + p * m.pixel[o], count);
-              Sd::template store<whole>(out + p * m.C + b, before + factor * v, count);
+              const V before = begun ? Sd::template load<part>(out + p * m.C + b, count) : constant;
+              const V v = Sd::template load<part>(from + p * m.pixel[o], count);
+              Sd::template store<part>(out + p * m.C + b, before + factor * v, count);
             }
             begun = true;
           }
@@ -848,14 +860,14 @@ struct Mixer {
       const T* g = static_cast<const T*>(m.nodes) + (t * m.N + n) * m.pixels * m.C;
       for (int64_t o = 0; o < m.operations; ++o)
         for (int64_t e = t; e < E; e += m.T)
-          for_vectors<T>(m.C, [&](int64_t b, int64_t count, auto whole) {
-            const V scale = coefficient(m.scale, o, e, b, count, whole, 1);
-            const V shift = coefficient(m.shift, o, e, b, count, whole, 0);
+          for_vectors<T>(m.C, [&](int64_t b, int64_t count, auto part) {
+            const V scale = coefficient(m.scale, o, e, b, count, part, 1);
+            const V shift = coefficient(m.shift, o, e, b, count, part, 0);
             const T* from = y(o, n, e) + b;
             const int64_t pixel = m.pixel[o];
-            const auto gradient = [&](int64_t p) { return Sd::template load<whole>(g + p * m.C + b, count); };
+            const auto gradient = [&](int64_t p) { return Sd::template load<part>(g + p * m.C + b, count); };
             const V sum_y = sum_over<T>(m.pixels, [&](int64_t p) {
-              return gradient(p) * (Sd::template load<whole>(from + p * pixel, count) * scale + shift);
+              return gradient(p) * (Sd::template load<part>(from + p * pixel, count) * scale + shift);
             });
             const V sum = sum_over<T>(m.pixels, gradient);
             for (int64_t i = 0; i < count; ++i) {
