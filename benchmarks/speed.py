@@ -32,7 +32,7 @@ from darts_sg.engine import environment
 from darts_sg.errors import UsageError
 from darts_sg.files import write_atomically
 
-SMALL = 5  # rounds of what takes a second or so; what takes longer gets fewer
+ROUNDS = 3  # of what takes seconds; what takes longer gets two
 
 
 @dataclass
@@ -102,7 +102,7 @@ def search_rows(native: bool) -> dict[str, Callable[[], Row]]:
     def second_order() -> Row:
         shape = Shape(batch=16)
         own = own_step(shape, native=native, second_order=True)
-        return timed("second-order step, batch 16", textbook_second_order_step(shape), own, 3, 5, 8)
+        return timed("second-order step, batch 16", textbook_second_order_step(shape), own, 2, 5, 8)
 
     def recomputation() -> Row:
         shape = Shape(batch=64)
@@ -111,9 +111,9 @@ def search_rows(native: bool) -> dict[str, Callable[[], Row]]:
         return timed(name, fast, again, 3, 1 / 1.4, 1.0, baseline_name="without recomputation")
 
     return {
-        "first-order step, batch 16": lambda: first_order(16, "darts+sandglass", SMALL, 6, 10),
-        "first-order step, batch 16, darts": lambda: first_order(16, "darts", SMALL, 6, 10),
-        "first-order step, batch 64": lambda: first_order(64, "darts+sandglass", 3, 5, 8),
+        "first-order step, batch 16": lambda: first_order(16, "darts+sandglass", ROUNDS, 6, 10),
+        "first-order step, batch 16, darts": lambda: first_order(16, "darts", ROUNDS, 6, 10),
+        "first-order step, batch 64": lambda: first_order(64, "darts+sandglass", 2, 5, 8),
         "second-order step, batch 16": second_order,
         "first-order step with recomputation, batch 64": recomputation,
     }
@@ -149,11 +149,11 @@ def retraining_row() -> Row:
 
 def loading_row(native: bool) -> Row:
     """The share of a step that making its two batches takes."""
-    times = interleave({"step": own_step(Shape(batch=64), native=native), "loading": loading(64)}, SMALL)
+    times = interleave({"step": own_step(Shape(batch=64), native=native), "loading": loading(64)}, ROUNDS)
     shares = [2 * load / step for load, step in zip(times["loading"], times["step"], strict=True)]
     name = "augmentation and loading, share of a step of batch 64"
     middle = [median(times["step"]), 2 * median(times["loading"])]
-    return Row(name, "s", *middle, median(shares), (min(shares), max(shares)), SMALL, 0.02, 0.01, "a step", times)
+    return Row(name, "s", *middle, median(shares), (min(shares), max(shares)), ROUNDS, 0.02, 0.01, "a step", times)
 
 
 def ablation(native: bool, rounds: int) -> list[Row]:
@@ -285,7 +285,6 @@ def main(arguments: argparse.Namespace) -> None:
     others = [peers.load(text) for text in arguments.peer]
     missing = native_kernels()
     native = missing is None
-    environment.keep_freed_memory()
     facts = machine_facts()
     out.print(
         f"{facts['device']}, {facts['threads']} threads, PyTorch {facts['torch']}, {facts['git']}", highlight=False
@@ -301,16 +300,18 @@ def main(arguments: argparse.Namespace) -> None:
 
     of_search = search_rows(native)
     if arguments.quick:
+        environment.keep_freed_memory()
         shape = Shape()
         name = "first-order step, batch 16"
         add(timed(name, textbook_step(shape), own_step(shape, native=native), 3, 6, 10), *launch_rows(native))
     else:
+        # in processes of their own, and first, while this one is still small
+        add(memory_row("peak memory of a step, batch 64", "own", 0.5, 0.35))
+        add(memory_row("peak memory with recomputation, batch 64", "recompute", 0.2, 0.12))
+        environment.keep_freed_memory()
         for measure in of_search.values():
             add(measure())
-        add(
-            memory_row("peak memory of a step, batch 64", "own", 0.5, 0.35),
-            memory_row("peak memory with recomputation, batch 64", "recompute", 0.2, 0.12),
-        )
+            environment.return_freed_memory()
         add(*launch_rows(native), retraining_row(), loading_row(native))
     for peer in others:
         name = f"first-order step, batch 16, darts, {peer.name}"
@@ -319,7 +320,7 @@ def main(arguments: argparse.Namespace) -> None:
     content: dict[str, Any] = {"machine": facts, "rows": [row.as_json() for row in rows]}
     out.print(table_of(rows, "\nagainst the textbook, interleaved (times: times faster; else: the part that is left)"))
     if not arguments.quick:
-        steps = ablation(native, 3)
+        steps = ablation(native, 2)
         out.print(table_of(steps, "\neach rewrite, first-order step, batch 16"))
         grown = scaling(native)
         growth = Table(
