@@ -4,7 +4,7 @@ import argparse
 import json
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -75,6 +75,8 @@ def interleave(steps: Mapping[str, Step], rounds: int) -> dict[str, list[float]]
         for name, step in steps.items():
             begun = time.perf_counter()
             step()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
             if turn:
                 times[name].append(time.perf_counter() - begun)
     return times
@@ -138,6 +140,20 @@ def launch_rows(native: bool) -> list[Row]:
         targets = (None, None) if kernels else (3500 / 15004, 2000 / 15004)
         rows.append(Row(name, "calls", baseline, own, ratio, (ratio, ratio), 1, *targets))
     return rows
+
+
+def accelerator_rows(device: str, compiled: bool) -> Iterator[Row]:
+    """First-order steps on a GPU, or on whatever device it is, in the ways a search can run them there."""
+    for batch in (16, 64):
+        shape = Shape(batch=batch, device=device)
+        ways: dict[str, dict[str, Any]] = {"": {}, ", bfloat16": {"precision": torch.bfloat16}}
+        if compiled:
+            ways[", bfloat16, compiled"] = {"precision": torch.bfloat16, "compiled": True}
+        for how, options in ways.items():
+            targets = (8, 15) if batch == 64 else (None, None)
+            own = own_step(shape, native=False, **options)
+            name = f"first-order step on {device}, batch {batch}{how}"
+            yield timed(name, textbook_step(shape), own, ROUNDS, *targets)
 
 
 def retraining_row() -> Row:
@@ -206,8 +222,7 @@ def scaling(native: bool) -> list[dict[str, Any]]:
     return found
 
 
-def machine_facts() -> dict[str, Any]:
-    device = torch.device("cpu")
+def machine_facts(device: torch.device) -> dict[str, Any]:
     return {
         "device": environment.device_name(device),
         "threads": torch.get_num_threads(),
@@ -265,6 +280,10 @@ def add_options(options: argparse.ArgumentParser) -> None:
     )
     options.add_argument("--json", type=Path, metavar="FILE", help="write all figures as JSON")
     options.add_argument("--picture", type=Path, metavar="FILE", help="draw the ratios as bars (.svg, .png or .pdf)")
+    options.add_argument(
+        "--device", default="cpu", help="cpu, or a GPU, of which only the first-order steps are measured"
+    )
+    options.add_argument("--compile", action="store_true", help="on a GPU measure torch.compile as well (minutes)")
     options.add_argument("--threads", type=int, help="CPU threads (default: one a core)")
     options.add_argument(
         "--peer",
@@ -283,9 +302,10 @@ def main(arguments: argparse.Namespace) -> None:
     if arguments.picture and arguments.picture.suffix not in (".svg", ".png", ".pdf"):
         raise UsageError(f"--picture {arguments.picture}: expected a name that ends with .svg, .png or .pdf")
     others = [peers.load(text) for text in arguments.peer]
+    device = environment.choose_device(arguments.device)
     missing = native_kernels()
     native = missing is None
-    facts = machine_facts()
+    facts = machine_facts(device)
     out.print(
         f"{facts['device']}, {facts['threads']} threads, PyTorch {facts['torch']}, {facts['git']}", highlight=False
     )
@@ -298,8 +318,10 @@ def main(arguments: argparse.Namespace) -> None:
         for row in more:
             out.print(f"{row.name}: {row.ratio:.3g}", highlight=False)
 
-    of_search = search_rows(native)
-    if arguments.quick:
+    if device.type != "cpu":
+        for row in accelerator_rows(str(device), arguments.compile):
+            add(row)
+    elif arguments.quick:
         environment.keep_freed_memory()
         shape = Shape()
         name = "first-order step, batch 16"
@@ -309,7 +331,7 @@ def main(arguments: argparse.Namespace) -> None:
         add(memory_row("peak memory of a step, batch 64", "own", 0.5, 0.35))
         add(memory_row("peak memory with recomputation, batch 64", "recompute", 0.2, 0.12))
         environment.keep_freed_memory()
-        for measure in of_search.values():
+        for measure in search_rows(native).values():
             add(measure())
             environment.return_freed_memory()
         add(*launch_rows(native), retraining_row(), loading_row(native))
@@ -319,7 +341,7 @@ def main(arguments: argparse.Namespace) -> None:
         add(timed(name, peer.step(Shape(space="darts")), own, 2, None, None, baseline_name=peer.name))
     content: dict[str, Any] = {"machine": facts, "rows": [row.as_json() for row in rows]}
     out.print(table_of(rows, "\nagainst the textbook, interleaved (times: times faster; else: the part that is left)"))
-    if not arguments.quick:
+    if device.type == "cpu" and not arguments.quick:
         steps = ablation(native, 2)
         out.print(table_of(steps, "\neach rewrite, first-order step, batch 16"))
         grown = scaling(native)
@@ -331,7 +353,8 @@ def main(arguments: argparse.Namespace) -> None:
             growth.add_row(item["dimension"], str(item["at"]), f"{item['seconds']:.3f}", f"{item['gflop']:.1f}", rate)
         out.print(growth)
         content |= {"ablation": [row.as_json() for row in steps], "scaling": grown}
-    for shape in [Shape()] if arguments.quick else [Shape(), Shape(space="darts"), Shape(batch=64)]:
+    of_shapes = [Shape()] if arguments.quick else [Shape(), Shape(space="darts"), Shape(batch=64)]
+    for shape in of_shapes if device.type == "cpu" else []:
         bound = roofline(shape, native)
         names = {Shape(): "first-order step, batch 16", Shape(space="darts"): "first-order step, batch 16, darts"}
         row = next(r for r in rows if r.name == names.get(shape, "first-order step, batch 64"))

@@ -45,24 +45,26 @@ class Shape:
     channels: int = 16
     cells: int = 8
     size: int = 32
+    device: str = "cpu"
 
     def images(self) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(0)
         x = torch.randn(self.batch, 3, self.size, self.size, generator=generator)
-        return x, torch.randint(10, (self.batch,), generator=generator)
+        return x.to(self.device), torch.randint(10, (self.batch,), generator=generator).to(self.device)
 
     def supernet(self, native: bool) -> Supernet:
         torch.manual_seed(0)
         operations = parse_space(self.space).operations
         net = Supernet(operations, channels=self.channels, cells=self.cells).to(memory_format=LAST)
         net.use_native(native)
-        return net
+        return net.to(self.device)
 
     def textbook(self) -> tuple[nn.Module, list[Tensor]]:
         """The textbook's supernet with the weights and alphas of `supernet`."""
         mine = self.supernet(native=False)
         operations = parse_space(self.space).operations
         net = textbook.Supernet(operations, channels=self.channels, cells=self.cells)
+        net = net.to(self.device)
         copy_tensors(net.parameters(), mine.edge_form().values())
         return net, [alpha.detach().clone().requires_grad_() for alpha in mine.alphas()]
 
@@ -133,18 +135,30 @@ def textbook_second_order_step(shape: Shape) -> Step:
     return step
 
 
-def own_step(shape: Shape, *, native: bool, second_order: bool = False, recompute: bool = False) -> Step:
+def own_step(
+    shape: Shape,
+    *,
+    native: bool,
+    second_order: bool = False,
+    recompute: bool = False,
+    precision: torch.dtype = torch.float32,
+    compiled: bool = False,
+) -> Step:
     """The step of darts_sg.engine.search, without its bookkeeping."""
     net = shape.supernet(native)
     net.recompute = recompute
+    if compiled:
+        for part in net.edge_batches():
+            part.compile(dynamic=False)
     x, y = shape.images()
     batch = x.contiguous(memory_format=LAST), y
     weights, alphas = net.weights(), net.alphas()
     adam, sgd = torch.optim.Adam(alphas, **ADAM), torch.optim.SGD(weights, **SGD)
 
     def objective(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        logits = net(batch[0], softmax(net))
-        return F.cross_entropy(logits, batch[1]), logits
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == torch.bfloat16):
+            logits = net(batch[0], softmax(net))
+            return F.cross_entropy(logits, batch[1]), logits
 
     def step() -> None:
         buffers = [sgd.state[w].get("momentum_buffer") for w in weights]

@@ -70,6 +70,15 @@ def test_the_steps_that_are_compared_do_the_same() -> None:
             torch.testing.assert_close(a, b, rtol=1e-2, atol=2e-5)
 
 
+def test_the_ways_of_a_gpu_run_on_any_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "Shape", Toy)
+    rows = list(speed.accelerator_rows("cpu", compiled=False))
+    assert [row.name for row in rows] == [
+        f"first-order step on cpu, batch {batch}{how}" for batch in (16, 64) for how in ("", ", bfloat16")
+    ]
+    assert all(len(row.times["own"]) == speed.ROUNDS for row in rows)
+
+
 def test_quick_prints_the_table_and_writes_json_and_picture(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
