@@ -41,7 +41,7 @@ from darts_sg.engine.steps import (
     evaluate,
     weight_optimizer,
 )
-from darts_sg.errors import UsageError
+from darts_sg.errors import RunError, UsageError
 from darts_sg.genotype import Genotype
 from darts_sg.methods.hypergradient import HYPERGRADIENTS, Hypergradient, VirtualStep, frozen
 from darts_sg.methods.relaxation import RELAXATIONS
@@ -188,8 +188,11 @@ class SearchJob:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        counters = "num_batches_tracked"  # which earlier versions kept
-        self.supernet.load_state_dict({k: v for k, v in state["supernet"].items() if not k.endswith(counters)})
+        missing, unexpected = self.supernet.load_state_dict(state["supernet"], strict=False)
+        # BatchNorm expects its counter of batches, which a supernet does not have, in whatever it loads
+        unexpected = [name for name in unexpected if not name.endswith("num_batches_tracked")]
+        if missing or unexpected:
+            raise RunError(f"checkpoint of another supernet: {missing or unexpected}")
         self.weight_optimizer.load_state_dict(state["weight_optimizer"])
         self.alpha_optimizer.load_state_dict(state["alpha_optimizer"])
 
