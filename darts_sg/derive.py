@@ -1,10 +1,15 @@
 """From mixing weights to a genotype (DARTS paper, section 2.4). Pure functions of arrays."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse
+from scipy.optimize import Bounds, LinearConstraint, milp
 
+from darts_sg.errors import UsageError
 from darts_sg.genotype import NUM_INPUTS, Cell, Edge
 
 Array = NDArray[np.floating]
@@ -49,3 +54,174 @@ def derive_cell(
         nodes.append(tuple(Edge(operations[best[start + s]], s) for s in kept))
         start += NUM_INPUTS + i
     return Cell(tuple(nodes), tuple(range(NUM_INPUTS, NUM_INPUTS + len(nodes))))
+
+
+class Costs(NamedTuple):
+    """What a derived network costs in one unit, such as parameters: `fixed`, and more for each edge that is chosen."""
+
+    normal: NDArray[np.int64]
+    """(num_edges, num_operations), over all normal cells of the network."""
+    reduce: NDArray[np.int64]
+    """The same over all reduction cells."""
+    fixed: int
+
+    def both(self) -> NDArray[np.int64]:
+        """The edges of both cells, (2 · num_edges, num_operations)."""
+        return np.concatenate([self.normal, self.reduce])
+
+    def of(self, cells: Sequence[Cell], operations: Sequence[str]) -> int:
+        """The cost of the network of a (normal, reduction) cell."""
+        chosen = (
+            table[num_edges(state - NUM_INPUTS) + edge.state, operations.index(edge.operation)]
+            for table, cell in zip((self.normal, self.reduce), cells, strict=True)
+            for state, edge in cell.edges()
+        )
+        return self.fixed + int(sum(chosen))
+
+
+class Bound(NamedTuple):
+    """At most `maximum` of a cost, whose name errors give."""
+
+    name: str
+    costs: Costs
+    maximum: int
+
+
+class Point(NamedTuple):
+    """Of a frontier: two cells, what they cost, and the sum of the mixing weights that they keep."""
+
+    cost: int
+    weight: float
+    normal: Cell
+    reduce: Cell
+
+
+def kept_weight(weights: Sequence[Array], cells: Sequence[Cell], operations: Sequence[str]) -> float:
+    """Sum of the mixing weights, (num_edges, num_operations) for either cell, of the edges that cells chose."""
+    return float(
+        sum(
+            table[num_edges(state - NUM_INPUTS) + edge.state, operations.index(edge.operation)]
+            for table, cell in zip(weights, cells, strict=True)
+            for state, edge in cell.edges()
+        )
+    )
+
+
+def derive_bounded(
+    normal: Array,
+    reduce: Array,
+    operations: Sequence[str],
+    bounds: Sequence[Bound] = (),
+    max_skips: int | None = None,
+) -> tuple[Cell, Cell]:
+    """The (normal, reduction) cell with the largest sum of mixing weights within the bounds; two edges a node.
+
+    normal, reduce: (num_edges, num_operations), multiplied by edge weights if there are any. max_skips bounds the
+    skip_connects of the normal cell. Without bounds it is `derive_cell` for each. With them the sum is maximised
+    exactly, as an integer program: costs are additive over the edges that are chosen.
+    Raises UsageError if no cell meets the bounds.
+    """
+    if not bounds and max_skips is None:
+        return derive_cell(normal, operations), derive_cell(reduce, operations)
+    weights = np.concatenate([np.asarray(normal, dtype=np.float64), np.asarray(reduce, dtype=np.float64)])
+    rows, num_operations = weights.shape
+    choosable = np.tile([float(name != "none") for name in operations], rows)
+    nodes = [
+        [half * rows // 2 + edge for edge in range(num_edges(node), num_edges(node + 1))]
+        for half in (0, 1)
+        for node in range(num_nodes_of(rows // 2))
+    ]
+    ones = np.ones((1, num_operations))
+    an_edge = sparse.kron(sparse.eye(rows), ones)  # at most one operation
+    members = sparse.csr_matrix(
+        (
+            np.ones(sum(map(len, nodes))),
+            (np.repeat(np.arange(len(nodes)), list(map(len, nodes))), list(itertools.chain(*nodes))),
+        ),
+        shape=(len(nodes), rows),
+    )
+    constraints = [
+        LinearConstraint(an_edge, -np.inf, 1),
+        LinearConstraint(sparse.kron(members, ones), 2, 2),
+    ]
+    if max_skips is not None:
+        skips = np.zeros((rows, num_operations))
+        skips[: rows // 2, [i for i, name in enumerate(operations) if name == "skip_connect"]] = 1
+        constraints.append(LinearConstraint(skips.reshape(1, -1), -np.inf, max_skips))
+    rooms = [bound.maximum - bound.costs.fixed for bound in bounds]
+    while True:
+        limits = [
+            LinearConstraint(bound.costs.both().reshape(1, -1) / max(1.0, abs(room)), -np.inf, np.sign(room))
+            for bound, room in zip(bounds, rooms, strict=True)
+        ]
+        found = milp(
+            -weights.ravel(),
+            integrality=np.ones(weights.size),
+            bounds=Bounds(0, choosable),
+            constraints=[*constraints, *limits],
+            options={"mip_rel_gap": 0},
+        )
+        if found.x is None:
+            asked = [f"{bound.name} at most {bound.maximum:,}" for bound in bounds]
+            asked += [] if max_skips is None else [f"at most {max_skips} skip_connect in the normal cell"]
+            raise UsageError(f"no genotype of this space has {' and '.join(asked)}; loosen a bound")
+        chosen = found.x.reshape(weights.shape) > 0.5
+        cells = tuple(_cell_of(half, operations) for half in np.split(chosen, 2))
+        over = [bound.costs.of(cells, operations) > bound.maximum for bound in bounds]
+        if not any(over):
+            return cells[0], cells[1]
+        rooms = [room - is_over for room, is_over in zip(rooms, over, strict=True)]  # rounding let it pass
+
+
+def _cell_of(chosen: NDArray[np.bool_], operations: Sequence[str]) -> Cell:
+    """The cell of a table (num_edges, num_operations) of what is chosen."""
+    nodes = []
+    for i in range(num_nodes_of(len(chosen))):
+        part = chosen[num_edges(i) : num_edges(i + 1)]
+        nodes.append(tuple(Edge(operations[op], state) for state, op in np.argwhere(part).tolist()))
+    return Cell(tuple(nodes), tuple(range(NUM_INPUTS, NUM_INPUTS + len(nodes))))
+
+
+def frontier(normal: Array, reduce: Array, operations: Sequence[str], costs: Costs) -> list[Point]:
+    """All cells for which no others keep as much weight at a lower cost, or more at the same; cheapest first.
+
+    Exact: the best sums of the first nodes are extended node by node, and what is dominated is dropped.
+    """
+    choices = [i for i, name in enumerate(operations) if name != "none"]
+    cost, weight = np.array([costs.fixed]), np.array([0.0])
+    taken: list[tuple[tuple[Edge, ...], ...]] = [()]
+    tables = (
+        (np.asarray(normal, dtype=np.float64), costs.normal),
+        (np.asarray(reduce, dtype=np.float64), costs.reduce),
+    )
+    for weights, table in tables:
+        for node in range(num_nodes_of(len(weights))):
+            start = num_edges(node)
+            options = [
+                (int(table[start + s, a] + table[start + t, b]), float(weights[start + s, a] + weights[start + t, b]),
+                 (Edge(operations[a], s), Edge(operations[b], t)))
+                for s, t in itertools.combinations(range(NUM_INPUTS + node), 2)
+                for a, b in itertools.product(choices, repeat=2)
+            ]  # fmt: skip
+            keep = list(_undominated(np.array([o[0] for o in options]), np.array([o[1] for o in options])))
+            kept = [options[i] for i in keep]
+            costs_now = (cost[:, None] + np.array([o[0] for o in kept])).ravel()
+            weights_now = (weight[:, None] + np.array([o[1] for o in kept])).ravel()
+            best = list(_undominated(costs_now, weights_now))
+            cost, weight = costs_now[best], weights_now[best]
+            taken = [(*taken[i // len(kept)], kept[i % len(kept)][2]) for i in best]
+    nodes = num_nodes_of(len(tables[0][0]))
+    concat = tuple(range(NUM_INPUTS, NUM_INPUTS + nodes))
+    return [
+        Point(int(c), float(w), Cell(edges[:nodes], concat), Cell(edges[nodes:], concat))
+        for c, w, edges in zip(cost, weight, taken, strict=True)
+    ]
+
+
+def _undominated(cost: NDArray[np.int64], weight: Array) -> Iterator[int]:
+    """The indices of the points that no other one dominates, by rising cost."""
+    best = -np.inf
+    for i in np.lexsort((-weight, cost)).tolist():
+        if weight[i] > best:
+            best = weight[i]
+            yield i

@@ -1,14 +1,20 @@
 """What a derived network costs: parameters, with and without the auxiliary head, and multiply-adds."""
 
+import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from darts_sg.genotype import Genotype
+from darts_sg.derive import Costs, num_edges
+from darts_sg.genotype import NUM_INPUTS, Cell, Edge, Genotype
 from darts_sg.networks.derived import DerivedNetwork, NetworkShape
+from darts_sg.networks.skeleton import cell_specs
+from darts_sg.ops import OPERATIONS
 
 IMAGE_SIZE: dict[str, int] = {"cifar": 32, "imagenet": 224}
 NUM_CLASSES: dict[str, int] = {"cifar": 10, "imagenet": 1000}
@@ -70,6 +76,51 @@ def derived_cost(
     with_auxiliary = count_params(model)
     model.auxiliary_head = None
     return Cost(count_params(model), with_auxiliary, macs)
+
+
+def choice_costs(
+    operations: Sequence[str],
+    network: NetworkShape = "cifar",
+    channels: int | None = None,
+    cells: int | None = None,
+    num_nodes: int = 4,
+) -> tuple[Costs, Costs]:
+    """(parameters, MACs) of derived networks as sums over the edges that their cells choose; all nodes are joined.
+
+    What is not given is as the papers have it for that shape. Raises UsageError as DerivedNetwork does.
+    """
+    C, num_cells = channels or CHANNELS[network], cells or CELLS[network]
+    edges = num_edges(num_nodes)
+    tables = {reduction: np.zeros((2, edges, len(operations)), dtype=np.int64) for reduction in (False, True)}
+    stem = (3 * C, IMAGE_SIZE[network]) if network == "cifar" else (C, IMAGE_SIZE[network] // 8)
+    size = stem[1]
+    for spec in cell_specs(C, num_cells, stem[0], lambda reduction: num_nodes, network == "imagenet"):
+        for node in range(num_nodes):
+            for state in range(NUM_INPUTS + node):
+                stride = 2 if spec.reduction and state < NUM_INPUTS else 1
+                side = size if stride == 2 or not spec.reduction else -(-size // 2)
+                for i, name in enumerate(operations):
+                    tables[spec.reduction][:, num_edges(node) + state, i] += operation_cost(name, spec.C, stride, side)
+        size = -(-size // 2) if spec.reduction else size
+    first = next(name for name in operations if name != "none")
+    nodes = tuple((Edge(first, 0), Edge(first, 1)) for _ in range(num_nodes))
+    cell = Cell(nodes, tuple(range(NUM_INPUTS, NUM_INPUTS + num_nodes)))
+    known = derived_cost(Genotype("known", "", tuple(operations), cell, cell), network, channels, cells)
+    found = []
+    for i, total in enumerate((known.params, known.macs)):
+        without_fixed = Costs(tables[False][i], tables[True][i], 0)
+        found.append(without_fixed._replace(fixed=total - without_fixed.of((cell, cell), operations)))
+    return found[0], found[1]
+
+
+@functools.cache
+def operation_cost(name: str, C: int, stride: int, size: int) -> tuple[int, int]:
+    """(parameters, MACs) of an operation of a derived network on (1, C, size, size); (0, 0) for `none`."""
+    if name == "none":
+        return 0, 0
+    with torch.device("meta"):
+        module = OPERATIONS[name].build(C, stride, True).eval()
+        return count_params(module), count_macs(module, torch.empty(1, C, size, size))
 
 
 def human(count: float) -> str:
