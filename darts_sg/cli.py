@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, NoReturn, TypeVar, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentParser
+from rich.console import Console
 
 from darts_sg.config import (
     JOBS,
@@ -164,6 +165,11 @@ def run_job_command(job: Job, argv: Sequence[str], prog: str) -> None:
         run_search(config, resume=resume, dry=dry)
     elif isinstance(config, AugmentConfig):
         run_augment(config, resume=resume, dry=dry)
+
+
+def console() -> Console:
+    """A console that wraps at the terminal's width, and not at all when piped."""
+    return Console() if sys.stdout.isatty() else Console(width=240)
 
 
 def answer(command: Callable[[], None], prog: str) -> NoReturn:

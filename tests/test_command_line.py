@@ -15,6 +15,7 @@ import yaml
 from PIL import Image
 
 from darts_sg.__main__ import PROG, run
+from darts_sg.analysis.cost import derived_cost
 from darts_sg.cli import answer
 from darts_sg.engine.checkpoint import checkpoints, read_torch
 from darts_sg.genotype import load_genotype
@@ -258,6 +259,9 @@ BAD = {
     "unknown genotype to show": (["genotype", "show", "DART"], "choices: "),
     "no cells": (["genotype", "show", "DARTS_V2", "--cells", "0"], "above 0"),
     "two cells": (["genotype", "show", "DARTS_V2", "--cells", "2"], "at least 3"),
+    "derive from what is no run": (["genotype", "derive", "."], "is not the folder of a run"),
+    "bound that is no number": (["genotype", "derive", "x", "--max-params", "few"], "expected a number such as 2.45M"),
+    "two forms of a comparison": (["genotype", "compare", "DARTS_V2", "--json", "--csv"], "choose one of"),
     "picture of an unknown kind": (["genotype", "draw", "DARTS_V2", "-o", "x.gif"], ".svg, .png or .pdf"),
     "report of nothing": (["report", "nowhere"], "nowhere"),
 }
@@ -333,6 +337,66 @@ def test_list_spaces_draw_import(capsys: pytest.CaptureFixture[str], tmp_path: P
     code, _, err = in_process(capsys, "genotype", "import", text, "-o", str(file))
     assert code == 2
     assert "exists" in err
+
+
+def test_derive_within_bounds_from_a_search(
+    undisturbed: dict[str, Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    run_dir = undisturbed["search"]
+    shape = ["--channels", "8", "--cells", "5"]
+    code, out, err = in_process(capsys, "genotype", "derive", str(run_dir), *shape, "-o", str(tmp_path / "free.yaml"))
+    assert code == 0, err
+    free = load_genotype(tmp_path / "free.yaml")
+    assert (free.normal, free.reduce) == (load_genotype(run_dir / "genotype.yaml").normal, free.reduce)
+    _, out, _ = in_process(capsys, "genotype", "derive", str(run_dir), *shape, "--pareto", "--json")
+    points = json.loads(out)
+    assert points[-1]["share"] == 1
+    limit = str(points[len(points) // 2]["params"])
+    output = tmp_path / "bounded.yaml"
+    bounds = ["--max-params", limit, "--max-skips", "4", "--epoch", "3", "--name", "SMALL", "-o", str(output)]
+    code, out, err = in_process(capsys, "genotype", "derive", str(run_dir), *shape, *bounds)
+    assert code == 0, err
+    bounded = load_genotype(output)
+    assert bounded.name == "SMALL"
+    assert bounded.provenance["derived"]["max_params"] == int(limit)
+    assert bounded.provenance["seed"] == 0
+    assert derived_cost(bounded, "cifar", 8, 5).params <= int(limit)
+    picture = tmp_path / "frontier.svg"
+    code, out, _ = in_process(capsys, "genotype", "derive", str(run_dir), *shape, "--pareto", "-o", str(picture))
+    assert code == 0
+    assert "<svg" in picture.read_text()
+    assert "weight kept" in out
+
+
+def test_compare_cost_export_validate(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    names = ["DARTS_V1", "DARTS_V2"]
+    _, out, _ = in_process(capsys, "genotype", "compare", *names, "--json")
+    assert [row["params"] for row in json.loads(out)] == [3_169_414, 3_349_342]
+    _, out, _ = in_process(capsys, "genotype", "compare", *names, "--csv")
+    assert out.splitlines()[0].startswith("name,space,normal_operations")
+    assert len(out.splitlines()) == 3
+    _, out, _ = in_process(capsys, "genotype", "compare", *names, "--markdown")
+    assert "| params | 3,169,414 | 3,349,342 |" in out
+    _, out, _ = in_process(capsys, "genotype", "compare", *names)
+    assert "edges shared with first" in out
+    shape = ["--channels", "4", "--cells", "3"]
+    _, out, _ = in_process(capsys, "genotype", "cost", "DARTS_V2", *shape, "--batch-size", "2", "--json")
+    content = json.loads(out)
+    assert sum(part["params"] for part in content["by_operation"]) == content["params"]
+    assert [time["batch"] for time in content["latency_seconds"]] == [1, 2]
+    _, out, _ = in_process(capsys, "genotype", "cost", "DARTS_V2", *shape, "--batch-size", "1")
+    assert "latency, batch 1" in out
+    text = tmp_path / "v2.txt"
+    in_process(capsys, "genotype", "export", "DARTS_V2", "-o", str(text))
+    again, original = load_genotype(text), load_genotype("DARTS_V2")
+    assert (again.name, again.normal, again.reduce) == ("DARTS_V2", original.normal, original.reduce)
+    code, out, _ = in_process(capsys, "genotype", "validate", str(text))
+    assert (code, out.strip()) == (0, f"{text}: DARTS_V2, space {again.space}")
+    bad = tmp_path / "bad.yaml"
+    bad.write_text(load_genotype("DARTS_V2").to_yaml().replace("[sep_conv_3x3, 0]", "[sep_conv_4x4, 0]", 1))
+    code, _, err = in_process(capsys, "genotype", "validate", str(text), str(bad))
+    assert code == 2
+    assert f"{bad}: line 6: normal[0][0]: unknown operation 'sep_conv_4x4'" in err
 
 
 def test_help_explains_every_option_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:

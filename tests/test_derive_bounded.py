@@ -38,7 +38,7 @@ def random_problem(seed: int, num_nodes: int) -> tuple[list[np.ndarray], Costs]:
 
 @given(st.integers(0, 10**6), st.floats(0, 1), st.one_of(st.none(), st.integers(0, 2)))
 @settings(max_examples=40, deadline=None)
-def test_the_best_cells_within_bounds_are_those_of_brute_force(seed: int, tightness: float, max_skips: int | None) -> None:
+def test_the_best_cells_in_bounds_are_those_of_brute_force(seed: int, tightness: float, max_skips: int | None) -> None:
     (normal, reduce), costs = random_problem(seed, 1)
     pairs = list(itertools.product(all_cells(1), repeat=2))
     totals = [costs.of(pair, NAMES) for pair in pairs]

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -103,6 +104,21 @@ def draw_mixing_weights(
     for axes, title in zip(figure.subplots(1, len(titles), squeeze=False)[0], titles, strict=True):
         _draw_heat_map(axes, weights[title], weights.get(f"edge_{title}"), operations, edges)
         axes.set_title(CELL_TITLES[title], fontsize=10, fontweight="bold", loc="left", color=INK)
+    return figure
+
+
+def draw_frontier(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Share of the mixing weight that genotypes keep against their parameters (`share` and `params` of each row)."""
+    figure = Figure(figsize=(7.0, 4.2), dpi=100, facecolor="white", layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    x, y = [row["params"] / 1e6 for row in rows], [100 * row["share"] for row in rows]
+    axes.step(x, y, where="post", color=NORMAL, linewidth=1.2)
+    axes.plot(x, y, ".", color=NORMAL, markersize=4)
+    axes.set_xlabel("parameters, M (auxiliary head excluded)")
+    axes.set_ylabel("mixing weight kept, % of the largest sum")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.3)
     return figure
 
 

@@ -16,6 +16,7 @@ import yaml
 from darts_sg.analysis.cost import CELLS, CHANNELS, derived_cost
 from darts_sg.analysis.curves import draw_augment_curves, draw_mixing_weights, draw_search_curves
 from darts_sg.analysis.draw import draw_genotype, save_figure
+from darts_sg.derive import Array
 from darts_sg.errors import UsageError
 from darts_sg.files import write_atomically
 from darts_sg.genotype import NUM_INPUTS, Cell, Genotype, load_genotype
@@ -205,7 +206,7 @@ def _setting(run: Run) -> list[str]:
         ("command", f"`{_flat(env['command'])}`" if env.get("command") else None),
     ]
     filled = [(name, str(value)) for name, value in rows if value not in (None, "")]
-    return ["## What was run", _table(("", ""), filled), "All options are in [config.yaml](config.yaml)."]
+    return ["## What was run", markdown_table(("", ""), filled), "All options are in [config.yaml](config.yaml)."]
 
 
 def _augment_result(run: Run) -> list[str]:
@@ -224,7 +225,7 @@ def _augment_result(run: Run) -> list[str]:
         ("MACs without auxiliary head", f"{r['macs']:,}"),
     ]
     note = "MACs are multiply-adds of convolutions and linear layers for one image."
-    return ["## Result", _table((f"measured on {run.data}", ""), rows), note]
+    return ["## Result", markdown_table((f"measured on {run.data}", ""), rows), note]
 
 
 def _epochs(run: Run) -> list[str]:
@@ -243,7 +244,7 @@ def _epochs(run: Run) -> list[str]:
         (f"{run.rows[i]['epoch']:.0f}", ", ".join(names), *(_number(c, run.rows[i].get(c)) for c in columns))
         for i, names in sorted(marks.items())
     ]
-    return [f"## Epochs, {run.data}", _table(header, body), "Every epoch is in [metrics.csv](metrics.csv)."]
+    return [f"## Epochs, {run.data}", markdown_table(header, body), "Every epoch is in [metrics.csv](metrics.csv)."]
 
 
 def _genotype(run: Run, genotype: Genotype, caption: str) -> list[str]:
@@ -256,11 +257,11 @@ def _genotype(run: Run, genotype: Genotype, caption: str) -> list[str]:
     parts = [f"## Genotype {genotype.name}", f"{source}. Space: {genotype.space}. Network: {caption}."]
     for title, cell in genotype.cells():
         heading = {"normal": "Normal cell", "reduce": "Reduction cell"}[title]
-        parts += [f"**{heading}**", cell_table(cell)]
+        parts += [f"**{heading}**", cellmarkdown_table(cell)]
     return [*parts, f"![Both cells of {genotype.name}](pictures/cells.svg)"]
 
 
-def cell_table(cell: Cell) -> str:
+def cellmarkdown_table(cell: Cell) -> str:
     """A Markdown table of a cell: for each node its operations with the states they take, and the output."""
     most = max(len(node) for node in cell.nodes)
     rows = []
@@ -269,7 +270,7 @@ def cell_table(cell: Cell) -> str:
         rows.append((f"node {i}", *edges, *[""] * (most - len(edges))))
     joined = ", ".join(state_name(state) for state in cell.concat)
     rows.append(("output c_k", f"concat of {joined}", *[""] * (most - 1)))
-    return _table(("state", *(f"edge {i + 1}" for i in range(most))), rows)
+    return markdown_table(("state", *(f"edge {i + 1}" for i in range(most))), rows)
 
 
 def state_name(state: int) -> str:
@@ -281,11 +282,7 @@ def _mixing_weights(run: Run, pictures: Path) -> list[str]:
     saved = sorted((run.folder / "alphas").glob("epoch_*.npz"))
     if not saved or run.genotype is None:
         return []
-    try:
-        with np.load(saved[-1], allow_pickle=False) as file:
-            weights = {name: file[name] for name in file.files}
-    except (ValueError, OSError, EOFError, BadZipFile) as error:
-        raise UsageError(f"{saved[-1]} cannot be read: {error}") from None
+    weights = _read_arrays(saved[-1])
     operations, num_nodes = run.genotype.operations, run.genotype.normal.num_nodes
     save_figure(draw_mixing_weights(weights, operations, num_nodes), pictures / "mixing_weights")
     text = (
@@ -294,6 +291,38 @@ def _mixing_weights(run: Run, pictures: Path) -> list[str]:
         "other than `none`, by which the edge is ranked when the cell is derived."
     )
     return ["## Mixing weights", text, "![Mixing weights of both cells](pictures/mixing_weights.svg)"]
+
+
+def read_mixing_weights(run_dir: Path, epoch: int | None = None) -> tuple[Genotype, tuple[Array, Array]]:
+    """The genotype of a search after an epoch, by default the last, and what it was derived from.
+
+    That is (normal, reduce) of (num_edges, num_operations), multiplied by the edge weights if there are any.
+    Raises UsageError if `run_dir` is no search, or has no such epoch.
+    """
+    run = read_run(run_dir)
+    if run.job != "search":
+        raise UsageError(f"{run_dir} is the folder of a retraining; mixing weights are in that of a search")
+    there = sorted(_epoch_of(path) for path in (run_dir / "alphas").glob("epoch_*.npz"))
+    if not there:
+        raise UsageError(f"{run_dir} has no finished epoch yet")
+    if epoch is not None and epoch not in there:
+        raise UsageError(f"{run_dir} has no epoch {epoch}; there are {there[0]} to {there[-1]}")
+    chosen = epoch or there[-1]
+    genotype = load_genotype(run_dir / "genotypes" / f"epoch_{chosen:04d}.yaml")
+    arrays = _read_arrays(run_dir / "alphas" / f"epoch_{chosen:04d}.npz")
+    found = []
+    for title in ("normal", "reduce"):
+        edge_weights = arrays.get(f"edge_{title}", np.ones(len(arrays[title])))
+        found.append(np.asarray(arrays[title] * edge_weights[:, None], dtype=np.float64))
+    return genotype, (found[0], found[1])
+
+
+def _read_arrays(path: Path) -> dict[str, Array]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (ValueError, OSError, EOFError, BadZipFile) as error:
+        raise UsageError(f"{path} cannot be read: {error}") from None
 
 
 def _going_on(run: Run) -> list[str]:
@@ -359,7 +388,8 @@ def _number(column: str, value: float | None) -> str:
     return f"{value:.4g}"
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
     cells = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells)
 
