@@ -5,6 +5,7 @@ YAML file, and from the command line.
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -134,6 +135,15 @@ class SearchConfig(RunConfig):
     """Channels of the stem, in units of --channels."""
     hypergradient: str = option("first_order", "Search")
     """Gradient of the alphas: first_order, or unrolled (second order)."""
+    penalty: str = option("", "Search")
+    """Penalty on the expected size of the derived network (CIFAR, C=36, 20 cells), added to the loss of the alphas:
+    params:0.1 or macs:0.1. The weight multiplies the expected size in units of that of even mixing weights, or with a
+    target what is above it, in units of the target."""
+    target_params: str = option("", "Search")
+    """Parameters that the derived network (CIFAR, C=36, 20 cells) may have at most, such as 2.45M: a penalty of weight
+    1, unless --penalty says otherwise, and the genotype is derived within the bound."""
+    target_macs: str = option("", "Search")
+    """The same for multiply-adds, such as 600M."""
     kernels: Literal["auto", "native", "pytorch"] = option("auto", "Search", free=True)
     """What computes the candidate operations on a CPU: native (C++ kernels, compiled at the first search) or pytorch.
     The last bits of a result depend on it. Default: native where there is a C++ compiler; a resumed run keeps its
@@ -161,8 +171,23 @@ class SearchConfig(RunConfig):
         for name in ("alpha_frozen_epochs", "alpha_learning_rate", "alpha_weight_decay"):
             self._at_least(name, 0)
         parse_space(self.space)
+        self.penalties()
         HYPERGRADIENTS[self.hypergradient]
         RELAXATIONS[self.relaxation]
+
+    def penalties(self) -> dict[str, tuple[float, int | None]]:
+        """(weight, target) of the penalty on either size, params and macs, that is asked for; UsageError if unclear."""
+        found: dict[str, tuple[float, int | None]] = {}
+        for name in PENALTIES:
+            target = getattr(self, f"target_{name}")
+            if target:
+                found[name] = 1.0, parse_quantity(flag(f"target_{name}"), target)
+        if self.penalty:
+            name, _, weight = self.penalty.partition(":")
+            if name not in PENALTIES or not re.fullmatch(r"\d+(\.\d+)?(e-?\d+)?", weight):
+                raise UsageError(f"--penalty {self.penalty}: expected params:WEIGHT or macs:WEIGHT, such as params:0.1")
+            found[name] = float(weight), found.get(name, (0.0, None))[1]
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,6 +219,18 @@ class AugmentConfig(RunConfig):
         self._at_least("auxiliary_weight", 0)
         if not 0 <= self.drop_path_prob < 1:
             raise UsageError(f"--drop-path-prob must be from 0 up to, not including, 1: {self.drop_path_prob}")
+
+
+PENALTIES = ("params", "macs")
+SUFFIXES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
+
+
+def parse_quantity(option_flag: str, text: str) -> int:
+    """3349342, 2.45M, 600M, … as a number; UsageError naming the option if it is none."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([kMG]?)", text)
+    if found is None:
+        raise UsageError(f"{option_flag}: expected a number such as 2.45M, found {text!r}")
+    return round(float(found[1]) * SUFFIXES[found[2]])
 
 
 JOBS: dict[str, type[RunConfig]] = {"search": SearchConfig, "augment": AugmentConfig}

@@ -11,9 +11,9 @@ from typing import Any
 from rich.table import Table
 
 from darts_sg.cli import console
+from darts_sg.config import parse_quantity
 from darts_sg.errors import UsageError
 
-SUFFIXES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
 SHOWN_POINTS = 25  # of a frontier, in a table
 
 
@@ -94,10 +94,10 @@ def not_negative(text: str) -> int:
 
 def quantity(text: str) -> int:
     """An argument type: 3349342, 2.45M, 600M, …"""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([kMG]?)", text)
-    if found is None:
-        raise argparse.ArgumentTypeError(f"expected a number such as 2.45M, found {text!r}")
-    return round(float(found[1]) * SUFFIXES[found[2]])
+    try:
+        return parse_quantity("bound", text)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error).partition(": ")[2]) from None
 
 
 def positive(text: str) -> int:

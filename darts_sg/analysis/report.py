@@ -27,6 +27,7 @@ SCRIPTS = {"search": "search.py", "augment": "augment.py"}
 SHOWN_OPTIONS = (
     "recipe", "space", "genotype", "network", "epochs", "batch_size", "channels", "cells", "nodes", "learning_rate",
     "hypergradient", "alpha_learning_rate", "alpha_frozen_epochs", "partial_channels", "edge_normalization",
+    "penalty", "target_params", "target_macs",
     "cutout_length", "drop_path_prob", "auxiliary_weight", "compile",
 )  # fmt: skip
 
@@ -383,7 +384,7 @@ def _number(column: str, value: float | None) -> str:
         return "–"
     if column.endswith("accuracy"):
         return f"{100 * value:.2f}%"
-    if column.startswith("skips") or column == "images_per_second":
+    if column.startswith(("skips", "expected")) or column == "images_per_second":
         return f"{value:,.0f}"
     return f"{value:.4g}"
 

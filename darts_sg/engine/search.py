@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from darts_sg import native
-from darts_sg.analysis.cost import count_macs, count_params, derived_cost, human
+from darts_sg.analysis.cost import choice_costs, count_macs, count_params, derived_cost, human
 from darts_sg.analysis.curves import draw_mixing_weights
 from darts_sg.analysis.report import write_report
-from darts_sg.config import SearchConfig
+from darts_sg.config import PENALTIES, SearchConfig
 from darts_sg.data import Augment, TrainBatches, evaluation_batches
-from darts_sg.derive import derive_cell
+from darts_sg.derive import Bound, derive_bounded, frontier
 from darts_sg.engine.loop import Loop, StepResult
 from darts_sg.engine.run_dir import RunDir
 from darts_sg.engine.setup import (
@@ -44,6 +44,7 @@ from darts_sg.engine.steps import (
 from darts_sg.errors import RunError, UsageError
 from darts_sg.genotype import Genotype
 from darts_sg.methods.hypergradient import HYPERGRADIENTS, Hypergradient, VirtualStep, frozen
+from darts_sg.methods.penalties import Penalty
 from darts_sg.methods.relaxation import RELAXATIONS
 from darts_sg.networks.supernet import Mixing, Supernet
 from darts_sg.spaces import parse_space
@@ -76,6 +77,7 @@ class SearchJob:
             compile_parts(self.supernet.edge_batches(), setting.device)
         self.weights, self.alphas = self.supernet.weights(), self.supernet.alphas()
         self.relaxation = RELAXATIONS[config.relaxation]
+        self.penalties = penalties_of(config, self.space.operations)
         self.hypergradient = HYPERGRADIENTS[config.hypergradient]
         self.weight_optimizer = weight_optimizer(self.weights, config)
         self.alpha_optimizer = torch.optim.Adam(
@@ -91,10 +93,12 @@ class SearchJob:
         means: dict[str, Tensor] = {}
         if epoch >= self.config.alpha_frozen_epochs:
             validation_batch = self.validation[position]
-            found = self._alpha_step(epoch, train_batch, validation_batch)
+            found = self._hypergradient(epoch, train_batch, validation_batch)
+            means |= self._penalize(found)
             means |= detached(
                 validation_loss=found.loss, validation_accuracy=accuracy(found.logits, validation_batch[1])
             )
+            self._alpha_step(found)
         with frozen(self.alphas):
             loss, logits = self.objective(train_batch)
             apply_weight_step(
@@ -130,6 +134,10 @@ class SearchJob:
         genotype.save(run.path / "genotypes" / f"epoch_{epoch + 1:04d}.yaml")
         columns = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
         row = {"learning_rate": self.learning_rate(epoch)}
+        for penalty in self.penalties:
+            cells = (torch.from_numpy(mixing[title]) for title in ("normal", "reduce"))
+            row[f"expected_{penalty.name}"] = penalty.expected(*cells).item()
+            row[f"penalty_{penalty.name}"] = means.get(f"penalty_{penalty.name}", float("nan"))
         row |= {name: means.get(name, float("nan")) for name in columns}
         for title, cell in genotype.cells():
             row[f"skips_{title}"] = float(sum(edge.operation == "skip_connect" for _, edge in cell.edges()))
@@ -150,10 +158,12 @@ class SearchJob:
     def derive(self, run: RunDir, epoch: int, measured: Mapping[str, Any] | None = None) -> Genotype:
         """The genotype of the current alphas, with its provenance."""
         mixing = self.mixing()
-        normal, reduce = (
-            derive_cell(mixing[title], self.space.operations, mixing.get(f"edge_{title}"))
+        strengths = {
+            title: mixing[title] * mixing.get(f"edge_{title}", np.ones(len(mixing[title])))[:, None]
             for title in ("normal", "reduce")
-        )
+        }
+        bounds = [Bound(p.name, p.costs, p.target) for p in self.penalties if p.target is not None]
+        normal, reduce = derive_bounded(strengths["normal"], strengths["reduce"], self.space.operations, bounds)
         config = self.config
         options = {k: v for k, v in config.as_dict().items() if k not in {"run_dir", "data", "time_budget", "threads"}}
         provenance = {
@@ -228,17 +238,51 @@ class SearchJob:
             edge_normalization=config.edge_normalization,
         )
 
-    def _alpha_step(
+    def _hypergradient(
         self, epoch: int, train_batch: tuple[Tensor, Tensor], validation_batch: tuple[Tensor, Tensor]
     ) -> Hypergradient:
         buffers = [self.weight_optimizer.state[w].get("momentum_buffer") for w in self.weights]
         virtual = VirtualStep(self.learning_rate(epoch), self.config.momentum, self.config.weight_decay, buffers)
-        found = self.hypergradient(self.objective, self.weights, self.alphas, train_batch, validation_batch, virtual)
+        return self.hypergradient(self.objective, self.weights, self.alphas, train_batch, validation_batch, virtual)
+
+    def _penalize(self, found: Hypergradient) -> dict[str, Tensor]:
+        """Add the gradients of the penalties to those of the alphas; returns the penalties by column."""
+        values = {}
+        for penalty in self.penalties:
+            mixing: Mixing = self.relaxation(self.supernet)
+            value = penalty(mixing.normal, mixing.reduce)
+            gradients = torch.autograd.grad(value, self.alphas, materialize_grads=True)
+            for gradient, more in zip(found.gradients, gradients, strict=True):
+                gradient += more
+            values[f"penalty_{penalty.name}"] = value.detach()
+        return values
+
+    def _alpha_step(self, found: Hypergradient) -> None:
         for alpha, gradient in zip(self.alphas, found.gradients, strict=True):
             alpha.grad = gradient
         self.alpha_optimizer.step()
         self.alpha_optimizer.zero_grad(set_to_none=True)
-        return found
+
+
+def penalties_of(config: SearchConfig, operations: tuple[str, ...]) -> list[Penalty]:
+    """The penalties that a search asks for, on networks of the papers' shape (CIFAR, C=36, 20 cells).
+
+    Raises UsageError if no network of the space is as small as a target.
+    """
+    asked = config.penalties()
+    if not asked:
+        return []
+    costs = dict(zip(PENALTIES, choice_costs(operations, num_nodes=config.nodes), strict=True))
+    found = []
+    for name, (weight, target) in asked.items():
+        penalty = Penalty(name, weight, operations, costs[name], target)
+        if target is not None:
+            even = np.ones(costs[name].normal.shape)
+            smallest = frontier(even, even, operations, costs[name])[0].cost
+            if smallest > target:
+                raise UsageError(f"--target-{name} {target:,}: the smallest network of this space has {smallest:,}")
+        found.append(penalty)
+    return found
 
 
 def choose_kernels(config: SearchConfig, setting: Setting) -> str:

@@ -9,10 +9,13 @@ import torch
 import torch.nn.functional as F
 
 from darts_sg import native
+from darts_sg.analysis.cost import derived_cost
 from darts_sg.config import AugmentConfig, SearchConfig
 from darts_sg.data import Dataset, DataSpec, ImageSet
 from darts_sg.engine.augment import AugmentJob
-from darts_sg.engine.search import SearchJob, choose_kernels, entropy, split_sizes
+from darts_sg.engine.environment import describe
+from darts_sg.engine.run_dir import RunDir
+from darts_sg.engine.search import SearchJob, choose_kernels, entropy, penalties_of, split_sizes
 from darts_sg.engine.setup import Setting
 from darts_sg.errors import UsageError
 from darts_sg.genotype import load_genotype
@@ -246,3 +249,45 @@ def test_a_search_compiles_its_batches_of_edges(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(EdgeBatch, "compile", lambda self, **options: compiled.append(self))
     job = SearchJob(search_config(compile=True), setting())
     assert compiled == job.supernet.edge_batches() != []
+
+
+def test_a_penalty_pushes_the_alphas_toward_small_operations_and_is_reported() -> None:
+    expected = []
+    for options in ({}, {"penalty": "params:100"}):
+        torch.manual_seed(0)
+        job = SearchJob(search_config(alpha_learning_rate=0.05, kernels="pytorch", **options), setting())
+        for step in range(3):
+            result = job.step(0, step)
+        assert ("penalty_params" in result.means) == bool(options)
+        [penalty] = penalties_of(search_config(penalty="params:1"), job.space.operations)
+        mixing = job.mixing()
+        expected.append(penalty.expected(*(torch.from_numpy(mixing[t]) for t in ("normal", "reduce"))).item())
+    assert expected[1] < 0.95 * expected[0]
+
+
+def test_a_target_bounds_the_genotype(tmp_path: Path) -> None:
+    free = derived_of(search_config(kernels="pytorch"), tmp_path / "a")
+    target = free - 200_000
+    assert derived_of(search_config(kernels="pytorch", target_params=str(target)), tmp_path / "b") <= target
+
+
+def derived_of(config: SearchConfig, folder: Path) -> int:
+    torch.manual_seed(0)
+    place = Setting(torch.device("cpu"), setting().data, {}, dict.fromkeys(describe(torch.device("cpu"))))
+    genotype = SearchJob(config, place).derive(RunDir.create(folder), 1)
+    return derived_cost(genotype).params
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"penalty": "size:1"}, "--penalty size:1: expected params:WEIGHT or macs:WEIGHT"),
+        ({"penalty": "params"}, "expected params:WEIGHT or macs:WEIGHT"),
+        ({"target_params": "few"}, "--target-params: expected a number such as 2.45M"),
+        ({"target_macs": "1M"}, "--target-macs 1,000,000: the smallest network of this space has"),
+    ],
+)
+def test_penalties_that_cannot_be_are_answered(options: dict[str, str], said: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        penalties_of(search_config(**options), ("skip_connect", "sep_conv_3x3"))
+    assert said in str(caught.value)
