@@ -32,6 +32,7 @@ from darts_sg.engine import environment
 from darts_sg.errors import UsageError
 from darts_sg.files import write_atomically
 
+SCALES = {"channels": (8, 16, 32), "cells": (5, 8, 11), "batch": (8, 16, 32, 64)}
 ROUNDS = 3  # of what takes seconds; what takes longer gets two
 
 
@@ -203,10 +204,10 @@ def scaling(native: bool) -> list[dict[str, Any]]:
     from darts_sg.spaces import parse_space
 
     shapes = {
-        "channels": [Shape(channels=C) for C in (8, 16, 32)],
-        "cells": [Shape(cells=n) for n in (5, 8, 11)],
+        "channels": [Shape(channels=C) for C in SCALES["channels"]],
+        "cells": [Shape(cells=n) for n in SCALES["cells"]],
         "operations": [Shape(space=s) for s in ("darts", "darts+sandglass", "darts+sandglass+ir")],
-        "batch": [Shape(batch=B) for B in (8, 16, 32, 64)],
+        "batch": [Shape(batch=B) for B in SCALES["batch"]],
     }
     found = []
     for dimension, list_of_shapes in shapes.items():

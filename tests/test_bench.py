@@ -98,6 +98,26 @@ def test_quick_prints_the_table_and_writes_json_and_picture(
     assert picture.read_text().count("<svg") == 1
 
 
+def test_the_whole_bench_prints_every_table(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speed, "Shape", Toy)
+    monkeypatch.setattr("benchmarks.machine.measured_peaks", lambda: (100.0, 10.0))
+    monkeypatch.setattr(speed, "peak_mib", lambda which, batch, threads: {"textbook": 800.0}.get(which, 200.0))
+    monkeypatch.setattr(speed, "ROUNDS", 1)
+    monkeypatch.setattr(speed, "SCALES", {"channels": (4,), "cells": (3,), "batch": (2,)})
+    monkeypatch.setattr(speed, "retraining_steps", lambda name, batch: subjects.retraining_steps(name, 2, 4, 3))
+    code, out, err = command(capsys, "--json", str(tmp_path / "all.json"))
+    assert code == 0, err
+    for title in ("each rewrite", "scaling", "roofline, first-order step, batch 64", "peak memory", "retraining step"):
+        assert title in out
+    content = json.loads((tmp_path / "all.json").read_text())
+    assert content["rows"][0]["ratio"] == 0.25
+    assert {row["dimension"] for row in content["scaling"]} == {"channels", "cells", "operations", "batch"}
+    assert content["ablation"][0]["ratio"] == 1
+    assert len({row["name"] for row in content["rows"]}) == len(content["rows"])
+
+
 CHECKOUTS = {
     "quark0": (
         "cnn/model_search.py",
