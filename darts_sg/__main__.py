@@ -38,8 +38,13 @@ def build_parser(bench: bool = False) -> Parser:
     genotype_commands.add_parsers(commands, Parser)
     spaces = commands.add_parser("spaces", help="every space and operation")
     spaces.set_defaults(run=show_spaces)
-    report = commands.add_parser("report", help="write a run's report.md and pictures anew")
-    report.add_argument("run_dir", metavar="RUN_DIR", type=Path)
+    report = commands.add_parser("report", help="write a run's report.md and pictures anew; or the paper's table")
+    report.add_argument(
+        "run_dir", metavar="RUN_DIR", type=Path, help="a run folder, or `paper`: the paper's experiment"
+    )
+    report.add_argument(
+        "--results", type=Path, help="with `paper`: the folder that holds run folders (default: results)"
+    )
     report.set_defaults(run=rewrite_report)
     measure = commands.add_parser("bench", help="speed and memory against the textbook networks, as ratios of one run")
     if bench:
@@ -88,7 +93,12 @@ def show_spaces(arguments: argparse.Namespace) -> None:
 def rewrite_report(arguments: argparse.Namespace) -> None:
     from darts_sg.analysis.report import write_report
 
-    print(write_report(arguments.run_dir))
+    if str(arguments.run_dir) == "paper" and not arguments.run_dir.is_dir():
+        from darts_sg.analysis.paper import paper_report
+
+        print(paper_report(arguments.results or Path("results")), end="")
+    else:
+        print(write_report(arguments.run_dir))
 
 
 def run_demo(arguments: argparse.Namespace) -> None:
