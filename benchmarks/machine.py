@@ -73,6 +73,14 @@ def saved_bytes(net: Supernet, x: Tensor, y: Tensor) -> int:
     return sum(nbytes for _, nbytes in kept.values())
 
 
+def step_gflop(shape: Shape) -> float:
+    """Arithmetic of a first-order step: multiply-adds of convolutions and linear layers, two operations each."""
+    with torch.device("meta"), torch.no_grad():
+        net = Supernet(parse_space(shape.space).operations, channels=shape.channels, cells=shape.cells).eval()
+        macs = count_macs(net, torch.empty(1, 3, shape.size, shape.size), softmax(net))
+    return 2 * FORWARDS * macs * shape.batch / 1e9
+
+
 def roofline(shape: Shape, native: bool) -> Roofline:
     """The bound on a first-order step of `shape`.
 
@@ -81,13 +89,10 @@ def roofline(shape: Shape, native: bool) -> Roofline:
     of the two passes every tensor that is kept is written once and read twice, by the next layer and by the backward
     pass.
     """
-    with torch.device("meta"), torch.no_grad():
-        net = Supernet(parse_space(shape.space).operations, channels=shape.channels, cells=shape.cells).eval()
-        macs = count_macs(net, torch.empty(1, 3, shape.size, shape.size), softmax(net))
     x, y = shape.images()
     kept = saved_bytes(shape.supernet(native), x.contiguous(memory_format=LAST), y)
     gflops, bandwidth = measured_peaks()
-    return Roofline(gflops, bandwidth, 2 * FORWARDS * macs * shape.batch / 1e9, 2 * 3 * kept / 1e9)
+    return Roofline(gflops, bandwidth, step_gflop(shape), 2 * 3 * kept / 1e9)
 
 
 def median(values: list[float]) -> float:

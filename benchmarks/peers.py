@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from benchmarks.subjects import ADAM, CLIP, SGD, Shape, Step
+from benchmarks.subjects import Shape, Step, alternating_step
 from darts_sg.errors import UsageError
 
 
@@ -61,22 +60,6 @@ def on_cpu(folder: Path) -> Iterator[None]:
         Tensor.cuda, nn.Module.cuda = before[2], before[3]  # type: ignore[method-assign]
 
 
-def step_of(loss: Callable[[], Tensor], weights: list[Tensor], alphas: list[Tensor]) -> Step:
-    """The alphas' step, then that of the weights, each from a backward pass with all gradients."""
-    adam, sgd = torch.optim.Adam(alphas, **ADAM), torch.optim.SGD(weights, **SGD)
-
-    def step() -> None:
-        for own in (adam, sgd):
-            adam.zero_grad()
-            sgd.zero_grad()
-            loss().backward()
-            if own is sgd:
-                nn.utils.clip_grad_norm_(weights, CLIP)
-            own.step()
-
-    return step
-
-
 def quark0(shape: Shape) -> Step:
     """The original: model_search.Network, whose alphas are arch_parameters()."""
     from model_search import Network  # type: ignore[import-not-found]
@@ -84,7 +67,7 @@ def quark0(shape: Shape) -> Step:
     criterion = nn.CrossEntropyLoss()
     net: Any = Network(shape.channels, 10, shape.cells, criterion)
     x, y = shape.images()
-    return step_of(lambda: criterion(net(x), y), list(net.parameters()), list(net.arch_parameters()))
+    return alternating_step(lambda: criterion(net(x), y), list(net.parameters()), list(net.arch_parameters()))
 
 
 def pt_darts(shape: Shape) -> Step:
@@ -93,7 +76,7 @@ def pt_darts(shape: Shape) -> Step:
 
     net: Any = SearchCNNController(3, shape.channels, 10, shape.cells, nn.CrossEntropyLoss(), device_ids=[0])
     x, y = shape.images()
-    return step_of(lambda: net.criterion(net(x), y), list(net.weights()), list(net.alphas()))
+    return alternating_step(lambda: net.criterion(net(x), y), list(net.weights()), list(net.alphas()))
 
 
 PEERS: dict[str, Callable[[Shape], Step]] = {"quark0": quark0, "pt.darts": pt_darts}

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import launches, peers
-from benchmarks.machine import median, roofline
+from benchmarks.machine import median, roofline, step_gflop
 from benchmarks.memory import peak_mib
 from benchmarks.subjects import (
     Shape,
@@ -197,12 +197,6 @@ def ablation(native: bool, rounds: int) -> list[Row]:
 
 def scaling(native: bool) -> list[dict[str, Any]]:
     """Seconds of a first-order step against the arithmetic it takes, one dimension at a time."""
-    from benchmarks.machine import FORWARDS
-    from darts_sg.analysis.cost import count_macs
-    from darts_sg.methods.relaxation import softmax
-    from darts_sg.networks.supernet import Supernet
-    from darts_sg.spaces import parse_space
-
     shapes = {
         "channels": [Shape(channels=C) for C in SCALES["channels"]],
         "cells": [Shape(cells=n) for n in SCALES["cells"]],
@@ -213,10 +207,7 @@ def scaling(native: bool) -> list[dict[str, Any]]:
     for dimension, list_of_shapes in shapes.items():
         times = interleave({str(shape): own_step(shape, native=native) for shape in list_of_shapes}, 2)
         for shape in list_of_shapes:
-            with torch.device("meta"), torch.no_grad():
-                net = Supernet(parse_space(shape.space).operations, channels=shape.channels, cells=shape.cells).eval()
-                macs = count_macs(net, torch.empty(1, 3, shape.size, shape.size), softmax(net))
-            gflop = 2 * FORWARDS * macs * shape.batch / 1e9
+            gflop = step_gflop(shape)
             seconds = median(times[str(shape)])
             at = {"channels": shape.channels, "cells": shape.cells, "operations": shape.space, "batch": shape.batch}
             found.append({"dimension": dimension, "at": at[dimension], "seconds": seconds, "gflop": gflop})

@@ -69,20 +69,14 @@ class Shape:
         return net, [alpha.detach().clone().requires_grad_() for alpha in mine.alphas()]
 
 
-def textbook_step(shape: Shape, *, channels_last: bool = False, only_used: bool = False) -> Step:
-    """A first-order step as the original runs it: NCHW, an operation module an edge, all gradients in both steps.
+def alternating_step(
+    loss: Callable[[], Tensor], weights: list[Tensor], alphas: list[Tensor], *, only_used: bool = False
+) -> Step:
+    """The step of the alphas, then that of the weights, each from a backward pass with all gradients.
 
     only_used: the alpha step computes the alphas' gradients alone, the weight step leaves them alone.
     """
-    net, alphas = shape.textbook()
-    x, y = shape.images()
-    if channels_last:
-        net, x = net.to(memory_format=LAST), x.contiguous(memory_format=LAST)
-    weights = list(net.parameters())
     adam, sgd = torch.optim.Adam(alphas, **ADAM), torch.optim.SGD(weights, **SGD)
-
-    def loss() -> Tensor:
-        return F.cross_entropy(net(x, *(textbook.softmax_over_operations(alpha) for alpha in alphas)), y)
 
     def step() -> None:
         for frozen_ones, own in ((weights, adam), (alphas, sgd)):
@@ -95,6 +89,23 @@ def textbook_step(shape: Shape, *, channels_last: bool = False, only_used: bool 
             own.step()
 
     return step
+
+
+def textbook_step(shape: Shape, *, channels_last: bool = False, only_used: bool = False) -> Step:
+    """A first-order step as the original runs it: NCHW, an operation module an edge, all gradients in both steps.
+
+    only_used: the alpha step computes the alphas' gradients alone, the weight step leaves them alone.
+    """
+    net, alphas = shape.textbook()
+    x, y = shape.images()
+    if channels_last:
+        net, x = net.to(memory_format=LAST), x.contiguous(memory_format=LAST)
+    weights = list(net.parameters())
+
+    def loss() -> Tensor:
+        return F.cross_entropy(net(x, *(textbook.softmax_over_operations(alpha) for alpha in alphas)), y)
+
+    return alternating_step(loss, weights, alphas, only_used=only_used)
 
 
 def textbook_second_order_step(shape: Shape) -> Step:

@@ -13,6 +13,7 @@ from rich.table import Table
 from darts_sg.cli import console
 from darts_sg.config import parse_quantity
 from darts_sg.errors import UsageError
+from darts_sg.files import write_atomically
 
 SHOWN_POINTS = 25  # of a frontier, in a table
 
@@ -26,9 +27,7 @@ def add_parsers(commands: Any, parser_class: type[argparse.ArgumentParser]) -> N
     show = actions.add_parser("show", help="cells, parameters, MACs and provenance of a genotype")
     show.add_argument("genotype", metavar="NAME_OR_PATH")
     show.add_argument("--json", action="store_true", help="as JSON")
-    show.add_argument("--network", choices=["cifar", "imagenet"], default="cifar", help="shape of the network")
-    show.add_argument("--channels", type=positive, help="channels C (default: 36, ImageNet 48)")
-    show.add_argument("--cells", type=positive, help="number of cells (default: 20, ImageNet 14)")
+    add_shape(show)
     show.set_defaults(run=show_genotype)
     draw = actions.add_parser("draw", help="both cells as a picture")
     draw.add_argument("genotype", metavar="NAME_OR_PATH")
@@ -107,6 +106,25 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def deliver(text: str, output: Path | None) -> None:
+    """Print `text`, or write it to a new file and print its name; UsageError if the file exists."""
+    if output is None:
+        print(text, end="")
+        return
+    if output.exists():
+        raise UsageError(f"{output} exists; choose another --output")
+    write_atomically(output, text)
+    print(output)
+
+
+def picture_kind(output: Path) -> str:
+    """svg, png or pdf, as the name of a picture ends; UsageError for any other."""
+    suffix = output.suffix.removeprefix(".")
+    if suffix not in {"svg", "png", "pdf"}:
+        raise UsageError(f"--output {output}: expected a name that ends in .svg, .png or .pdf")
+    return suffix
+
+
 def list_genotypes(arguments: argparse.Namespace) -> None:
     from darts_sg.genotype import load_genotype, zoo_names
 
@@ -172,9 +190,7 @@ def draw_genotype_file(arguments: argparse.Namespace) -> None:
 
     genotype = load_genotype(arguments.genotype, known=list(OPERATIONS))
     output = arguments.output or Path(f"{genotype.name}.svg")
-    suffix = output.suffix.removeprefix(".")
-    if suffix not in {"svg", "png", "pdf"}:
-        raise UsageError(f"--output {output}: expected a name that ends in .svg, .png or .pdf")
+    suffix = picture_kind(output)
     cost = derived_cost(genotype)
     caption = f"{cost.params:,} parameters, {cost.macs / 1e6:.1f}M MACs (CIFAR, C=36, 20 cells)"
     for path in save_figure(draw_genotype(genotype, caption), output.with_suffix(""), formats=(suffix,)):
@@ -191,28 +207,15 @@ def import_genotype(arguments: argparse.Namespace) -> None:
         genotype = load_genotype(Path(arguments.text).absolute(), known=list(OPERATIONS))
     if arguments.name:
         genotype = renamed(genotype, arguments.name)
-    if arguments.output is None:
-        print(genotype.to_yaml(), end="")
-        return
-    if arguments.output.exists():
-        raise UsageError(f"{arguments.output} exists; choose another --output")
-    genotype.save(arguments.output)
-    print(arguments.output)
+    deliver(genotype.to_yaml(), arguments.output)
 
 
 def export_genotype(arguments: argparse.Namespace) -> None:
-    from darts_sg.files import write_atomically
     from darts_sg.genotype import load_genotype
 
     genotype = load_genotype(arguments.genotype)
     text = f"{re.sub(r'[^A-Za-z0-9_]', '_', genotype.name)} = {genotype.to_classic()}\n"
-    if arguments.output is None:
-        print(text, end="")
-        return
-    if arguments.output.exists():
-        raise UsageError(f"{arguments.output} exists; choose another --output")
-    write_atomically(arguments.output, text)
-    print(arguments.output)
+    deliver(text, arguments.output)
 
 
 def validate_files(arguments: argparse.Namespace) -> None:
@@ -267,13 +270,7 @@ def derive_from_run(arguments: argparse.Namespace) -> None:
         f"{genotype.name}: {cost.params:,} parameters, {cost.macs:,} MACs ({arguments.network} network), "
         f"{100 * share:.1f}% of the mixing weight of the unbounded genotype"
     )
-    if arguments.output is None:
-        print(genotype.to_yaml(), end="")
-        return
-    if arguments.output.exists():
-        raise UsageError(f"{arguments.output} exists; choose another --output")
-    genotype.save(arguments.output)
-    print(arguments.output)
+    deliver(genotype.to_yaml(), arguments.output)
 
 
 def show_frontier(arguments: argparse.Namespace, points: Any, operations: Any, macs: Any) -> None:
@@ -282,8 +279,7 @@ def show_frontier(arguments: argparse.Namespace, points: Any, operations: Any, m
     from darts_sg.analysis.draw import save_figure
 
     picture = arguments.output
-    if picture is not None and picture.suffix not in {".svg", ".png", ".pdf"}:
-        raise UsageError(f"--output {picture}: expected a name that ends in .svg, .png or .pdf")
+    kind = "" if picture is None else picture_kind(picture)
     rows = []
     for point in points:
         cells = point.normal, point.reduce
@@ -298,7 +294,7 @@ def show_frontier(arguments: argparse.Namespace, points: Any, operations: Any, m
             }
         )
     if picture is not None:
-        for path in save_figure(draw_frontier(rows), picture.with_suffix(""), formats=(picture.suffix[1:],)):
+        for path in save_figure(draw_frontier(rows), picture.with_suffix(""), formats=(kind,)):
             print(path, file=sys.stderr if arguments.json else sys.stdout)
     if arguments.json:
         print(json.dumps(rows, indent=1))

@@ -380,7 +380,7 @@ void pool_scatter(const T* in, int64_t row, int64_t stride, int64_t kind, int64_
 
 extern "C" {
 
-// One stage, as darts_sg/native/__init__.py fills it in. Pointers that are not needed are null.
+// One stage, as darts_sg/native/chains.py fills it in. Pointers that are not needed are null.
 struct Stage {
   int64_t N, S, T, H, W, Ho, Wo, Ci, Co, k, stride, dilation, pool, activation, first, training, threads;
   int64_t in_n, in_pixel;            // strides of the first stage's input
