@@ -7,10 +7,9 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from benchmarks.subjects import LAST, Shape
-from darts_sg.analysis.cost import count_macs
+from darts_sg.analysis.cost import count_macs, saved_bytes
 from darts_sg.methods.relaxation import softmax
 from darts_sg.networks.supernet import Supernet
 from darts_sg.spaces import parse_space
@@ -57,22 +56,6 @@ def measured_peaks() -> tuple[float, float]:
     return gflops, 2 * source.nbytes / best_seconds(lambda: target.copy_(source)) / 1e9
 
 
-def saved_bytes(net: Supernet, x: Tensor, y: Tensor) -> int:
-    """Bytes that a forward pass keeps for the backward pass, weights not counted."""
-    own = {p.untyped_storage().data_ptr() for p in net.parameters()}
-    kept: dict[int, tuple[Tensor, int]] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = tensor, storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        F.cross_entropy(net(x, softmax(net)), y)
-    return sum(nbytes for _, nbytes in kept.values())
-
-
 def step_gflop(shape: Shape) -> float:
     """Arithmetic of a first-order step: multiply-adds of convolutions and linear layers, two operations each."""
     with torch.device("meta"), torch.no_grad():
@@ -90,7 +73,9 @@ def roofline(shape: Shape, native: bool) -> Roofline:
     pass.
     """
     x, y = shape.images()
-    kept = saved_bytes(shape.supernet(native), x.contiguous(memory_format=LAST), y)
+    x = x.contiguous(memory_format=LAST)
+    net = shape.supernet(native)
+    kept = saved_bytes(net, lambda: F.cross_entropy(net(x, softmax(net)), y))
     gflops, bandwidth = measured_peaks()
     return Roofline(gflops, bandwidth, step_gflop(shape), 2 * 3 * kept / 1e9)
 

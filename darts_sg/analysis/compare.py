@@ -8,7 +8,16 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from darts_sg.analysis.cost import CELLS, CHANNELS, IMAGE_SIZE, LAYERS, NUM_CLASSES, count_params, derived_cost
+from darts_sg.analysis.cost import (
+    CELLS,
+    CHANNELS,
+    IMAGE_SIZE,
+    LAYERS,
+    NUM_CLASSES,
+    count_params,
+    derived_cost,
+    saved_bytes,
+)
 from darts_sg.genotype import NUM_INPUTS, Cell, Genotype
 from darts_sg.networks.derived import DerivedNetwork, NetworkShape
 
@@ -110,19 +119,8 @@ def activation_bytes(
 ) -> int:
     """Bytes that a training step keeps of one image for its backward pass, in float32; parameters not counted."""
     model = _network(genotype, network, channels, cells)
-    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    kept: dict[int, torch.UntypedStorage] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage
-        return tensor
-
     images = torch.zeros(2, 3, IMAGE_SIZE[network], IMAGE_SIZE[network]).to(memory_format=torch.channels_last)
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        model(images)
-    return sum(storage.nbytes() for storage in kept.values()) // len(images)
+    return saved_bytes(model, lambda: model(images)) // len(images)
 
 
 class Latency(NamedTuple):

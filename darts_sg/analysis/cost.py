@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,6 +46,22 @@ def count_macs(module: nn.Module, *inputs: object) -> int:
         module(*inputs)
     counts = counter.get_flop_counts().get("Global", {})
     return sum(counts.get(layer, 0) for layer in LAYERS) // 2
+
+
+def saved_bytes(module: nn.Module, run: Callable[[], object]) -> int:
+    """Bytes that `run`, a forward pass of `module`, keeps for its backward pass; parameters not counted."""
+    own = {p.untyped_storage().data_ptr() for p in module.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        run()
+    return sum(storage.nbytes() for storage in kept.values())
 
 
 def derived_cost(
