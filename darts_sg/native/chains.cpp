@@ -1,9 +1,9 @@
 // Chains of (activation - depthwise convolution - 1x1 convolution - BatchNorm) stages on all edges of a batch.
 //
 // What a stage costs in PyTorch is mostly memory traffic: each layer reads and writes a tensor that no cache holds.
-// Here a stage reads its input once, keeps one channel plane of one edge of one image in the processor's cache while
-// all its layers pass over it, and writes one tensor, the output before BatchNorm. That BatchNorm and the activation
-// behind it are applied by whoever reads the tensor. The backward pass computes again what lies between.
+// Here a stage reads its input once, takes one edge of one image at a time through all its layers, a few rows at once
+// that stay in the processor's first cache, and writes one tensor, the output before BatchNorm. That BatchNorm and the
+// activation behind it are applied by whoever reads the tensor. The backward pass computes again what lies between.
 //
 // A plane is (pixels, channels), channels side by side, padded to whole vectors (`Cp`) and, around a convolution, with
 // a border of zeros. Sums over images are kept for each image and added in one order, so that the number of
@@ -25,6 +25,7 @@
 #include <memory>
 #include <new>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include <omp.h>
@@ -35,6 +36,7 @@ enum Activation : int64_t { NONE = 0, RELU = 1, RELU6 = 2 };
 enum Pool : int64_t { NO_POOL = 0, MAX = 1, AVERAGE = 2 };
 enum Source : int64_t { EDGES = 0, NODES = 1, MIXED_NODES = 2 };  // what the gradient of a stage is given as
 constexpr int64_t CHUNKS = 8;  // parts of the batch whose weight gradients are summed apart
+constexpr int64_t ROWS_BYTES = 16384;  // of the rows that are computed at a time
 
 enum Part : int { SOME = 0, HALF = 1, WHOLE = 2 };  // how much of a vector there is
 
@@ -44,14 +46,17 @@ struct Simd {
   static constexpr int64_t L = 64 / sizeof(T);
   static V load(const T* p) { return *reinterpret_cast<const V*>(p); }
   static void store(T* p, V v) { *reinterpret_cast<V*>(p) = v; }
+  typedef T Half __attribute__((vector_size(32), aligned(sizeof(T)), may_alias));
+  template <size_t... I>
+  static V widened(Half half, std::index_sequence<I...>) {
+    return __builtin_shufflevector(half, Half{}, I...);
+  }
   template <int Part>
   static V load(const T* p, int64_t count) {  // the first `count` of a vector
-    if (Part == WHOLE) return load(p);
+    if constexpr (Part == WHOLE) return load(p);
+    if constexpr (Part == HALF) return widened(*reinterpret_cast<const Half*>(p), std::make_index_sequence<L>());
     V v = {};
-    if (Part == HALF)
-      std::memcpy(&v, p, 32);
-    else
-      for (int64_t i = 0; i < count; ++i) v[i] = p[i];
+    for (int64_t i = 0; i < count; ++i) v[i] = p[i];
     return v;
   }
   template <int Part>
@@ -194,13 +199,12 @@ inline void depthwise_pixels(const T* in, int64_t in_row, int64_t in_step, int64
 // A depthwise convolution of a bordered plane: in (rows of in_row values), out (Ho, Wo, Cp), weight (K * K, Cp).
 template <class T, int K>
 void depthwise(const T* in, int64_t in_row, int64_t stride, int64_t dilation, const T* weight, int64_t Ho, int64_t Wo,
-               int64_t Cp, T* out, Ahead& ahead) {
+               int64_t Cp, T* out) {
   const int64_t step = stride * Cp, tap = dilation * Cp, row = dilation * in_row;
   for (int64_t b = 0; b < Cp; b += Simd<T>::L)
     for (int64_t h = 0; h < Ho; ++h) {
       const T* p = in + h * stride * in_row + b;
       T* to = out + h * Wo * Cp + b;
-      ahead.some();
       int64_t w = 0;
       for (; w + 8 <= Wo; w += 8)
         depthwise_pixels<T, K, 8>(p + w * step, row, step, tap, weight + b, Cp, to + w * Cp);
@@ -231,14 +235,13 @@ void depthwise_scatter(T* in, int64_t in_row, int64_t stride, int64_t dilation, 
 // Adds to gradient (K * K, Cp) the sum over the pixels of in * out, R rows of taps at a time.
 template <class T, int K, int R>
 void depthwise_weight(const T* in, int64_t in_row, int64_t stride, int64_t dilation, const T* out, int64_t out_row,
-                      int64_t Ho, int64_t Wo, int64_t Cp, T* gradient, Ahead& ahead) {
+                      int64_t Ho, int64_t Wo, int64_t Cp, T* gradient) {
   typedef Simd<T> S;
   static_assert(K % R == 0, "whole groups of rows");
   for (int64_t b = 0; b < Cp; b += S::L)
     for (int first = 0; first < K; first += R) {
       typename S::V sum[R * K] = {};
-      for (int64_t h = 0; h < Ho; ++h) {
-        ahead.some();
+      for (int64_t h = 0; h < Ho; ++h)
         for (int64_t w = 0; w < Wo; ++w) {
           const typename S::V g = S::load(out + h * out_row + w * Cp + b);
           const T* p = in + (h * stride + first * dilation) * in_row + w * stride * Cp + b;
@@ -247,7 +250,6 @@ void depthwise_weight(const T* in, int64_t in_row, int64_t stride, int64_t dilat
 #pragma GCC unroll 8
             for (int j = 0; j < K; ++j) sum[i * K + j] += S::load(p + i * dilation * in_row + j * dilation * Cp) * g;
         }
-      }
       for (int i = 0; i < R * K; ++i) {
         T* to = gradient + (first * K + i) * Cp + b;
         S::store(to, S::load(to) + sum[i]);
@@ -276,19 +278,18 @@ inline void pointwise_pixels(const T* in, int64_t in_Cp, int64_t C, const T* wei
 
 // A matrix product: in (pixels, in_Cp), its first C columns times weight (C, Cp), to out (pixels, Cp).
 template <class T>
-void pointwise(const T* in, int64_t in_Cp, int64_t C, const T* weight, int64_t Cp, int64_t pixels, T* out,
-               Ahead& ahead) {
+void pointwise(const T* in, int64_t in_Cp, int64_t C, const T* weight, int64_t Cp, int64_t pixels, T* out) {
   constexpr int64_t L = Simd<T>::L;
   int64_t b = 0;
   for (; b + 2 * L <= Cp; b += 2 * L) {
     int64_t p = 0;
-    for (; p + 8 <= pixels; p += 8, ahead.some())
+    for (; p + 8 <= pixels; p += 8)
       pointwise_pixels<T, 8, 2>(in + p * in_Cp, in_Cp, C, weight + b, Cp, out + p * Cp + b);
     for (; p < pixels; ++p) pointwise_pixels<T, 1, 2>(in + p * in_Cp, in_Cp, C, weight + b, Cp, out + p * Cp + b);
   }
   for (; b < Cp; b += L) {
     int64_t p = 0;
-    for (; p + 8 <= pixels; p += 8, ahead.some())
+    for (; p + 8 <= pixels; p += 8)
       pointwise_pixels<T, 8, 1>(in + p * in_Cp, in_Cp, C, weight + b, Cp, out + p * Cp + b);
     for (; p < pixels; ++p) pointwise_pixels<T, 1, 1>(in + p * in_Cp, in_Cp, C, weight + b, Cp, out + p * Cp + b);
   }
@@ -334,14 +335,15 @@ inline int64_t inside(int64_t h, int64_t stride, int64_t H) {
   return std::min(h * stride + 2, H) - std::max<int64_t>(h * stride - 1, 0);
 }
 
+// Output rows [from, to) of a pool, to `out`; `in` is the row that the first window begins with.
 template <class T>
-void pool(const T* in, int64_t row, int64_t stride, int64_t kind, int64_t H, int64_t W, int64_t Ho, int64_t Wo,
-          int64_t Cp, T* out) {
+void pool(const T* in, int64_t row, int64_t stride, int64_t kind, int64_t from, int64_t to, int64_t H, int64_t W,
+          int64_t Wo, int64_t Cp, T* out) {
   typedef typename Simd<T>::V V;
-  for (int64_t h = 0; h < Ho; ++h)
+  for (int64_t h = from; h < to; ++h)
     for (int64_t w = 0; w < Wo; ++w)
       for (int64_t b = 0; b < Cp; b += Simd<T>::L) {
-        const T* corner = in + h * stride * row + w * stride * Cp + b;
+        const T* corner = in + (h - from) * stride * row + w * stride * Cp + b;
         V v = {}, tap;
         if (kind == MAX) {
           first_maximum<T>(corner, row, Cp, v, tap);
@@ -349,25 +351,52 @@ void pool(const T* in, int64_t row, int64_t stride, int64_t kind, int64_t H, int
           for (int i = 0; i < 9; ++i) v += Simd<T>::load(corner + i / 3 * row + i % 3 * Cp);
           v /= static_cast<T>(inside(h, stride, H) * inside(w, stride, W));
         }
-        Simd<T>::store(out + (h * Wo + w) * Cp + b, v);
+        Simd<T>::store(out + ((h - from) * Wo + w) * Cp + b, v);
       }
 }
 
-// Adds to the bordered plane `to` what the gradient (Ho, Wo, Cp) of the pool gives it.
+// Which pixel of each window of a row of windows at stride 1 is its first maximum, for `rows` rows of W windows.
 template <class T>
-void pool_scatter(const T* in, int64_t row, int64_t stride, int64_t kind, int64_t H, int64_t W, int64_t Ho, int64_t Wo,
-                  int64_t Cp, const T* gradient, T* to) {
+void find_maxima(const T* in, int64_t row, int64_t rows, int64_t W, int64_t Cp, T* maxima, int64_t maxima_row) {
+  typename Simd<T>::V best, tap;
+  for (int64_t h = 0; h < rows; ++h)
+    for (int64_t i = 0; i < W * Cp; i += Simd<T>::L) {
+      first_maximum<T>(in + h * row + i, row, Cp, best, tap);
+      Simd<T>::store(maxima + h * maxima_row + i, tap);
+    }
+}
+
+// The gradient of what a maximum pool at stride 1 is given, for `rows` rows of W pixels, from that of its output and
+// its maxima; both have a border of one pixel, and begin one row higher.
+template <class T>
+void pool_gather(const T* gradient, const T* maxima, int64_t row, int64_t rows, int64_t W, int64_t Cp, T* out) {
   typedef typename Simd<T>::V V;
-  for (int64_t h = 0; h < Ho; ++h)
+  for (int64_t h = 0; h < rows; ++h)
+    for (int64_t i = 0; i < W * Cp; i += Simd<T>::L) {
+      V sum = {};
+#pragma GCC unroll 9
+      for (int j = 0; j < 9; ++j) {  // the window in row j / 3 has the pixel at its place 8 - j
+        const int64_t at = (h + j / 3) * row + j % 3 * Cp + i;
+        const V g = Simd<T>::load(gradient + at), zero = {};
+        sum += Simd<T>::load(maxima + at) == zero + static_cast<T>(8 - j) ? g : zero;
+      }
+      Simd<T>::store(out + h * W * Cp + i, sum);
+    }
+}
+
+// Adds to the bordered plane `to` what the gradient of `rows` output rows of a pool gives it; an average's gradient is
+// divided by the size of its window already. `in` and `to` begin with the first window's first row.
+template <class T>
+void pool_scatter(const T* in, int64_t row, int64_t stride, int64_t kind, int64_t rows, int64_t Wo, int64_t Cp,
+                  const T* gradient, T* to) {
+  typedef typename Simd<T>::V V;
+  for (int64_t h = 0; h < rows; ++h)
     for (int64_t w = 0; w < Wo; ++w)
       for (int64_t b = 0; b < Cp; b += Simd<T>::L) {
         const int64_t corner = h * stride * row + w * stride * Cp + b;
-        V g = Simd<T>::load(gradient + (h * Wo + w) * Cp + b), best, tap = {};
-        const V zero = {};
-        if (kind == MAX)
-          first_maximum<T>(in + corner, row, Cp, best, tap);
-        else
-          g /= static_cast<T>(inside(h, stride, H) * inside(w, stride, W));
+        const V g = Simd<T>::load(gradient + (h * Wo + w) * Cp + b), zero = {};
+        V best, tap = {};
+        if (kind == MAX) first_maximum<T>(in + corner, row, Cp, best, tap);
         for (int i = 0; i < 9; ++i) {
           T* p = to + corner + i / 3 * row + i % 3 * Cp;
           const V here = zero + static_cast<T>(i);
@@ -403,14 +432,14 @@ struct Stage {
 
 namespace {
 
-// out (pixels of `step` values) = the sum over the nodes of gamma * node, for image n.
+// out (pixels of `step` values) = the sum of gamma * node over T_ nodes (pixels, C) that lie `between` values apart.
 template <class T>
-void mix_nodes(const T* nodes, const T* gamma, int64_t n, int64_t N, int64_t T_, int64_t pixels, int64_t C, T* out,
+void mix_nodes(const T* nodes, int64_t between, const T* gamma, int64_t T_, int64_t pixels, int64_t C, T* out,
                int64_t step) {
   typedef Simd<T> Sd;
   for_vectors<T>(C, [&](int64_t b, int64_t count, auto part) {
     for (int64_t t = 0; t < T_; ++t) {
-      const T* node = nodes + (t * N + n) * pixels * C + b;
+      const T* node = nodes + t * between + b;
       for (int64_t p = 0; p < pixels; ++p) {
         typename Sd::V v = gamma[t] * Sd::template load<part>(node + p * C, count);
         if (t > 0) v += Sd::template load<part>(out + p * step + b, count);
@@ -420,10 +449,12 @@ void mix_nodes(const T* nodes, const T* gamma, int64_t n, int64_t N, int64_t T_,
   });
 }
 
-// How often `pointwise` asks for what comes next.
-template <class T>
-int64_t by_eights(int64_t pixels, int64_t Cp) {
-  return pixels / 8 * ((Cp / Simd<T>::L + 1) / 2);
+// Calls f with the size of a square kernel as a constant.
+template <class F>
+void with_size(int64_t k, F f) {
+  if (k == 3) f(std::integral_constant<int, 3>());
+  if (k == 5) f(std::integral_constant<int, 5>());
+  if (k == 7) f(std::integral_constant<int, 7>());
 }
 
 template <class T>
@@ -431,16 +462,19 @@ struct Worker {  // a stage with its weights packed: what all threads share
   typedef Simd<T> Sd;
   typedef typename Sd::V V;
   const Stage& s;
-  int64_t E, Cip, Cop, pad, Hp, Wp, pixels;
+  const int64_t E, Cip, Cop, kk, pad, Hp, Wp, pixels;
+  const int64_t R;  // output rows that are computed at a time
   Buffer<T> taps, flipped, matrix, transposed, in_scale, in_shift;
 
   explicit Worker(const Stage& stage, bool backward)
-      : s(stage), E(s.S * s.T), Cip(padded<T>(s.Ci)), Cop(padded<T>(s.Co)), pad(s.k ? s.dilation * (s.k / 2) : 0),
-        Hp(s.H + 2 * pad), Wp(s.W + 2 * pad), pixels(s.Ho * s.Wo), taps(s.depthwise ? E * s.k * s.k * Cip : 0),
-        flipped(backward && s.depthwise ? E * s.k * s.k * Cip : 0), matrix(s.pointwise ? E * s.Ci * Cop : 0),
-        transposed(backward && s.pointwise ? E * s.Co * Cip : 0), in_scale(E * Cip), in_shift(E * Cip) {
+      : s(stage), E(s.S * s.T), Cip(padded<T>(s.Ci)), Cop(padded<T>(s.Co)), kk(s.k * s.k),
+        pad(s.k ? s.dilation * (s.k / 2) : 0), Hp(s.H + 2 * pad), Wp(s.W + 2 * pad), pixels(s.Ho * s.Wo),
+        R(std::clamp<int64_t>(ROWS_BYTES / (s.Wo * std::max(Cip, Cop) * sizeof(T)), 1, s.Ho)),
+        taps(s.depthwise ? E * kk * Cip : 0), flipped(backward && s.k && s.pool != MAX ? E * kk * Cip : 0),
+        matrix(s.pointwise ? E * s.Ci * Cop : 0), transposed(backward && s.pointwise ? E * s.Co * Cip : 0),
+        in_scale(E * Cip), in_shift(E * Cip) {
+    if (s.pool == AVERAGE && backward) std::fill(flipped.get(), flipped.get() + E * kk * Cip, T(1));
     const T* w = static_cast<const T*>(s.depthwise);
-    const int64_t kk = s.k * s.k;
 #pragma omp parallel for schedule(static) num_threads(static_cast<int>(s.threads))
     for (int64_t e = 0; e < E; ++e) {
       for (int64_t c = 0; c < s.Ci; ++c) {
@@ -470,24 +504,6 @@ struct Worker {  // a stage with its weights packed: what all threads share
   }
   int64_t in_pixel() const { return s.first ? s.in_pixel : s.Ci; }
 
-  // The input of edge e of image n, normalised and activated, into a plane with a border.
-  void load(int64_t n, int64_t e, T* plane) const {
-    const T* in = input(n, e);
-    const int64_t step = in_pixel();
-    for_vectors<T>(s.Ci, [&](int64_t b, int64_t count, auto part) {
-      const V scale = Sd::load(in_scale.get() + e * Cip + b), shift = Sd::load(in_shift.get() + e * Cip + b);
-      for (int64_t h = 0; h < s.H; ++h) {
-        const T* from = in + h * s.W * step + b;
-        T* to = plane + ((h + pad) * Wp + pad) * Cip + b;
-        for (int64_t w = 0; w < s.W; ++w) {
-          V v = Sd::template load<part>(from + w * step, count);
-          if (s.in_scale) v = v * scale + shift;
-          Sd::store(to + w * Cip, activate<T>(v, s.activation));
-        }
-      }
-    });
-  }
-
   // The plane of a thread, with its border as it has to be.
   T* bordered(Scratch<T>& scratch) const {
     T* plane = scratch.take(Hp * Wp * Cip);
@@ -495,14 +511,100 @@ struct Worker {  // a stage with its weights packed: what all threads share
     return plane;
   }
 
-  void convolve(const T* plane, int64_t e, T* out, Ahead& ahead) const {
-    if (s.pool) return pool<T>(plane, Wp * Cip, s.stride, s.pool, s.H, s.W, s.Ho, s.Wo, Cip, out);
-    const T* w = taps.get() + e * s.k * s.k * Cip;
-    const int64_t row = Wp * Cip;
-    if (s.k == 3) depthwise<T, 3>(plane, row, s.stride, s.dilation, w, s.Ho, s.Wo, Cip, out, ahead);
-    if (s.k == 5) depthwise<T, 5>(plane, row, s.stride, s.dilation, w, s.Ho, s.Wo, Cip, out, ahead);
-    if (s.k == 7) depthwise<T, 7>(plane, row, s.stride, s.dilation, w, s.Ho, s.Wo, Cip, out, ahead);
+  // How many rows of the input must have been loaded before `last`, exclusive, output rows can be computed.
+  int64_t needed(int64_t last) const { return last == s.Ho ? s.H : std::min(s.H, (last - 1) * s.stride + pad + 1); }
+
+  // Rows [from, to) of the input of edge e of image n, normalised and activated, into a plane with a border.
+  void load(int64_t n, int64_t e, int64_t from, int64_t to, T* plane, Ahead& ahead) const {
+    const T* in = input(n, e);
+    const int64_t step = in_pixel();
+    for_vectors<T>(s.Ci, [&](int64_t b, int64_t count, auto part) {
+      const V scale = Sd::load(in_scale.get() + e * Cip + b), shift = Sd::load(in_shift.get() + e * Cip + b);
+      for (int64_t h = from; h < to; ++h) {
+        const T* source = in + h * s.W * step + b;
+        T* target = plane + ((h + pad) * Wp + pad) * Cip + b;
+        ahead.some();
+        for (int64_t w = 0; w < s.W; ++w) {
+          V v = Sd::template load<part>(source + w * step, count);
+          if (s.in_scale) v = v * scale + shift;
+          Sd::store(target + w * Cip, activate<T>(v, s.activation));
+        }
+      }
+    });
   }
+
+  // Rows [from, to) of the depthwise convolution or pool of a plane, to `out`.
+  void convolve(const T* plane, int64_t e, int64_t from, int64_t to, T* out) const {
+    const int64_t row = Wp * Cip;
+    const T* in = plane + from * s.stride * row;
+    if (s.pool) return pool<T>(in, row, s.stride, s.pool, from, to, s.H, s.W, s.Wo, Cip, out);
+    with_size(s.k, [&](auto k) {
+      depthwise<T, k>(in, row, s.stride, s.dilation, taps.get() + e * kk * Cip, to - from, s.Wo, Cip, out);
+    });
+  }
+
+  // The gradient before this stage's BatchNorm, gradient * a + output * b + d, of output rows [from, to) of edge e:
+  // rows of Cop values a pixel, `row` pixels apart. `mixed` is where the nodes' gradients are summed up.
+  void normalise(int64_t n, int64_t t, int64_t e, int64_t from, int64_t to, const T* a, const T* b_, const T* d,
+                 T* mixed, T* target, int64_t row, Ahead& ahead) const {
+    const int64_t first = from * s.Wo * s.Co, image = pixels * s.Co;
+    const T* y = static_cast<const T*>(s.out) + (n * E + e) * image + first;
+    const T* g = static_cast<const T*>(s.gradient) + first;
+    if (s.source == MIXED_NODES) {
+      mix_nodes<T>(g + n * image, s.N * image, static_cast<const T*>(s.gamma) + e * s.nodes, s.nodes,
+                   (to - from) * s.Wo, s.Co, mixed, s.Co);
+      g = mixed;
+    } else {
+      g += (s.source == NODES ? t * s.N + n : n * E + e) * image;
+    }
+    for_vectors<T>(s.Co, [&](int64_t b, int64_t lanes, auto part) {
+      const V A = Sd::load(a + e * Cop + b), B = Sd::load(b_ + e * Cop + b), D = Sd::load(d + e * Cop + b);
+      for (int64_t h = 0; h < to - from; ++h) {
+        ahead.some();
+        for (int64_t w = 0; w < s.Wo; ++w) {
+          const int64_t p = (h * s.Wo + w) * s.Co + b;
+          V v = A * Sd::template load<part>(g + p, lanes) + (B * Sd::template load<part>(y + p, lanes) + D);
+          if (s.pool == AVERAGE) v /= static_cast<T>(inside(from + h, s.stride, s.H) * inside(w, s.stride, s.W));
+          Sd::store(target + (h * row + w) * Cop + b, v);
+        }
+      }
+    });
+  }
+
+  // The gradient of the activated input, rows [from, to) `row` values apart, through the activation to the input.
+  // own_sums: of it and of its product with the normalised input, each Cip.
+  void pass_on(int64_t n, int64_t t, int64_t e, int64_t from, int64_t to, const T* by_input, int64_t row,
+               const T* plane, T* own_sums, Ahead& ahead) const {
+    T* target = static_cast<T*>(s.in_gradient);
+    const int64_t step = s.first ? s.S * s.Ci : s.Ci;
+    target += s.first ? n * s.H * s.W * step + e / s.T * s.Ci : (n * E + e) * s.H * s.W * s.Ci;
+    const bool add = s.first && (t > 0 || s.accumulate), relu = s.activation != NONE, relu6 = s.activation == RELU6;
+    for_vectors<T>(s.Ci, [&](int64_t b, int64_t lanes, auto part) {
+      const V zero = {}, six = zero + T(6);
+      V sum = Sd::load(own_sums + b), sum_y = Sd::load(own_sums + Cip + b);
+      for (int64_t h = from; h < to; ++h) {
+        const T *gradients = by_input + (scattered() ? h : h - from) * row + b;
+        const T *seen = plane + ((h + pad) * Wp + pad) * Cip + b;
+        T* p = target + h * s.W * step + b;
+        ahead.some();
+        for (int64_t w = 0; w < s.W; ++w) {
+          V v = Sd::load(gradients + w * Cip);
+          const V active = Sd::load(seen + w * Cip);
+          if (relu) v = active > zero ? v : zero;
+          if (relu6) v = active < six ? v : zero;
+          if (!s.first) {  // where the gradient is not zero the activation has changed nothing
+            sum += v;
+            sum_y += v * active;
+          }
+          if (add) v += Sd::template load<part>(p + w * step, lanes);
+          Sd::template store<part>(p + w * step, v, lanes);
+        }
+      }
+      Sd::store(own_sums + b, sum);
+      Sd::store(own_sums + Cip + b, sum_y);
+    });
+  }
+  bool scattered() const { return s.k && s.stride != 1; }
 
   void forward() const;
   void backward() const;
@@ -549,45 +651,65 @@ void Worker<T>::forward() const {
 #pragma omp parallel num_threads(static_cast<int>(s.threads))
   {
     Scratch<T>& scratch = Scratch<T>::of_thread();
-    T *plane = nullptr, *middle = nullptr, *output = nullptr;
+    T *plane = nullptr, *middle = nullptr, *output = nullptr, *sums = nullptr;
     try {
       plane = bordered(scratch);
-      middle = scratch.take(s.k ? pixels * Cip : 0);
-      output = scratch.take(s.pointwise ? pixels * Cop : 0);
+      middle = scratch.take(s.k ? R * s.Wo * Cip : 0);
+      output = scratch.take(s.pointwise ? R * s.Wo * Cop : 0);
+      sums = scratch.take(3 * Cop);
     } catch (const std::bad_alloc&) {
       exhausted = true;
     }
 #pragma omp barrier
     Ahead ahead;
-    const int64_t calls = (s.k && !s.pool ? s.Ho * Cip / Sd::L : 0) + (s.pointwise ? by_eights<T>(pixels, Cop) : 0);
 #pragma omp for schedule(static)
     for (int64_t unit = 0; unit < s.N * E; ++unit) {
       if (exhausted) continue;
       const int64_t n = unit / E, e = unit % E;
-      load(n, e, plane);
       if (!s.first && unit + 1 < s.N * E)
-        ahead.aim<T>({input((unit + 1) / E, (unit + 1) % E), nullptr, nullptr}, s.H * s.W * s.Ci, calls);
-      const T* result = plane;
-      if (s.k) convolve(result, e, middle, ahead), result = middle;
-      if (s.pointwise) {
-        pointwise<T>(result, Cip, s.Ci, matrix.get() + e * s.Ci * Cop, Cop, pixels, output, ahead);
-        result = output;
-      }
-      T* out = static_cast<T*>(s.out) + unit * pixels * s.Co;
-      for_vectors<T>(s.Co, [&](int64_t b, int64_t count, auto part) {
-        const T* from = result + b;
-        for (int64_t p = 0; p < pixels; ++p) Sd::template store<part>(out + p * s.Co + b, Sd::load(from + p * Cop), count);
-        if (!s.training) return;
-        const V average = sum_over<T>(pixels, [&](int64_t p) { return Sd::load(from + p * Cop); }) / static_cast<T>(pixels);
-        const V square = sum_over<T>(pixels, [&](int64_t p) {
-          const V deviation = Sd::load(from + p * Cop) - average;
-          return deviation * deviation;
-        });
-        for (int64_t i = 0; i < count; ++i) {
-          mean.get()[n * channels + e * s.Co + b + i] = average[i];
-          squares.get()[n * channels + e * s.Co + b + i] = square[i];
+        ahead.aim<T>({input((unit + 1) / E, (unit + 1) % E), nullptr, nullptr}, s.H * s.W * s.Ci, s.H * Cip / Sd::L);
+      for (int64_t from = 0, loaded = 0, to; from < s.Ho; from = to) {
+        to = std::min(from + R, s.Ho);
+        load(n, e, loaded, needed(to), plane, ahead);
+        loaded = needed(to);
+        const int64_t count = (to - from) * s.Wo;
+        const T* result = plane + from * Wp * Cip;
+        if (s.k) convolve(plane, e, from, to, middle), result = middle;
+        if (s.pointwise) {
+          pointwise<T>(result, Cip, s.Ci, matrix.get() + e * s.Ci * Cop, Cop, count, output);
+          result = output;
         }
-      });
+        T* out = static_cast<T*>(s.out) + (unit * pixels + from * s.Wo) * s.Co;
+        for_vectors<T>(s.Co, [&](int64_t b, int64_t lanes, auto part) {
+          const T* r = result + b;
+          for (int64_t p = 0; p < count; ++p)
+            Sd::template store<part>(out + p * s.Co + b, Sd::load(r + p * Cop), lanes);
+          if (!s.training) return;
+          // sums of what differs from the first pixel, and of its square
+          if (from == 0) {
+            Sd::store(sums + b, Sd::load(r));
+            Sd::store(sums + Cop + b, V{});
+            Sd::store(sums + 2 * Cop + b, V{});
+          }
+          const V pivot = Sd::load(sums + b);
+          V sum[2] = {}, square[2] = {};
+          const auto add = [&](int64_t p, int q) {
+            const V v = Sd::load(r + p * Cop) - pivot;
+            sum[q] += v;
+            square[q] += v * v;
+          };
+          int64_t p = 0;
+          for (; p + 2 <= count; p += 2) add(p, 0), add(p + 1, 1);
+          if (p < count) add(p, 0);
+          Sd::store(sums + Cop + b, Sd::load(sums + Cop + b) + (sum[0] + sum[1]));
+          Sd::store(sums + 2 * Cop + b, Sd::load(sums + 2 * Cop + b) + (square[0] + square[1]));
+        });
+      }
+      for (int64_t c = 0; s.training && c < s.Co; ++c) {
+        const double sum = sums[Cop + c], all = static_cast<double>(pixels);
+        mean.get()[n * channels + e * s.Co + c] = sums[c] + sum / all;
+        squares.get()[n * channels + e * s.Co + c] = std::max(0.0, sums[2 * Cop + c] - sum * sum / all);
+      }
     }
   }
   if (exhausted) throw std::bad_alloc();
@@ -596,8 +718,7 @@ void Worker<T>::forward() const {
 
 template <class T>
 void Worker<T>::backward() const {
-  const int64_t kk = s.k * s.k, chunks = std::min(s.N, CHUNKS), channels = E * s.Ci;
-  const int64_t DW = s.Wo + 2 * pad, DH = s.Ho + 2 * pad;  // the gradient behind the depthwise convolution, bordered
+  const int64_t chunks = std::min(s.N, CHUNKS), channels = E * s.Ci;
   const bool by_taps = s.depthwise_gradient, by_matrix = s.pointwise_gradient;
   Buffer<T> taps_gradient(by_taps ? chunks * E * kk * Cip : 0);
   Buffer<T> matrix_gradient(by_matrix ? chunks * E * s.Co * Cip : 0);
@@ -616,28 +737,30 @@ void Worker<T>::backward() const {
       b_.get()[e * Cop + c] = static_cast<T>(-factor * scale * mean_y);
       d.get()[e * Cop + c] = static_cast<T>(-factor * (mean + shift * mean_y));
     }
+  // The gradient behind the convolution or pool is a plane with a border where the gradient before it is a
+  // convolution or pool again (stride 1); elsewhere it is scattered to a plane as large as the input's.
+  const bool scatter = scattered(), border = s.k && !scatter;
+  const int64_t G = border ? pad : 0, G_row = s.Wo + 2 * G;
   std::atomic<bool> exhausted{false};
 #pragma omp parallel num_threads(static_cast<int>(s.threads))
   {
-    const bool border = s.k && s.stride == 1 && !s.pool;
-    const int64_t G = border ? pad : 0, G_row = border ? DW : s.Wo;  // border and width of the plane `behind`
     Scratch<T>& scratch = Scratch<T>::of_thread();
-    T *plane = nullptr, *middle = nullptr, *output = nullptr, *behind = nullptr, *mixed = nullptr, *before = nullptr;
+    T *plane = nullptr, *middle = nullptr, *output = nullptr, *behind = nullptr, *maxima = nullptr, *mixed = nullptr,
+      *before = nullptr, *own_sums = nullptr;
     try {
       plane = bordered(scratch);
-      middle = scratch.take(by_matrix && s.k ? pixels * Cip : 0);
-      output = scratch.take(s.pointwise ? pixels * Cop : 0);
-      behind = scratch.take((border ? DH * DW : pixels) * Cip);
-      mixed = scratch.take(s.source == MIXED_NODES ? pixels * s.Co : 0);
-      before = scratch.take(s.k ? (border ? s.H * s.W : Hp * Wp) * Cip : 0);
+      middle = scratch.take(by_matrix && s.k ? R * s.Wo * Cip : 0);
+      output = scratch.take(s.pointwise ? R * s.Wo * Cop : 0);
+      behind = scratch.take((border ? (s.Ho + 2 * G) * G_row : R * s.Wo) * Cip);
+      maxima = scratch.take(border && s.pool == MAX ? (s.Ho + 2 * G) * G_row * Cip : 0);
+      mixed = scratch.take(s.source == MIXED_NODES ? R * s.Wo * s.Co : 0);
+      before = scratch.take(scatter ? Hp * Wp * Cip : border ? (R + pad) * s.W * Cip : 0);
+      own_sums = scratch.take(2 * Cip);
     } catch (const std::bad_alloc&) {
       exhausted = true;
     }
 #pragma omp barrier
     Ahead ahead;
-    const int64_t rows = s.Ho * Cip / Sd::L;
-    const int64_t calls = (border ? s.H * Cip / Sd::L : 0) + (s.pointwise ? by_eights<T>(pixels, Cip) : 0) +
-                          (by_matrix && s.k ? rows : 0) + (by_taps ? rows : 0);
 #pragma omp for schedule(static)
     for (int64_t unit = 0; unit < chunks * s.S; ++unit) {
       if (exhausted) continue;
@@ -645,7 +768,6 @@ void Worker<T>::backward() const {
       for (int64_t n = chunk * s.N / chunks; n < (chunk + 1) * s.N / chunks; ++n)
         for (int64_t t = 0; t < s.T; ++t) {
           const int64_t e = state * s.T + t;
-          load(n, e, plane);
           const bool last_node = t + 1 == s.T;
           const int64_t next_n = n + last_node, next_e = last_node ? state * s.T : e + 1;
           if (next_n < s.N) {
@@ -653,115 +775,68 @@ void Worker<T>::backward() const {
             ahead.aim<T>({static_cast<const T*>(s.out) + next * pixels * s.Co,
                           s.source == EDGES ? static_cast<const T*>(s.gradient) + next * pixels * s.Co : nullptr,
                           s.first ? nullptr : input(next_n, next_e)},
-                         pixels * s.Co, calls);
+                         pixels * s.Co, (2 * s.H * Cip + s.Ho * Cop) / Sd::L);
           }
-          // the gradient before BatchNorm
-          const T* y = static_cast<const T*>(s.out) + (n * E + e) * pixels * s.Co;
-          const T* g = static_cast<const T*>(s.gradient);
-          if (s.source == MIXED_NODES) {
-            mix_nodes<T>(g, static_cast<const T*>(s.gamma) + e * s.nodes, n, s.N, s.nodes, pixels, s.Co, mixed, s.Co);
-            g = mixed;
-          } else {
-            g += (s.source == NODES ? t * s.N + n : n * E + e) * pixels * s.Co;
+          if (scatter) std::memset(before, 0, static_cast<size_t>(Hp * Wp * Cip) * sizeof(T));
+          std::memset(own_sums, 0, static_cast<size_t>(2 * Cip) * sizeof(T));
+          for (int64_t from = 0, loaded = 0, finished = 0, to; from < s.Ho; from = to) {
+            to = std::min(from + R, s.Ho);
+            load(n, e, loaded, needed(to), plane, ahead);
+            loaded = needed(to);
+                T* inside = behind + (border ? ((from + G) * G_row + G) * Cip : 0);  // rows [from, to), G_row pixels apart
+            normalise(n, t, e, from, to, a.get(), b_.get(), d.get(), mixed, s.pointwise ? output : inside,
+                      s.pointwise ? s.Wo : G_row, ahead);
+            if (s.pointwise) {
+              const T* m = transposed.get() + e * s.Co * Cip;
+              if (border)
+                for (int64_t h = 0; h < to - from; ++h)
+                  pointwise<T>(output + h * s.Wo * Cop, Cop, s.Co, m, Cip, s.Wo, inside + h * G_row * Cip);
+              else
+                pointwise<T>(output, Cop, s.Co, m, Cip, (to - from) * s.Wo, inside);
+            }
+            if (by_matrix) {
+              const T* in = plane + from * Wp * Cip;
+              if (s.k) convolve(plane, e, from, to, middle), in = middle;
+              pointwise_weight<T>(output, Cop, s.Co, in, Cip, (to - from) * s.Wo,
+                                  matrix_gradient.get() + (chunk * E + e) * s.Co * Cip);
+            }
+            const T* in_rows = plane + from * s.stride * Wp * Cip;
+            if (by_taps)
+              with_size(s.k, [&](auto k) {
+                depthwise_weight<T, k, k == 7 ? 1 : k>(in_rows, Wp * Cip, s.stride, s.dilation, inside, G_row * Cip,
+                                                       to - from, s.Wo, Cip,
+                                                       taps_gradient.get() + (chunk * E + e) * kk * Cip);
+              });
+            // the gradient of the activated input: rows [finished, complete), `row` values apart
+            const int64_t complete = to == s.Ho ? s.H : scatter ? 0 : to - G;
+            if (scatter && s.pool)
+              pool_scatter<T>(in_rows, Wp * Cip, s.stride, s.pool, to - from, s.Wo, Cip, inside,
+                              before + from * s.stride * Wp * Cip);
+            if (scatter && !s.pool)
+              with_size(s.k, [&](auto k) {
+                depthwise_scatter<T, k>(before + from * s.stride * Wp * Cip, Wp * Cip, s.stride, s.dilation,
+                                        taps.get() + e * kk * Cip, to - from, s.Wo, Cip, inside, s.Wo * Cip);
+              });
+            if (border && s.pool == MAX)
+              find_maxima<T>(in_rows, Wp * Cip, to - from, s.Wo, Cip, maxima + ((from + G) * G_row + G) * Cip,
+                             G_row * Cip);
+            if (complete <= finished) continue;
+            if (border && s.pool == MAX)
+              pool_gather<T>(behind + finished * G_row * Cip, maxima + finished * G_row * Cip, G_row * Cip,
+                             complete - finished, s.W, Cip, before);
+            else if (border)
+              with_size(s.k, [&](auto k) {
+                depthwise<T, k>(behind + finished * G_row * Cip, G_row * Cip, 1, s.dilation,
+                                flipped.get() + e * kk * Cip, complete - finished, s.W, Cip, before);
+              });
+            const T* by_input = border ? before : scatter ? before + (pad * Wp + pad) * Cip : behind;
+            pass_on(n, t, e, finished, complete, by_input, (scatter ? Wp : s.W) * Cip, plane, own_sums, ahead);
+            finished = complete;
           }
-          for_vectors<T>(s.Co, [&](int64_t b, int64_t lanes, auto part) {
-            const V A = Sd::load(a.get() + e * Cop + b), B = Sd::load(b_.get() + e * Cop + b),
-                    D = Sd::load(d.get() + e * Cop + b);
-            for (int64_t h = 0; h < s.Ho; ++h) {
-              T* to = (s.pointwise ? output + h * s.Wo * Cop : behind + ((h + G) * G_row + G) * Cop) + b;
-              for (int64_t w = 0; w < s.Wo; ++w) {
-                const int64_t p = (h * s.Wo + w) * s.Co + b;
-                const V v = Sd::template load<part>(g + p, lanes), out = Sd::template load<part>(y + p, lanes);
-                Sd::store(to + w * Cop, A * v + (B * out + D));
-              }
-            }
-          });
-          if (s.pointwise) {
-            const T* m = transposed.get() + e * s.Co * Cip;
-            if (border)
-              for (int64_t h = 0; h < s.Ho; ++h)
-                pointwise<T>(output + h * s.Wo * Cop, Cop, s.Co, m, Cip, s.Wo,
-                             behind + ((h + G) * G_row + G) * Cip, ahead);
-            else
-              pointwise<T>(output, Cop, s.Co, m, Cip, pixels, behind, ahead);
+          for (int64_t c = 0; !s.first && c < s.Ci; ++c) {
+            sums.get()[n * channels + e * s.Ci + c] = own_sums[c];
+            sums_y.get()[n * channels + e * s.Ci + c] = own_sums[Cip + c];
           }
-          if (by_matrix) {
-            const T* in = plane;
-            if (s.k) convolve(in, e, middle, ahead), in = middle;
-            pointwise_weight<T>(output, Cop, s.Co, in, Cip, pixels,
-                                matrix_gradient.get() + (chunk * E + e) * s.Co * Cip);
-          }
-          const T* by_input = behind;  // the gradient of the activated input, in rows of `row` values
-          int64_t row = s.W * Cip;
-          if (s.k) {
-            const T* inside = behind + (G * G_row + G) * Cip;
-            if (by_taps) {
-              T* to = taps_gradient.get() + (chunk * E + e) * kk * Cip;
-              const T* p = plane;
-              if (s.k == 3)
-                depthwise_weight<T, 3, 3>(p, Wp * Cip, s.stride, s.dilation, inside, G_row * Cip, s.Ho, s.Wo, Cip, to, ahead);
-              if (s.k == 5)
-                depthwise_weight<T, 5, 5>(p, Wp * Cip, s.stride, s.dilation, inside, G_row * Cip, s.Ho, s.Wo, Cip, to, ahead);
-              if (s.k == 7)
-                depthwise_weight<T, 7, 1>(p, Wp * Cip, s.stride, s.dilation, inside, G_row * Cip, s.Ho, s.Wo, Cip, to, ahead);
-            }
-            by_input = before;
-            if (s.pool) {
-              std::memset(before, 0, static_cast<size_t>(Hp * Wp * Cip) * sizeof(T));
-              pool_scatter<T>(plane, Wp * Cip, s.stride, s.pool, s.H, s.W, s.Ho, s.Wo, Cip, behind, before);
-              by_input += (pad * Wp + pad) * Cip;
-              row = Wp * Cip;
-            } else if (border) {
-              const T* w = flipped.get() + e * kk * Cip;
-              const T* p = behind;
-              if (s.k == 3) depthwise<T, 3>(p, DW * Cip, 1, s.dilation, w, s.H, s.W, Cip, before, ahead);
-              if (s.k == 5) depthwise<T, 5>(p, DW * Cip, 1, s.dilation, w, s.H, s.W, Cip, before, ahead);
-              if (s.k == 7) depthwise<T, 7>(p, DW * Cip, 1, s.dilation, w, s.H, s.W, Cip, before, ahead);
-            } else {
-              const T* w = taps.get() + e * kk * Cip;
-              const T* p = behind;
-              std::memset(before, 0, static_cast<size_t>(Hp * Wp * Cip) * sizeof(T));
-              const int64_t r = Wp * Cip, o = s.Wo * Cip;
-              if (s.k == 3) depthwise_scatter<T, 3>(before, r, s.stride, s.dilation, w, s.Ho, s.Wo, Cip, p, o);
-              if (s.k == 5) depthwise_scatter<T, 5>(before, r, s.stride, s.dilation, w, s.Ho, s.Wo, Cip, p, o);
-              if (s.k == 7) depthwise_scatter<T, 7>(before, r, s.stride, s.dilation, w, s.Ho, s.Wo, Cip, p, o);
-              by_input += (pad * Wp + pad) * Cip;
-              row = r;
-            }
-          }
-          // through the activation, to the input
-          T* to = static_cast<T*>(s.in_gradient);
-          const int64_t step = s.first ? s.S * s.Ci : s.Ci;
-          to += s.first ? n * s.H * s.W * step + state * s.Ci : (n * E + e) * s.H * s.W * s.Ci;
-          const bool add = s.first && (t > 0 || s.accumulate);
-          const int64_t activation = s.activation;
-          const T* raw = input(n, e);
-          for_vectors<T>(s.Ci, [&](int64_t b, int64_t lanes, auto part) {
-            const V scale = Sd::load(in_scale.get() + e * Cip + b), shift = Sd::load(in_shift.get() + e * Cip + b);
-            const V zero = {}, six = zero + T(6);
-            for (int64_t h = 0; h < s.H; ++h) {
-              const T *gradients = by_input + h * row + b, *seen = plane + ((h + pad) * Wp + pad) * Cip + b;
-              T* p = to + h * s.W * step + b;
-              for (int64_t w = 0; w < s.W; ++w) {
-                V v = Sd::load(gradients + w * Cip);
-                const V active = Sd::load(seen + w * Cip);
-                if (activation != NONE) v = active > zero ? v : zero;
-                if (activation == RELU6) v = active < six ? v : zero;
-                if (add) v += Sd::template load<part>(p + w * step, lanes);
-                Sd::template store<part>(p + w * step, v, lanes);
-              }
-            }
-            if (s.first) return;
-            const auto gradient = [&](int64_t p) { return Sd::template load<part>(to + p * step + b, lanes); };
-            const V sum = sum_over<T>(s.H * s.W, gradient);
-            const V sum_y = sum_over<T>(s.H * s.W, [&](int64_t p) {
-              return gradient(p) * (Sd::template load<part>(raw + p * step + b, lanes) * scale + shift);
-            });
-            for (int64_t i = 0; i < lanes; ++i) {
-              sums.get()[n * channels + e * s.Ci + b + i] = sum[i];
-              sums_y.get()[n * channels + e * s.Ci + b + i] = sum_y[i];
-            }
-          });
         }
     }
   }
@@ -779,10 +854,11 @@ void Worker<T>::backward() const {
         static_cast<T*>(s.depthwise_gradient)[(e * s.Ci + c) * kk + i] = sum;
       }
     for (int64_t o = 0; by_matrix && o < s.Co; ++o)
-      for_vectors<T>(s.Ci, [&](int64_t b, int64_t count, auto part) {
+      for_vectors<T>(s.Ci, [&](int64_t b, int64_t lanes, auto part) {
         V sum = {};
-        for (int64_t q = 0; q < chunks; ++q) sum += Sd::load(matrix_gradient.get() + ((q * E + e) * s.Co + o) * Cip + b);
-        Sd::template store<part>(static_cast<T*>(s.pointwise_gradient) + (e * s.Co + o) * s.Ci + b, sum, count);
+        for (int64_t q = 0; q < chunks; ++q)
+          sum += Sd::load(matrix_gradient.get() + ((q * E + e) * s.Co + o) * Cip + b);
+        Sd::template store<part>(static_cast<T*>(s.pointwise_gradient) + (e * s.Co + o) * s.Ci + b, sum, lanes);
       });
   }
 }
@@ -809,6 +885,7 @@ namespace {
 
 template <class T>
 struct Mixer {
+  static constexpr int64_t AHEAD = 16;  // pixels that are asked for before they are needed
   typedef Simd<T> Sd;
   typedef typename Sd::V V;
   const Mix& m;
@@ -841,6 +918,7 @@ struct Mixer {
             const V factor = gamma[o * E + e] * coefficient(m.scale, o, e, b, count, part, 1);
             const T* from = y(o, n, e) + b;
             for (int64_t p = 0; p < m.pixels; ++p) {
+              __builtin_prefetch(from + (p + AHEAD) * m.pixel[o]);
               const V before = begun ? Sd::template load<part>(out + p * m.C + b, count) : constant;
               const V v = Sd::template load<part>(from + p * m.pixel[o], count);
               Sd::template store<part>(out + p * m.C + b, before + factor * v, count);
@@ -858,23 +936,25 @@ struct Mixer {
     for (int64_t unit = 0; unit < m.N * m.T; ++unit) {
       const int64_t n = unit / m.T, t = unit % m.T;
       const T* g = static_cast<const T*>(m.nodes) + (t * m.N + n) * m.pixels * m.C;
-      for (int64_t o = 0; o < m.operations; ++o)
-        for (int64_t e = t; e < E; e += m.T)
-          for_vectors<T>(m.C, [&](int64_t b, int64_t count, auto part) {
+      for_vectors<T>(m.C, [&](int64_t b, int64_t count, auto part) {
+        const auto gradient = [&](int64_t p) { return Sd::template load<part>(g + p * m.C + b, count); };
+        const V sum = sum_over<T>(m.pixels, gradient);
+        for (int64_t o = 0; o < m.operations; ++o)
+          for (int64_t e = t; e < E; e += m.T) {
             const V scale = coefficient(m.scale, o, e, b, count, part, 1);
             const V shift = coefficient(m.shift, o, e, b, count, part, 0);
             const T* from = y(o, n, e) + b;
             const int64_t pixel = m.pixel[o];
-            const auto gradient = [&](int64_t p) { return Sd::template load<part>(g + p * m.C + b, count); };
             const V sum_y = sum_over<T>(m.pixels, [&](int64_t p) {
+              __builtin_prefetch(from + (p + AHEAD) * pixel);
               return gradient(p) * (Sd::template load<part>(from + p * pixel, count) * scale + shift);
             });
-            const V sum = sum_over<T>(m.pixels, gradient);
             for (int64_t i = 0; i < count; ++i) {
               sums.get()[(o * m.N + n) * channels + e * m.C + b + i] = sum[i];
               sums_y.get()[(o * m.N + n) * channels + e * m.C + b + i] = sum_y[i];
             }
-          });
+          }
+      });
     }
     for (int64_t o = 0; o < m.operations; ++o) {
       sum_images(sums.get() + o * m.N * channels, m.N, channels, m.sum[o]);
@@ -888,7 +968,8 @@ struct Mixer {
     for (int64_t unit = 0; unit < m.N * m.S; ++unit) {
       const int64_t n = unit / m.S, s = unit % m.S;
       T* out = static_cast<T*>(m.in_gradient) + (n * m.pixels * m.S + s) * m.C;
-      mix_nodes<T>(static_cast<const T*>(m.nodes), gamma + s * m.T, n, m.N, m.T, m.pixels, m.C, out, m.S * m.C);
+      const T* nodes = static_cast<const T*>(m.nodes) + n * m.pixels * m.C;
+      mix_nodes<T>(nodes, m.N * m.pixels * m.C, gamma + s * m.T, m.T, m.pixels, m.C, out, m.S * m.C);
     }
   }
 };

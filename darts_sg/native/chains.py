@@ -158,11 +158,21 @@ def _channels_last(x: Tensor) -> _Image:
 
 
 class _Result(NamedTuple):
-    """Of a stage: its output before BatchNorm (N, E, H, W, C), and that BatchNorm as y · scale + shift."""
+    """Of a stage: its output before BatchNorm (N, E, H, W, C), and that BatchNorm as y · scale + shift: (2, E · C)."""
 
     y: Tensor
-    scale: Tensor
-    shift: Tensor
+    normalisation: Tensor
+
+
+def _addresses(x: Tensor) -> list[int]:
+    """Where the parts of x along its first dimension begin."""
+    step = x.stride(0) * x.element_size()
+    return [x.data_ptr() + i * step for i in range(x.shape[0])]
+
+
+def takes(x: Tensor) -> bool:
+    """Whether `run` can be given x."""
+    return x.device.type == "cpu" and x.dtype in DTYPES
 
 
 class _Run(torch.autograd.Function):
@@ -180,7 +190,7 @@ class _Run(torch.autograd.Function):
             for stage in stages:
                 layout = _layout(stage, image, previous, operations.S, 1 if shared else operations.T)
                 E, C = layout.S * layout.T, layout.Co
-                result = _Result(x.new_empty(layout.N, E, layout.Ho, layout.Wo, C), *x.new_empty(2, E * C).unbind())
+                result = _Result(x.new_empty(layout.N, E, layout.Ho, layout.Wo, C), x.new_empty(2, E * C))
                 _fill(layout, stage, image, previous, result)
                 _call("stage_forward", x.dtype, layout)
                 layouts.append(layout)
@@ -197,9 +207,9 @@ class _Run(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
         x, gamma, *tensors = ctx.saved_tensors
         operations: Operations = ctx.operations
-        num_weights = len(tensors) - 3 * len(ctx.layouts)
+        num_weights = len(tensors) - len(_Result._fields) * len(ctx.layouts)
         weights, saved = tensors[:num_weights], tensors[num_weights:]
-        results = [_Result(*saved[i : i + 3]) for i in range(0, len(saved), 3)]
+        results = [_Result(*pair) for pair in zip(saved[::2], saved[1::2], strict=True)]
         gradient = gradients[0].contiguous()
         image = _channels_last(x)
 
@@ -218,7 +228,7 @@ class _Run(torch.autograd.Function):
             mix.structure.in_gradient = by_x.data_ptr()
             _call("identity_backward", x.dtype, mix.structure)
         places = iter(by_weights)
-        done = 0
+        done, gammas = 0, _addresses(gamma)
         for o, stages in enumerate([*operations.chains, *([pool] for pool in operations.pools)]):
             gradients_of = [[next(places) for _ in stage.weights()] for stage in stages]
             passed, sums, source = gradient, mix.sums[o], NODES
@@ -231,7 +241,7 @@ class _Run(torch.autograd.Function):
                 previous = results[done + i - 1] if i else None
                 _fill(layout, stages[i], image, previous, results[done + i])
                 layout.gradient, layout.source, layout.nodes = passed.data_ptr(), source, operations.T
-                layout.gamma, layout.sum, layout.sum_y = gamma[o].data_ptr(), sums[0].data_ptr(), sums[1].data_ptr()
+                layout.gamma, (layout.sum, layout.sum_y) = gammas[o], _addresses(sums)
                 found = gradients_of[i]
                 by_pointwise = found.pop() if stages[i].pointwise is not None else None
                 by_depthwise = found.pop() if stages[i].depthwise is not None else None
@@ -241,8 +251,9 @@ class _Run(torch.autograd.Function):
                     to, to_sums = by_x, sums
                     layout.accumulate, accumulate = accumulate, True
                 else:
-                    to, to_sums = torch.empty_like(previous.y), sums.new_empty(2, previous.scale.numel())
-                    layout.in_sum, layout.in_sum_y = to_sums[0].data_ptr(), to_sums[1].data_ptr()
+                    to = torch.empty_like(previous.y)
+                    to_sums = torch.empty_like(previous.normalisation, dtype=torch.float64)
+                    layout.in_sum, layout.in_sum_y = _addresses(to_sums)
                 layout.in_gradient = to.data_ptr()
                 _call("stage_backward", x.dtype, layout)
                 passed, sums, source = to, to_sums, EDGES
@@ -277,12 +288,12 @@ def _fill(layout: _Stage, stage: Stage, image: _Image, previous: _Result | None,
     norm = stage.norm
     layout.input = image.x.data_ptr() if previous is None else previous.y.data_ptr()
     if previous is not None:
-        layout.in_scale, layout.in_shift = previous.scale.data_ptr(), previous.shift.data_ptr()
+        layout.in_scale, layout.in_shift = _addresses(previous.normalisation)
     if stage.depthwise is not None:
         layout.depthwise = stage.depthwise.weight.data_ptr()
     if stage.pointwise is not None:
         layout.pointwise = stage.pointwise.weight.data_ptr()
-    layout.out, layout.scale, layout.shift = result.y.data_ptr(), result.scale.data_ptr(), result.shift.data_ptr()
+    layout.out, (layout.scale, layout.shift) = result.y.data_ptr(), _addresses(result.normalisation)
     if norm.running_mean is not None and norm.running_var is not None:
         layout.running_mean, layout.running_var = norm.running_mean.data_ptr(), norm.running_var.data_ptr()
     layout.threads = torch.get_num_threads()
@@ -304,18 +315,17 @@ class _Mixing:
         ends, rows = 0, []  # y, scale, shift, strides between images, edges and pixels, whether shared
         for chain in operations.chains:
             ends += len(chain)
-            last = results[ends - 1]
-            parts = last.y.shape[1]
-            rows.append((*(t.data_ptr() for t in last), parts * H * W * C, H * W * C, C, 0))
-        for result in results[ends:]:
-            rows.append((*(t.data_ptr() for t in result), operations.S * H * W * C, H * W * C, C, 1))
+            y, normalisation = results[ends - 1]
+            rows.append((y.data_ptr(), *_addresses(normalisation), y.stride(0), y.stride(1), C, 0))
+        for y, normalisation in results[ends:]:
+            rows.append((y.data_ptr(), *_addresses(normalisation), y.stride(0), y.stride(1), C, 1))
         if operations.identity:
             rows.append((image.x.data_ptr(), 0, 0, image.image, C, image.pixel, 1))
         columns = [(ctypes.c_int64 * len(rows))(*column) for column in zip(*rows, strict=True)]
         self.sums = gamma.new_empty(len(rows), 2, gamma.shape[1] * C, dtype=torch.float64) if backward else gamma
         if backward:
-            for i in (0, 1):
-                columns.append((ctypes.c_int64 * len(rows))(*(s[i].data_ptr() for s in self.sums)))
+            of_each = _addresses(self.sums.flatten(0, 1))
+            columns += [(ctypes.c_int64 * len(rows))(*of_each[i::2]) for i in (0, 1)]
         self._columns = columns  # alive as long as the structure that points to them
         addresses = [ctypes.addressof(column) for column in columns]
         self.structure = _Mix(len(rows), N, operations.S, T, H * W, C, torch.get_num_threads(), *addresses[:7])

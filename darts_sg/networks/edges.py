@@ -233,7 +233,7 @@ class EdgeBatch(nn.Module):
 
     def _native_ops(self, x: Tensor) -> list[tuple[int, list[native.Stage]]]:
         """The operations that the kernels of darts_sg.native compute, by number: first the chains, then the pools."""
-        if not self.native or x.device.type != "cpu" or x.dtype not in native.DTYPES:
+        if not self.native or not native.takes(x):
             return []
         found = [(i, op.stages) for i, op in enumerate(self.ops) if isinstance(op, Stacked) and op.stages]
         return sorted(found, key=lambda item: item[1][0].pool is not None)

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from darts_sg.derive import num_edges
 from darts_sg.errors import UsageError
 from darts_sg.genotype import NUM_INPUTS
+from darts_sg.native import chains as native
 from darts_sg.networks.edges import EdgeBatch, Part, mix
 from darts_sg.networks.skeleton import (
     CellSpec,
@@ -27,6 +28,7 @@ from darts_sg.networks.skeleton import (
     join,
 )
 from darts_sg.ops import OPERATIONS
+from darts_sg.ops.primitives import ConvBN
 
 ALPHA_INIT_DEVIATION = 1e-3  # alphas start at 1e-3 · N(0, 1)
 
@@ -62,6 +64,11 @@ class SupernetCell(nn.Module):
         self.K = partial_channels
         self.C_mixed = spec.C // partial_channels
         self.input_0, self.input_1 = input_layers(spec, affine=False)
+        self.native = False  # whether the kernels of darts_sg.native compute these two
+        self.input_stages = [
+            native.stages_of(list(layers), 1) if isinstance(layers, ConvBN) else None
+            for layers in (self.input_0, self.input_1)
+        ]
         columns = [i for i, name in enumerate(operations) if name != "none"]
         built = {
             (state, node): [candidate(operations[i], self.C_mixed, self.stride(state)) for i in columns]
@@ -94,7 +101,7 @@ class SupernetCell(nn.Module):
         edge_weights_of = None if edge_weights is None else edge_weights[self.rows].split(sizes)
         given: list[list[Tensor]] = [[] for _ in range(self.num_nodes)]
         passed: list[list[Tensor]] = [[] for _ in range(self.num_nodes)]
-        states = [self.input_0(s0), self.input_1(s1)]
+        states = [self._input(0, s0), self._input(1, s1)]
         nodes: list[Tensor] = []
         for i, batch in enumerate(self._batches()):
             first = self.num_nodes - batch.T
@@ -117,6 +124,12 @@ class SupernetCell(nn.Module):
             nodes.append(complete)
             states = [complete]
         return join(nodes)
+
+    def _input(self, number: int, state: Tensor) -> Tensor:
+        stages = self.input_stages[number]
+        if self.native and stages is not None and native.takes(state):
+            return native.run(state, state.new_ones(1, 1), native.Operations(1, 1, [stages], [], False))[0]
+        return cast(Tensor, self.get_submodule(f"input_{number}")(state))
 
     def parts(self, prefix: str) -> Iterator[Part]:
         """The layers of the cell of the papers, edge by edge, in its order."""
@@ -212,8 +225,9 @@ class Supernet(nn.Module):
 
         They must be there (darts_sg.native.kernels) by the first forward pass.
         """
-        for batch in self.edge_batches():
-            batch.native = on
+        for module in self.modules():
+            if isinstance(module, EdgeBatch | SupernetCell):
+                module.native = on
 
     def edge_batches(self) -> list[EdgeBatch]:
         """The batches of edges of all cells: where nearly all of the work is."""
