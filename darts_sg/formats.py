@@ -5,7 +5,8 @@ its nodes as lists of [operation, state] (`normal`, `reduce`) and the states joi
 `reduce_concat`), and `provenance`. States 0 and 1 are the inputs of a cell, 2 and up its nodes.
 
 A text is parsed, never executed. A field of the plain form is named as `normal[2][1][0]`: the operation of the second
-edge into the third node.
+edge into the third node. What a format does not hold comes back as `_imported` says: as name that of the file, as space
+the operations that are used or those of DARTS, as provenance the format.
 """
 
 import ast
@@ -277,7 +278,9 @@ def _checked_nodes(plain: Plain, title: str, num_edges: int | None = None) -> li
     wanted = num_edges or len(plain[title][0])
     for i, node in enumerate(plain[title]):
         if len(node) != wanted:
-            raise GenotypeError(f"{title}[{i}]: it has room for nodes of {wanted} edges each, found {len(node)}")
+            raise GenotypeError(
+                f"{title}[{i}]: the format has room for nodes of {wanted} edges each, found {len(node)}"
+            )
     return plain[title]
 
 
@@ -437,7 +440,7 @@ def _write_nni(plain: Plain, loose_ends: bool) -> str:
         joined, concat = _joined(nodes, loose_ends), plain[f"{title}_concat"]
         if concat != joined:
             what = "the loose ends" if loose_ends else "all nodes"
-            raise GenotypeError(f"{title}_concat: it stands for {what} joined, {joined}, found {concat}")
+            raise GenotypeError(f"{title}_concat: the format stands for {what} joined, {joined}, found {concat}")
         for i, node in enumerate(nodes, NUM_INPUTS):
             lines += [f'"{title}/op_{i}_{j}": {json.dumps(edge[0])}' for j, edge in enumerate(node)]
             lines += [f'"{title}/input_{i}_{j}": [{edge[1]}]' for j, edge in enumerate(node)]
@@ -514,7 +517,7 @@ def _write_naslib(plain: Plain) -> str:
         nodes, concat = _checked_nodes(plain, title, _NASLIB_EDGES), plain[f"{title}_concat"]
         if len(nodes) != _NASLIB_NODES or concat != _NASLIB_CONCAT:
             field, wrong = (title, len(nodes)) if len(nodes) != _NASLIB_NODES else (f"{title}_concat", concat)
-            raise GenotypeError(f"{field}: it has room for four nodes, all joined, found {wrong}")
+            raise GenotypeError(f"{field}: the format has room for four nodes, all joined, found {wrong}")
         pairs = []
         for i, node in enumerate(nodes):
             for j, (operation, state) in enumerate(node):
@@ -523,7 +526,7 @@ def _write_naslib(plain: Plain) -> str:
                     raise GenotypeError(f"{title}[{i}][{j}][0]: {problem}")
                 pairs.append((state, DARTS_OPERATIONS.index(operation)))
             if node[0][1] == node[1][1]:
-                raise GenotypeError(f"{title}[{i}]: it has room for one edge from a state to a node, found two")
+                raise GenotypeError(f"{title}[{i}]: the format has room for one edge from a state to a node, found two")
         cells.append(tuple(pairs))
     return f"{tuple(cells)!r}\n"
 

@@ -35,9 +35,9 @@ def add_parsers(commands: Any, parser_class: type[argparse.ArgumentParser]) -> N
     draw.set_defaults(run=draw_genotype_file)
     formats = "; ".join(f"{name}: {FORMATS[name].holds}" for name in FORMATS)
     importing = actions.add_parser("import", help="turn a text of another code into a genotype file", epilog=formats)
-    importing.add_argument("text", metavar="TEXT_OR_FILE", help="Genotype(normal=[…], …), or a file that holds it")
+    importing.add_argument("text", metavar="TEXT_OR_FILE", help="such as Genotype(normal=[…], …), or a file")
     importing.add_argument("--format", choices=list(FORMATS), help="what it is (default: its content tells)")
-    importing.add_argument("--name", help="name of the genotype (default: as in the text)")
+    importing.add_argument("--name", help="name of the genotype (default: as in the text, or the file's)")
     importing.add_argument("-o", "--output", type=Path, help="file to write (default: print it)")
     importing.set_defaults(run=import_genotype)
     exporting = actions.add_parser("export", help="a genotype as a text for another code", epilog=formats)
@@ -211,9 +211,8 @@ def import_genotype(arguments: argparse.Namespace) -> None:
             path = Path(arguments.text).absolute()
             genotype = load_genotype(path, known=list(OPERATIONS), format=arguments.format)
         except OSError as error:  # such as a name that is too long, because it is a text
-            raise UsageError(
-                f"{shown(arguments.text)}: {error.strerror}; a file, or a text in a known format"
-            ) from None
+            wanted = "expected a file, or a text in a known format"
+            raise UsageError(f"{shown(arguments.text)}: {error.strerror} ({wanted})") from None
     if arguments.name:
         genotype = renamed(genotype, arguments.name)
     deliver(genotype.to_yaml(), arguments.output)

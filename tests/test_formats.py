@@ -179,14 +179,18 @@ THREE_JOINED = replace(V2, reduce=replace(V2.reduce, concat=(2, 3, 5)))
 @pytest.mark.parametrize(
     ("format", "genotype", "problem"),
     [
-        ("classic", ONE_EDGE, "normal[0]: it has room for nodes of 2 edges each, found 1"),
-        ("nni", ONE_EDGE, "normal[1]: it has room for nodes of 1 edges each, found 2"),
-        ("nni", THREE_JOINED, "reduce_concat: it stands for all nodes joined, [2, 3, 4, 5], found [2, 3, 5]"),
-        ("nni-loose-ends", V2, "normal_concat: it stands for the loose ends joined, [3, 4, 5], found [2, 3, 4, 5]"),
-        ("naslib", ONE_EDGE, "normal[0]: it has room for nodes of 2 edges each, found 1"),
+        ("classic", ONE_EDGE, "normal[0]: the format has room for nodes of 2 edges each, found 1"),
+        ("nni", ONE_EDGE, "normal[1]: the format has room for nodes of 1 edges each, found 2"),
+        ("nni", THREE_JOINED, "reduce_concat: the format stands for all nodes joined, [2, 3, 4, 5], found [2, 3, 5]"),
+        (
+            "nni-loose-ends",
+            V2,
+            "normal_concat: the format stands for the loose ends joined, [3, 4, 5], found [2, 3, 4, 5]",
+        ),
+        ("naslib", ONE_EDGE, "normal[0]: the format has room for nodes of 2 edges each, found 1"),
         ("naslib", SANDGLASS, "reduce[0][1][0]: unknown operation 'sandglass_3x3'"),
-        ("naslib", TWICE, "normal[0]: it has room for one edge from a state to a node, found two"),
-        ("naslib", THREE_JOINED, "reduce_concat: it has room for four nodes, all joined, found [2, 3, 5]"),
+        ("naslib", TWICE, "normal[0]: the format has room for one edge from a state to a node, found two"),
+        ("naslib", THREE_JOINED, "reduce_concat: the format has room for four nodes, all joined, found [2, 3, 5]"),
     ],
 )
 def test_what_a_format_cannot_hold_is_refused_in_one_line(format: str, genotype: Genotype, problem: str) -> None:
@@ -357,7 +361,7 @@ def test_every_format_through_the_command_line(capsys: pytest.CaptureFixture[str
         (["export", "DARTS_V2", "--format", "onnx"], "invalid choice: 'onnx'"),
         (["import", "{'normal/op_2_0': 'skip_connect'}"], "normal/input_2_0: missing"),
         (["import", "((0, 1), 2)"], "does not exist"),
-        (["import", "x" * 5000], "a file, or a text in a known format"),
+        (["import", "x" * 5000], "expected a file, or a text in a known format"),
         (["import", "(((0, 1),),)", "--format", "nni"], "file: expected one dictionary"),
     ],
 )
