@@ -9,10 +9,7 @@ from darts_sg.registry import Registry, unknown_name
 
 SPACES: Registry[tuple[str, ...]] = Registry("space")
 
-SPACES.add(  # DARTS paper, section 3.1.1, in the order of its code
-    "darts",
-    ("none", *DARTS_OPERATIONS),
-)
+SPACES.add("darts", ("none", *DARTS_OPERATIONS))  # DARTS paper, section 3.1.1, in the order of its code
 SPACES.add("sandglass", ("sandglass_3x3",))
 SPACES.add("ir", ("inverted_residual_3x3",))
 
