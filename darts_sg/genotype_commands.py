@@ -3,7 +3,6 @@
 import argparse
 import csv
 import json
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from darts_sg.cli import console
 from darts_sg.config import parse_quantity
 from darts_sg.errors import UsageError
 from darts_sg.files import write_atomically
+from darts_sg.formats import FORMATS, GenotypeError, recognised, shown
 
 SHOWN_POINTS = 25  # of a frontier, in a table
 
@@ -33,13 +33,16 @@ def add_parsers(commands: Any, parser_class: type[argparse.ArgumentParser]) -> N
     draw.add_argument("genotype", metavar="NAME_OR_PATH")
     draw.add_argument("-o", "--output", type=Path, help="FILE.svg, .png or .pdf (default: NAME.svg)")
     draw.set_defaults(run=draw_genotype_file)
-    importing = actions.add_parser("import", help="turn the classic one-line text into a genotype file")
-    importing.add_argument("text", metavar="TEXT_OR_FILE", help="Genotype(normal=[…], …), or a file that holds it")
-    importing.add_argument("--name", help="name of the genotype (default: as in the text)")
+    formats = "; ".join(f"{name}: {FORMATS[name].holds}" for name in FORMATS)
+    importing = actions.add_parser("import", help="turn a text of another code into a genotype file", epilog=formats)
+    importing.add_argument("text", metavar="TEXT_OR_FILE", help="such as Genotype(normal=[…], …), or a file")
+    importing.add_argument("--format", choices=list(FORMATS), help="what it is (default: its content tells)")
+    importing.add_argument("--name", help="name of the genotype (default: as in the text, or the file's)")
     importing.add_argument("-o", "--output", type=Path, help="file to write (default: print it)")
     importing.set_defaults(run=import_genotype)
-    exporting = actions.add_parser("export", help="the classic one-line text of a genotype")
+    exporting = actions.add_parser("export", help="a genotype as a text for another code", epilog=formats)
     exporting.add_argument("genotype", metavar="NAME_OR_PATH")
+    exporting.add_argument("--format", choices=list(FORMATS), default="classic", help="default: classic")
     exporting.add_argument("-o", "--output", type=Path, help="file to write (default: print it)")
     exporting.set_defaults(run=export_genotype)
     validate = actions.add_parser("validate", help="check genotype files; says line and field")
@@ -198,13 +201,18 @@ def draw_genotype_file(arguments: argparse.Namespace) -> None:
 
 
 def import_genotype(arguments: argparse.Namespace) -> None:
-    from darts_sg.genotype import CLASSIC_START, load_genotype, parse_classic, renamed
+    from darts_sg.genotype import load_genotype, parse_genotype, renamed
     from darts_sg.ops import OPERATIONS
 
-    if CLASSIC_START.match(arguments.text):
-        genotype = parse_classic(arguments.text, known=list(OPERATIONS))
+    if recognised(arguments.text):
+        genotype = parse_genotype(arguments.text, arguments.format, known=list(OPERATIONS))
     else:
-        genotype = load_genotype(Path(arguments.text).absolute(), known=list(OPERATIONS))
+        try:
+            path = Path(arguments.text).absolute()
+            genotype = load_genotype(path, known=list(OPERATIONS), format=arguments.format)
+        except OSError as error:  # such as a name that is too long, because it is a text
+            wanted = "expected a file, or a text in a known format"
+            raise UsageError(f"{shown(arguments.text)}: {error.strerror} ({wanted})") from None
     if arguments.name:
         genotype = renamed(genotype, arguments.name)
     deliver(genotype.to_yaml(), arguments.output)
@@ -213,14 +221,12 @@ def import_genotype(arguments: argparse.Namespace) -> None:
 def export_genotype(arguments: argparse.Namespace) -> None:
     from darts_sg.genotype import load_genotype
 
-    genotype = load_genotype(arguments.genotype)
-    text = f"{re.sub(r'[^A-Za-z0-9_]', '_', genotype.name)} = {genotype.to_classic()}\n"
-    deliver(text, arguments.output)
+    deliver(load_genotype(arguments.genotype).to_text(arguments.format), arguments.output)
 
 
 def validate_files(arguments: argparse.Namespace) -> None:
     """Say of each file whether it is a genotype; UsageError with all that is wrong if one is not."""
-    from darts_sg.genotype import GenotypeError, load_genotype
+    from darts_sg.genotype import load_genotype
     from darts_sg.ops import OPERATIONS
 
     wrong = []

@@ -3,24 +3,13 @@
 from dataclasses import dataclass
 
 from darts_sg.errors import UsageError
+from darts_sg.formats import DARTS_OPERATIONS
 from darts_sg.ops import OPERATIONS
 from darts_sg.registry import Registry, unknown_name
 
 SPACES: Registry[tuple[str, ...]] = Registry("space")
 
-SPACES.add(  # DARTS paper, section 3.1.1, in the order of its code
-    "darts",
-    (
-        "none",
-        "max_pool_3x3",
-        "avg_pool_3x3",
-        "skip_connect",
-        "sep_conv_3x3",
-        "sep_conv_5x5",
-        "dil_conv_3x3",
-        "dil_conv_5x5",
-    ),
-)
+SPACES.add("darts", ("none", *DARTS_OPERATIONS))  # DARTS paper, section 3.1.1, in the order of its code
 SPACES.add("sandglass", ("sandglass_3x3",))
 SPACES.add("ir", ("inverted_residual_3x3",))
 

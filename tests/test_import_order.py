@@ -11,7 +11,7 @@ import pytest
 import darts_sg
 
 PACKAGE = Path(darts_sg.__file__).parent
-LEFTMOST = ("errors", "registry", "files", "genotype")
+LEFTMOST = ("errors", "registry", "files", "formats", "genotype")
 ORDER = (
     *LEFTMOST,
     "native",
