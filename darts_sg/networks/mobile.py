@@ -109,6 +109,8 @@ def bottleneck(C_in: int, C_out: int, stage: Stage, stride: int) -> Chain:
 class Family:
     """Networks that differ in their width only."""
 
+    title: str
+    """What its blocks are called."""
     block: Block
     stages: tuple[Stage, ...]
     last_conv: bool = False
@@ -136,9 +138,9 @@ MOBILENEXT = (
 )
 
 FAMILIES: Registry[Family] = Registry("family of models")
-FAMILIES.add("mobilenext", Family(sandglass, MOBILENEXT))
-FAMILIES.add("mobilenetv2", Family(inverted_residual, MOBILENETV2, last_conv=True))
-FAMILIES.add("bottleneck", Family(bottleneck, MOBILENEXT))  # MobileNeXt's stages with the block it argues against
+FAMILIES.add("mobilenext", Family("sandglass", sandglass, MOBILENEXT))
+FAMILIES.add("mobilenetv2", Family("inverted residual", inverted_residual, MOBILENETV2, last_conv=True))
+FAMILIES.add("bottleneck", Family("bottleneck", bottleneck, MOBILENEXT))  # the block that MobileNeXt argues against
 
 
 class Published(NamedTuple):

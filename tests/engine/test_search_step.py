@@ -129,7 +129,7 @@ def test_the_auxiliary_loss_reaches_its_head_and_is_left_out_where_it_weighs_not
     assert not torch.equal(before, job.network.auxiliary_head.head.classifier.weight)
     job = AugmentJob(AugmentConfig(**options, auxiliary_weight=0.0), load_genotype("DARTS_V1"), setting())
     assert job.network.auxiliary_head is None
-    assert job.cost.params_with_auxiliary > job.cost.params
+    assert job.subject.cost.params_with_auxiliary > job.subject.cost.params
 
 
 def test_more_images_than_there_are_is_refused() -> None:
