@@ -118,7 +118,7 @@ def show_models(arguments: argparse.Namespace) -> None:
         print(json.dumps(rows, indent=1))
         return
     out, size = console(), IMAGE_SIZE[arguments.network]
-    published = ("published: ImageNet top-1", "parameters", "MACs", "source")
+    published = ("published: top-1", "published: parameters", "published: MACs", "published by")
     table = Table("model", "block", "parameters", "MACs", *published, box=None, pad_edge=False)
     for model, cost in zip(found, costs, strict=True):
         row = [model.name, model.family.title, f"{cost.params:,}", f"{cost.macs:,}"]
@@ -128,8 +128,9 @@ def show_models(arguments: argparse.Namespace) -> None:
     out.print(table)
     out.print(
         f"\nParameters and MACs (convolutions and linear layers) are counted here, {arguments.network} shape: "
-        f"{size}×{size} pixels, {NUM_CLASSES[arguments.network]} classes. Any width does: mobilenext_0.9; with _idM "
-        "shortcuts add 1/M of the channels. To train one: augment --model NAME --recipe mobilenext.",
+        f"{size}×{size} pixels, {NUM_CLASSES[arguments.network]} classes. Published accuracies are on ImageNet.\n"
+        "Any width does: mobilenext_0.9; with _idM the shortcuts add 1/M of the channels.\n"
+        "To train one: python augment.py --model NAME --recipe mobilenext",
         highlight=False,
     )
 
