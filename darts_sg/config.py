@@ -77,7 +77,7 @@ class RunConfig:
     weight_decay: float = option(3e-4, "Training")
     """Weight decay of the weights."""
     gradient_clip: float = option(5.0, "Training")
-    """Largest norm of the weights' gradient; inf for any."""
+    """Largest norm of the weights' gradient; .inf for any."""
 
     precision: Literal["float32", "bfloat16"] = option("float32", "Training")
     """Precision of the training steps: float32, or bfloat16 where PyTorch's autocast allows it (for GPUs; a CPU gains
