@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import json
 import sys
 from collections.abc import Sequence
 from datetime import datetime
@@ -28,7 +29,7 @@ def build_parser(bench: bool = False) -> Parser:
     """The parser; the options of `bench` lie in the checkout, and are loaded where they are asked for."""
     parser = Parser(prog=PROG, description="Differentiable architecture search with the sandglass block.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
-    for job, text in (("search", "search for a cell"), ("augment", "train the network of a genotype")):
+    for job, text in (("search", "search for a cell"), ("augment", "train the network of a genotype, or a model")):
         commands.add_parser(job, help=f"{text} ({PROG} {job} --help)", add_help=False)
 
     demo = commands.add_parser("demo", help="search, derive and retrain on rendered images in a few minutes")
@@ -38,6 +39,13 @@ def build_parser(bench: bool = False) -> Parser:
     genotype_commands.add_parsers(commands, Parser)
     spaces = commands.add_parser("spaces", help="every space and operation")
     spaces.set_defaults(run=show_spaces)
+    models = commands.add_parser("models", help="what MobileNeXt and MobileNetV2 cost, and their published accuracies")
+    models.add_argument("models", metavar="NAME", nargs="*", help="these, of any width (default: the registered ones)")
+    models.add_argument(
+        "--network", choices=["cifar", "imagenet"], default="imagenet", help="shape (default: imagenet, at 224×224)"
+    )
+    models.add_argument("--json", action="store_true", help="as JSON")
+    models.set_defaults(run=show_models)
     report = commands.add_parser("report", help="write a run's report.md and pictures anew; or the paper's table")
     report.add_argument(
         "run_dir", metavar="RUN_DIR", type=Path, help="a run folder, or `paper`: the paper's experiment"
@@ -87,6 +95,43 @@ def show_spaces(arguments: argparse.Namespace) -> None:
     out.print(table)
     out.print(
         "\nParameters of the operation with stride 1 in a derived network (BatchNorm's included).", highlight=False
+    )
+
+
+def show_models(arguments: argparse.Namespace) -> None:
+    from darts_sg.analysis.cost import IMAGE_SIZE, NUM_CLASSES, model_cost
+    from darts_sg.networks.mobile import MODELS, find_model
+
+    found = [find_model(name) for name in arguments.models or MODELS]
+    costs = [model_cost(model, arguments.network) for model in found]
+    if arguments.json:
+        rows = [
+            {
+                "name": model.name,
+                "network": arguments.network,
+                "params": cost.params,
+                "macs": cost.macs,
+                "published": None if model.published is None else model.published._asdict(),
+            }
+            for model, cost in zip(found, costs, strict=True)
+        ]
+        print(json.dumps(rows, indent=1))
+        return
+    out, size = console(), IMAGE_SIZE[arguments.network]
+    published = ("published: top-1", "published: parameters", "published: MACs", "published by")
+    table = Table("model", "block", "parameters", "MACs", *published, box=None, pad_edge=False)
+    for model, cost in zip(found, costs, strict=True):
+        row = [model.name, model.family.title, f"{cost.params:,}", f"{cost.macs:,}"]
+        if known := model.published:
+            row += [f"{known.accuracy:g}%", f"{known.params:g}M", f"{known.macs:g}M", known.source]
+        table.add_row(*row)
+    out.print(table)
+    out.print(
+        f"\nParameters and MACs (convolutions and linear layers) are counted here, {arguments.network} shape: "
+        f"{size}×{size} pixels, {NUM_CLASSES[arguments.network]} classes. Published accuracies are on ImageNet.\n"
+        "Any width does: mobilenext_0.9; with _idM the shortcuts add 1/M of the channels.\n"
+        "To train one: python augment.py --model NAME --recipe mobilenext",
+        highlight=False,
     )
 
 

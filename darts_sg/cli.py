@@ -54,7 +54,7 @@ def build_parser(job: Job, prog: str, defaults: dict[str, Any]) -> ArgumentParse
     config = JOBS[job]
     summary = {
         "search": "Search for a cell: alphas and weights of a supernet learn in turns.",
-        "augment": "Train the network derived from a genotype from scratch, and test it.",
+        "augment": "Train the network of a genotype, or a model such as MobileNeXt, from scratch, and test it.",
     }[job]
     parser = OptionParser(prog=prog, description=summary, allow_abbrev=False)
     command = parser.add_argument_group("Command")

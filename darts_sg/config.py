@@ -18,6 +18,7 @@ from darts_sg.errors import UsageError
 from darts_sg.methods.hypergradient import HYPERGRADIENTS
 from darts_sg.methods.relaxation import RELAXATIONS
 from darts_sg.networks.derived import NetworkShape
+from darts_sg.networks.mobile import find_model
 from darts_sg.registry import unknown_name
 from darts_sg.spaces import parse_space
 
@@ -76,7 +77,7 @@ class RunConfig:
     weight_decay: float = option(3e-4, "Training")
     """Weight decay of the weights."""
     gradient_clip: float = option(5.0, "Training")
-    """Largest norm of the weights' gradient."""
+    """Largest norm of the weights' gradient; .inf for any."""
 
     precision: Literal["float32", "bfloat16"] = option("float32", "Training")
     """Precision of the training steps: float32, or bfloat16 where PyTorch's autocast allows it (for GPUs; a CPU gains
@@ -85,16 +86,8 @@ class RunConfig:
     """Have torch.compile make faster code: the network of augment in a minute or so; in a search each batch of edges,
     which on a CPU takes long and gains nothing. The last bits of the result differ from those without it."""
 
-    channels: int = option(16, "Network")
-    """Channels C of the first cells."""
-    cells: int = option(8, "Network")
-    """Number of cells; those at 1/3 and 2/3 of the depth are reduction cells."""
-
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "channels"):
-            self._at_least(name, 1)
-        self._at_least("cells", 3)
-        for name in ("image_size", "train_images", "validation_images", "threads"):
+        for name in ("epochs", "batch_size", "image_size", "train_images", "validation_images", "threads"):
             self._at_least(name, 1)
         for name in ("cutout_length", "seed", "learning_rate_min", "momentum", "weight_decay"):
             self._at_least(name, 0)
@@ -126,6 +119,10 @@ class SearchConfig(RunConfig):
     """Images the alphas are trained on, disjoint from the others. Default: as many as --train-images, or half."""
     epochs: int = option(50, "Training")
     learning_rate_min: float = option(0.001, "Training")
+    channels: int = option(16, "Network")
+    """Channels C of the first cells."""
+    cells: int = option(8, "Network")
+    """Number of cells; those at 1/3 and 2/3 of the depth are reduction cells."""
 
     space: str = option("darts+sandglass", "Search")
     """Candidate operations: named spaces and single operations joined with + (see python -m darts_sg spaces)."""
@@ -166,8 +163,9 @@ class SearchConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("nodes", "stem_multiplier", "partial_channels"):
+        for name in ("channels", "nodes", "stem_multiplier", "partial_channels"):
             self._at_least(name, 1)
+        self._at_least("cells", 3)
         for name in ("alpha_frozen_epochs", "alpha_learning_rate", "alpha_weight_decay"):
             self._at_least(name, 0)
         parse_space(self.space)
@@ -192,35 +190,66 @@ class SearchConfig(RunConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig(RunConfig):
-    """Options of the retraining (defaults: DARTS paper, appendix A.1.2)."""
+    """Options of the training of the network of a genotype, or of a model (defaults: DARTS paper, appendix A.1.2).
+
+    The options in CELL_DEFAULTS are of the cells of a genotype: None for a model.
+    """
 
     recipe: str = option("darts", "Run")
     genotype: str = option("", "Network")
     """Genotype to train: a name of the zoo (see python -m darts_sg genotype list) or the path of a file."""
+    model: str = option("", "Network")
+    """Model to train instead of a genotype: mobilenext_1.0, mobilenetv2_0.5, … (see python -m darts_sg models). It has
+    no cells, no auxiliary head and no drop path."""
     network: NetworkShape = option("cifar", "Network")
-    """Shape of the network: cifar (stem at full resolution) or imagenet (stem that reduces by 8)."""
-    channels: int = option(36, "Network")
-    cells: int = option(20, "Network")
+    """Shape of the network. cifar: stem at full resolution, a model ends at 1/8 of it. imagenet: stem of cells reduces
+    by 8, a model ends at 1/32 of the resolution."""
+    channels: int | None = option(None, "Network")
+    """Channels C of the first cells of a genotype. Default: 36."""
+    cells: int | None = option(None, "Network")
+    """Number of cells of a genotype; those at 1/3 and 2/3 of the depth are reduction cells. Default: 20."""
     epochs: int = option(600, "Training")
     batch_size: int = option(96, "Training")
     cutout_length: int = option(16, "Data")
     validation_images: int | None = option(None, "Data")
     """Images held out of the training set, to choose the best epoch on. Default: none; then the best epoch is
     chosen on the test set, and said to be."""
-    auxiliary_weight: float = option(0.4, "Training")
-    """Weight of the auxiliary head's loss; 0 for no auxiliary head."""
-    drop_path_prob: float = option(0.2, "Training")
-    """Probability of drop path in the last epoch; it grows linearly from 0."""
+    warmup_epochs: int = option(0, "Training")
+    """Epochs at the start over which the learning rate rises linearly to --learning-rate, before the cosine goes on."""
+    label_smoothing: float = option(0.0, "Training")
+    """Share of each label that is spread over all classes in the training loss, also in the one that is reported."""
+    auxiliary_weight: float | None = option(None, "Training")
+    """Weight of the loss of a genotype's auxiliary head; 0 for no auxiliary head. Default: 0.4."""
+    drop_path_prob: float | None = option(None, "Training")
+    """Probability of drop path in the cells of a genotype in the last epoch; it grows linearly from 0. Default: 0.2."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.genotype:
-            raise UsageError("which genotype? Give --genotype NAME_OR_PATH (python -m darts_sg genotype list)")
-        self._at_least("auxiliary_weight", 0)
-        if not 0 <= self.drop_path_prob < 1:
-            raise UsageError(f"--drop-path-prob must be from 0 up to, not including, 1: {self.drop_path_prob}")
+        if self.genotype and self.model:
+            raise UsageError(f"--genotype {self.genotype} and --model {self.model}: give one of them")
+        if self.model:
+            find_model(self.model)
+        elif not self.genotype:
+            raise UsageError(
+                "which network? Give --genotype NAME_OR_PATH (python -m darts_sg genotype list) or --model NAME "
+                "(python -m darts_sg models)"
+            )
+        for name, default in CELL_DEFAULTS.items():
+            value = getattr(self, name)
+            if self.model and value is not None:
+                way_out = "choose another recipe" if name in load_recipe("augment", self.recipe) else "leave it out"
+                raise UsageError(f"{flag(name)} {value} is for genotypes, --model {self.model} has no cells; {way_out}")
+            if not self.model and value is None:
+                object.__setattr__(self, name, default)
+        for name, least in (("channels", 1), ("cells", 3), ("auxiliary_weight", 0), ("warmup_epochs", 0)):
+            self._at_least(name, least)
+        for name in ("drop_path_prob", "label_smoothing"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1:
+                raise UsageError(f"{flag(name)} must be from 0 up to, not including, 1: {value}")
 
 
+CELL_DEFAULTS = {"channels": 36, "cells": 20, "auxiliary_weight": 0.4, "drop_path_prob": 0.2}
 PENALTIES = ("params", "macs")
 SUFFIXES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
 

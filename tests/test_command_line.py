@@ -15,18 +15,20 @@ import yaml
 from PIL import Image
 
 from darts_sg.__main__ import PROG, run
-from darts_sg.analysis.cost import derived_cost
+from darts_sg.analysis.cost import derived_cost, model_cost
 from darts_sg.cli import answer
 from darts_sg.engine.checkpoint import checkpoints, read_torch
 from darts_sg.genotype import load_genotype
+from darts_sg.networks.mobile import find_model
 
 ROOT = Path(__file__).parent.parent
-TINY = ["--dataset=synthetic", "--channels=4", "--cells=3", "--batch-size=8", "--train-images=40", "--epochs=3"]
-TINY += ["--threads=1"]
+SHORT = ["--dataset=synthetic", "--batch-size=8", "--train-images=40", "--epochs=3", "--threads=1"]
+TINY = [*SHORT, "--channels=4", "--cells=3"]
 SEARCH = ["search.py", *TINY, "--nodes", "2", "--validation-images", "40"]
 AUGMENT = ["augment.py", *TINY, "--genotype", "DARTS_V2", "--drop-path-prob", "0.3"]
 EVERY_STEP = ["--checkpoint-minutes", "1e-9"]
-JOBS = {"search": SEARCH, "augment": AUGMENT}
+MODEL = ["augment.py", *SHORT, "--recipe", "mobilenext", "--model", "mobilenext_0.1_id2"]
+JOBS = {"search": SEARCH, "augment": AUGMENT, "model": MODEL}
 
 
 def start(command: list[str], cwd: Path) -> subprocess.Popen[str]:
@@ -121,6 +123,28 @@ def test_augment_reports_both_errors_and_both_counts(undisturbed: dict[str, Path
     assert_same(weights["network"], newest_state(undisturbed["augment"])["state"]["network"])
 
 
+def test_a_model_is_trained_by_the_same_engine(undisturbed: dict[str, Path]) -> None:
+    folder = undisturbed["model"]
+    result = json.loads((folder / "result.json").read_text())
+    cost = model_cost(find_model("mobilenext_0.1_id2"), "cifar")
+    assert (result["model"], result["network"]) == ("mobilenext_0.1_id2", "cifar")
+    assert (result["params"], result["macs"]) == (cost.params, cost.macs)
+    assert not {"genotype", "channels", "cells", "params_with_auxiliary"} & result.keys()
+    report = (folder / "report.md").read_text()
+    for text in (
+        "# Training: mobilenext_0.1_id2",
+        "| sandglass | 2 | 16 | 1 | 1 |",
+        "first 1/2",
+        "label_smoothing 0.1",
+    ):
+        assert text in report
+    assert not (folder / "genotype.yaml").exists()
+    options = yaml.safe_load((folder / "config.yaml").read_text())["options"]
+    assert {options[name] for name in ("channels", "cells", "drop_path_prob", "auxiliary_weight")} == {None}
+    rates = [row["learning_rate"] for row in newest_state(folder)["rows"]]  # type: ignore[attr-defined]
+    assert rates == pytest.approx([0.1 / 3, 0.2 / 3, 0.1])
+
+
 def test_a_found_genotype_is_retrained_with_a_held_out_part(undisturbed: dict[str, Path], tmp_path: Path) -> None:
     genotype = undisturbed["search"] / "genotype.yaml"
     options = ["--genotype", str(genotype), "--validation-images", "20", "--epochs", "1", "--run-dir", "run"]
@@ -146,11 +170,13 @@ def test_killed_anywhere_and_continued_gives_the_same_bits(
     process.kill()
     process.communicate()
     assert not (run_dir / "result.json").exists()
-    code, _, err = finish(start([f"{job}.py", "--resume", "run"], tmp_path))
+    code, _, err = finish(start([JOBS[job][0], "--resume", "run"], tmp_path))
     assert code == 0, err
     assert_same(newest_state(undisturbed[job])["state"], newest_state(run_dir)["state"])
     assert_same(newest_state(undisturbed[job])["rows"], newest_state(run_dir)["rows"])
-    assert load_genotype(undisturbed[job] / "genotype.yaml") == load_genotype(run_dir / "genotype.yaml")
+    genotype = run_dir / "genotype.yaml"
+    assert genotype.exists() == (job != "model")
+    assert job == "model" or load_genotype(undisturbed[job] / "genotype.yaml") == load_genotype(genotype)
 
 
 def test_signals_and_time_budgets_save_and_a_resumed_run_ends_with_the_same_bits(
@@ -214,6 +240,10 @@ def test_dry_run_and_print_config_write_nothing(capsys: pytest.CaptureFixture[st
             "would write: runs/",
         ):
             assert word in out
+        code, out, _ = in_process(capsys, "augment", *MODEL[1:], "--dry-run")
+        assert code == 0
+        assert "model mobilenext_0.1_id2" in out
+        assert "genotype" not in out
         code, out, _ = in_process(capsys, "augment", *AUGMENT[1:], "--epochs", "7", "--print-config")
         assert code == 0
         (tmp_path / "mine.yaml").write_text(out)
@@ -248,6 +278,15 @@ BAD = {
     "indivisible channels": (["search", *SEARCH[1:], "--partial-channels", "3"], "choose a multiple of 3"),
     "too many images": (["search", *SEARCH[1:], "--train-images", "999999"], "lower --train-images"),
     "no genotype": (["augment"], "--genotype NAME_OR_PATH"),
+    "genotype and model": (["augment", "--genotype", "DARTS_V2", "--model", "mobilenext_1.0"], "give one of them"),
+    "unknown model": (["augment", "--model", "mobilenxt_1.0"], "did you mean 'mobilenext_1.0'?"),
+    "model of no width": (["models", "mobilenext_0"], "or another width: mobilenext_0.9"),
+    "cells of a model": (["augment", "--model", "mobilenext_1.0", "--cells", "5"], "has no cells; leave it out"),
+    "drop path of a model": (["augment", "--model", "mobilenext_1.0", "--recipe", "pc-darts"], "choose another recipe"),
+    "smoothing of one": (
+        ["augment", "--model", "mobilenext_1.0", "--label-smoothing", "1"],
+        "--label-smoothing must be",
+    ),
     "unknown genotype": (["augment", "--dataset", "synthetic", "--genotype", "DARTS_V9"], "did you mean 'DARTS_V"),
     "no such genotype file": (["augment", "--genotype", "nowhere/genotype.yaml"], "does not exist"),
     "no such config": (["search", "--config", "nowhere.yaml"], "cannot read nowhere.yaml"),
@@ -319,6 +358,20 @@ def test_genotype_show_gives_the_published_counts_as_json(capsys: pytest.Capture
     _, out, _ = in_process(capsys, "genotype", "show", "DARTS_V2")
     for text in ("sep_conv_3x3", "c_{k-2}", "3,349,342", "528,359,040", "ICLR 2019"):
         assert text in out
+
+
+def test_models_are_listed_with_counts_and_published_accuracies_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = in_process(capsys, "models")
+    row = next(line.split() for line in out.splitlines() if line.startswith("mobilenext_1.4"))
+    assert row[1:7] == ["sandglass", "6,126,168", "588,319,256", "76.1%", "6.1M", "590M"]
+    assert "published: top-1" in out.splitlines()[0]
+    _, out, _ = in_process(capsys, "models", "mobilenext_0.9", "mobilenetv2_1.0", "--network", "cifar", "--json")
+    own, registered = json.loads(out)
+    cost = model_cost(find_model("mobilenext_0.9"), "cifar")
+    assert own == {
+        "name": "mobilenext_0.9", "network": "cifar", "params": cost.params, "macs": cost.macs, "published": None,
+    }  # fmt: skip
+    assert registered["published"]["accuracy"] == 72.3
 
 
 def test_list_spaces_draw_import(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -400,7 +453,7 @@ def test_compare_cost_export_validate(capsys: pytest.CaptureFixture[str], tmp_pa
 
 
 def test_help_explains_every_option_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
-    for job in JOBS:
+    for job in ("search", "augment"):
         code, out, _ = in_process(capsys, job, "--help")
         assert code == 0
         text = " ".join(out.split())

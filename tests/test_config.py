@@ -1,5 +1,6 @@
 """Options, recipes and registries."""
 
+import math
 from dataclasses import fields
 from pathlib import Path
 
@@ -28,6 +29,10 @@ PAPER_AUGMENT = {  # DARTS paper, appendix A.1.2
     "momentum": 0.9, "weight_decay": 3e-4, "gradient_clip": 5, "cutout_length": 16, "auxiliary_weight": 0.4,
     "drop_path_prob": 0.2,
 }  # fmt: skip
+PAPER_MOBILENEXT = {  # the authors' code
+    "epochs": 200, "learning_rate": 0.1, "learning_rate_min": 1e-5, "warmup_epochs": 3, "weight_decay": 1e-4,
+    "label_smoothing": 0.1, "momentum": 0.9, "gradient_clip": math.inf, "cutout_length": 0,
+}  # fmt: skip
 PAPER_PC_DARTS = {
     "partial_channels": 4, "edge_normalization": True, "batch_size": 256, "learning_rate": 0.1,
     "learning_rate_min": 0, "alpha_learning_rate": 6e-4, "alpha_frozen_epochs": 15, "epochs": 50,
@@ -42,6 +47,8 @@ def test_the_defaults_are_those_of_the_papers() -> None:
     assert subset(SearchConfig(), PAPER_SEARCH) == PAPER_SEARCH
     assert subset(AugmentConfig(genotype="DARTS_V2"), PAPER_AUGMENT) == PAPER_AUGMENT
     assert subset(SearchConfig(**load_recipe("search", "pc-darts")), PAPER_PC_DARTS) == PAPER_PC_DARTS
+    trained = AugmentConfig(model="mobilenext_1.0", **load_recipe("augment", "mobilenext"))
+    assert subset(trained, PAPER_MOBILENEXT) == PAPER_MOBILENEXT
     assert load_recipe("search", "darts-second") == {"hypergradient": "unrolled"}
     assert load_recipe("augment", "pc-darts") == {"drop_path_prob": 0.3}
 

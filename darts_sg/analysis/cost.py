@@ -1,4 +1,4 @@
-"""What a derived network costs: parameters, with and without the auxiliary head, and multiply-adds."""
+"""What a network costs: parameters, of a derived one with and without the auxiliary head, and multiply-adds."""
 
 import functools
 import math
@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from darts_sg.derive import Costs, num_edges
 from darts_sg.genotype import NUM_INPUTS, Cell, Edge, Genotype
 from darts_sg.networks.derived import DerivedNetwork, NetworkShape
+from darts_sg.networks.mobile import MobileNetwork, Model
 from darts_sg.networks.skeleton import cell_specs
 from darts_sg.ops import OPERATIONS
 
@@ -29,6 +30,7 @@ class Cost:
 
     params: int
     params_with_auxiliary: int
+    """The same as `params` for a network without one."""
     macs: int
 
 
@@ -92,6 +94,23 @@ def derived_cost(
     with_auxiliary = count_params(model)
     model.auxiliary_head = None
     return Cost(count_params(model), with_auxiliary, macs)
+
+
+def model_cost(
+    model: Model,
+    network: NetworkShape = "imagenet",
+    num_classes: int | None = None,
+    image_size: int | None = None,
+    in_channels: int = 3,
+) -> Cost:
+    """The cost of a model; what is not given is as the papers have it for that shape. Nothing is computed."""
+    size = image_size or IMAGE_SIZE[network]
+    classes = num_classes or NUM_CLASSES[network]
+    with torch.device("meta"):
+        built = MobileNetwork(model, network=network, num_classes=classes, in_channels=in_channels).eval()
+        macs = count_macs(built, torch.empty(1, in_channels, size, size))
+    params = count_params(built)
+    return Cost(params, params, macs)
 
 
 def choice_costs(

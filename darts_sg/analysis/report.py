@@ -20,15 +20,16 @@ from darts_sg.derive import Array
 from darts_sg.errors import UsageError
 from darts_sg.files import write_atomically
 from darts_sg.genotype import NUM_INPUTS, Cell, Genotype, load_genotype
+from darts_sg.networks.mobile import LAST_CHANNELS, STEM_CHANNELS, Model, find_model, stem_stride
 
 Row = dict[str, float]
 
 SCRIPTS = {"search": "search.py", "augment": "augment.py"}
 SHOWN_OPTIONS = (
-    "recipe", "space", "genotype", "network", "epochs", "batch_size", "channels", "cells", "nodes", "learning_rate",
-    "hypergradient", "alpha_learning_rate", "alpha_frozen_epochs", "partial_channels", "edge_normalization",
-    "penalty", "target_params", "target_macs",
-    "cutout_length", "drop_path_prob", "auxiliary_weight", "compile",
+    "recipe", "space", "genotype", "model", "network", "epochs", "batch_size", "channels", "cells", "nodes",
+    "learning_rate", "hypergradient", "alpha_learning_rate", "alpha_frozen_epochs", "partial_channels",
+    "edge_normalization", "penalty", "target_params", "target_macs",
+    "cutout_length", "drop_path_prob", "auxiliary_weight", "warmup_epochs", "label_smoothing", "compile",
 )  # fmt: skip
 
 
@@ -84,6 +85,8 @@ def write_report(run_dir: Path) -> Path:
         caption = _cost_line(run, run.genotype)
         save_figure(draw_genotype(run.genotype, caption), pictures / "cells")
         sections += _genotype(run, run.genotype, caption)
+    if run.options.get("model"):
+        sections += _model(run, find_model(run.options["model"]))
     if run.job == "search":
         sections += _mixing_weights(run, pictures)
     sections += [*_going_on(run), *_measured(run)]
@@ -159,8 +162,7 @@ def _read_result(path: Path) -> Mapping[str, Any] | None:
         result = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UsageError(f"{path} is not JSON: {error}") from None
-    needed = ("test_error_last", "test_error_best", "best_epoch", "best_chosen_on", "params",
-              "params_with_auxiliary", "macs")  # fmt: skip
+    needed = ("test_error_last", "test_error_best", "best_epoch", "best_chosen_on", "params", "macs")
     for key in needed:
         if not isinstance(result, dict) or key not in result:
             raise UsageError(f"{path} lacks {key}: it is not the result of a retraining")
@@ -168,8 +170,11 @@ def _read_result(path: Path) -> Mapping[str, Any] | None:
 
 
 def _head(run: Run) -> list[str]:
-    what = "Search" if run.job == "search" else "Retraining"
-    subject = run.options.get("space") if run.job == "search" else run.genotype and run.genotype.name
+    what = "Search" if run.job == "search" else "Training" if run.options.get("model") else "Retraining"
+    if run.job == "search":
+        subject = run.options.get("space")
+    else:
+        subject = run.options.get("model") or (run.genotype and run.genotype.name)
     done, planned = (int(run.rows[-1]["epoch"]) if run.rows else 0), run.options.get("epochs")
     spent = f" in {duration(run.rows[-1]['seconds'])}" if run.rows and "seconds" in run.rows[-1] else ""
     if run.finished:
@@ -191,7 +196,7 @@ def _setting(run: Run) -> list[str]:
         for part in ("train", "validation", "test")
         if isinstance(data.get(f"{part}_images"), int)
     ]
-    options = [f"{key} {run.options[key]}" for key in SHOWN_OPTIONS if run.options.get(key) is not None]
+    options = [f"{key} {run.options[key]}" for key in SHOWN_OPTIONS if run.options.get(key) not in (None, "")]
     device = " · ".join(str(env[key]) for key in ("device", "device_name") if env.get(key))
     threads = f", {env['threads']} threads" if env.get("threads") else ""
     versions = [f"{key} {env[key]}" for key in ("darts_sg", "python", "torch") if env.get(key)]
@@ -221,10 +226,15 @@ def _augment_result(run: Run) -> list[str]:
     rows = [
         ("test error, last epoch", f"**{r['test_error_last']:.2f}%**"),
         (f"test error, best epoch ({r['best_epoch']})", f"{r['test_error_best']:.2f}% ({chosen})"),
-        ("parameters without auxiliary head", f"{r['params']:,}"),
-        ("parameters with auxiliary head (training only)", f"{r['params_with_auxiliary']:,}"),
-        ("MACs without auxiliary head", f"{r['macs']:,}"),
     ]
+    if "params_with_auxiliary" in r:
+        rows += [
+            ("parameters without auxiliary head", f"{r['params']:,}"),
+            ("parameters with auxiliary head (training only)", f"{r['params_with_auxiliary']:,}"),
+            ("MACs without auxiliary head", f"{r['macs']:,}"),
+        ]
+    else:
+        rows += [("parameters", f"{r['params']:,}"), ("MACs", f"{r['macs']:,}")]
     note = "MACs are multiply-adds of convolutions and linear layers for one image."
     return ["## Result", markdown_table((f"measured on {run.data}", ""), rows), note]
 
@@ -260,6 +270,22 @@ def _genotype(run: Run, genotype: Genotype, caption: str) -> list[str]:
         heading = {"normal": "Normal cell", "reduce": "Reduction cell"}[title]
         parts += [f"**{heading}**", cellmarkdown_table(cell)]
     return [*parts, f"![Both cells of {genotype.name}](pictures/cells.svg)"]
+
+
+def _model(run: Run, model: Model) -> list[str]:
+    """The stages of the model that is trained."""
+    network = run.options["network"]
+    channels, stride = model.channels(STEM_CHANNELS), stem_stride(network)
+    rows: list[Sequence[str]] = [("3×3 convolution", "", str(channels), "1", str(stride))]
+    for stage in model.stages(network):
+        rows.append((model.family.title, *(str(number) for number in stage)))
+    if model.family.last_conv:
+        rows.append(("1×1 convolution", "", str(model.channels(LAST_CHANNELS)), "1", "1"))
+    text = f"The model that is trained here, in the {network} shape. Pooling, dropout and a linear layer follow."
+    if model.identity_divisor > 1:
+        text += f" Shortcuts add the first 1/{model.identity_divisor} of the channels."
+    table = markdown_table(("layers", "ratio t", "channels", "blocks", "stride of the first"), rows)
+    return [f"## Model {model.name}", text, table]
 
 
 def cellmarkdown_table(cell: Cell) -> str:

@@ -1,4 +1,4 @@
-"""The retraining of a derived network from scratch (DARTS paper, section 3.2)."""
+"""The training of a derived network (DARTS paper, section 3.2), or of a model, from scratch."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from darts_sg.analysis.cost import derived_cost, human
 from darts_sg.analysis.report import write_report
 from darts_sg.config import AugmentConfig
 from darts_sg.data import Augment, ImageSet, TrainBatches, evaluation_batches
@@ -33,18 +32,20 @@ from darts_sg.engine.steps import (
     evaluate,
     weight_optimizer,
 )
+from darts_sg.engine.subject import subject_of
 from darts_sg.genotype import Genotype, load_genotype
 from darts_sg.networks.derived import DerivedNetwork
+from darts_sg.networks.mobile import Model, find_model
 from darts_sg.ops import OPERATIONS
 
 
 class AugmentJob:
-    """The derived network with its optimizer, its training batches and its test images."""
+    """The network of a genotype, or a model, with its optimizer, its training batches and its test images."""
 
     name = "augment"
 
-    def __init__(self, config: AugmentConfig, genotype: Genotype, setting: Setting) -> None:
-        self.config, self.genotype, self.setting = config, genotype, setting
+    def __init__(self, config: AugmentConfig, trained: Genotype | Model, setting: Setting) -> None:
+        self.config, self.setting = config, setting
         spec = setting.data.spec
         held_out = config.validation_images or 0
         train_size = config.train_images or max(1, len(setting.data.train) - held_out)
@@ -55,46 +56,34 @@ class AugmentJob:
         augment = Augment(cutout_length=config.cutout_length)
         self.train = TrainBatches(self.train_images, spec, config.batch_size, augment, config.seed, "weights")
         self.num_epochs, self.steps_per_epoch = config.epochs, len(self.train)
-        network = DerivedNetwork(
-            genotype,
-            network=config.network,
-            channels=config.channels,
-            cells=config.cells,
-            num_classes=spec.num_classes,
-            in_channels=spec.in_channels,
-            auxiliary=config.auxiliary_weight > 0,
-        )
-        self.network = to_device(network, setting.device)
+        self.subject = subject_of(trained, config, spec)
+        self.network = to_device(self.subject.build(), setting.device)
         if config.compile:
             compile_parts([self.network], setting.device)
-        self.weights = list(network.parameters())
+        self.weights = list(self.network.parameters())
         self.optimizer = weight_optimizer(self.weights, config)
-        self.cost = derived_cost(
-            genotype,
-            config.network,
-            config.channels,
-            config.cells,
-            spec.num_classes,
-            spec.image_size,
-            spec.in_channels,
-        )
         self.best: dict[str, float] = {}
 
     def learning_rate(self, epoch: int) -> float:
+        if epoch < self.config.warmup_epochs:
+            return self.config.learning_rate * (epoch + 1) / self.config.warmup_epochs
         return cosine_learning_rate(self.config, epoch)
 
     def drop_path_prob(self, epoch: int) -> float:
         """Drop path probability of `epoch` (from 0), growing linearly as in the original code: 0 in the first."""
-        return self.config.drop_path_prob * epoch / self.config.epochs
+        return (self.config.drop_path_prob or 0.0) * epoch / self.config.epochs
 
     def step(self, epoch: int, step: int) -> StepResult:
         x, y = self.train[epoch * self.steps_per_epoch + step]
-        self.network.set_drop_path_prob(self.drop_path_prob(epoch))
+        if isinstance(self.network, DerivedNetwork):
+            self.network.set_drop_path_prob(self.drop_path_prob(epoch))
+        smoothing = self.config.label_smoothing
         with autocast(self.config, self.setting.device):
             logits, auxiliary_logits = self.network(x)
-            loss = main_loss = F.cross_entropy(logits, y)
+            loss = main_loss = F.cross_entropy(logits, y, label_smoothing=smoothing)
             if auxiliary_logits is not None:
-                loss = main_loss + self.config.auxiliary_weight * F.cross_entropy(auxiliary_logits, y)
+                auxiliary_loss = F.cross_entropy(auxiliary_logits, y, label_smoothing=smoothing)
+                loss = main_loss + (self.config.auxiliary_weight or 0.0) * auxiliary_loss
         apply_weight_step(self.optimizer, self.weights, loss, self.learning_rate(epoch), self.config.gradient_clip)
         return StepResult(len(y), detached(train_loss=main_loss, train_accuracy=accuracy(logits, y)))
 
@@ -108,12 +97,10 @@ class AugmentJob:
         torch.autograd.grad(torch.stack(losses).sum(), self.weights)
 
     def end_epoch(self, epoch: int, means: dict[str, float], run: RunDir) -> dict[str, float]:
-        row = {
-            "learning_rate": self.learning_rate(epoch),
-            "drop_path_prob": self.drop_path_prob(epoch),
-            "train_loss": means["train_loss"],
-            "train_accuracy": means["train_accuracy"],
-        }
+        row = {"learning_rate": self.learning_rate(epoch)}
+        if self.config.drop_path_prob is not None:
+            row["drop_path_prob"] = self.drop_path_prob(epoch)
+        row |= {"train_loss": means["train_loss"], "train_accuracy": means["train_accuracy"]}
         if self.validation_images is not None:
             row["validation_loss"], row["validation_accuracy"] = self.evaluate(self.validation_images)
         row["test_loss"], row["test_accuracy"] = self.evaluate(self.test_images)
@@ -147,31 +134,27 @@ class AugmentJob:
 
     def facts(self) -> list[str]:
         """What a dry run says of the network."""
-        shape = f"{self.config.network} shape, C={self.config.channels}, {self.config.cells} cells"
         held_out = 0 if self.validation_images is None else len(self.validation_images)
         return [
-            f"genotype {self.genotype.name} (space {self.genotype.space})",
-            f"network: {self.cost.params:,} parameters ({self.cost.params_with_auxiliary:,} with the auxiliary "
-            f"head), {human(self.cost.macs)} MACs an image ({shape})",
+            self.subject.described,
+            f"network: {self.subject.counts()} ({self.subject.shape})",
             f"images: {len(self.train_images):,} for training, {held_out:,} for validation, "
             f"{len(self.test_images):,} for the test",
         ]
 
     def result(self, loop: Loop) -> dict[str, Any]:
         """The content of result.json; errors in percent."""
-        last = loop.rows[-1]
+        last, cost = loop.rows[-1], self.subject.cost
+        auxiliary = {"params_with_auxiliary": cost.params_with_auxiliary} if self.subject.has_auxiliary else {}
         return {
-            "genotype": self.genotype.name,
+            **self.subject.names,
             "test_error_last": round(100 * (1 - last["test_accuracy"]), 4),
             "test_error_best": round(100 * (1 - self.best["test_accuracy"]), 4),
             "best_epoch": int(self.best["epoch"]),
             "best_chosen_on": "test" if self.validation_images is None else "validation",
-            "params": self.cost.params,
-            "params_with_auxiliary": self.cost.params_with_auxiliary,
-            "macs": self.cost.macs,
-            "network": self.config.network,
-            "channels": self.config.channels,
-            "cells": self.config.cells,
+            "params": cost.params,
+            **auxiliary,
+            "macs": cost.macs,
             "epochs": self.config.epochs,
             "dataset": self.config.dataset,
             "data_note": self.config.data_note,
@@ -196,13 +179,18 @@ def run_augment(config: AugmentConfig, *, resume: Path | None = None, dry: bool 
     if run is not None and (run.path / "result.json").is_file():
         print(f"{run.path} is finished: {run.path / 'result.json'}, {run.path / 'report.md'}")
         return run.path
-    name_or_path = config.genotype if run is None else run.path / "genotype.yaml"
-    genotype = load_genotype(name_or_path, known=list(OPERATIONS))
+    trained: Genotype | Model
+    if config.model:
+        trained = find_model(config.model)
+    else:
+        name_or_path = config.genotype if run is None else run.path / "genotype.yaml"
+        trained = load_genotype(name_or_path, known=list(OPERATIONS))
     setting = prepare(config, earlier)
-    job = AugmentJob(config, genotype, setting)
+    job = AugmentJob(config, trained, setting)
     if dry:
+        genotype_file = "" if config.model else "genotype.yaml, "
         writes = (
-            "result.json, genotype.yaml, config.yaml, metrics.csv, tensorboard/, checkpoints/, weights_*.pt, report.md"
+            f"result.json, {genotype_file}config.yaml, metrics.csv, tensorboard/, checkpoints/, weights_*.pt, report.md"
         )
         dry_run(job, config, setting, first_epoch=0, facts=job.facts(), writes=writes)
         return None
@@ -218,13 +206,14 @@ def run_augment(config: AugmentConfig, *, resume: Path | None = None, dry: bool 
             f"test error: {result['test_error_last']:.2f}% after the last epoch, {result['test_error_best']:.2f}% at "
             f"the best (epoch {result['best_epoch']}, chosen on the {result['best_chosen_on']} images)"
         )
-        print(
-            f"{result['params']:,} parameters, {result['params_with_auxiliary']:,} with the auxiliary head, "
-            f"{result['macs']:,} MACs"
-        )
+        print(job.subject.counts())
         print(f"result: {run.path / 'result.json'}\nreport: {report}")
 
+    def save_genotype(run: RunDir) -> None:
+        if isinstance(trained, Genotype):
+            trained.save(run.path / "genotype.yaml")
+
     return run_job(
-        job, config, setting, run, title=genotype.name, sizes=sizes,
-        prepare_run=lambda run: genotype.save(run.path / "genotype.yaml"), finish=finish, script="augment.py",
+        job, config, setting, run, title=trained.name, sizes=sizes,
+        prepare_run=save_genotype, finish=finish, script="augment.py",
     )  # fmt: skip

@@ -783,7 +783,8 @@ void Worker<T>::backward() const {
             to = std::min(from + R, s.Ho);
             load(n, e, loaded, needed(to), plane, ahead);
             loaded = needed(to);
-                T* inside = behind + (border ? ((from + G) * G_row + G) * Cip : 0);  // rows [from, to), G_row pixels apart
+            // rows [from, to), G_row pixels apart
+            T* inside = behind + (border ? ((from + G) * G_row + G) * Cip : 0);
             normalise(n, t, e, from, to, a.get(), b_.get(), d.get(), mixed, s.pointwise ? output : inside,
                       s.pointwise ? s.Wo : G_row, ahead);
             if (s.pointwise) {

@@ -181,6 +181,28 @@ def test_finished_retraining(chosen_on: str, words: str, tmp_path: Path) -> None
     assert "2 | best test accuracy, last" in text
 
 
+def test_training_of_a_model_shows_its_stages_and_no_auxiliary_head(tmp_path: Path) -> None:
+    folder = make_augment(tmp_path / "run", finished=True)
+    (folder / "genotype.yaml").unlink()
+    options = {"genotype": "", "model": "mobilenetv2_1.0_id2", "network": "cifar", "epochs": 2, "cells": None}
+    write_config(folder, "augment", **options)
+    result = json.loads((folder / "result.json").read_text())
+    del result["params_with_auxiliary"]
+    (folder / "result.json").write_text(json.dumps(result))
+    text = written(folder)
+    assert "# Training: mobilenetv2_1.0_id2 on cifar10 (JPEG q75)" in text
+    assert "| parameters | 1,234,567 |" in text
+    assert "auxiliary" not in text
+    assert "options | model mobilenetv2_1.0_id2, network cifar, epochs 2 |" in text
+    assert "Shortcuts add the first 1/2 of the channels." in text
+    rows = re.findall(r"^\| (3×3 convolution|inverted residual|1×1 convolution) \|(.*) \|$", text, re.MULTILINE)
+    numbers = [[int(n) for n in row.replace("|", " ").split()] for _, row in rows]
+    assert numbers[0] == [32, 1, 1]
+    assert numbers[2:4] == [[6, 24, 2, 1], [6, 32, 3, 2]]
+    assert numbers[-1] == [1280, 1, 1]
+    assert sum(row[-2] for row in numbers[1:-1]) == 17
+
+
 def test_unfinished_retraining_has_no_result(tmp_path: Path) -> None:
     folder = make_augment(tmp_path / "run", finished=False)
     text = written(folder)

@@ -21,6 +21,7 @@ from darts_sg.errors import UsageError
 from darts_sg.genotype import load_genotype
 from darts_sg.methods.relaxation import softmax
 from darts_sg.networks.edges import EdgeBatch
+from darts_sg.networks.mobile import find_model
 from tests.reference import textbook
 from tests.reference.transfer import copy_tensors
 
@@ -129,7 +130,29 @@ def test_the_auxiliary_loss_reaches_its_head_and_is_left_out_where_it_weighs_not
     assert not torch.equal(before, job.network.auxiliary_head.head.classifier.weight)
     job = AugmentJob(AugmentConfig(**options, auxiliary_weight=0.0), load_genotype("DARTS_V1"), setting())
     assert job.network.auxiliary_head is None
-    assert job.cost.params_with_auxiliary > job.cost.params
+    assert job.subject.cost.params_with_auxiliary > job.subject.cost.params
+
+
+def test_the_learning_rate_warms_up_before_the_cosine_goes_on() -> None:
+    options = {"epochs": 4, "learning_rate": 0.1, "warmup_epochs": 2, "batch_size": 8}
+    job = AugmentJob(AugmentConfig(model="mobilenext_0.1", **options), find_model("mobilenext_0.1"), setting())
+    assert [job.learning_rate(e) for e in range(4)] == pytest.approx([0.05, 0.1, 0.05, 0.1 * (1 - 0.5**0.5) / 2])
+
+
+def test_label_smoothing_spreads_its_share_over_all_classes_in_both_losses() -> None:
+    options = {"genotype": "DARTS_V1", "channels": 4, "cells": 3, "batch_size": 8, "weight_decay": 0.0}
+    job = AugmentJob(AugmentConfig(**options, label_smoothing=0.2), load_genotype("DARTS_V1"), setting())
+    before = copy.deepcopy(job.network)
+    found = job.step(0, 0).means["train_loss"]
+    x, y = job.train[0]
+    losses = []
+    for logits in before(x):
+        surprise = -logits.log_softmax(dim=1)
+        losses.append((0.8 * surprise[torch.arange(len(y)), y] + 0.2 * surprise.mean(dim=1)).mean())
+    torch.testing.assert_close(found, losses[0].detach())
+    gradient = torch.autograd.grad(0.4 * losses[1], before.auxiliary_head.head.classifier.weight)[0]
+    moved = before.auxiliary_head.head.classifier.weight - job.network.auxiliary_head.head.classifier.weight
+    torch.testing.assert_close(moved / moved.norm(), gradient / gradient.norm(), rtol=1e-2, atol=1e-3)
 
 
 def test_more_images_than_there_are_is_refused() -> None:
