@@ -13,7 +13,7 @@ from zipfile import BadZipFile
 import numpy as np
 import yaml
 
-from darts_sg.analysis.cost import CELLS, CHANNELS, derived_cost
+from darts_sg.analysis.cost import cost_text, derived_cost, shape_text
 from darts_sg.analysis.curves import draw_augment_curves, draw_mixing_weights, draw_search_curves
 from darts_sg.analysis.draw import draw_genotype, save_figure
 from darts_sg.derive import Array
@@ -365,8 +365,8 @@ def _cost_line(run: Run, genotype: Genotype) -> str:
     else:
         cost = derived_cost(genotype)
         params, macs = cost.params, cost.macs
-        shape = f"CIFAR, C={CHANNELS['cifar']}, {CELLS['cifar']} cells"
-    return f"{params:,} parameters, {macs / 1e6:.1f}M MACs ({shape}; auxiliary head excluded)"
+        shape = shape_text()
+    return cost_text(params, macs, shape)
 
 
 def duration(seconds: float) -> str:
