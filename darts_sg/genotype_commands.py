@@ -35,7 +35,9 @@ def add_parsers(commands: Any, parser_class: type[argparse.ArgumentParser]) -> N
     draw.add_argument(
         "-o", "--output", type=Path, help="FILE.svg, .png or .pdf (default: NAME.svg, of several genotypes.svg)"
     )
-    draw.add_argument("--whole", action="store_true", help="the stacked network: channels, sizes and shares of the cost")
+    draw.add_argument(
+        "--whole", action="store_true", help="the stacked network: channels, sizes and shares of the cost"
+    )
     draw.add_argument("--dark", action="store_true", help="light on dark, for dark screens")
     add_shape(draw)
     draw.set_defaults(run=draw_genotype_files)
@@ -196,7 +198,7 @@ def show_genotype(arguments: argparse.Namespace) -> None:
 
 
 def draw_genotype_files(arguments: argparse.Namespace) -> None:
-    from darts_sg.analysis.cost import cost_text, derived_cost, shape_text
+    from darts_sg.analysis.cost import cost_caption
     from darts_sg.analysis.draw import draw_genotypes, save_figure
     from darts_sg.analysis.draw_network import draw_networks
     from darts_sg.genotype import load_genotype
@@ -209,9 +211,8 @@ def draw_genotype_files(arguments: argparse.Namespace) -> None:
     if arguments.whole:
         figure = draw_networks(genotypes, *shape, dark=arguments.dark)
     else:
-        costs = [derived_cost(genotype, *shape) for genotype in genotypes]
-        captions = [cost_text(cost.params, cost.macs, shape_text(*shape)) for cost in costs]
-        figure = draw_genotypes(list(zip(genotypes, captions, strict=True)), dark=arguments.dark)
+        captions = [cost_caption(genotype, *shape) for genotype in genotypes]
+        figure = draw_genotypes(genotypes, captions, dark=arguments.dark)
     for path in save_figure(figure, output.with_suffix(""), formats=(suffix,)):
         print(path)
 
@@ -257,34 +258,20 @@ def validate_files(arguments: argparse.Namespace) -> None:
 
 
 def derive_from_run(arguments: argparse.Namespace) -> None:
-    from dataclasses import replace
-    from types import MappingProxyType
-
     from darts_sg.analysis.cost import choice_costs, derived_cost
+    from darts_sg.analysis.deriving import derive_genotype
     from darts_sg.analysis.report import read_mixing_weights
-    from darts_sg.derive import Bound, derive_bounded, frontier, kept_weight
+    from darts_sg.derive import frontier
 
-    found, weights = read_mixing_weights(arguments.run_dir, arguments.epoch)
     shape = (arguments.network, arguments.channels, arguments.cells)
-    params, macs = choice_costs(found.operations, *shape, num_nodes=found.normal.num_nodes)
     if arguments.pareto:
+        found, weights = read_mixing_weights(arguments.run_dir, arguments.epoch)
+        params, macs = choice_costs(found.operations, *shape, num_nodes=found.normal.num_nodes)
         show_frontier(arguments, frontier(*weights, found.operations, params), found.operations, macs)
         return
-    asked = {"params": (params, arguments.max_params), "MACs": (macs, arguments.max_macs)}
-    bounds = [Bound(name, costs, most) for name, (costs, most) in asked.items() if most is not None]
-    cells = derive_bounded(*weights, found.operations, bounds, arguments.max_skips)
-    best = derive_bounded(*weights, found.operations)
-    limits = {f"max_{name.lower()}": most for name, (_, most) in asked.items() if most is not None}
-    limits |= {} if arguments.max_skips is None else {"max_skips": arguments.max_skips}
-    name = arguments.name or "_".join([found.name, *(f"{key[4:]}{value}" for key, value in limits.items())])
-    share = kept_weight(weights, cells, found.operations) / kept_weight(weights, best, found.operations)
-    facts = {**limits, "mixing_weight_kept": round(share, 4)}
-    facts |= {"network": arguments.network} | {
-        k: getattr(arguments, k) for k in ("channels", "cells") if getattr(arguments, k)
-    }
-    provenance = MappingProxyType({**found.provenance, "derived": facts})
-    genotype = replace(found, name=name, normal=cells[0], reduce=cells[1], provenance=provenance)
-    cost = derived_cost(genotype, *shape)
+    asked = {key: getattr(arguments, key) for key in ("epoch", "max_params", "max_macs", "max_skips", "name")}
+    genotype = derive_genotype(arguments.run_dir, *shape, **asked)
+    cost, share = derived_cost(genotype, *shape), genotype.provenance["derived"]["mixing_weight_kept"]
     print(
         f"{genotype.name}: {cost.params:,} parameters, {cost.macs:,} MACs ({arguments.network} network), "
         f"{100 * share:.1f}% of the mixing weight of the unbounded genotype"

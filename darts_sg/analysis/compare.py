@@ -110,6 +110,12 @@ class Anatomy:
     stages: tuple[Stage, ...]
     auxiliary_after: int
     """The cell that the auxiliary head follows."""
+    auxiliary_params: int
+
+    @property
+    def whole(self) -> Part:
+        """The network."""
+        return _sum("network", self.cells)
 
     @property
     def cells(self) -> list[Part]:
@@ -144,7 +150,7 @@ def anatomy(
         shapes[module] = (last.shape[1], last.shape[2] if last.ndim == 4 else 1)
 
     with torch.device("meta"):
-        model = _network(genotype, network, channels, cells).eval()
+        model = _network(genotype, network, channels, cells, auxiliary=True).eval()
         for module in (model.stem, *model.cells, model.head):
             module.register_forward_hook(note)
         with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -157,13 +163,14 @@ def anatomy(
 
     stages = [Stage("stem", "stem", None, shapes[model.stem], (part("stem", "stem"),))]
     for i, (cell, spec) in enumerate(zip(model.cells, model.specs, strict=True)):
-        plan, kind = (genotype.reduce, "reduction") if spec.reduction else (genotype.normal, "normal")
+        plan = genotype.reduce if spec.reduction else genotype.normal
+        kind: Literal["reduction", "normal"] = "reduction" if spec.reduction else "normal"
         named = [("input layers", f"input_{j}") for j in (0, 1)]
         named += [(edge.operation, f"ops.{j}") for j, (_, edge) in enumerate(plan.edges())]
         parts = tuple(part(name, f"cells.{i}.{path}") for name, path in named)
         stages.append(Stage(f"cell {i} ({kind})", kind, spec.C, shapes[cell], parts))
     stages.append(Stage("head", "head", None, shapes[model.head], (part("head", "head"),)))
-    return Anatomy(tuple(stages), model.auxiliary_after)
+    return Anatomy(tuple(stages), model.auxiliary_after, count_params(model.get_submodule("auxiliary_head")))
 
 
 def activation_bytes(
@@ -216,12 +223,15 @@ def latency(
     return [Latency(batch, statistics.median(own), min(own), max(own), REPETITIONS) for own in times]
 
 
-def _network(genotype: Genotype, network: NetworkShape, channels: int | None, cells: int | None) -> DerivedNetwork:
+def _network(
+    genotype: Genotype, network: NetworkShape, channels: int | None, cells: int | None, auxiliary: bool = False
+) -> DerivedNetwork:
     model = DerivedNetwork(
         genotype,
         network=network,
         channels=channels or CHANNELS[network],
         cells=cells or CELLS[network],
         num_classes=NUM_CLASSES[network],
+        auxiliary=auxiliary,
     )
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -105,6 +105,14 @@ def cost_text(params: int, macs: int, shape: str) -> str:
     return f"{params:,} parameters, {macs / 1e6:.1f}M MACs ({shape}; auxiliary head excluded)"
 
 
+def cost_caption(
+    genotype: Genotype, network: NetworkShape = "cifar", channels: int | None = None, cells: int | None = None
+) -> str:
+    """The cost_text of a genotype's network."""
+    cost = derived_cost(genotype, network, channels, cells)
+    return cost_text(cost.params, cost.macs, shape_text(network, channels, cells))
+
+
 def choice_costs(
     operations: Sequence[str],
     network: NetworkShape = "cifar",

@@ -16,6 +16,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.path import Path
 
+from darts_sg.analysis.cost import cost_caption
 from darts_sg.analysis.sheet import (
     ARROW_LENGTH,
     DARK,
@@ -31,12 +32,14 @@ from darts_sg.analysis.sheet import (
     family,
     heading_height,
     legend_rows,
+    new_sheet,
     short_name,
     text_width,
     wrap,
 )
 from darts_sg.files import write_atomically
 from darts_sg.genotype import Cell, Edge, Genotype
+from darts_sg.ops import OPERATIONS
 
 LANE_STEP, LANE_FIRST = 21.0, 34.0  # between lanes; from the row of nodes to the first lane
 PORT_STEP, PORT_MARGIN, CORNER = 11.0, 10.0, 7.0
@@ -47,43 +50,52 @@ TITLES = {"normal": "Normal cell", "reduce": "Reduction cell"}
 STRIDE_NOTE = "edges from the inputs have stride 2"
 
 
-def draw_genotype(genotype: Genotype, caption: str = "", *, dark: bool = False) -> Figure:
+def draw_genotype(genotype: Genotype, caption: str | None = None, *, dark: bool = False) -> Figure:
     """Draw the normal and the reduction cell of one genotype; see draw_genotypes."""
-    return draw_genotypes([(genotype, caption)], dark=dark)
+    return draw_genotypes([genotype], None if caption is None else [caption], dark=dark)
 
 
-def draw_genotypes(drawn: Sequence[tuple[Genotype, str]], *, dark: bool = False) -> Figure:
+def draw_genotypes(
+    genotypes: Sequence[Genotype], captions: Sequence[str] | None = None, *, dark: bool = False
+) -> Figure:
     """Draw genotypes one under the other, each with both cells side by side, over one legend of their operations.
 
     Input states are c_{k-2} and c_{k-1}, nodes 0, 1, …, and the output c_k, as in the DARTS paper (figures 4
-    and 5). Each comes with a caption (parameters, MACs, …), which stands under its name; long ones are wrapped.
+    and 5). Captions stand under the genotypes' names, long ones wrapped; by default they are parameters and MACs in
+    the papers' CIFAR shape.
     """
     theme = DARK if dark else LIGHT
-    plans = [[plan_cell(cell) for _, cell in genotype.cells()] for genotype, _ in drawn]
+    plans = [[plan_cell(cell) for _, cell in genotype.cells()] for genotype in genotypes]
     widths = [2 * PANEL_PAD + max(_panel_width(title, pair[i]) for pair in plans) for i, title in enumerate(TITLES)]
     # a name longer than both panels widens the second
-    widths[1] = max([widths[1], *(text_width(g.name, NAME_SIZE, "bold") - widths[0] for g, _ in drawn)])
+    widths[1] = max([widths[1], *(text_width(g.name, NAME_SIZE, "bold") - widths[0] for g in genotypes)])
     width = sum(widths) + PANEL_GAP
-    captions = [wrap(caption, width) for _, caption in drawn]
+    wrapped = [wrap(caption, width) for caption in captions or map(_caption, genotypes)]
     panels = [max(plan.height for plan in pair) + PANEL_TITLE + 2 * PANEL_PAD for pair in plans]
-    edges = [edge for genotype, _ in drawn for _, cell in genotype.cells() for _, edge in cell.edges()]
+    edges = [edge for genotype in genotypes for _, cell in genotype.cells() for _, edge in cell.edges()]
     legend = legend_rows((edge.operation for edge in edges), width)
-    height = sum(heading_height(lines) + panel for lines, panel in zip(captions, panels, strict=True))
-    height += 2 * PANEL_GAP * (len(drawn) - 1) + PANEL_GAP + LEGEND_HEIGHT * len(legend)
+    height = sum(heading_height(lines) + panel for lines, panel in zip(wrapped, panels, strict=True))
+    height += 2 * PANEL_GAP * (len(genotypes) - 1) + PANEL_GAP + LEGEND_HEIGHT * len(legend)
 
-    sheet = Sheet(width, height, theme)
+    figure, sheet = new_sheet(width, height, theme)
     y = 0.0
-    for k, ((genotype, _), lines) in enumerate(zip(drawn, captions, strict=True)):
+    for k, (genotype, lines) in enumerate(zip(genotypes, wrapped, strict=True)):
         sheet.heading(0, y, genotype.name, lines)
         y -= heading_height(lines)
         x = 0.0
         for i, title in enumerate(TITLES):
-            prefix = f"{k}:{title}" if len(drawn) > 1 else title
+            prefix = f"{k}:{title}" if len(genotypes) > 1 else title
             _draw_panel(sheet, prefix, title, plans[k][i], (x, x + widths[i]), (y - panels[k], y))
             x += widths[i] + PANEL_GAP
         y -= panels[k] + 2 * PANEL_GAP
     sheet.legend(y + PANEL_GAP, legend)
-    return sheet.figure
+    return figure
+
+
+def _caption(genotype: Genotype) -> str:
+    """What the network costs; nothing where an operation is unknown to this version."""
+    known = all(edge.operation in OPERATIONS for _, cell in genotype.cells() for _, edge in cell.edges())
+    return cost_caption(genotype) if known else ""
 
 
 def picture_svg(figure: Figure) -> str:
@@ -309,7 +321,7 @@ def _draw_cell(sheet: Sheet, title: str, plan: CellPlan, x0: float, y0: float) -
         back = ARROW_LENGTH - 1  # the line ends inside its arrow head
         points[-1] = (tip[0] - direction[0] * back, tip[1] - direction[1] * back)
         sheet.line(rounded(shifted(points)), paint.line, style, gid=f"{title}:edge:{i}", zorder=2 + 0.01 * i)
-        sheet.arrow_head(shifted([tip])[0], direction, paint.line, 1.0 + 0.12 * (style.width - 1.7))
+        sheet.arrow_head(shifted([tip])[0], direction, paint.line, style.arrow_scale)
         middle = (plan.columns[track.stop - 1][1] + plan.columns[track.stop][0] - ARROW_LENGTH) / 2
         colors = (paint.tint, paint.line, paint.text)
         bold = "bold" if family(track.edge.operation) == "sandglass" else "normal"

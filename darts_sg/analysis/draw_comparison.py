@@ -20,6 +20,9 @@ ANGLES = (0, 180, 90, 270, *(a for a in range(15, 360, 15) if a % 90))
 NEAR = 9.0  # up to here a name needs no line to its point
 ROUNDS = 4
 
+Box = tuple[float, float, float, float]
+"""Left, bottom, right and top, in points."""
+
 
 class Mark(NamedTuple):
     """A genotype in a panel."""
@@ -109,12 +112,13 @@ def _place_names(axes: Axes, marks: Sequence[Mark]) -> None:
         return float(x), float(y)
 
     spots = [spot(mark) for mark in marks]
-    taken = [Bbox.from_extents(x - 4, y - 4, x + 4, y + 4) for x, y in spots]
+    taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in spots]
     for mark, (x, _) in zip(marks, spots, strict=True):
         if mark.deviation is not None:
             (_, low), (_, high) = spot(mark, -mark.deviation), spot(mark, mark.deviation)
-            taken.append(Bbox.from_extents(x - 3, low, x + 3, high))
-    frame = Bbox(axes.get_window_extent().get_points() / pixels)
+            taken.append((x - 3, low, x + 3, high))
+    inside = axes.get_window_extent()
+    frame = (inside.x0 / pixels, inside.y0 / pixels, inside.x1 / pixels, inside.y1 / pixels)
     placed: dict[int, Place] = {}
     for _ in range(ROUNDS):  # a later round mends what an earlier one left in the way of others
         for k in sorted(range(len(marks)), key=lambda k: spots[k]):
@@ -137,7 +141,7 @@ def _place_names(axes: Axes, marks: Sequence[Mark]) -> None:
             in_layout=False,
         )
         if place.tie is not None:
-            ends = axes.transData.inverted().transform(place.tie.vertices * pixels)
+            ends = axes.transData.inverted().transform([(x * pixels, y * pixels) for x, y in place.tie])
             axes.plot(*ends.T, color=LIGHT.faint, linewidth=0.7, zorder=2, scalex=False, scaley=False)
 
 
@@ -145,8 +149,8 @@ class Place(NamedTuple):
     """A place of a name: from its point to its middle, its box, and the line between them if they lie apart."""
 
     shift: Point
-    box: Bbox
-    tie: Path | None
+    box: Box
+    tie: tuple[Point, Point] | None
 
 
 def _places(name: str, at: Point) -> Iterator[Place]:
@@ -156,24 +160,41 @@ def _places(name: str, at: Point) -> Iterator[Place]:
         for angle in ANGLES:
             dx = math.cos(math.radians(angle)) * (distance + width / 2)
             dy = math.sin(math.radians(angle)) * (distance + NAME_HEIGHT / 2)
-            box = Bbox.from_bounds(at[0] + dx - width / 2, at[1] + dy - NAME_HEIGHT / 2, width, NAME_HEIGHT)
-            edge = (min(max(at[0], box.x0), box.x1), min(max(at[1], box.y0), box.y1))
-            yield Place((dx, dy), box, Path([at, edge]) if math.dist(at, edge) > NEAR else None)
+            left, bottom = at[0] + dx - width / 2, at[1] + dy - NAME_HEIGHT / 2
+            box = (left, bottom, left + width, bottom + NAME_HEIGHT)
+            edge = (min(max(at[0], box[0]), box[2]), min(max(at[1], box[1]), box[3]))
+            yield Place((dx, dy), box, (at, edge) if math.dist(at, edge) > NEAR else None)
 
 
-def _conflicts(place: Place, frame: Bbox, taken: Sequence[Bbox], others: Sequence[Place]) -> int:
+def _conflicts(place: Place, frame: Box, taken: Sequence[Box], others: Sequence[Place]) -> int:
     """What speaks against a place: above all that a text is hidden, then lines that cross."""
     box, tie = place.box, place.tie
-    hidden = not (frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1)
-    boxes = [*taken, *(other.box for other in others)]
-    ties = [other.tie for other in others if other.tie is not None]
-    count = 20 * hidden + 10 * sum(box.overlaps(other) for other in boxes)
-    count += 10 * sum(other.intersects_bbox(box, filled=False) for other in ties)
+    inside = frame[0] <= box[0] and box[2] <= frame[2] and frame[1] <= box[1] and box[3] <= frame[3]
+    names, ties = [other.box for other in others], [other.tie for other in others if other.tie is not None]
+    count = 20 * (not inside) + 10 * sum(_overlap(box, other) for other in (*taken, *names))
+    count += 10 * sum(_meets_box(other, box) for other in ties)
     if tie is not None:
-        count += 10 * sum(tie.intersects_bbox(other.box, filled=False) for other in others)
-        count += sum(tie.intersects_bbox(b, filled=False) for b in taken if not b.contains(*tie.vertices[0]))
-        count += sum(tie.intersects_path(other, filled=False) for other in ties)
+        own = (*tie[0], *tie[0])
+        count += 10 * sum(_meets_box(tie, other) for other in names)
+        count += sum(_meets_box(tie, dot) for dot in taken if not _overlap(dot, own))
+        count += sum(
+            _overlap(_around(tie), _around(t)) and Path(tie).intersects_path(Path(t), filled=False) for t in ties
+        )
     return count
+
+
+def _overlap(a: Box, b: Box) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def _around(line: tuple[Point, Point]) -> Box:
+    """The box around a line, a little larger, so that it is never flat."""
+    (x0, y0), (x1, y1) = line
+    return min(x0, x1) - 0.1, min(y0, y1) - 0.1, max(x0, x1) + 0.1, max(y0, y1) + 0.1
+
+
+def _meets_box(line: tuple[Point, Point], box: Box) -> bool:
+    return _overlap(_around(line), box) and bool(Path(line).intersects_bbox(Bbox.from_extents(*box), filled=False))
 
 
 def _fewest(found: Iterable[tuple[Place, int]]) -> Place:

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.path import Path
 
 from darts_sg.analysis.compare import Anatomy, Part, Stage, anatomy
-from darts_sg.analysis.cost import Cost, cost_text, derived_cost, human, shape_text
+from darts_sg.analysis.cost import cost_text, human, shape_text
 from darts_sg.analysis.draw import rounded
 from darts_sg.analysis.sheet import (
     ARROW_LENGTH,
@@ -20,6 +20,7 @@ from darts_sg.analysis.sheet import (
     family,
     heading_height,
     legend_rows,
+    new_sheet,
     wrap,
 )
 from darts_sg.genotype import Genotype
@@ -61,37 +62,33 @@ def draw_networks(
     """
     theme = DARK if dark else LIGHT
     shape = (network, channels, cells)
-    found = [(anatomy(genotype, *shape), derived_cost(genotype, *shape)) for genotype in genotypes]
-    captions = [wrap(cost_text(cost.params, cost.macs, shape_text(*shape)), WIDTH) for _, cost in found]
-    coloured = {part.name for parts, _ in found for part in parts.operations if part.params or part.macs}
+    found = [anatomy(genotype, *shape) for genotype in genotypes]
+    wholes = [parts.whole for parts in found]
+    captions = [wrap(cost_text(whole.params, whole.macs, shape_text(*shape)), WIDTH) for whole in wholes]
+    coloured = {part.name for parts in found for part in parts.operations if part.params or part.macs}
     width = WIDTH * len(genotypes) + NETWORK_GAP * (len(genotypes) - 1)
     legend = legend_rows(coloured, width)
     heading = max(heading_height(lines) for lines in captions)
-    rows = len(found[0][0].stages) + 1  # with the auxiliary head
+    rows = len(found[0].stages) + 1  # with the auxiliary head
     stack = TABLE_HEAD + rows * (ROW + GAP) + PAD
-    listing = TABLE_HEAD + max(len(parts.operations) for parts, _ in found) * (ROW + 3) + PAD
-    sheet = Sheet(width, heading + stack + 12 + listing + 12 + LEGEND_HEIGHT * len(legend), theme)
-    most = [_most([part for parts, _ in found for part in view(parts)]) for view in (_by_cell, _by_operation)]
-    for k, (genotype, (parts, cost), lines) in enumerate(zip(genotypes, found, captions, strict=True)):
+    listing = TABLE_HEAD + max(len(parts.operations) for parts in found) * (ROW + 3) + PAD
+    figure, sheet = new_sheet(width, heading + stack + 12 + listing + 12 + LEGEND_HEIGHT * len(legend), theme)
+    most = [
+        _most([part for parts in found for part in parts.cells]),
+        _most([part for parts in found for part in parts.operations]),
+    ]
+    for k, (genotype, parts, lines) in enumerate(zip(genotypes, found, captions, strict=True)):
         x = k * (WIDTH + NETWORK_GAP)
         sheet.heading(x, 0, genotype.name, lines)
         prefix = f"{k}:" if len(genotypes) > 1 else ""
         top = -heading
         sheet.box((x, x + WIDTH), (top - stack, top), theme.panel, theme.frame, linewidth=0.9, zorder=0)
-        _draw_stack(sheet, prefix, parts, cost, (x, top), most[0])
+        _draw_stack(sheet, prefix, parts, (x, top), most[0])
         top -= stack + 12
         sheet.box((x, x + WIDTH), (top - listing, top), theme.panel, theme.frame, linewidth=0.9, zorder=0)
-        _draw_operations(sheet, prefix, parts, cost, (x, top), most[1])
+        _draw_operations(sheet, prefix, parts, (x, top), most[1])
     sheet.legend(-heading - stack - listing - 24, legend)
-    return sheet.figure
-
-
-def _by_cell(parts: Anatomy) -> list[Part]:
-    return parts.cells
-
-
-def _by_operation(parts: Anatomy) -> list[Part]:
-    return parts.operations
+    return figure
 
 
 def _most(parts: Sequence[Part]) -> tuple[int, int]:
@@ -99,7 +96,7 @@ def _most(parts: Sequence[Part]) -> tuple[int, int]:
     return max(part.params for part in parts), max(part.macs for part in parts)
 
 
-def _draw_stack(sheet: Sheet, prefix: str, parts: Anatomy, cost: Cost, corner: Point, most: tuple[int, int]) -> None:
+def _draw_stack(sheet: Sheet, prefix: str, parts: Anatomy, corner: Point, most: tuple[int, int]) -> None:
     """The stages from top to bottom at `corner`, each with its inputs, numbers and bars."""
     theme, (x, top) = sheet.theme, corner
     _table_head(sheet, x, top, ("C", "output"))
@@ -112,7 +109,7 @@ def _draw_stack(sheet: Sheet, prefix: str, parts: Anatomy, cost: Cost, corner: P
         if stage.C is not None:
             sheet.text(x + CHANNELS_X, y, str(stage.C), align="right", gid=f"{prefix}channels:{i}")
         sheet.text(x + OUTPUT_X, y, _output(stage), align="right", color=theme.muted, gid=f"{prefix}output:{i}")
-        _bars(sheet, f"{prefix}stage:{i}", x, y, stage.parts, cost, most)
+        _bars(sheet, f"{prefix}stage:{i}", x, y, stage.parts, parts.whole, most)
         if middles:
             _arrow(sheet, x, middles[-1], y)
         if stage.kind in ("normal", "reduction"):  # c_{k-2}; the first cell has both of its inputs from the stem
@@ -120,7 +117,7 @@ def _draw_stack(sheet: Sheet, prefix: str, parts: Anatomy, cost: Cost, corner: P
         middles.append(y)
         y -= ROW + GAP
         if i == parts.auxiliary_after + 1:
-            _auxiliary(sheet, prefix, x, y, cost)
+            _auxiliary(sheet, prefix, x, y, parts.auxiliary_params)
             y -= ROW + GAP
 
 
@@ -151,7 +148,7 @@ def _bypass(sheet: Sheet, x: float, above: float, below: float, i: int) -> None:
     sheet.arrow_head((left, end), (1, 0), sheet.theme.faint, 0.8)
 
 
-def _auxiliary(sheet: Sheet, prefix: str, x: float, y: float, cost: Cost) -> None:
+def _auxiliary(sheet: Sheet, prefix: str, x: float, y: float, params: int) -> None:
     """The auxiliary head, which hangs on the line out of the cell above it and is no part of the shares."""
     theme, middle = sheet.theme, x + sum(BOX) / 2
     left, right = middle + 22, middle + 22 + BOX[1] - BOX[0]
@@ -161,21 +158,18 @@ def _auxiliary(sheet: Sheet, prefix: str, x: float, y: float, cost: Cost) -> Non
     ys, dashes = (y - ROW / 2, y + ROW / 2), (0, (3, 2))
     sheet.box((left, right), ys, theme.panel, theme.faint, f"{prefix}auxiliary", corner=4, zorder=5, linestyle=dashes)
     sheet.text((left + right) / 2, y - 0.3, "auxiliary head", color=theme.muted, gid=f"{prefix}auxiliary:name")
-    params = cost.params_with_auxiliary - cost.params
     text = f"in training only: {params:,} parameters, in none of the shares"
     sheet.text(x + BARS[0][0], y, text, color=theme.muted, align="left", gid=f"{prefix}auxiliary:cost")
 
 
-def _draw_operations(
-    sheet: Sheet, prefix: str, parts: Anatomy, cost: Cost, corner: Point, most: tuple[int, int]
-) -> None:
+def _draw_operations(sheet: Sheet, prefix: str, parts: Anatomy, corner: Point, most: tuple[int, int]) -> None:
     """The shares of the operations over all cells, from `corner` downwards."""
     x, top = corner
     _table_head(sheet, x, top, ("", ""), "By operation, over all cells")
     for i, part in enumerate(parts.operations):
         y = top - TABLE_HEAD - GAP - ROW / 2 - i * (ROW + 3)
         sheet.text(x + PAD, y, part.name, align="left", gid=f"{prefix}operation:{i}:name")
-        _bars(sheet, f"{prefix}operation:{i}", x, y, [part], cost, most)
+        _bars(sheet, f"{prefix}operation:{i}", x, y, [part], parts.whole, most)
 
 
 def _table_head(sheet: Sheet, x: float, top: float, columns: tuple[str, str], title: str = "Network") -> None:
@@ -189,19 +183,19 @@ def _table_head(sheet: Sheet, x: float, top: float, columns: tuple[str, str], ti
 
 
 def _bars(
-    sheet: Sheet, gid: str, x: float, y: float, parts: Sequence[Part], cost: Cost, most: tuple[int, int]
+    sheet: Sheet, gid: str, x: float, y: float, parts: Sequence[Part], whole: Part, most: tuple[int, int]
 ) -> None:
     """Two bars, one of parameters and one of MACs, in segments by families, each with its share and count."""
     ordered = sorted(parts, key=lambda part: list(STYLES).index(family(part.name)))
-    for k, (field, whole) in enumerate((("params", cost.params), ("macs", cost.macs))):
+    for k, field in enumerate(("params", "macs")):
         left, length = BARS[k]
         at = x + left
         for part in ordered:
             piece = length * getattr(part, field) / most[k]
             if piece > 0:
                 color = STYLES[family(part.name)].paint(sheet.theme).line
-                sheet.bar((at, at + piece), (y - ROW / 2 + 3, y + ROW / 2 - 3), color)
+                sheet.bar((at, at + piece), (y - ROW / 2 + 3, y + ROW / 2 - 3), color, f"{gid}:{field}:bar")
             at += piece
         total = sum(getattr(part, field) for part in parts)
-        text = f"{100 * total / whole:.1f}%  {human(total)}"
+        text = f"{100 * total / getattr(whole, field):.1f}%  {human(total)}"
         sheet.text(at + 6, y, text, align="left", gid=f"{gid}:{field}")

@@ -55,7 +55,8 @@ class Score(NamedTuple):
     def setting(self) -> str:
         """All that must stand beside the figure."""
         seeds = f"seed{'s' if len(self.seeds) > 1 else ''} {', '.join(map(str, self.seeds))}"
-        return f"{self.data}: {self.scale}; {len(self.errors)} trained to the last epoch, {seeds}; {', '.join(self.machines)}"
+        trained = f"{len(self.errors)} trained to the last epoch, {seeds}"
+        return f"{self.data}: {self.scale}; {trained}; {', '.join(self.machines)}"
 
     def __str__(self) -> str:
         spread = "" if self.deviation is None else f" ± {self.deviation:.2f}"
@@ -96,7 +97,7 @@ def _scale(run: Run) -> str:
     return (
         f"{shape}C={options.get('channels')}, {options.get('cells')} cells, {options.get('epochs')} epochs"
         + (f" of {images:,} images" if isinstance(images, int) else "")
-        + f", cutout {options.get('cutout_length')}, drop path {options.get('drop_path_prob')}"
+        + f", cutout {options.get('cutout_length')}, drop path {options.get('drop_path_prob'):g}"
     )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
@@ -68,6 +69,10 @@ class Style:
     width: float = 1.7
     dashes: tuple[float, float] | None = None
 
+    @property
+    def arrow_scale(self) -> float:
+        return 1.0 + 0.12 * (self.width - 1.7)
+
     def paint(self, theme: Theme) -> Paint:
         """The colours in a theme."""
         return self.dark if theme.dark else self.light
@@ -115,17 +120,11 @@ def short_name(operation: str) -> str:
 
 
 class Sheet:
-    """A figure that is drawn on in points; its artists carry ids (`gid`) that end up in an SVG."""
+    """Axes that are drawn on in points; their artists carry ids (`gid`) that end up in an SVG."""
 
-    def __init__(self, width: float, height: float, theme: Theme) -> None:
+    def __init__(self, axes: Axes, theme: Theme) -> None:
+        self.axes = axes
         self.theme = theme
-        self.width = width
-        inches = ((width + 2 * MARGIN) / 72, (height + 2 * MARGIN) / 72)
-        self.figure = Figure(figsize=inches, dpi=100, facecolor=theme.background)
-        FigureCanvasAgg(self.figure)
-        limits = {"xlim": (-MARGIN, width + MARGIN), "ylim": (-height - MARGIN, MARGIN)}
-        self.axes = self.figure.add_axes((0, 0, 1, 1), **limits)
-        self.axes.set_axis_off()
 
     def text(
         self,
@@ -141,9 +140,7 @@ class Sheet:
     ) -> None:
         """One line of text in the middle of `y`."""
         color = color or self.theme.ink
-        self.axes.text(
-            x, y, text, fontproperties=_font(size, weight), color=color, ha=align, va=va, zorder=7, gid=gid
-        )
+        self.axes.text(x, y, text, fontproperties=_font(size, weight), color=color, ha=align, va=va, zorder=7, gid=gid)
 
     def box(
         self, xs: Point, ys: Point, fill: str, edge: str, gid: str | None = None, corner: float = 6.0, **more: Any
@@ -155,10 +152,10 @@ class Sheet:
         box.set(facecolor=fill, edgecolor=edge, gid=gid, **more)
         self.axes.add_patch(box)
 
-    def bar(self, xs: Point, ys: Point, color: str) -> None:
+    def bar(self, xs: Point, ys: Point, color: str, gid: str) -> None:
         """A bar of one colour, or a segment of one."""
         corner, width, height = (xs[0], ys[0]), xs[1] - xs[0], ys[1] - ys[0]
-        self.axes.add_patch(Rectangle(corner, width, height, color=color, linewidth=0, zorder=3))
+        self.axes.add_patch(Rectangle(corner, width, height, color=color, linewidth=0, zorder=3, gid=gid))
 
     def line(self, path: Path, color: str, style: Style | None = None, gid: str | None = None, **more: Any) -> None:
         """A line, drawn in the manner of a family if a `style` is given."""
@@ -195,6 +192,16 @@ class Sheet:
                 line = Path([(x, middle), (x + 22, middle)])
                 self.line(line, style.paint(self.theme).line, style)
                 self.text(x + 28, middle, style.title, align="left")
+
+
+def new_sheet(width: float, height: float, theme: Theme) -> tuple[Figure, Sheet]:
+    """A figure of that size and a margin around, all of it a sheet with (0, 0) in the top left corner."""
+    inches = ((width + 2 * MARGIN) / 72, (height + 2 * MARGIN) / 72)
+    figure = Figure(figsize=inches, dpi=100, facecolor=theme.background)
+    FigureCanvasAgg(figure)
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(-MARGIN, width + MARGIN), ylim=(-height - MARGIN, MARGIN))
+    axes.set_axis_off()
+    return figure, Sheet(axes, theme)
 
 
 def heading_height(lines: Sequence[str]) -> float:
