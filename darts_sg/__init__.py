@@ -1,10 +1,56 @@
 """darts_sg: differentiable architecture search with the sandglass block.
 
->>> from darts_sg import load_genotype
->>> load_genotype("DARTS_V2").normal.num_nodes
+>>> from darts_sg import compare_genotypes, derived_cost, draw_genotype, load_genotype
+>>> genotype = load_genotype("DARTS_V2")  # in a notebook, a genotype shows itself as its picture
+>>> genotype.normal.num_nodes
 4
+>>> derived_cost(genotype).params, derived_cost(genotype, "imagenet").params
+(3349342, 4718752)
+>>> for row in compare_genotypes([load_genotype("DARTS_V1"), genotype]):
+...     print(row["name"], row["macs"], row["published_cifar10_error"])
+DARTS_V1 500987520 3.0
+DARTS_V2 528359040 2.76
+>>> draw_genotype(genotype, dark=True).savefig("cells.png")  # doctest: +SKIP
+
+A genotype needs no torch: all that does is imported when it is first asked for.
 """
 
-from darts_sg.genotype import Cell, Edge, Genotype, load_genotype
+from importlib import import_module
+from typing import Any
 
-__all__ = ["Cell", "Edge", "Genotype", "load_genotype"]
+from darts_sg.genotype import Cell, Edge, Genotype, load_genotype, zoo_names
+
+_LATER = {
+    "analysis.compare": ("activation_bytes", "anatomy", "compare_genotypes", "latency"),
+    "analysis.cost": ("derived_cost",),
+    "analysis.deriving": ("derive_genotype",),
+    "analysis.draw": ("draw_genotype", "draw_genotypes", "save_figure"),
+    "analysis.draw_comparison": ("draw_comparison",),
+    "analysis.draw_network": ("draw_network", "draw_networks"),
+    "analysis.measured": ("runs_in",),
+    "networks.derived": ("DerivedNetwork",),
+}
+_HOME = {name: module for module, names in _LATER.items() for name in names}
+
+__all__ = ["Cell", "Edge", "Genotype", "load_genotype", "zoo_names", *_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'darts_sg' has no attribute {name!r}")
+    return getattr(import_module(f"darts_sg.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _picture(genotype: Genotype) -> str:
+    """Both cells with parameters and MACs, as SVG: what a notebook shows."""
+    draw = import_module("darts_sg.analysis.draw")
+    return draw.picture_svg(draw.draw_genotype(genotype))
+
+
+# Here and not in the class: genotype.py stands left of analysis and imports nothing from it. The package is always
+# imported before any of its modules, so that no genotype is without its picture.
+Genotype._repr_svg_ = _picture  # type: ignore[attr-defined]

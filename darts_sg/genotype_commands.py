@@ -16,6 +16,7 @@ from darts_sg.files import write_atomically
 from darts_sg.formats import FORMATS, GenotypeError, recognised, shown
 
 SHOWN_POINTS = 25  # of a frontier, in a table
+RESULT_FOLDERS = ("results", "runs")  # of measured errors, where there are such
 
 
 def add_parsers(commands: Any, parser_class: type[argparse.ArgumentParser]) -> None:
@@ -29,10 +30,17 @@ def add_parsers(commands: Any, parser_class: type[argparse.ArgumentParser]) -> N
     show.add_argument("--json", action="store_true", help="as JSON")
     add_shape(show)
     show.set_defaults(run=show_genotype)
-    draw = actions.add_parser("draw", help="both cells as a picture")
-    draw.add_argument("genotype", metavar="NAME_OR_PATH")
-    draw.add_argument("-o", "--output", type=Path, help="FILE.svg, .png or .pdf (default: NAME.svg)")
-    draw.set_defaults(run=draw_genotype_file)
+    draw = actions.add_parser("draw", help="the cells of genotypes, or their whole networks, as one picture")
+    draw.add_argument("genotypes", metavar="NAME_OR_PATH", nargs="+")
+    draw.add_argument(
+        "-o", "--output", type=Path, help="FILE.svg, .png or .pdf (default: NAME.svg, of several genotypes.svg)"
+    )
+    draw.add_argument(
+        "--whole", action="store_true", help="the stacked network: channels, sizes and shares of the cost"
+    )
+    draw.add_argument("--dark", action="store_true", help="light on dark, for dark screens")
+    add_shape(draw)
+    draw.set_defaults(run=draw_genotype_files)
     formats = "; ".join(f"{name}: {FORMATS[name].holds}" for name in FORMATS)
     importing = actions.add_parser("import", help="turn a text of another code into a genotype file", epilog=formats)
     importing.add_argument("text", metavar="TEXT_OR_FILE", help="such as Genotype(normal=[…], …), or a file")
@@ -67,8 +75,15 @@ def add_parsers(commands: Any, parser_class: type[argparse.ArgumentParser]) -> N
     compare.add_argument("--json", action="store_true", help="as JSON")
     compare.add_argument("--markdown", action="store_true", help="as a Markdown table")
     compare.add_argument("--csv", action="store_true", help="as CSV")
+    compare.add_argument("-o", "--output", type=Path, help="picture to write as well: FILE.svg, .png or .pdf")
+    compare.add_argument(
+        "--results", type=Path, metavar="DIR", help="folder of run folders that measured (default: results and runs)"
+    )
+    compare.add_argument("--latency", action="store_true", help="measure latency on this machine, which takes a while")
+    compare.add_argument("--batch-size", type=positive, help="with --latency: images at a time (default: 1)")
+    compare.add_argument("--device", help="with --latency: where (default: cpu)")
     add_shape(compare)
-    compare.set_defaults(run=compare_genotypes)
+    compare.set_defaults(run=show_comparison)
     cost = actions.add_parser("cost", help="parameters, MACs, memory and latency, by cell and by operation")
     cost.add_argument("genotype", metavar="NAME_OR_PATH")
     cost.add_argument(
@@ -185,18 +200,23 @@ def show_genotype(arguments: argparse.Namespace) -> None:
     out.print("  " + text.strip().replace("\n", "\n  "), highlight=False, markup=False)
 
 
-def draw_genotype_file(arguments: argparse.Namespace) -> None:
-    from darts_sg.analysis.cost import derived_cost
-    from darts_sg.analysis.draw import draw_genotype, save_figure
+def draw_genotype_files(arguments: argparse.Namespace) -> None:
+    from darts_sg.analysis.cost import cost_caption
+    from darts_sg.analysis.draw import draw_genotypes, save_figure
+    from darts_sg.analysis.draw_network import draw_networks
     from darts_sg.genotype import load_genotype
     from darts_sg.ops import OPERATIONS
 
-    genotype = load_genotype(arguments.genotype, known=list(OPERATIONS))
-    output = arguments.output or Path(f"{genotype.name}.svg")
+    genotypes = [load_genotype(name, known=list(OPERATIONS)) for name in arguments.genotypes]
+    output = arguments.output or Path(f"{genotypes[0].name if len(genotypes) == 1 else 'genotypes'}.svg")
     suffix = picture_kind(output)
-    cost = derived_cost(genotype)
-    caption = f"{cost.params:,} parameters, {cost.macs / 1e6:.1f}M MACs (CIFAR, C=36, 20 cells)"
-    for path in save_figure(draw_genotype(genotype, caption), output.with_suffix(""), formats=(suffix,)):
+    shape = (arguments.network, arguments.channels, arguments.cells)
+    if arguments.whole:
+        figure = draw_networks(genotypes, *shape, dark=arguments.dark)
+    else:
+        captions = [cost_caption(genotype, *shape) for genotype in genotypes]
+        figure = draw_genotypes(genotypes, captions, dark=arguments.dark)
+    for path in save_figure(figure, output.with_suffix(""), formats=(suffix,)):
         print(path)
 
 
@@ -244,34 +264,20 @@ def validate_files(arguments: argparse.Namespace) -> None:
 
 
 def derive_from_run(arguments: argparse.Namespace) -> None:
-    from dataclasses import replace
-    from types import MappingProxyType
-
     from darts_sg.analysis.cost import choice_costs, derived_cost
+    from darts_sg.analysis.deriving import derive_genotype
     from darts_sg.analysis.report import read_mixing_weights
-    from darts_sg.derive import Bound, derive_bounded, frontier, kept_weight
+    from darts_sg.derive import frontier
 
-    found, weights = read_mixing_weights(arguments.run_dir, arguments.epoch)
     shape = (arguments.network, arguments.channels, arguments.cells)
-    params, macs = choice_costs(found.operations, *shape, num_nodes=found.normal.num_nodes)
     if arguments.pareto:
+        found, weights = read_mixing_weights(arguments.run_dir, arguments.epoch)
+        params, macs = choice_costs(found.operations, *shape, num_nodes=found.normal.num_nodes)
         show_frontier(arguments, frontier(*weights, found.operations, params), found.operations, macs)
         return
-    asked = {"params": (params, arguments.max_params), "MACs": (macs, arguments.max_macs)}
-    bounds = [Bound(name, costs, most) for name, (costs, most) in asked.items() if most is not None]
-    cells = derive_bounded(*weights, found.operations, bounds, arguments.max_skips)
-    best = derive_bounded(*weights, found.operations)
-    limits = {f"max_{name.lower()}": most for name, (_, most) in asked.items() if most is not None}
-    limits |= {} if arguments.max_skips is None else {"max_skips": arguments.max_skips}
-    name = arguments.name or "_".join([found.name, *(f"{key[4:]}{value}" for key, value in limits.items())])
-    share = kept_weight(weights, cells, found.operations) / kept_weight(weights, best, found.operations)
-    facts = {**limits, "mixing_weight_kept": round(share, 4)}
-    facts |= {"network": arguments.network} | {
-        k: getattr(arguments, k) for k in ("channels", "cells") if getattr(arguments, k)
-    }
-    provenance = MappingProxyType({**found.provenance, "derived": facts})
-    genotype = replace(found, name=name, normal=cells[0], reduce=cells[1], provenance=provenance)
-    cost = derived_cost(genotype, *shape)
+    asked = {key: getattr(arguments, key) for key in ("epoch", "max_params", "max_macs", "max_skips", "name")}
+    genotype = derive_genotype(arguments.run_dir, *shape, **asked)
+    cost, share = derived_cost(genotype, *shape), genotype.provenance["derived"]["mixing_weight_kept"]
     print(
         f"{genotype.name}: {cost.params:,} parameters, {cost.macs:,} MACs ({arguments.network} network), "
         f"{100 * share:.1f}% of the mixing weight of the unbounded genotype"
@@ -315,32 +321,62 @@ def show_frontier(arguments: argparse.Namespace, points: Any, operations: Any, m
     console().print(f"{len(shown)} of {len(rows)} points; all of them with --json", highlight=False)
 
 
-def compare_genotypes(arguments: argparse.Namespace) -> None:
-    from darts_sg.analysis.compare import comparison
+def show_comparison(arguments: argparse.Namespace) -> None:
+    from darts_sg.analysis.compare import Latency, compare_genotypes, latency
+    from darts_sg.analysis.cost import shape_text
+    from darts_sg.analysis.draw import save_figure
+    from darts_sg.analysis.draw_comparison import draw_comparison
+    from darts_sg.analysis.measured import runs_in
     from darts_sg.analysis.report import markdown_table
+    from darts_sg.engine.environment import choose_device
     from darts_sg.genotype import load_genotype
     from darts_sg.ops import OPERATIONS
 
     if arguments.json + arguments.markdown + arguments.csv > 1:
         raise UsageError("choose one of --json, --markdown and --csv")
+    if not arguments.latency and (arguments.batch_size or arguments.device):
+        raise UsageError("--batch-size and --device are those of the latency; add --latency")
+    kind = "" if arguments.output is None else picture_kind(arguments.output)
+    device = choose_device(arguments.device or "cpu")
     genotypes = [load_genotype(name, known=list(OPERATIONS)) for name in arguments.genotypes]
-    rows = comparison(genotypes, arguments.network, arguments.channels, arguments.cells)
+    shape = (arguments.network, arguments.channels, arguments.cells)
+    folders = [arguments.results] if arguments.results else [f for f in map(Path, RESULT_FOLDERS) if f.is_dir()]
+    rows = compare_genotypes(genotypes, *shape, runs=[run for folder in folders for run in runs_in(folder)])
+    if arguments.latency:
+        times = latency(genotypes, arguments.batch_size or 1, device, *shape)
+        for row, found in zip(rows, times, strict=True):
+            row |= {"latency": found, "latency_on": machine_text(device)}
+    if arguments.output is not None:
+        figure = draw_comparison(rows, shape_text(*shape), arguments.network)
+        for path in save_figure(figure, arguments.output.with_suffix(""), formats=(kind,)):
+            print(path, file=sys.stderr if arguments.json or arguments.markdown or arguments.csv else sys.stdout)
     if arguments.json:
+        for row in rows:
+            row["measured_test_error"] = [score.as_dict() for score in row["measured_test_error"]]
+            row |= {"latency_seconds": row.pop("latency")._asdict()} if arguments.latency else {}
         print(json.dumps(rows, indent=1))
         return
 
     def text(value: Any) -> str:
-        if isinstance(value, dict):
-            return ", ".join(f"{count} {name}" for name, count in value.items())
-        if value is None:
-            return "none known"
-        return f"{value:,}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else str(value)
+        match value:
+            case None:
+                return "none known"
+            case dict():
+                return ", ".join(f"{count} {name}" for name, count in value.items())
+            case list():
+                return "; ".join(map(str, value)) or "not measured"
+            case int():
+                return f"{value:,}"
+            case float():
+                return f"{value:g}"
+        return str(value)
 
     if arguments.csv:
         writer = csv.writer(sys.stdout, lineterminator="\n")
         writer.writerow(rows[0])
         for row in rows:
-            writer.writerow([text(v) if isinstance(v, dict) else "" if v is None else v for v in row.values()])
+            values = ["" if value in (None, []) else value for value in row.values()]
+            writer.writerow([text(v) if isinstance(v, dict | list | Latency) else v for v in values])
         return
     header = ["", *(row["name"] for row in rows)]
     lines = [[key.replace("_", " "), *(text(row[key]) for row in rows)] for key in rows[0] if key != "name"]
@@ -354,11 +390,9 @@ def compare_genotypes(arguments: argparse.Namespace) -> None:
 
 
 def show_cost(arguments: argparse.Namespace) -> None:
-    import torch
-
     from darts_sg.analysis.compare import activation_bytes, anatomy, latency
     from darts_sg.analysis.cost import derived_cost
-    from darts_sg.engine.environment import choose_device, device_name
+    from darts_sg.engine.environment import choose_device
     from darts_sg.genotype import load_genotype
     from darts_sg.ops import OPERATIONS
 
@@ -366,7 +400,7 @@ def show_cost(arguments: argparse.Namespace) -> None:
     device = choose_device(arguments.device)
     shape = (arguments.network, arguments.channels, arguments.cells)
     cost, parts, kept = derived_cost(genotype, *shape), anatomy(genotype, *shape), activation_bytes(genotype, *shape)
-    times = [latency(genotype, batch, device, *shape) for batch in sorted({1, arguments.batch_size})]
+    times = [latency([genotype], batch, device, *shape)[0] for batch in sorted({1, arguments.batch_size})]
     if arguments.json:
         content = {
             "name": genotype.name,
@@ -374,10 +408,12 @@ def show_cost(arguments: argparse.Namespace) -> None:
             "params_with_auxiliary": cost.params_with_auxiliary,
             "macs": cost.macs,
             "activation_bytes_an_image": kept,
-            "by_cell": [part._asdict() for part in parts.cells],
+            "by_cell": [
+                {**stage.whole._asdict(), "output_channels": stage.shape[0], "output_size": stage.shape[1]}
+                for stage in parts.stages
+            ],
             "by_operation": [part._asdict() for part in parts.operations],
-            "device": f"{device} ({device_name(device)})",
-            "threads": torch.get_num_threads(),
+            "latency_on": machine_text(device),
             "latency_seconds": [time._asdict() for time in times],
         }
         print(json.dumps(content, indent=1))
@@ -396,9 +432,13 @@ def show_cost(arguments: argparse.Namespace) -> None:
             table.add_row(part.name, f"{part.params:,}", shares[0], f"{part.macs:,}", shares[1])
         out.print(table)
     for time in times:
-        out.print(
-            f"latency, batch {time.batch}: {1e3 * time.median:.1f} ms ({1e3 * time.smallest:.1f} to "
-            f"{1e3 * time.largest:.1f}, {time.repetitions} times) on {device} ({device_name(device)}), "
-            f"{torch.get_num_threads()} threads",
-            highlight=False,
-        )
+        out.print(f"latency, {time} on {machine_text(device)}", highlight=False)
+
+
+def machine_text(device: Any) -> str:
+    """A device with its model and threads, as it must stand beside a latency."""
+    import torch
+
+    from darts_sg.engine.environment import device_name
+
+    return f"{device} ({device_name(device)}), {torch.get_num_threads()} threads"

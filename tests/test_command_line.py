@@ -18,7 +18,7 @@ from darts_sg.__main__ import PROG, run
 from darts_sg.analysis.cost import derived_cost, model_cost
 from darts_sg.cli import answer
 from darts_sg.engine.checkpoint import checkpoints, read_torch
-from darts_sg.genotype import load_genotype
+from darts_sg.genotype import load_genotype, renamed
 from darts_sg.networks.mobile import find_model
 
 ROOT = Path(__file__).parent.parent
@@ -301,6 +301,10 @@ BAD = {
     "derive from what is no run": (["genotype", "derive", "."], "is not the folder of a run"),
     "bound that is no number": (["genotype", "derive", "x", "--max-params", "few"], "expected a number such as 2.45M"),
     "two forms of a comparison": (["genotype", "compare", "DARTS_V2", "--json", "--csv"], "choose one of"),
+    "batch of no latency": (["genotype", "compare", "DARTS_V2", "--batch-size", "8"], "add --latency"),
+    "no folder of results": (["genotype", "compare", "DARTS_V2", "--results", "nowhere"], "nowhere is no folder"),
+    "picture of a comparison": (["genotype", "compare", "DARTS_V2", "-o", "x.txt"], ".svg, .png or .pdf"),
+    "network of two cells": (["genotype", "draw", "DARTS_V2", "--whole", "--cells", "2"], "at least 3"),
     "picture of an unknown kind": (["genotype", "draw", "DARTS_V2", "-o", "x.gif"], ".svg, .png or .pdf"),
     "report of nothing": (["report", "nowhere"], "nowhere"),
 }
@@ -380,8 +384,11 @@ def test_list_spaces_draw_import(capsys: pytest.CaptureFixture[str], tmp_path: P
     _, out, _ = in_process(capsys, "spaces")
     for text in ("sandglass_3x3_r6", "inverted_residual_3x3", "2,196", "1×1 to C/2"):
         assert text in out
-    _, out, _ = in_process(capsys, "genotype", "draw", "NASNet", "-o", str(tmp_path / "cells.png"))
-    assert (tmp_path / "cells.png").read_bytes().startswith(b"\x89PNG")
+    whole = ["--whole", "--dark", "--network", "imagenet", "--cells", "5", "--channels", "16"]
+    for file, options in {"a.png": [], "b.png": ["DARTS_V2", "--dark"], "c.png": whole}.items():
+        code, out, err = in_process(capsys, "genotype", "draw", "NASNet", *options, "-o", str(tmp_path / file))
+        assert (code, out) == (0, f"{tmp_path / file}\n"), err
+        assert (tmp_path / file).read_bytes().startswith(b"\x89PNG")
     text = load_genotype("GDAS_V1").to_text("classic").partition("= ")[2]
     file = tmp_path / "mine.yaml"
     code, _, _ = in_process(capsys, "genotype", "import", f"MINE = {text}", "-o", str(file))
@@ -430,8 +437,12 @@ def test_compare_cost_export_validate(capsys: pytest.CaptureFixture[str], tmp_pa
     assert len(out.splitlines()) == 3
     _, out, _ = in_process(capsys, "genotype", "compare", *names, "--markdown")
     assert "| params | 3,169,414 | 3,349,342 |" in out
-    _, out, _ = in_process(capsys, "genotype", "compare", *names)
-    assert "edges shared with first" in out
+    picture = tmp_path / "comparison.svg"
+    small = ["--channels", "4", "--cells", "3", "--latency", "--batch-size", "2", "-o", str(picture)]
+    _, out, _ = in_process(capsys, "genotype", "compare", *names, *small)
+    for text in ("edges shared with first", "batch 2: ", "threads", str(picture)):
+        assert text in out
+    assert "<svg" in picture.read_text()
     shape = ["--channels", "4", "--cells", "3"]
     _, out, _ = in_process(capsys, "genotype", "cost", "DARTS_V2", *shape, "--batch-size", "2", "--json")
     content = json.loads(out)
@@ -450,6 +461,25 @@ def test_compare_cost_export_validate(capsys: pytest.CaptureFixture[str], tmp_pa
     code, _, err = in_process(capsys, "genotype", "validate", str(text), str(bad))
     assert code == 2
     assert f"{bad}: line 6: normal[0][0][0]: unknown operation 'sep_conv_4x4'" in err
+
+
+def test_compare_finds_what_was_measured_in_run_folders(
+    undisturbed: dict[str, Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    result = json.loads((undisturbed["augment"] / "result.json").read_text())
+    same = tmp_path / "mine.yaml"
+    renamed(load_genotype("DARTS_V2"), "mine").save(same)
+    compare = ["genotype", "compare", str(same), "DARTS_V1", "--results", str(undisturbed["augment"].parent)]
+    code, out, err = in_process(capsys, *compare, "--json")
+    assert code == 0, err
+    mine, other = json.loads(out)
+    (measured,) = mine["measured_test_error"]
+    assert (measured["errors"], measured["seeds"]) == ([result["test_error_last"]], [0])
+    assert "C=4, 3 cells, 3 epochs of 40 images" in measured["scale"]
+    assert (mine["published_cifar10_error"], other["measured_test_error"]) == (2.76, [])
+    for form in ("--markdown", "--csv"):
+        _, out, _ = in_process(capsys, *compare, form)
+        assert f"{result['test_error_last']:.2f} (synthetic" in out
 
 
 def test_help_explains_every_option_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,10 +2,12 @@
 
 import statistics
 import time
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from darts_sg.analysis.cost import (
@@ -18,6 +20,8 @@ from darts_sg.analysis.cost import (
     derived_cost,
     saved_bytes,
 )
+from darts_sg.analysis.measured import same_cells, scores
+from darts_sg.analysis.report import Run
 from darts_sg.genotype import NUM_INPUTS, Cell, Genotype
 from darts_sg.networks.derived import DerivedNetwork, NetworkShape
 
@@ -42,18 +46,22 @@ def shared_edges(a: Genotype, b: Genotype) -> int:
     return sum(len(set(x.edges()) & set(y.edges())) for (_, x), (_, y) in zip(a.cells(), b.cells(), strict=True))
 
 
-def comparison(
+def compare_genotypes(
     genotypes: Sequence[Genotype],
     network: NetworkShape = "cifar",
     channels: int | None = None,
     cells: int | None = None,
+    runs: Sequence[Run] = (),
 ) -> list[dict[str, Any]]:
-    """For each genotype what it chose, costs and scores; published and measured errors stand in fields of their own."""
+    """For each genotype what it chose, costs and scores; published and measured errors stand in fields of their own.
+
+    `measured_test_error` is a list of Scores: of those trainings among `runs` (see `runs_in`) that trained the same
+    cells, under whatever name.
+    """
     rows = []
     for genotype in genotypes:
         cost = derived_cost(genotype, network, channels, cells)
         published = genotype.provenance.get("published") or {}
-        measured = genotype.provenance.get("measured") or {}
         row: dict[str, Any] = {"name": genotype.name, "space": genotype.space}
         for title, cell in genotype.cells():
             chosen = [edge.operation for _, edge in cell.edges()]
@@ -61,8 +69,10 @@ def comparison(
             row[f"{title}_depth"], row[f"{title}_width"] = depth(cell), width(cell)
         row["edges_shared_with_first"] = shared_edges(genotypes[0], genotype)
         row |= {"params": cost.params, "params_with_auxiliary": cost.params_with_auxiliary, "macs": cost.macs}
-        row["published_cifar10_error"] = published.get("cifar10_error")
-        row["measured_test_error"] = measured.get("test_error_percent")
+        row["activation_bytes_an_image"] = activation_bytes(genotype, network, channels, cells)
+        for score in ("cifar10_error", "cifar10_error_deviation", "imagenet_top1_error"):
+            row[f"published_{score}"] = published.get(score)
+        row["measured_test_error"] = scores(run for run in runs if run.genotype and same_cells(run.genotype, genotype))
         rows.append(row)
     return rows
 
@@ -75,43 +85,92 @@ class Part(NamedTuple):
     macs: int
 
 
-class Anatomy(NamedTuple):
-    """A derived network by cells and by operations; the parts of either list add up to the whole network."""
+@dataclass(frozen=True)
+class Stage:
+    """A step of the stacked network: the stem, a cell, or the head."""
 
-    cells: list[Part]
-    operations: list[Part]
+    name: str
+    kind: Literal["stem", "normal", "reduction", "head"]
+    C: int | None
+    """Channels of a cell's nodes."""
+    shape: tuple[int, int]
+    """(channels, height) of its output; a head's are (classes, 1)."""
+    parts: tuple[Part, ...]
+
+    @property
+    def whole(self) -> Part:
+        """The sum of the parts, under the stage's name."""
+        return _sum(self.name, self.parts)
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """A derived network taken apart, auxiliary head excluded; the parts of either view add up to the whole network."""
+
+    stages: tuple[Stage, ...]
+    auxiliary_after: int
+    """The cell that the auxiliary head follows."""
+    auxiliary_params: int
+
+    @property
+    def whole(self) -> Part:
+        """The network."""
+        return _sum("network", self.cells)
+
+    @property
+    def cells(self) -> list[Part]:
+        """By stages."""
+        return [stage.whole for stage in self.stages]
+
+    @property
+    def operations(self) -> list[Part]:
+        """By operations over all cells, the largest first, between the stem and the head."""
+        found: dict[str, list[Part]] = {}
+        for stage in self.stages[1:-1]:
+            for part in stage.parts:
+                found.setdefault(part.name, []).append(part)
+        sums = [_sum(name, parts) for name, parts in found.items()]
+        ordered = sorted(sums, key=lambda part: (-part.params, -part.macs, part.name))
+        return [self.stages[0].whole, *ordered, self.stages[-1].whole]
+
+
+def _sum(name: str, parts: Iterable[Part]) -> Part:
+    _, params, macs = zip(*parts, strict=True)
+    return Part(name, sum(params), sum(macs))
 
 
 def anatomy(
     genotype: Genotype, network: NetworkShape = "cifar", channels: int | None = None, cells: int | None = None
 ) -> Anatomy:
     """What each cell and each operation of the network costs, by torch's own counter (auxiliary head excluded)."""
+    shapes: dict[nn.Module, tuple[int, int]] = {}
+
+    def note(module: nn.Module, inputs: Any, output: Any) -> None:
+        last = output[-1] if isinstance(output, tuple) else output
+        shapes[module] = (last.shape[1], last.shape[2] if last.ndim == 4 else 1)
+
     with torch.device("meta"):
-        model = _network(genotype, network, channels, cells).eval()
+        model = _network(genotype, network, channels, cells, auxiliary=True).eval()
+        for module in (model.stem, *model.cells, model.head):
+            module.register_forward_hook(note)
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             model(torch.empty(1, 3, IMAGE_SIZE[network], IMAGE_SIZE[network]))
     counts = counter.get_flop_counts()
 
-    def macs_of(path: str) -> int:
+    def part(name: str, path: str) -> Part:
         found = counts.get(f"DerivedNetwork.{path}", {})
-        return sum(found.get(layer, 0) for layer in LAYERS) // 2
+        return Part(name, count_params(model.get_submodule(path)), sum(found.get(layer, 0) for layer in LAYERS) // 2)
 
-    by_cell = [Part("stem", count_params(model.stem), macs_of("stem"))]
-    by_operation: dict[str, list[int]] = {}
-    for i, cell in enumerate(model.cells):
-        reduction = i in (len(model.cells) // 3, 2 * len(model.cells) // 3)
-        plan, kind = (genotype.reduce, "reduction") if reduction else (genotype.normal, "normal")
-        by_cell.append(Part(f"cell {i} ({kind})", count_params(cell), macs_of(f"cells.{i}")))
+    stages = [Stage("stem", "stem", None, shapes[model.stem], (part("stem", "stem"),))]
+    for i, (cell, spec) in enumerate(zip(model.cells, model.specs, strict=True)):
+        plan = genotype.reduce if spec.reduction else genotype.normal
+        kind: Literal["reduction", "normal"] = "reduction" if spec.reduction else "normal"
         named = [("input layers", f"input_{j}") for j in (0, 1)]
         named += [(edge.operation, f"ops.{j}") for j, (_, edge) in enumerate(plan.edges())]
-        for name, path in named:
-            total = by_operation.setdefault(name, [0, 0])
-            total[0] += count_params(cell.get_submodule(path))
-            total[1] += macs_of(f"cells.{i}.{path}")
-    head = Part("head", count_params(model.head), macs_of("head"))
-    by_cell.append(head)
-    operations = [Part(name, *total) for name, total in sorted(by_operation.items(), key=lambda item: -item[1][0])]
-    return Anatomy(by_cell, [by_cell[0], *operations, head])
+        parts = tuple(part(name, f"cells.{i}.{path}") for name, path in named)
+        stages.append(Stage(f"cell {i} ({kind})", kind, spec.C, shapes[cell], parts))
+    stages.append(Stage("head", "head", None, shapes[model.head], (part("head", "head"),)))
+    return Anatomy(tuple(stages), model.auxiliary_after, count_params(model.get_submodule("auxiliary_head")))
 
 
 def activation_bytes(
@@ -132,37 +191,47 @@ class Latency(NamedTuple):
     largest: float
     repetitions: int
 
+    def __str__(self) -> str:
+        return (
+            f"batch {self.batch}: {1e3 * self.median:.1f} ms ({1e3 * self.smallest:.1f} to {1e3 * self.largest:.1f}, "
+            f"{self.repetitions} times)"
+        )
+
 
 def latency(
-    genotype: Genotype,
+    genotypes: Sequence[Genotype],
     batch: int,
     device: torch.device,
     network: NetworkShape = "cifar",
     channels: int | None = None,
     cells: int | None = None,
-) -> Latency:
-    """Of the network in eval mode on `device`, after a warm-up."""
-    model = _network(genotype, network, channels, cells).eval().to(device)
+) -> list[Latency]:
+    """Of each network in eval mode on `device`, after a warm-up; they take turns, so that all see the same machine."""
+    models = [_network(genotype, network, channels, cells).eval().to(device) for genotype in genotypes]
     images = torch.randn(batch, 3, IMAGE_SIZE[network], IMAGE_SIZE[network], device=device)
     images = images.to(memory_format=torch.channels_last)
-    times = []
+    times: list[list[float]] = [[] for _ in models]
     with torch.inference_mode():
         for turn in range(WARM_UP + REPETITIONS):
-            begun = time.perf_counter()
-            model(images)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            if turn >= WARM_UP:
-                times.append(time.perf_counter() - begun)
-    return Latency(batch, statistics.median(times), min(times), max(times), REPETITIONS)
+            for model, own in zip(models, times, strict=True):
+                begun = time.perf_counter()
+                model(images)
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)
+                if turn >= WARM_UP:
+                    own.append(time.perf_counter() - begun)
+    return [Latency(batch, statistics.median(own), min(own), max(own), REPETITIONS) for own in times]
 
 
-def _network(genotype: Genotype, network: NetworkShape, channels: int | None, cells: int | None) -> DerivedNetwork:
+def _network(
+    genotype: Genotype, network: NetworkShape, channels: int | None, cells: int | None, auxiliary: bool = False
+) -> DerivedNetwork:
     model = DerivedNetwork(
         genotype,
         network=network,
         channels=channels or CHANNELS[network],
         cells=cells or CELLS[network],
         num_classes=NUM_CLASSES[network],
+        auxiliary=auxiliary,
     )
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

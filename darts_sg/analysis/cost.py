@@ -113,6 +113,25 @@ def model_cost(
     return Cost(params, params, macs)
 
 
+def shape_text(network: NetworkShape = "cifar", channels: int | None = None, cells: int | None = None) -> str:
+    """A shape in words; what is not given is as the papers have it."""
+    title = {"cifar": "CIFAR", "imagenet": "ImageNet"}[network]
+    return f"{title}, C={channels or CHANNELS[network]}, {cells or CELLS[network]} cells"
+
+
+def cost_text(params: int, macs: int, shape: str) -> str:
+    """Parameters and MACs with the convention they are counted by, as captions have them."""
+    return f"{params:,} parameters, {macs / 1e6:.1f}M MACs ({shape}; auxiliary head excluded)"
+
+
+def cost_caption(
+    genotype: Genotype, network: NetworkShape = "cifar", channels: int | None = None, cells: int | None = None
+) -> str:
+    """The cost_text of a genotype's network."""
+    cost = derived_cost(genotype, network, channels, cells)
+    return cost_text(cost.params, cost.macs, shape_text(network, channels, cells))
+
+
 def choice_costs(
     operations: Sequence[str],
     network: NetworkShape = "cifar",

@@ -1,4 +1,4 @@
-"""Both cells of a genotype as one picture, drawn like a metro map, without graphviz.
+"""The cells of genotypes as one picture, drawn like a metro map, without graphviz.
 
 The nodes stand in a row, one column each, between the two inputs (left) and the output (right). An edge runs
 on a lane of its own above or below that row: it leaves its state vertically, follows the lane, and enters its
@@ -7,108 +7,100 @@ columns, in the gap before the node they lead to. So no label can meet another l
 edge, and no edge can run through a foreign node, whatever the genotype. Lengths are in points (1/72 inch).
 """
 
-import functools
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
-from typing import Literal
 
 import matplotlib
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
-from matplotlib.patches import FancyBboxPatch, PathPatch, Polygon
 from matplotlib.path import Path
-from matplotlib.patheffects import Normal, Stroke
-from matplotlib.textpath import TextPath
 
+from darts_sg.analysis.cost import cost_caption
+from darts_sg.analysis.sheet import (
+    ARROW_LENGTH,
+    DARK,
+    LABEL_SIZE,
+    LEGEND_HEIGHT,
+    LIGHT,
+    NAME_SIZE,
+    STATE_SIZE,
+    STYLES,
+    TITLE_SIZE,
+    Point,
+    Sheet,
+    family,
+    heading_height,
+    legend_rows,
+    new_sheet,
+    short_name,
+    text_width,
+    wrap,
+)
 from darts_sg.files import write_atomically
 from darts_sg.genotype import Cell, Edge, Genotype
+from darts_sg.ops import OPERATIONS
 
-
-@dataclass(frozen=True)
-class Style:
-    """How the operations of one family are drawn."""
-
-    title: str
-    color: str
-    tint: str
-    """Background of the label."""
-    text: str
-    """Colour of the label's letters."""
-    width: float = 1.7
-    dashes: tuple[float, float] | None = None
-
-
-STYLES = {
-    "sandglass": Style("sandglass", "#C8102E", "#C8102E", "#FFFFFF", width=3.6),
-    "inverted_residual": Style("inverted residual", "#D98200", "#FFF0D6", "#7A4600", width=2.4),
-    "sep_conv": Style("separable convolution", "#1F62B5", "#E4EEFA", "#123E75"),
-    "dil_conv": Style("dilated convolution", "#7A3FA8", "#F1E7F8", "#51257A"),
-    "pool": Style("pooling", "#1E8449", "#E2F3E8", "#11552E"),
-    "skip": Style("skip connection", "#6B7580", "#EEF0F2", "#3C444C", dashes=(4.0, 1.8)),
-    "other": Style("other operation", "#8A5A3C", "#F4EAE3", "#5C3820"),
-}
-
-INK, FAINT, FRAME = "#1F2933", "#8B97A3", "#D5DBE1"
-NODE_FILL, INPUT_FILL, OUTPUT_FILL = "#FFF3C4", "#DFF0E3", "#FBE3E0"
-LABEL_SIZE, STATE_SIZE, TITLE_SIZE, NAME_SIZE, CAPTION_SIZE = 8.5, 10.5, 10.0, 13.0, 9.5
 LANE_STEP, LANE_FIRST = 21.0, 34.0  # between lanes; from the row of nodes to the first lane
 PORT_STEP, PORT_MARGIN, CORNER = 11.0, 10.0, 7.0
 NODE_HEIGHT, NODE_WIDTH, BAR_WIDTH = 26.0, 30.0, 42.0
-LABEL_HEIGHT, LABEL_PAD, GAP_PAD = 14.0, 5.0, 9.0
-ARROW_LENGTH, ARROW_WIDTH = 7.0, 3.2
-PANEL_PAD, PANEL_TITLE, MARGIN = 14.0, 24.0, 14.0
-
-Point = tuple[float, float]
-
-
-def family(operation: str) -> str:
-    """The key in STYLES of an operation's family; `other` for operations that belong to none."""
-    if "_pool_" in operation:
-        return "pool"
-    return next((name for name in STYLES if operation.startswith(name)), "other")
+LABEL_HEIGHT, LABEL_PAD, GAP_PAD = 14.0, 5.0, 7.0
+PANEL_PAD, PANEL_TITLE, PANEL_GAP = 12.0, 22.0, 12.0
+TITLES = {"normal": "Normal cell", "reduce": "Reduction cell"}
+STRIDE_NOTE = "edges from the inputs have stride 2"
 
 
-def draw_genotype(genotype: Genotype, caption: str = "") -> Figure:
-    """Draw the normal and the reduction cell, one above the other, with a legend of the operations used.
+def draw_genotype(genotype: Genotype, caption: str | None = None, *, dark: bool = False) -> Figure:
+    """Draw the normal and the reduction cell of one genotype; see draw_genotypes."""
+    return draw_genotypes([genotype], None if caption is None else [caption], dark=dark)
+
+
+def draw_genotypes(
+    genotypes: Sequence[Genotype], captions: Sequence[str] | None = None, *, dark: bool = False
+) -> Figure:
+    """Draw genotypes one under the other, each with both cells side by side, over one legend of their operations.
 
     Input states are c_{k-2} and c_{k-1}, nodes 0, 1, …, and the output c_k, as in the DARTS paper (figures 4
-    and 5). `caption` (parameters, MACs, …) stands under the genotype's name; long captions are wrapped.
+    and 5). Captions stand under the genotypes' names, long ones wrapped; by default they are parameters and MACs in
+    the papers' CIFAR shape.
     """
-    plans = [(title, plan_cell(cell)) for title, cell in genotype.cells()]
-    used = {family(edge.operation) for _, cell in genotype.cells() for _, edge in cell.edges()}
-    entries = [name for name in STYLES if name in used]
-    width = max(
-        2 * PANEL_PAD + max(plan.width for _, plan in plans),
-        _text_width(genotype.name, NAME_SIZE, "bold"),
-        260.0,
-    )
-    lines = [piece for line in caption.splitlines() for piece in _wrap(_literal(line), width)]
-    legend = _legend_rows(entries, width)
-    panels = [plan.height + PANEL_TITLE + 2 * PANEL_PAD for _, plan in plans]
-    header = 18.0 + 14.0 * len(lines) + 8.0
-    height = header + sum(panels) + 12.0 * len(panels) + 18.0 * len(legend)
+    theme = DARK if dark else LIGHT
+    plans = [[plan_cell(cell) for _, cell in genotype.cells()] for genotype in genotypes]
+    widths = [2 * PANEL_PAD + max(_panel_width(title, pair[i]) for pair in plans) for i, title in enumerate(TITLES)]
+    # a name longer than both panels widens the second
+    widths[1] = max([widths[1], *(text_width(g.name, NAME_SIZE, "bold") - widths[0] for g in genotypes)])
+    width = sum(widths) + PANEL_GAP
+    wrapped = [wrap(caption, width) for caption in captions or map(_caption, genotypes)]
+    panels = [max(plan.height for plan in pair) + PANEL_TITLE + 2 * PANEL_PAD for pair in plans]
+    edges = [edge for genotype in genotypes for _, cell in genotype.cells() for _, edge in cell.edges()]
+    legend = legend_rows((edge.operation for edge in edges), width)
+    height = sum(heading_height(lines) + panel for lines, panel in zip(wrapped, panels, strict=True))
+    height += 2 * PANEL_GAP * (len(genotypes) - 1) + PANEL_GAP + LEGEND_HEIGHT * len(legend)
 
-    inches = ((width + 2 * MARGIN) / 72, (height + 2 * MARGIN) / 72)
-    figure = Figure(figsize=inches, dpi=100, facecolor="white")
-    FigureCanvasAgg(figure)
-    axes = figure.add_axes((0, 0, 1, 1), xlim=(-MARGIN, width + MARGIN), ylim=(-height - MARGIN, MARGIN))
-    axes.set_axis_off()
-    _text(axes, 0, -7, genotype.name, NAME_SIZE, "bold", left=True)
-    for i, line in enumerate(lines):
-        _text(axes, 0, -25 - 14 * i, line, CAPTION_SIZE, color="#52606D", left=True)
-    y = -header
-    for (title, plan), panel in zip(plans, panels, strict=True):
-        _draw_panel(axes, title, plan, y, width, panel)
-        y -= panel + 12.0
-    for row in legend:
-        for x, name in row:
-            _draw_legend_entry(axes, x, y - 6, STYLES[name])
-        y -= 18.0
+    figure, sheet = new_sheet(width, height, theme)
+    y = 0.0
+    for k, (genotype, lines) in enumerate(zip(genotypes, wrapped, strict=True)):
+        sheet.heading(0, y, genotype.name, lines)
+        y -= heading_height(lines)
+        x = 0.0
+        for i, title in enumerate(TITLES):
+            prefix = f"{k}:{title}" if len(genotypes) > 1 else title
+            _draw_panel(sheet, prefix, title, plans[k][i], (x, x + widths[i]), (y - panels[k], y))
+            x += widths[i] + PANEL_GAP
+        y -= panels[k] + 2 * PANEL_GAP
+    sheet.legend(y + PANEL_GAP, legend)
     return figure
+
+
+def _caption(genotype: Genotype) -> str:
+    """What the network costs; nothing where an operation is unknown to this version."""
+    known = all(edge.operation in OPERATIONS for _, cell in genotype.cells() for _, edge in cell.edges())
+    return cost_caption(genotype) if known else ""
+
+
+def picture_svg(figure: Figure) -> str:
+    """The text of a picture as SVG; the same figure gives the same text."""
+    return _rendered(figure, "svg").decode()
 
 
 def save_figure(
@@ -118,13 +110,17 @@ def save_figure(
     paths = []
     for suffix in formats:
         path = path_without_suffix.with_name(f"{path_without_suffix.name}.{suffix}")
-        buffer = io.BytesIO()
-        metadata = {"svg": {"Date": None}, "png": {"Software": None}}.get(suffix)
-        with matplotlib.rc_context({"svg.hashsalt": "darts_sg", "svg.fonttype": "path"}):
-            figure.savefig(buffer, format=suffix, dpi=160, metadata=metadata)
-        write_atomically(path, buffer.getvalue())
+        write_atomically(path, _rendered(figure, suffix))
         paths.append(path)
     return paths
+
+
+def _rendered(figure: Figure, suffix: str) -> bytes:
+    buffer = io.BytesIO()
+    metadata = {"svg": {"Date": None}, "png": {"Software": None}, "pdf": {"CreationDate": None}}.get(suffix)
+    with matplotlib.rc_context({"svg.hashsalt": "darts_sg", "svg.fonttype": "path"}):
+        figure.savefig(buffer, format=suffix, dpi=160, metadata=metadata)
+    return buffer.getvalue()
 
 
 # Layout
@@ -209,7 +205,7 @@ def plan_cell(cell: Cell) -> CellPlan:
 
     gaps = [0.0] * output
     for track in tracks:
-        gaps[track.stop - 1] = max(gaps[track.stop - 1], _label_width(track.edge.operation))
+        gaps[track.stop - 1] = max(gaps[track.stop - 1], _label_width(short_name(track.edge.operation)))
     gaps[-1] = _label_width("concat")
     columns, x = [], 0.0
     for column, column_width in enumerate(widths):
@@ -281,23 +277,26 @@ def _cost(tracks: Sequence[Track], concat: Sequence[int]) -> int:
 # Drawing
 
 
-def _draw_panel(axes: Axes, title: str, plan: CellPlan, top: float, width: float, height: float) -> None:
-    box = FancyBboxPatch((0, top - height), width, height, boxstyle="round,pad=0,rounding_size=6")
-    box.set(facecolor="#FFFFFF", edgecolor=FRAME, linewidth=0.9, zorder=0)
-    axes.add_patch(box)
-    heading = {"normal": "Normal cell", "reduce": "Reduction cell"}[title]
-    _text(axes, PANEL_PAD, top - PANEL_PAD - 4, heading, TITLE_SIZE, "bold", left=True)
+def _panel_width(title: str, plan: CellPlan) -> float:
+    note = text_width(STRIDE_NOTE, LABEL_SIZE) + 12 if title == "reduce" else 0.0
+    return max(plan.width, text_width(TITLES[title], TITLE_SIZE, "bold") + note)
+
+
+def _draw_panel(sheet: Sheet, prefix: str, title: str, plan: CellPlan, xs: Point, ys: Point) -> None:
+    theme = sheet.theme
+    sheet.box(xs, ys, theme.panel, theme.frame, linewidth=0.9, zorder=0)
+    x, y = xs[0] + PANEL_PAD, ys[1] - PANEL_PAD - 4
+    sheet.text(x, y, TITLES[title], TITLE_SIZE, "bold", align="left")
     if title == "reduce":
-        note = "edges from the inputs have stride 2"
-        x = PANEL_PAD + _text_width(heading, TITLE_SIZE, "bold") + 12
-        _text(axes, x, top - PANEL_PAD - 4, note, LABEL_SIZE, color="#52606D", left=True)
-    x0 = (width - plan.width) / 2
-    y0 = top - PANEL_PAD - PANEL_TITLE - plan.top
-    _draw_cell(axes, title, plan, x0, y0)
+        x += text_width(TITLES[title], TITLE_SIZE, "bold") + 12
+        sheet.text(x, y, STRIDE_NOTE, color=theme.muted, align="left")
+    spare = (ys[1] - ys[0] - PANEL_TITLE - 2 * PANEL_PAD - plan.height) / 2
+    _draw_cell(sheet, prefix, plan, (sum(xs) - plan.width) / 2, ys[1] - PANEL_PAD - PANEL_TITLE - spare - plan.top)
 
 
-def _draw_cell(axes: Axes, title: str, plan: CellPlan, x0: float, y0: float) -> None:
+def _draw_cell(sheet: Sheet, title: str, plan: CellPlan, x0: float, y0: float) -> None:
     """Draw a planned cell with its row of nodes at (x0, y0); artists carry ids such as `normal:edge:3`."""
+    theme = sheet.theme
     output = len(plan.columns) - 1
 
     def shifted(points: Sequence[Point]) -> list[Point]:
@@ -307,36 +306,31 @@ def _draw_cell(axes: Axes, title: str, plan: CellPlan, x0: float, y0: float) -> 
     for k, column in enumerate(plan.concat):
         x = plan.ports[len(plan.tracks) + k, column, False]
         points = [(x, -NODE_HEIGHT / 2), (x, lane_y(plan.bus)), (entry - ARROW_LENGTH, lane_y(plan.bus))]
-        line = PathPatch(rounded(shifted(points)), facecolor="none", edgecolor=FAINT, linewidth=1.3, zorder=1)
-        line.set_gid(f"{title}:concat:{column - 1}")
-        axes.add_patch(line)
-    _arrow_head(axes, (entry + x0, lane_y(plan.bus) + y0), (1, 0), FAINT)
+        gid = f"{title}:concat:{column - 1}"
+        sheet.line(rounded(shifted(points)), theme.faint, gid=gid, linewidth=1.3, zorder=1)
+    sheet.arrow_head((entry + x0, lane_y(plan.bus) + y0), (1, 0), theme.faint)
     middle = (plan.columns[output - 1][1] + entry - ARROW_LENGTH) / 2
-    colors = ("#FFFFFF", FAINT, "#52606D")
-    _label(axes, middle + x0, lane_y(plan.bus) + y0, "concat", colors, f"{title}:label:concat")
+    colors = (theme.panel, theme.faint, theme.muted)
+    _label(sheet, middle + x0, lane_y(plan.bus) + y0, "concat", colors, f"{title}:label:concat")
 
     for i, track in enumerate(plan.tracks):
         style = STYLES[family(track.edge.operation)]
+        paint = style.paint(theme)
         points, direction = _way(plan, i)
         tip = points[-1]
         back = ARROW_LENGTH - 1  # the line ends inside its arrow head
         points[-1] = (tip[0] - direction[0] * back, tip[1] - direction[1] * back)
-        line = PathPatch(rounded(shifted(points)), facecolor="none", edgecolor=style.color, capstyle="butt")
-        line.set(linewidth=style.width, zorder=2 + 0.01 * i, gid=f"{title}:edge:{i}")
-        if style.dashes:
-            line.set_linestyle((0, style.dashes))
-        else:  # a white casing shows which line passes over at a crossing
-            line.set_path_effects([Stroke(linewidth=style.width + 2.4, foreground="white"), Normal()])
-        axes.add_patch(line)
-        _arrow_head(axes, shifted([tip])[0], direction, style.color, 1.0 + 0.12 * (style.width - 1.7))
+        sheet.line(rounded(shifted(points)), paint.line, style, gid=f"{title}:edge:{i}", zorder=2 + 0.01 * i)
+        sheet.arrow_head(shifted([tip])[0], direction, paint.line, style.arrow_scale)
         middle = (plan.columns[track.stop - 1][1] + plan.columns[track.stop][0] - ARROW_LENGTH) / 2
-        colors = (style.tint, style.color, style.text)
+        colors = (paint.tint, paint.line, paint.text)
         bold = "bold" if family(track.edge.operation) == "sandglass" else "normal"
-        y = lane_y(track.lane) + y0
-        _label(axes, middle + x0, y, track.edge.operation, colors, f"{title}:label:{i}", bold)
+        text = short_name(track.edge.operation)
+        _label(sheet, middle + x0, lane_y(track.lane) + y0, text, colors, f"{title}:label:{i}", bold)
 
-    for name, text, left, right, bottom, top, fill in _states(plan):
-        _state(axes, f"{title}:state:{name}", text, (left + x0, right + x0), (bottom + y0, top + y0), fill)
+    for name, text, left, right, bottom, top in _states(plan):
+        fill = theme.output if name == "c_k" else theme.input if name.startswith("c_") else theme.node
+        _state(sheet, f"{title}:state:{name}", text, (left + x0, right + x0), (bottom + y0, top + y0), fill)
 
 
 def _way(plan: CellPlan, i: int) -> tuple[list[Point], Point]:
@@ -354,17 +348,17 @@ def _way(plan: CellPlan, i: int) -> tuple[list[Point], Point]:
     return [*first, (end, y), (end, side * NODE_HEIGHT / 2)], (0.0, -side)
 
 
-def _states(plan: CellPlan) -> Iterator[tuple[str, str, float, float, float, float, str]]:
-    """(name, text, left, right, bottom, top, fill) of every state; inputs and output span their lanes."""
+def _states(plan: CellPlan) -> Iterator[tuple[str, str, float, float, float, float]]:
+    """(name, text, left, right, bottom, top) of every state; inputs and output span their lanes."""
     half = LABEL_HEIGHT / 2 + 3
     left, right = plan.columns[0]
     for side, name, text in ((1, "c_{k-2}", "$c_{k-2}$"), (-1, "c_{k-1}", "$c_{k-1}$")):
         lanes = [lane_y(t.lane) for t in plan.tracks if t.start == 0 and t.lane * side > 0] or [lane_y(side)]
-        yield name, text, left, right, min(lanes) - half, max(lanes) + half, INPUT_FILL
+        yield name, text, left, right, min(lanes) - half, max(lanes) + half
     for column, (left, right) in enumerate(plan.columns[1:-1], start=1):
-        yield str(column - 1), str(column - 1), left, right, -NODE_HEIGHT / 2, NODE_HEIGHT / 2, NODE_FILL
+        yield str(column - 1), str(column - 1), left, right, -NODE_HEIGHT / 2, NODE_HEIGHT / 2
     left, right = plan.columns[-1]
-    yield "c_k", "$c_k$", left, right, lane_y(plan.bus) - half, NODE_HEIGHT / 2, OUTPUT_FILL
+    yield "c_k", "$c_k$", left, right, lane_y(plan.bus) - half, NODE_HEIGHT / 2
 
 
 def rounded(points: Sequence[Point]) -> Path:
@@ -382,103 +376,23 @@ def rounded(points: Sequence[Point]) -> Path:
     return Path([*vertices, points[-1]], [*codes, Path.LINETO])
 
 
-def _arrow_head(axes: Axes, tip: Point, direction: Point, color: str, scale: float = 1.0) -> None:
-    (x, y), (dx, dy) = tip, direction
-    base, half = ARROW_LENGTH, ARROW_WIDTH * scale
-    back = (x - dx * base, y - dy * base)
-    corners = [tip, (back[0] - dy * half, back[1] + dx * half), (back[0] + dy * half, back[1] - dx * half)]
-    axes.add_patch(Polygon(corners, closed=True, color=color, linewidth=0, zorder=4))
-
-
 def _label(
-    axes: Axes, x: float, y: float, text: str, colors: tuple[str, str, str], gid: str, weight: str = "normal"
+    sheet: Sheet, x: float, y: float, text: str, colors: tuple[str, str, str], gid: str, weight: str = "normal"
 ) -> None:
     fill, edge, letters = colors
-    width = _label_width(text)
-    corner = (x - width / 2, y - LABEL_HEIGHT / 2)
-    box = FancyBboxPatch(corner, width, LABEL_HEIGHT, boxstyle="round,pad=0,rounding_size=4")
-    box.set(facecolor=fill, edgecolor=edge, linewidth=0.8, zorder=6, gid=f"{gid}:box")
-    axes.add_patch(box)
-    _text(axes, x, y - 0.3, text, LABEL_SIZE, weight, letters, gid=gid)
+    half, ys = _label_width(text) / 2, (y - LABEL_HEIGHT / 2, y + LABEL_HEIGHT / 2)
+    sheet.box((x - half, x + half), ys, fill, edge, f"{gid}:box", corner=4, linewidth=0.8, zorder=6)
+    sheet.text(x, y - 0.3, text, LABEL_SIZE, weight, letters, gid=gid)
 
 
-def _state(axes: Axes, gid: str, text: str, xs: Point, ys: Point, fill: str) -> None:
-    corner, width, height = (xs[0], ys[0]), xs[1] - xs[0], ys[1] - ys[0]
-    box = FancyBboxPatch(corner, width, height, boxstyle="round,pad=0,rounding_size=6")
-    box.set(facecolor=fill, edgecolor=INK, linewidth=1.1, zorder=5, gid=gid)
-    axes.add_patch(box)
+def _state(sheet: Sheet, gid: str, text: str, xs: Point, ys: Point, fill: str) -> None:
+    sheet.box(xs, ys, fill, sheet.theme.ink, gid, linewidth=1.1, zorder=5)
     x, y = sum(xs) / 2, sum(ys) / 2
     if text.startswith("$"):
-        _text(axes, x, y, text, STATE_SIZE + 1.5, gid=f"{gid}:name", va="center")
+        sheet.text(x, y, text, STATE_SIZE + 1.5, gid=f"{gid}:name", va="center")
     else:
-        _text(axes, x, y - 0.3, text, STATE_SIZE, gid=f"{gid}:name")
+        sheet.text(x, y - 0.3, text, STATE_SIZE, gid=f"{gid}:name")
 
 
-def _draw_legend_entry(axes: Axes, x: float, y: float, style: Style) -> None:
-    line = PathPatch(Path([(x, y), (x + 22, y)]), edgecolor=style.color, linewidth=style.width)
-    if style.dashes:
-        line.set_linestyle((0, style.dashes))
-    axes.add_patch(line)
-    _text(axes, x + 28, y, style.title, LABEL_SIZE, left=True)
-
-
-def _legend_rows(entries: Sequence[str], width: float) -> list[list[tuple[float, str]]]:
-    """(x, family) of the legend's entries, broken into rows no wider than `width`."""
-    rows: list[list[tuple[float, str]]] = []
-    x = width
-    for name in entries:
-        needed = 28 + _text_width(STYLES[name].title, LABEL_SIZE)
-        if x + needed > width:
-            rows.append([])
-            x = 0.0
-        rows[-1].append((x, name))
-        x += needed + 18
-    return rows
-
-
-def _text(
-    axes: Axes,
-    x: float,
-    y: float,
-    text: str,
-    size: float,
-    weight: str = "normal",
-    color: str = INK,
-    left: bool = False,
-    gid: str | None = None,
-    va: Literal["center", "center_baseline"] = "center_baseline",
-) -> None:
-    font = _font(size, weight)
-    alignment = "left" if left else "center"
-    axes.text(x, y, text, fontproperties=font, color=color, ha=alignment, va=va, zorder=7, gid=gid)
-
-
-def _font(size: float, weight: str) -> FontProperties:
-    """The font that comes with matplotlib, so that pictures look the same everywhere."""
-    return FontProperties(family="DejaVu Sans", size=size, weight=weight)
-
-
-@functools.lru_cache(maxsize=1024)
-def _text_width(text: str, size: float, weight: str = "normal") -> float:
-    return float(TextPath((0, 0), text, prop=_font(size, weight)).get_extents().width)
-
-
-def _label_width(operation: str) -> float:
-    return _text_width(operation, LABEL_SIZE, "bold") + 2 * LABEL_PAD
-
-
-def _literal(text: str) -> str:
-    """`text` with its dollar signs kept from being read as mathematics."""
-    return text.replace("$", r"\$")
-
-
-def _wrap(text: str, width: float) -> list[str]:
-    """Break `text` between words into lines no wider than `width`."""
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and _text_width(longer, CAPTION_SIZE) > width:
-            lines.append(word)
-        else:
-            lines[-1] = longer
-    return lines
+def _label_width(text: str) -> float:
+    return text_width(text, LABEL_SIZE, "bold") + 2 * LABEL_PAD

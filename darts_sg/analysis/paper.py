@@ -1,15 +1,14 @@
 """The paper's experiment as a table: what it published, and what the run folders at hand measured."""
 
-import json
 import statistics
 from collections import defaultdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from darts_sg.analysis.cost import derived_cost
-from darts_sg.analysis.report import markdown_table
-from darts_sg.errors import UsageError
-from darts_sg.genotype import Genotype, load_genotype
+from darts_sg.analysis.measured import runs_in, scores
+from darts_sg.analysis.report import Run, markdown_table
+from darts_sg.genotype import Genotype
 
 
 class Published(NamedTuple):
@@ -34,8 +33,8 @@ class Measured(NamedTuple):
 
     searches: list[Genotype]
     """The genotypes of finished searches, one a run folder."""
-    retrainings: list[dict[str, Any]]
-    """The result.json of retrainings of genotypes that were searched in the space."""
+    retrainings: list[Run]
+    """Finished retrainings of genotypes that were searched in the space."""
 
     def params(self) -> list[int]:
         """Parameters at C=36, 20 cells of what the searches found."""
@@ -48,18 +47,15 @@ def measured_in(folder: Path) -> dict[str, Measured]:
     That is the scale at which the most spaces were searched, and of such the largest. Raises UsageError if there is no
     such folder.
     """
-    if not folder.is_dir():
-        raise UsageError(f"{folder} is no folder; give the one that holds run folders, such as results or runs")
     found: dict[str, Measured] = defaultdict(lambda: Measured([], []))
-    for path in sorted(folder.glob("*/genotype.yaml")):
-        genotype = load_genotype(path)
-        if genotype.provenance.get("kind") != "searched":
+    for run in runs_in(folder):
+        if run.genotype is None or run.genotype.provenance.get("kind") != "searched":
             continue
-        result = path.with_name("result.json")
-        if result.is_file():
-            found[genotype.space].retrainings.append(json.loads(result.read_text(encoding="utf-8")))
+        here = found[run.genotype.space]
+        if run.job == "augment":
+            here.retrainings.append(run)
         else:
-            found[genotype.space].searches.append(genotype)
+            here.searches.append(run.genotype)
     spaces_at: dict[tuple[Any, ...], set[str]] = defaultdict(set)
     for space, here in found.items():
         for genotype in here.searches:
@@ -127,21 +123,7 @@ def _params(here: Measured) -> str:
 
 def _error(here: Measured) -> str:
     """Errors after the last epoch, at each scale apart."""
-    groups: dict[str, list[float]] = defaultdict(list)
-    for result in here.retrainings:
-        groups[_scale(result)].append(float(result["test_error_last"]))
-    if not groups:
-        return "not measured"
-    parts = []
-    for scale, errors in groups.items():
-        spread = f" ± {statistics.stdev(errors):.2f}" if len(errors) > 1 else ""
-        parts.append(f"{statistics.mean(errors):.2f}{spread} ({len(errors)} trained, {scale})")
-    return "; ".join(parts)
-
-
-def _scale(result: dict[str, Any]) -> str:
-    data = str(result.get("data_note") or result["dataset"])
-    return f"C={result['channels']}, {result['cells']} cells, {result['epochs']} epochs, {data}"
+    return "; ".join(map(str, scores(here.retrainings))) or "not measured"
 
 
 def _against(found: dict[str, Measured], space: str) -> str:

@@ -13,7 +13,7 @@ from zipfile import BadZipFile
 import numpy as np
 import yaml
 
-from darts_sg.analysis.cost import CELLS, CHANNELS, derived_cost
+from darts_sg.analysis.cost import cost_caption, cost_text
 from darts_sg.analysis.curves import draw_augment_curves, draw_mixing_weights, draw_search_curves
 from darts_sg.analysis.draw import draw_genotype, save_figure
 from darts_sg.derive import Array
@@ -385,14 +385,10 @@ def _measured(run: Run) -> list[str]:
 
 def _cost_line(run: Run, genotype: Genotype) -> str:
     """Parameters and MACs: as trained for a finished retraining, otherwise in the papers' CIFAR shape."""
-    if run.result is not None:
-        params, macs = run.result["params"], run.result["macs"]
-        shape = f"as trained: C={run.options.get('channels')}, {run.options.get('cells')} cells"
-    else:
-        cost = derived_cost(genotype)
-        params, macs = cost.params, cost.macs
-        shape = f"CIFAR, C={CHANNELS['cifar']}, {CELLS['cifar']} cells"
-    return f"{params:,} parameters, {macs / 1e6:.1f}M MACs ({shape}; auxiliary head excluded)"
+    if run.result is None:
+        return cost_caption(genotype)
+    shape = f"as trained: C={run.options.get('channels')}, {run.options.get('cells')} cells"
+    return cost_text(run.result["params"], run.result["macs"], shape)
 
 
 def duration(seconds: float) -> str:

@@ -113,11 +113,11 @@ class DerivedNetwork(nn.Module):
         def cell_of(reduction: bool) -> Cell:
             return genotype.reduce if reduction else genotype.normal
 
-        specs = cell_specs(
+        self.specs = cell_specs(
             channels, cells, C_stem, lambda r: len(cell_of(r).concat), reduction_before=network == "imagenet"
         )
-        self.cells = nn.ModuleList(DerivedCell(cell_of(spec.reduction), spec) for spec in specs)
-        C_out = [len(cell_of(spec.reduction).concat) * spec.C for spec in specs]
+        self.cells = nn.ModuleList(DerivedCell(cell_of(spec.reduction), spec) for spec in self.specs)
+        C_out = [len(cell_of(spec.reduction).concat) * spec.C for spec in self.specs]
         self.auxiliary_after = 2 * cells // 3
         self.auxiliary_head = AuxiliaryHead(C_out[self.auxiliary_after], num_classes, network) if auxiliary else None
         self.head = Head(C_out[-1], num_classes)

@@ -2,12 +2,14 @@
 
 import itertools
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.patches import FancyBboxPatch, PathPatch
@@ -15,11 +17,13 @@ from matplotlib.path import Path as Line
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
-from darts_sg.analysis.draw import STYLES, draw_genotype, family, save_figure
+from darts_sg.analysis.draw import draw_genotype, draw_genotypes, save_figure
+from darts_sg.analysis.sheet import DARK, LIGHT, STYLES, Theme, family, short_name
 from darts_sg.genotype import NUM_INPUTS, Cell, Edge, Genotype, load_genotype, zoo_names
 from darts_sg.ops import OPERATIONS
 
 CHOICES = [name for name in OPERATIONS if name != "none"]
+FOUND = sorted((Path(__file__).parent.parent.parent / "results").glob("*/genotype.yaml"))
 CAPTION = "3,349,342 parameters, 528.4M MACs (CIFAR, C=36, 20 cells; auxiliary head excluded)"
 
 
@@ -47,7 +51,7 @@ def on_screen(patch: PathPatch) -> Line:
     return patch.get_path().transformed(patch.get_transform())
 
 
-def check_nothing_overlaps(genotype: Genotype, figure: Figure) -> None:
+def check_nothing_overlaps(genotypes: Sequence[Genotype], figure: Figure) -> None:
     renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
     texts = {
         text.get_gid() or f"text {i}": text.get_window_extent(renderer)
@@ -61,7 +65,8 @@ def check_nothing_overlaps(genotype: Genotype, figure: Figure) -> None:
         assert whole.y0 <= box.y0 <= box.y1 <= whole.y1, name
 
     patches = {patch.get_gid(): patch for patch in figure.findobj(lambda artist: artist.get_gid())}
-    for title, cell in genotype.cells():
+    for k, title, cell in ((k, *pair) for k, genotype in enumerate(genotypes) for pair in genotype.cells()):
+        title = f"{k}:{title}" if len(genotypes) > 1 else title
         edges = list(cell.edges())
         states = {
             gid.split(":")[-1]: patch.get_window_extent(renderer)
@@ -102,14 +107,43 @@ def check_nothing_overlaps(genotype: Genotype, figure: Figure) -> None:
 @pytest.mark.parametrize("name", zoo_names())
 def test_nothing_overlaps_in_the_zoo(name: str) -> None:
     genotype = load_genotype(name)
-    check_nothing_overlaps(genotype, draw_genotype(genotype, CAPTION))
+    check_nothing_overlaps([genotype], draw_genotype(genotype, CAPTION))
+
+
+def test_nothing_overlaps_with_all_that_there_are_in_one_picture() -> None:
+    genotypes = [load_genotype(name) for name in (*zoo_names(), *FOUND)]
+    check_nothing_overlaps(genotypes, draw_genotypes(genotypes, [CAPTION] * len(genotypes), dark=True))
+
+
+def contrast(a: str, b: str) -> float:
+    """Contrast of two colours, 1 to 21 (WCAG 2.1)."""
+
+    def luminance(color: str) -> float:
+        parts = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(color)]
+        return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
+
+    high, low = sorted((luminance(a), luminance(b)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("theme", [LIGHT, DARK])
+def test_everything_can_be_read(theme: Theme) -> None:
+    """Text has the contrast that WCAG 2.1 asks for (4.5), lines that of graphics (3)."""
+    for fill in (theme.background, theme.panel, theme.node, theme.input, theme.output):
+        assert contrast(theme.ink, fill) > 7
+    assert min(contrast(theme.muted, fill) for fill in (theme.background, theme.panel)) > 4.5
+    assert contrast(theme.faint, theme.panel) > 3
+    for style in STYLES.values():
+        paint = style.paint(theme)
+        assert contrast(paint.text, paint.tint) > 4.5, style.title
+        assert min(contrast(paint.line, fill) for fill in (theme.background, theme.panel)) > 3, style.title
 
 
 @settings(max_examples=20, deadline=None, derandomize=True)
 @given(cells(), cells())
 def test_nothing_overlaps_in_any_cell(normal: Cell, reduce: Cell) -> None:
     genotype = genotype_of(normal, reduce)
-    check_nothing_overlaps(genotype, draw_genotype(genotype, CAPTION))
+    check_nothing_overlaps([genotype], draw_genotype(genotype, CAPTION))
 
 
 def test_nothing_overlaps_in_a_crowd() -> None:
@@ -120,7 +154,7 @@ def test_nothing_overlaps_in_a_crowd() -> None:
         tuple(range(2, 9)),
     )
     genotype = genotype_of(same, full, name="a_rather_long_name" * 4)
-    check_nothing_overlaps(genotype, draw_genotype(genotype, "\n".join([CAPTION * 3, "costs $1 and $2"])))
+    check_nothing_overlaps([genotype], draw_genotype(genotype, "\n".join([CAPTION * 3, "costs $1 and $2"])))
 
 
 def test_lines_wear_the_colour_of_their_operation() -> None:
@@ -156,3 +190,30 @@ def test_saved_files_repeat_to_the_byte(tmp_path: Path) -> None:
     assert "<dc:date>" not in first[0].read_text(encoding="utf-8")
     corner = imread(first[1])[0, 0]
     np.testing.assert_array_equal(corner, 1.0)  # white and opaque, for dark screens
+    dark = save_figure(draw_genotype(genotype, CAPTION, dark=True), tmp_path / "dark", ["png"])
+    np.testing.assert_allclose(imread(dark[0])[0, 0], [*to_rgb(DARK.background), 1.0], atol=1 / 255)
+
+
+def test_labels_are_short() -> None:
+    names = [
+        "sep_conv_3x3",
+        "max_pool_3x3",
+        "skip_connect",
+        "sandglass_3x3_r6",
+        "inverted_residual_3x3",
+        "conv_7x1_1x7",
+    ]
+    short = ["sep 3×3", "max 3×3", "skip", "sandglass 3×3 r6", "inverted 3×3", "conv 7×1 1×7"]
+    assert [short_name(name) for name in names] == short
+    assert len({short_name(name) for name in CHOICES}) == len(CHOICES)
+
+
+def test_captions_are_costs_where_all_operations_are_known() -> None:
+    def texts(genotype: Genotype) -> set[str]:
+        return {text.get_text() for text in draw_genotype(genotype).findobj(Text)}
+
+    known = load_genotype("DARTS_V2")
+    cost = "3,349,342 parameters, 528.4M MACs (CIFAR, C=36, 20 cells; auxiliary head excluded)"
+    assert cost in texts(known)
+    cell = Cell(((Edge("of_tomorrow", 0),),), (2,))
+    assert texts(Genotype("new", "", ("of_tomorrow",), cell, cell)) >= {"new", "of tomorrow"}

@@ -1,30 +1,17 @@
 """The table of the paper's experiment, from run folders made up here."""
 
-import json
-from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
 
 import pytest
 
 from darts_sg.analysis.paper import paper_report
 from darts_sg.errors import UsageError
-from darts_sg.genotype import Genotype, load_genotype
+from darts_sg.genotype import load_genotype
+from tests.analysis.runs import make_run, searched
 
 
 def folder(root: Path, name: str, space: str, base: str, error: float | None = None, channels: int = 8) -> None:
-    genotype: Genotype = load_genotype(base)
-    provenance = {
-        "kind": "searched",
-        "seed": 0,
-        "data": "cifar10; noted",
-        "options": {"channels": channels, "cells": 5},
-    }
-    (root / name).mkdir()
-    replace(genotype, space=space, provenance=MappingProxyType(provenance)).save(root / name / "genotype.yaml")
-    if error is not None:
-        result = {"test_error_last": error, "channels": 16, "cells": 8, "epochs": 15, "dataset": "cifar10"}
-        (root / name / "result.json").write_text(json.dumps(result))
+    make_run(root / name, searched(base, space, channels=channels, cells=5), error)
 
 
 def test_rows_without_a_measurement_say_so(tmp_path: Path) -> None:
@@ -43,7 +30,8 @@ def test_measured_columns_give_spread_scale_and_the_claim(tmp_path: Path) -> Non
     folder(tmp_path, "e", "darts+sandglass", "DARTS_V1", error=14.0)
     text = paper_report(tmp_path)
     assert "3.26 ± 0.13 (2 searches)" in text
-    assert "13.00 ± 1.41 (2 trained, C=16, 8 cells, 15 epochs, cifar10)" in text
+    assert "13.00 ± 1.41 (cifar10 (noted; remarkable): C=16, 8 cells, 15 epochs of 4,000 images" in text
+    assert "2 trained to the last epoch" in text
     assert "-2.8%" in text
     assert "does not hold in what was measured here: darts+sandglass has 2.8% fewer than darts, from 1 search" in text
     assert "- darts, seed 0: cifar10; noted, C=8, 5 cells" in text
@@ -56,9 +44,10 @@ def test_searches_of_another_scale_are_left_out(tmp_path: Path) -> None:
     assert "| DARTS + sandglass | 2.98 | 2.45 | not measured | 3.17 (one search) | -5.4% |" in paper_report(tmp_path)
 
 
-def test_a_genotype_that_was_not_searched_is_no_measurement(tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir()
-    load_genotype("DARTS_V2").save(tmp_path / "a" / "genotype.yaml")
+def test_what_was_not_searched_or_not_finished_is_no_measurement(tmp_path: Path) -> None:
+    make_run(tmp_path / "published", load_genotype("DARTS_V2"))
+    folder(tmp_path, "unfinished", "darts", "DARTS_V2", error=12.0)
+    (tmp_path / "unfinished" / "result.json").unlink()
     assert "No search was found." in paper_report(tmp_path)
     with pytest.raises(UsageError, match="is no folder"):
         paper_report(tmp_path / "missing")

@@ -1,0 +1,61 @@
+"""Measured errors, read from run folders made up here and from the committed ones."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from darts_sg.analysis.measured import runs_in, same_cells, scores
+from darts_sg.errors import UsageError
+from darts_sg.genotype import Cell, Genotype, load_genotype, zoo_names
+from tests.analysis.runs import make_run
+
+RESULTS = Path(__file__).parent.parent.parent / "results"
+V2 = load_genotype("DARTS_V2")
+
+
+def turned(genotype: Genotype) -> Genotype:
+    """The same network under another name, with the edges of each node in another order."""
+    cells = [Cell(tuple(tuple(reversed(node)) for node in cell.nodes), cell.concat) for _, cell in genotype.cells()]
+    return replace(genotype, name="turned", space="other", normal=cells[0], reduce=cells[1])
+
+
+@pytest.mark.parametrize("name", zoo_names())
+def test_a_genotype_is_known_by_its_cells(name: str) -> None:
+    genotype = load_genotype(name)
+    assert [other for other in zoo_names() if same_cells(load_genotype(other), turned(genotype))] == [name]
+    assert not same_cells(genotype, replace(genotype, normal=genotype.reduce))
+
+
+def test_trainings_alike_but_for_the_seed_make_one_score(tmp_path: Path) -> None:
+    for seed, error in enumerate((14.0, 12.0, 13.0)):
+        make_run(tmp_path / f"seed{seed}", V2, error, seed=seed)
+    make_run(tmp_path / "copy", V2, 14.0, seed=0)  # the same run once more
+    make_run(tmp_path / "larger", V2, 9.0, channels=36)
+    make_run(tmp_path / "faster", V2, 11.0, learning_rate=0.1)
+    make_run(tmp_path / "search", V2)
+    (make_run(tmp_path / "unfinished", V2, 1.0) / "result.json").unlink()
+    small, larger, faster = sorted(scores(runs_in(tmp_path)), key=lambda score: (-len(score.errors), score.mean))
+    assert (small.mean, small.deviation) == (13.0, 1.0)
+    assert sorted(zip(small.seeds, small.errors, strict=True)) == [(0, 14.0), (1, 12.0), (2, 13.0)]
+    assert (larger.errors, faster.errors) == ((9.0,), (11.0,))
+    assert str(larger) == (
+        "9.00 (cifar10 (noted; remarkable): C=36, 8 cells, 15 epochs of 4,000 images, cutout 0, drop path 0.2; "
+        "1 trained to the last epoch, seed 0; a machine, 2 threads)"
+    )
+    assert str(small).startswith("13.00 ± 1.00 (")
+
+
+def test_the_committed_retraining_keeps_its_remark() -> None:
+    runs = [run for run in runs_in(RESULTS) if run.genotype and same_cells(run.genotype, V2)]
+    found = next(score for score in scores(runs) if score.errors == (14.87,))
+    assert (found.seeds, found.params) == ((0,), (246_106,))
+    assert found.data == "cifar10 (CIFAR-10 (JPEG q75); files differ from the published ones (md5))"
+    assert found.scale == "C=16, 8 cells, 15 epochs of 50,000 images, cutout 0, drop path 0"
+
+
+def test_a_damaged_result_is_named(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "a", V2, 9.0)
+    (folder / "result.json").write_text("{")
+    with pytest.raises(UsageError, match=r"a/result\.json is not JSON"):
+        runs_in(tmp_path)
