@@ -56,6 +56,14 @@ def derive_cell(
     return Cell(tuple(nodes), tuple(range(NUM_INPUTS, NUM_INPUTS + len(nodes))))
 
 
+def random_cell(num_nodes: int, operations: Sequence[str], generator: np.random.Generator) -> Cell:
+    """A cell drawn uniformly: for each node two of the states before it, on each an operation other than `none`.
+
+    Mixing weights that are independent and alike favour no pair of states and no operation.
+    """
+    return derive_cell(generator.random((num_edges(num_nodes), len(operations))), operations)
+
+
 class Costs(NamedTuple):
     """What a derived network costs in one unit, such as parameters: `fixed`, and more for each edge that is chosen."""
 

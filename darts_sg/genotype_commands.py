@@ -70,6 +70,13 @@ def add_parsers(commands: Any, parser_class: type[argparse.ArgumentParser]) -> N
     derive.add_argument("-o", "--output", type=Path, help="genotype file, or with --pareto a picture, to write")
     add_shape(derive)
     derive.set_defaults(run=derive_from_run)
+    random = actions.add_parser("random", help="a genotype drawn uniformly from a space, to hold a search against")
+    random.add_argument("--space", default="darts+sandglass", help="candidate operations (default: darts+sandglass)")
+    random.add_argument("--seed", type=not_negative, default=0, help="of the draw (default: 0)")
+    random.add_argument("--nodes", type=positive, default=4, help="nodes of a cell (default: 4)")
+    random.add_argument("--name", help="name of the genotype (default: random_SPACE_SEED)")
+    random.add_argument("-o", "--output", type=Path, help="file to write (default: print it)")
+    random.set_defaults(run=draw_at_random)
     compare = actions.add_parser("compare", help="genotypes side by side")
     compare.add_argument("genotypes", metavar="NAME_OR_PATH", nargs="+")
     compare.add_argument("--json", action="store_true", help="as JSON")
@@ -282,6 +289,24 @@ def derive_from_run(arguments: argparse.Namespace) -> None:
         f"{genotype.name}: {cost.params:,} parameters, {cost.macs:,} MACs ({arguments.network} network), "
         f"{100 * share:.1f}% of the mixing weight of the unbounded genotype"
     )
+    deliver(genotype.to_yaml(), arguments.output)
+
+
+def draw_at_random(arguments: argparse.Namespace) -> None:
+    from types import MappingProxyType
+
+    import numpy as np
+
+    from darts_sg.derive import random_cell
+    from darts_sg.genotype import Genotype
+    from darts_sg.spaces import parse_space
+
+    space = parse_space(arguments.space)
+    generator = np.random.default_rng(arguments.seed)
+    normal, reduce = (random_cell(arguments.nodes, space.operations, generator) for _ in range(2))
+    name = arguments.name or f"random_{space.name}_{arguments.seed}"
+    provenance = MappingProxyType({"kind": "random", "seed": arguments.seed})
+    genotype = Genotype(name, space.name, space.operations, normal, reduce, provenance)
     deliver(genotype.to_yaml(), arguments.output)
 
 

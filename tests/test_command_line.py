@@ -463,6 +463,17 @@ def test_compare_cost_export_validate(capsys: pytest.CaptureFixture[str], tmp_pa
     assert f"{bad}: line 6: normal[0][0][0]: unknown operation 'sep_conv_4x4'" in err
 
 
+def test_a_random_genotype_is_that_of_its_seed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    draw = ["genotype", "random", "--space", "darts+sandglass", "--seed"]
+    texts = [in_process(capsys, *draw, seed)[1] for seed in ("3", "3", "4")]
+    assert texts[0] == texts[1] != texts[2]
+    file = tmp_path / "random.yaml"
+    assert in_process(capsys, *draw, "3", "-o", str(file))[0] == 0
+    genotype = load_genotype(file)
+    assert (genotype.name, genotype.provenance["kind"]) == ("random_darts+sandglass_3", "random")
+    assert in_process(capsys, *draw, "-1")[0] == 2
+
+
 def test_compare_finds_what_was_measured_in_run_folders(
     undisturbed: dict[str, Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from darts_sg.derive import derive_cell, num_edges, num_nodes_of
+from darts_sg.derive import derive_cell, num_edges, num_nodes_of, random_cell
 from darts_sg.genotype import Cell, Edge
 
 NAMES = ("sep_conv_3x3", "none", "skip_connect", "sandglass_3x3")
@@ -84,3 +84,16 @@ def test_numbers_of_edges_and_nodes_belong_together(num_nodes: int) -> None:
     assert num_nodes_of(count) == num_nodes
     with pytest.raises(ValueError, match="edges"):
         num_nodes_of(count + 1)
+
+
+def test_random_cells_favour_no_operation_and_no_pair_of_states() -> None:
+    generator = np.random.default_rng(0)
+    cells = [random_cell(2, NAMES, generator) for _ in range(6000)]
+    operations = [edge.operation for cell in cells for _, edge in cell.edges()]
+    pairs = [tuple(edge.state for edge in cell.nodes[1]) for cell in cells]
+    for found, choices in ((operations, set(NAMES) - {"none"}), (pairs, {(0, 1), (0, 2), (1, 2)})):
+        assert set(found) == choices
+        for choice in choices:
+            expected = len(found) / 3
+            assert abs(found.count(choice) - expected) < 5 * (expected * 2 / 3) ** 0.5
+    assert all(edge.state < node for cell in cells for node, edge in cell.edges())

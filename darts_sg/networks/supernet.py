@@ -250,11 +250,12 @@ class Supernet(nn.Module):
                 weights, edge_weights = mixing.reduce, mixing.edge_reduce
             else:
                 weights, edge_weights = mixing.normal, mixing.edge_normal
-            if self.recompute and torch.is_grad_enabled():
+            last = cell is self.cells[-1]  # with it the backward pass begins: nothing is gained by forgetting it
+            if self.recompute and not last and torch.is_grad_enabled():
                 output = recomputed(cast(SupernetCell, cell), s0, s1, weights, edge_weights)
             else:
                 output = cell(s0, s1, weights, edge_weights)
-            s0, s1 = s1, output if cell is self.cells[-1] else between_cells(output)
+            s0, s1 = s1, output if last else between_cells(output)
         return self.head(s1)
 
     def edge_form(
