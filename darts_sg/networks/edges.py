@@ -117,6 +117,7 @@ class Chain(Stacked):
         self.relu = isinstance(self.layers[0], nn.ReLU)
         first = self.layers[1 if self.relu else 0]
         self.dilated = isinstance(first, DepthwiseConv2d) and first.dilation == (2, 2)
+        self.by_state = isinstance(first, HalvingConv)  # takes each state once, for all edges that leave it
         self.stages = native.stages_of(list(self.layers), len(operations))
 
     def forward(self, x: Tensor, gamma: Tensor, phases: bool) -> Tensor:
@@ -198,9 +199,10 @@ class EdgeBatch(nn.Module):
             if isinstance(op, Chain):
                 phases = op.dilated and (halves or self.stride == 2)
                 key = (op.relu, phases)
-                if key not in inputs:
-                    inputs[key] = self._input(rectified if op.relu else x, phases)
-                y = op(inputs[key], gammas[column], phases)
+                state = rectified if op.relu else x
+                if key not in inputs and not op.by_state:
+                    inputs[key] = self._input(state, phases)
+                y = op(state if op.by_state else inputs[key], gammas[column], phases)
                 in_phases = phases and self.stride == 1
                 sums[in_phases] = sums[in_phases].add_(y) if in_phases in sums else y
             elif isinstance(op, Shared):

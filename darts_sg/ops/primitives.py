@@ -33,7 +33,8 @@ class HalvingConv(nn.Module):
     """Two 1×1 convolutions of stride 2 side by side, the second one pixel further - concatenation.
 
     (N, C_in, H, W) to (N, C_out, ceil(H / 2), ceil(W / 2)). On an odd side the shifted input is padded by a
-    zero row, so that both halves have the same size. With groups, each group of channels is treated so.
+    zero row, so that both halves have the same size. With groups, each group of channels is treated so; groups that
+    follow each other may share their channels of the input, which then are given once.
 
     Computed as one 2×2 convolution of stride 2 whose kernels are zero but for one corner: (0, 0) in the first
     half of the output channels, (1, 1) in the second. That spares the copy of the shifted input and the
@@ -52,11 +53,14 @@ class HalvingConv(nn.Module):
         H, W = x.shape[-2:]
         if H % 2 or W % 2:
             x = F.pad(x, (0, W % 2, 0, H % 2))
+        groups = x.shape[1] // self.conv_1.weight.shape[1]
         if x.is_meta:
-            return torch.cat([self.conv_1(x), self.conv_2(x[..., 1:, 1:])], dim=1)
+            parts = [F.conv2d(x, self.conv_1.weight, stride=2, groups=groups)]
+            parts.append(F.conv2d(x[..., 1:, 1:], self.conv_2.weight, stride=2, groups=groups))
+            return torch.cat(parts, dim=1)
         corners = [F.pad(self.conv_1.weight, (0, 1, 0, 1)), F.pad(self.conv_2.weight, (1, 0, 1, 0))]
         kernel = torch.cat([corner.unflatten(0, (self.groups, -1)) for corner in corners], dim=1)
-        return F.conv2d(x, kernel.flatten(0, 1), stride=2, groups=self.groups)  # kernel (C_out, C_in / groups, 2, 2)
+        return F.conv2d(x, kernel.flatten(0, 1), stride=2, groups=groups)  # kernel (C_out, C_in / groups, 2, 2)
 
 
 class HalvingConvBN(HalvingConv):
