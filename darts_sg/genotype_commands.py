@@ -370,7 +370,7 @@ def show_comparison(arguments: argparse.Namespace) -> None:
     if arguments.latency:
         times = latency(genotypes, arguments.batch_size or 1, device, *shape)
         for row, found in zip(rows, times, strict=True):
-            row |= {"latency": found, "latency_on": machine_text(device)}
+            row |= {"latency": found, **machine(device)}
     if arguments.output is not None:
         figure = draw_comparison(rows, shape_text(*shape), arguments.network)
         for path in save_figure(figure, arguments.output.with_suffix(""), formats=(kind,)):
@@ -438,7 +438,7 @@ def show_cost(arguments: argparse.Namespace) -> None:
                 for stage in parts.stages
             ],
             "by_operation": [part._asdict() for part in parts.operations],
-            "latency_on": machine_text(device),
+            **machine(device),
             "latency_seconds": [time._asdict() for time in times],
         }
         print(json.dumps(content, indent=1))
@@ -456,14 +456,15 @@ def show_cost(arguments: argparse.Namespace) -> None:
             shares = [f"{100 * a / b:.1f}%" for a, b in ((part.params, cost.params), (part.macs, cost.macs))]
             table.add_row(part.name, f"{part.params:,}", shares[0], f"{part.macs:,}", shares[1])
         out.print(table)
+    where = "{device}, {threads} threads".format(**machine(device))
     for time in times:
-        out.print(f"latency, {time} on {machine_text(device)}", highlight=False)
+        out.print(f"latency, {time} on {where}", highlight=False)
 
 
-def machine_text(device: Any) -> str:
-    """A device with its model and threads, as it must stand beside a latency."""
+def machine(device: Any) -> dict[str, Any]:
+    """What must stand beside a latency that was measured on `device`."""
     import torch
 
     from darts_sg.engine.environment import device_name
 
-    return f"{device} ({device_name(device)}), {torch.get_num_threads()} threads"
+    return {"device": f"{device} ({device_name(device)})", "threads": torch.get_num_threads()}
