@@ -1,7 +1,7 @@
 """From mixing weights to a genotype (DARTS paper, section 2.4). Pure functions of arrays."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -54,6 +54,24 @@ def derive_cell(
         nodes.append(tuple(Edge(operations[best[start + s]], s) for s in kept))
         start += NUM_INPUTS + i
     return Cell(tuple(nodes), tuple(range(NUM_INPUTS, NUM_INPUTS + len(nodes))))
+
+
+def strengths(mixing: Mapping[str, Array]) -> tuple[Array, Array]:
+    """What the (normal, reduction) cell is derived from, (num_edges, num_operations) each.
+
+    mixing: the mixing weights `normal` and `reduce`, multiplied here by `edge_normal` and `edge_reduce`,
+    (num_edges,), where there are any (PC-DARTS, section 3.3).
+    """
+    normal, reduce = (
+        mixing[title] * mixing.get(f"edge_{title}", np.ones(len(mixing[title])))[:, None]
+        for title in ("normal", "reduce")
+    )
+    return normal, reduce
+
+
+def entropy(weights: Array) -> Array:
+    """Entropy of the mixing weights of each edge, (num_edges, num_operations) to (num_edges,), in nats."""
+    return -(weights * np.log(np.clip(weights, 1e-300, None))).sum(axis=1)
 
 
 class Costs(NamedTuple):

@@ -139,8 +139,7 @@ def list_genotypes(arguments: argparse.Namespace) -> None:
 
 def show_genotype(arguments: argparse.Namespace) -> None:
     from darts_sg.analysis.cost import CELLS, CHANNELS, derived_cost
-    from darts_sg.analysis.report import state_name
-    from darts_sg.genotype import load_genotype
+    from darts_sg.genotype import load_genotype, state_name
     from darts_sg.ops import OPERATIONS
 
     genotype = load_genotype(arguments.genotype, known=list(OPERATIONS))
@@ -242,10 +241,11 @@ def derive_from_run(arguments: argparse.Namespace) -> None:
     from types import MappingProxyType
 
     from darts_sg.analysis.cost import choice_costs, derived_cost
-    from darts_sg.analysis.report import read_mixing_weights
-    from darts_sg.derive import Bound, derive_bounded, frontier, kept_weight
+    from darts_sg.analysis.run_folder import read_search_epoch
+    from darts_sg.derive import Bound, derive_bounded, frontier, kept_weight, strengths
 
-    found, weights = read_mixing_weights(arguments.run_dir, arguments.epoch)
+    record = read_search_epoch(arguments.run_dir, arguments.epoch)
+    found, weights = record.genotype, strengths(record.weights)
     shape = (arguments.network, arguments.channels, arguments.cells)
     params, macs = choice_costs(found.operations, *shape, num_nodes=found.normal.num_nodes)
     if arguments.pareto:

@@ -12,7 +12,7 @@ import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -40,6 +40,10 @@ class Style:
     """Colour of the label's letters."""
     width: float = 1.7
     dashes: tuple[float, float] | None = None
+
+    @property
+    def arrow_scale(self) -> float:
+        return 1.0 + 0.12 * (self.width - 1.7)
 
 
 STYLES = {
@@ -88,7 +92,7 @@ def draw_genotype(genotype: Genotype, caption: str = "") -> Figure:
     )
     lines = [piece for line in caption.splitlines() for piece in _wrap(_literal(line), width)]
     legend = _legend_rows(entries, width)
-    panels = [plan.height + PANEL_TITLE + 2 * PANEL_PAD for _, plan in plans]
+    panels = [panel_height(plan) for _, plan in plans]
     header = 18.0 + 14.0 * len(lines) + 8.0
     height = header + sum(panels) + 12.0 * len(panels) + 18.0 * len(legend)
 
@@ -102,7 +106,7 @@ def draw_genotype(genotype: Genotype, caption: str = "") -> Figure:
         _text(axes, 0, -25 - 14 * i, line, CAPTION_SIZE, color="#52606D", left=True)
     y = -header
     for (title, plan), panel in zip(plans, panels, strict=True):
-        _draw_panel(axes, title, plan, y, width, panel)
+        draw_cell_panel(axes, title, plan, y, width, panel)
         y -= panel + 12.0
     for row in legend:
         for x, name in row:
@@ -143,6 +147,14 @@ class Track:
     lane: int
 
 
+class Reach(NamedTuple):
+    """The lanes that the states span, and the highest of all."""
+
+    inputs: tuple[tuple[int, ...], tuple[int, ...]]
+    """Lanes that leave c_{k-2} and c_{k-1}."""
+    top: int
+
+
 @dataclass(frozen=True)
 class CellPlan:
     """Where everything of a cell stands; x from the left of the cell, y from the row of nodes upwards."""
@@ -156,6 +168,7 @@ class CellPlan:
     """(left, right) of each column."""
     ports: dict[tuple[int, int, bool], float]
     """(track, or len(tracks) + position in concat; column; at its end) -> x of the vertical there."""
+    reach: Reach
 
     @property
     def width(self) -> float:
@@ -163,7 +176,7 @@ class CellPlan:
 
     @property
     def top(self) -> float:
-        return lane_y(max([1, *(track.lane for track in self.tracks)])) + LABEL_HEIGHT / 2 + 4
+        return lane_y(self.reach.top) + LABEL_HEIGHT / 2 + 4
 
     @property
     def bottom(self) -> float:
@@ -183,16 +196,47 @@ def lane_y(lane: int) -> float:
 
 def plan_cell(cell: Cell) -> CellPlan:
     """Lay a cell out: few crossings between lanes, none between the edges at one node."""
-    runs = [(max(edge.state - 1, 0), state - 1, edge) for state, edge in cell.edges()]
-    concat = tuple(sorted(state - 1 for state in cell.concat))
-    sides = _choose_sides(runs, concat)
-    tracks = _assign_lanes(runs, sides)
-    bus = min([0, *(track.lane for track in tracks)]) - 1
-    bus = min(bus, -2)  # lane -1 belongs to c_{k-1}
-    output = cell.num_nodes + 1
+    return plan_cells([cell])[0]
+
+
+def plan_cells(cells: Sequence[Cell]) -> list[CellPlan]:
+    """Lay out cells of equally many nodes, each as plan_cell does, with all states in the same places in every one."""
+    routed = []
+    for cell in cells:
+        runs = [(max(edge.state - 1, 0), state - 1, edge) for state, edge in cell.edges()]
+        concat = tuple(sorted(state - 1 for state in cell.concat))
+        routed.append((_assign_lanes(runs, _choose_sides(runs, concat)), concat))
+    tracks = [track for tracks, _ in routed for track in tracks]
+    bus = min([-1, *(track.lane for track in tracks)]) - 1  # lane -1 belongs to c_{k-1}
+    above, below = (
+        tuple(sorted({track.lane for track in tracks if track.start == 0 and track.lane * side > 0} or {side}))
+        for side in (1, -1)
+    )
+    reach = Reach((above, below), max([1, *(track.lane for track in tracks)]))
+    output = cells[0].num_nodes + 1
+    gaps = [0.0] * output
+    for track in tracks:
+        gaps[track.stop - 1] = max(gaps[track.stop - 1], label_width(track.edge.operation))
+    gaps[-1] = label_width("concat")
+    placed = [_place_ports(tracks, concat, bus, output) for tracks, concat in routed]
+    columns, x = [], 0.0
+    for column in range(output + 1):
+        column_width = max(widths[column] for _, widths in placed)
+        columns.append((x, x + column_width))
+        x += column_width + (gaps[column] + 2 * GAP_PAD + ARROW_LENGTH if column < output else 0)
+    plans = []
+    for (tracks, concat), (offsets, _) in zip(routed, placed, strict=True):
+        ports = {key: sum(columns[key[1]]) / 2 + offset for key, offset in offsets.items()}
+        plans.append(CellPlan(tuple(tracks), concat, bus, tuple(columns), ports, reach))
+    return plans
+
+
+def _place_ports(
+    tracks: Sequence[Track], concat: Sequence[int], bus: int, output: int
+) -> tuple[dict[tuple[int, int, bool], float], list[float]]:
+    """Where the verticals stand in their columns, from the middle (keys as CellPlan.ports), and widths of columns."""
     # the lines to the output are routed like edges: out of their node to the lane of the bus
     routes = [*tracks, *(Track(Edge("", 0), column, output, bus) for column in concat)]
-
     offsets: dict[tuple[int, int, bool], float] = {}
     widths = [BAR_WIDTH]
     for column in range(1, output):
@@ -206,17 +250,7 @@ def plan_cell(cell: Cell) -> CellPlan:
             most = max(most, len(order))
         widths.append(max(NODE_WIDTH, (most - 1) * PORT_STEP + 2 * PORT_MARGIN))
     widths.append(BAR_WIDTH)
-
-    gaps = [0.0] * output
-    for track in tracks:
-        gaps[track.stop - 1] = max(gaps[track.stop - 1], _label_width(track.edge.operation))
-    gaps[-1] = _label_width("concat")
-    columns, x = [], 0.0
-    for column, column_width in enumerate(widths):
-        columns.append((x, x + column_width))
-        x += column_width + (gaps[column] + 2 * GAP_PAD + ARROW_LENGTH if column < output else 0)
-    ports = {key: sum(columns[key[1]]) / 2 + offset for key, offset in offsets.items()}
-    return CellPlan(tuple(tracks), concat, bus, tuple(columns), ports)
+    return offsets, widths
 
 
 Run = tuple[int, int, Edge]
@@ -278,10 +312,60 @@ def _cost(tracks: Sequence[Track], concat: Sequence[int]) -> int:
     return crossings + max([0, *lanes]) - min([0, *lanes])
 
 
+# Shapes, around the row of nodes: y grows upwards
+
+
+class Wire(NamedTuple):
+    """An edge, or the joined output: the corners of its lines, the tip of its arrow, and the middle of its label."""
+
+    lines: list[list[Point]]
+    tip: Point
+    direction: Point
+    label: Point
+
+
+def edge_wires(plan: CellPlan) -> list[Wire]:
+    """One wire for each of the plan's tracks; its line ends inside its arrow head."""
+    wires = []
+    for i, track in enumerate(plan.tracks):
+        points, direction = _way(plan, i)
+        tip, back = points[-1], ARROW_LENGTH - 1
+        points[-1] = (tip[0] - direction[0] * back, tip[1] - direction[1] * back)
+        middle = (plan.columns[track.stop - 1][1] + plan.columns[track.stop][0] - ARROW_LENGTH) / 2
+        wires.append(Wire([points], tip, direction, (middle, lane_y(track.lane))))
+    return wires
+
+
+def output_wire(plan: CellPlan) -> Wire:
+    """The lines from the joined nodes, in the order of concat, to the output."""
+    output = len(plan.columns) - 1
+    entry, y = plan.columns[output][0], lane_y(plan.bus)
+    lines = []
+    for k, column in enumerate(plan.concat):
+        x = plan.ports[len(plan.tracks) + k, column, False]
+        lines.append([(x, -NODE_HEIGHT / 2), (x, y), (entry - ARROW_LENGTH, y)])
+    middle = (plan.columns[output - 1][1] + entry - ARROW_LENGTH) / 2
+    return Wire(lines, (entry, y), (1.0, 0.0), (middle, y))
+
+
+def arrow_corners(tip: Point, direction: Point, scale: float = 1.0) -> list[Point]:
+    """The triangle of an arrow head."""
+    (x, y), (dx, dy) = tip, direction
+    base, half = ARROW_LENGTH, ARROW_WIDTH * scale
+    back = (x - dx * base, y - dy * base)
+    return [tip, (back[0] - dy * half, back[1] + dx * half), (back[0] + dy * half, back[1] - dx * half)]
+
+
 # Drawing
 
 
-def _draw_panel(axes: Axes, title: str, plan: CellPlan, top: float, width: float, height: float) -> None:
+def panel_height(plan: CellPlan) -> float:
+    """What the panel of a cell takes at least."""
+    return plan.height + PANEL_TITLE + 2 * PANEL_PAD
+
+
+def draw_cell_panel(axes: Axes, title: str, plan: CellPlan, top: float, width: float, height: float) -> None:
+    """Draw a cell in a frame with its heading, from x = 0 and `top` downwards; axes in points."""
     box = FancyBboxPatch((0, top - height), width, height, boxstyle="round,pad=0,rounding_size=6")
     box.set(facecolor="#FFFFFF", edgecolor=FRAME, linewidth=0.9, zorder=0)
     axes.add_patch(box)
@@ -298,44 +382,34 @@ def _draw_panel(axes: Axes, title: str, plan: CellPlan, top: float, width: float
 
 def _draw_cell(axes: Axes, title: str, plan: CellPlan, x0: float, y0: float) -> None:
     """Draw a planned cell with its row of nodes at (x0, y0); artists carry ids such as `normal:edge:3`."""
-    output = len(plan.columns) - 1
 
     def shifted(points: Sequence[Point]) -> list[Point]:
         return [(x + x0, y + y0) for x, y in points]
 
-    entry = plan.columns[output][0]
-    for k, column in enumerate(plan.concat):
-        x = plan.ports[len(plan.tracks) + k, column, False]
-        points = [(x, -NODE_HEIGHT / 2), (x, lane_y(plan.bus)), (entry - ARROW_LENGTH, lane_y(plan.bus))]
+    joined = output_wire(plan)
+    for column, points in zip(plan.concat, joined.lines, strict=True):
         line = PathPatch(rounded(shifted(points)), facecolor="none", edgecolor=FAINT, linewidth=1.3, zorder=1)
         line.set_gid(f"{title}:concat:{column - 1}")
         axes.add_patch(line)
-    _arrow_head(axes, (entry + x0, lane_y(plan.bus) + y0), (1, 0), FAINT)
-    middle = (plan.columns[output - 1][1] + entry - ARROW_LENGTH) / 2
+    _arrow_head(axes, shifted(arrow_corners(joined.tip, joined.direction)), FAINT)
     colors = ("#FFFFFF", FAINT, "#52606D")
-    _label(axes, middle + x0, lane_y(plan.bus) + y0, "concat", colors, f"{title}:label:concat")
+    _label(axes, joined.label[0] + x0, joined.label[1] + y0, "concat", colors, f"{title}:label:concat")
 
-    for i, track in enumerate(plan.tracks):
+    for i, (track, wire) in enumerate(zip(plan.tracks, edge_wires(plan), strict=True)):
         style = STYLES[family(track.edge.operation)]
-        points, direction = _way(plan, i)
-        tip = points[-1]
-        back = ARROW_LENGTH - 1  # the line ends inside its arrow head
-        points[-1] = (tip[0] - direction[0] * back, tip[1] - direction[1] * back)
-        line = PathPatch(rounded(shifted(points)), facecolor="none", edgecolor=style.color, capstyle="butt")
+        line = PathPatch(rounded(shifted(wire.lines[0])), facecolor="none", edgecolor=style.color, capstyle="butt")
         line.set(linewidth=style.width, zorder=2 + 0.01 * i, gid=f"{title}:edge:{i}")
         if style.dashes:
             line.set_linestyle((0, style.dashes))
         else:  # a white casing shows which line passes over at a crossing
             line.set_path_effects([Stroke(linewidth=style.width + 2.4, foreground="white"), Normal()])
         axes.add_patch(line)
-        _arrow_head(axes, shifted([tip])[0], direction, style.color, 1.0 + 0.12 * (style.width - 1.7))
-        middle = (plan.columns[track.stop - 1][1] + plan.columns[track.stop][0] - ARROW_LENGTH) / 2
+        _arrow_head(axes, shifted(arrow_corners(wire.tip, wire.direction, style.arrow_scale)), style.color)
         colors = (style.tint, style.color, style.text)
         bold = "bold" if family(track.edge.operation) == "sandglass" else "normal"
-        y = lane_y(track.lane) + y0
-        _label(axes, middle + x0, y, track.edge.operation, colors, f"{title}:label:{i}", bold)
+        _label(axes, wire.label[0] + x0, wire.label[1] + y0, track.edge.operation, colors, f"{title}:label:{i}", bold)
 
-    for name, text, left, right, bottom, top, fill in _states(plan):
+    for name, text, left, right, bottom, top, fill in state_boxes(plan):
         _state(axes, f"{title}:state:{name}", text, (left + x0, right + x0), (bottom + y0, top + y0), fill)
 
 
@@ -354,13 +428,13 @@ def _way(plan: CellPlan, i: int) -> tuple[list[Point], Point]:
     return [*first, (end, y), (end, side * NODE_HEIGHT / 2)], (0.0, -side)
 
 
-def _states(plan: CellPlan) -> Iterator[tuple[str, str, float, float, float, float, str]]:
+def state_boxes(plan: CellPlan) -> Iterator[tuple[str, str, float, float, float, float, str]]:
     """(name, text, left, right, bottom, top, fill) of every state; inputs and output span their lanes."""
     half = LABEL_HEIGHT / 2 + 3
     left, right = plan.columns[0]
-    for side, name, text in ((1, "c_{k-2}", "$c_{k-2}$"), (-1, "c_{k-1}", "$c_{k-1}$")):
-        lanes = [lane_y(t.lane) for t in plan.tracks if t.start == 0 and t.lane * side > 0] or [lane_y(side)]
-        yield name, text, left, right, min(lanes) - half, max(lanes) + half, INPUT_FILL
+    for name, spanned in zip(("c_{k-2}", "c_{k-1}"), plan.reach.inputs, strict=True):
+        lanes = [lane_y(lane) for lane in spanned]
+        yield name, f"${name}$", left, right, min(lanes) - half, max(lanes) + half, INPUT_FILL
     for column, (left, right) in enumerate(plan.columns[1:-1], start=1):
         yield str(column - 1), str(column - 1), left, right, -NODE_HEIGHT / 2, NODE_HEIGHT / 2, NODE_FILL
     left, right = plan.columns[-1]
@@ -382,11 +456,7 @@ def rounded(points: Sequence[Point]) -> Path:
     return Path([*vertices, points[-1]], [*codes, Path.LINETO])
 
 
-def _arrow_head(axes: Axes, tip: Point, direction: Point, color: str, scale: float = 1.0) -> None:
-    (x, y), (dx, dy) = tip, direction
-    base, half = ARROW_LENGTH, ARROW_WIDTH * scale
-    back = (x - dx * base, y - dy * base)
-    corners = [tip, (back[0] - dy * half, back[1] + dx * half), (back[0] + dy * half, back[1] - dx * half)]
+def _arrow_head(axes: Axes, corners: Sequence[Point], color: str) -> None:
     axes.add_patch(Polygon(corners, closed=True, color=color, linewidth=0, zorder=4))
 
 
@@ -394,7 +464,7 @@ def _label(
     axes: Axes, x: float, y: float, text: str, colors: tuple[str, str, str], gid: str, weight: str = "normal"
 ) -> None:
     fill, edge, letters = colors
-    width = _label_width(text)
+    width = label_width(text)
     corner = (x - width / 2, y - LABEL_HEIGHT / 2)
     box = FancyBboxPatch(corner, width, LABEL_HEIGHT, boxstyle="round,pad=0,rounding_size=4")
     box.set(facecolor=fill, edgecolor=edge, linewidth=0.8, zorder=6, gid=f"{gid}:box")
@@ -463,7 +533,8 @@ def _text_width(text: str, size: float, weight: str = "normal") -> float:
     return float(TextPath((0, 0), text, prop=_font(size, weight)).get_extents().width)
 
 
-def _label_width(operation: str) -> float:
+def label_width(operation: str) -> float:
+    """Width of the label of an edge."""
     return _text_width(operation, LABEL_SIZE, "bold") + 2 * LABEL_PAD
 
 
