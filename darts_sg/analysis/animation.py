@@ -37,7 +37,7 @@ EPOCH_MS, LAST_MS = 250, 3000
 DPI = 80
 HEADER, ROW_GAP = 46.0, 12.0
 EDGE_NAMES, COLUMN_NAMES, HEAT_TITLE, COLUMN, EDGE = 88.0, 78.0, 20.0, 24.0, 11.5  # of a heat map
-CURVES, CURVE_LABELS = 150.0, 42.0
+CURVES, CURVES_ACROSS, CURVE_LABELS = 150.0, 240.0, 42.0
 MARK, SOFT = "#D98200", "#52606D"
 
 
@@ -79,7 +79,7 @@ class _Stage:
             y += self.heights[title] + ROW_GAP
         names = {title: heat_map_columns(epochs[-1].weights, title, self.operations)[0] for title in CELL_TITLES}
         heat_left = self.cell_width + ROW_GAP + EDGE_NAMES
-        self.width = heat_left + COLUMN * max(map(len, names.values()))
+        self.width = max(heat_left + COLUMN * max(map(len, names.values())), CURVES_ACROSS * len(panels))
         self.height = y + (CURVES if panels else 0)
 
         inches = (self.width + 2 * MARGIN) / 72, (self.height + 2 * MARGIN) / 72
