@@ -27,7 +27,15 @@ from darts_sg.analysis.curves import (
     filled,
     heat_map_columns,
 )
-from darts_sg.analysis.draw import MARGIN, PANEL_PAD, draw_cell_panel, panel_height, plan_cells
+from darts_sg.analysis.draw import (
+    CAPTION_SIZE,
+    MARGIN,
+    PANEL_PAD,
+    caption_lines,
+    draw_cell_panel,
+    panel_height,
+    plan_cells,
+)
 from darts_sg.analysis.run_folder import Run, SearchEpoch
 from darts_sg.derive import num_edges
 from darts_sg.genotype import NUM_INPUTS, Cell
@@ -35,7 +43,7 @@ from darts_sg.genotype import NUM_INPUTS, Cell
 MAX_FRAMES = 100
 EPOCH_MS, LAST_MS = 250, 3000
 DPI = 80
-HEADER, ROW_GAP = 46.0, 12.0
+HEADER, LINE, ROW_GAP = 32.0, 14.0, 12.0
 EDGE_NAMES, COLUMN_NAMES, HEAT_TITLE, COLUMN, EDGE = 88.0, 78.0, 20.0, 24.0, 11.5  # of a heat map
 CURVES, CURVES_ACROSS, CURVE_LABELS = 150.0, 240.0, 42.0
 MARK, SOFT = "#D98200", "#52606D"
@@ -71,26 +79,29 @@ class _Stage:
         edges = edge_names(epochs[-1].genotype.normal.num_nodes)
         panels = filled(SEARCH_PANELS, run.rows)
 
-        self.cell_width = 2 * PANEL_PAD + max(plans[0].width for plans in self.plans.values())
-        self.tops, self.heights, y = {}, {}, HEADER
+        names = {title: heat_map_columns(epochs[-1].weights, title, self.operations)[0] for title in CELL_TITLES}
+        heat_width = ROW_GAP + EDGE_NAMES + COLUMN * max(map(len, names.values()))
+        cells_width = 2 * PANEL_PAD + max(plans[0].width for plans in self.plans.values())
+        self.width = max(cells_width + heat_width, CURVES_ACROSS * len(panels))
+        self.cell_width = self.width - heat_width
+        caption = caption_lines(run.title, 0.9 * self.width)  # few pixels make letters wider than they are measured
+        self.tops, self.heights, y = {}, {}, HEADER + LINE * len(caption)
         for title, plans in self.plans.items():
             least = HEAT_TITLE + EDGE * len(edges) + COLUMN_NAMES
             self.tops[title], self.heights[title] = y, max(panel_height(plans[0]), least)
             y += self.heights[title] + ROW_GAP
-        names = {title: heat_map_columns(epochs[-1].weights, title, self.operations)[0] for title in CELL_TITLES}
-        heat_left = self.cell_width + ROW_GAP + EDGE_NAMES
-        self.width = max(heat_left + COLUMN * max(map(len, names.values())), CURVES_ACROSS * len(panels))
         self.height = y + (CURVES if panels else 0)
 
         inches = (self.width + 2 * MARGIN) / 72, (self.height + 2 * MARGIN) / 72
         self.figure = Figure(figsize=inches, dpi=DPI, facecolor="white")
         self.canvas = FigureCanvasAgg(self.figure)
-        overlay = self._cells_axes()
-        overlay.text(0, -22, run.title, fontsize=9.5, color=SOFT, va="top", parse_math=False)
+        base = self._cells_axes()
+        for i, line in enumerate(caption):
+            base.text(0, -22 - LINE * i, line, fontsize=CAPTION_SIZE, color=SOFT, va="top")
         self.heat_maps = {}
         for title, columns in names.items():
             size = COLUMN * len(columns), self.heights[title] - HEAT_TITLE - COLUMN_NAMES
-            axes = self._axes(heat_left, self.tops[title] + HEAT_TITLE, *size)
+            axes = self._axes(self.cell_width + ROW_GAP + EDGE_NAMES, self.tops[title] + HEAT_TITLE, *size)
             axes.set_title("Mixing weights (dot: chosen)", fontsize=9, fontweight="bold", loc="left", color=INK)
             blank = np.zeros((len(edges), len(columns)))
             image, lines = draw_heat_map(axes, blank, columns, edges, len(self.operations))

@@ -90,7 +90,7 @@ def draw_genotype(genotype: Genotype, caption: str = "") -> Figure:
         _text_width(genotype.name, NAME_SIZE, "bold"),
         260.0,
     )
-    lines = [piece for line in caption.splitlines() for piece in _wrap(_literal(line), width)]
+    lines = caption_lines(caption, width)
     legend = _legend_rows(entries, width)
     panels = [panel_height(plan) for _, plan in plans]
     header = 18.0 + 14.0 * len(lines) + 8.0
@@ -357,6 +357,11 @@ def arrow_corners(tip: Point, direction: Point, scale: float = 1.0) -> list[Poin
 
 
 # Drawing
+
+
+def caption_lines(text: str, width: float) -> list[str]:
+    """The lines of a text of CAPTION_SIZE that are no wider than `width`, as matplotlib takes them literally."""
+    return [piece for line in text.splitlines() for piece in _wrap(_literal(line), width)]
 
 
 def panel_height(plan: CellPlan) -> float:

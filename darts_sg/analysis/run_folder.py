@@ -199,11 +199,11 @@ def _read_search_epoch(run_dir: Path, epoch: int) -> SearchEpoch:
     edges = num_edges(genotype.normal.num_nodes)
     for name in ("normal", "reduce", *weights):
         expected = (edges,) if name.startswith("edge_") else (edges, len(genotype.operations))
-        shape = weights[name].shape if name in weights else "no values"
-        if shape != expected:
+        found = f"shape {weights[name].shape}" if name in weights else "no values"
+        if found != f"shape {expected}":
             raise UsageError(
-                f"{path}: {name!r} has {shape}, but {genotype.normal.num_nodes} nodes and {len(genotype.operations)} "
-                f"operations need {expected}: the file belongs to another space"
+                f"{path}: {name!r} has {found}, but {genotype.normal.num_nodes} nodes and "
+                f"{len(genotype.operations)} operations need {expected}: the file belongs to another space"
             )
     return SearchEpoch(epoch, genotype, weights)
 

@@ -240,7 +240,7 @@ def damage(folder: Path, case: str) -> None:
         ("alphas", "epoch_0002.npz cannot be read"),
         ("no weights", "epoch_0001.npz: 'reduce' has no values"),
         ("foreign", "epochs 1 and 2 are of different searches"),
-        ("space", "epoch_0002.npz: 'normal' has (14, 3), but 4 nodes and 9 operations need (14, 9)"),
+        ("space", "epoch_0002.npz: 'normal' has shape (14, 3), but 4 nodes and 9 operations need (14, 9)"),
     ],
 )
 def test_damaged_folders_get_one_clear_line(case: str, message: str, tmp_path: Path) -> None:
