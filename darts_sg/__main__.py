@@ -53,6 +53,9 @@ def build_parser(bench: bool = False) -> Parser:
     report.add_argument(
         "--results", type=Path, help="with `paper`: the folder that holds run folders (default: results)"
     )
+    report.add_argument(
+        "--no-animation", action="store_true", help="leave out pictures/search.gif (about 0.2 s an epoch of a search)"
+    )
     report.set_defaults(run=rewrite_report)
     measure = commands.add_parser("bench", help="speed and memory against the textbook networks, as ratios of one run")
     if bench:
@@ -143,7 +146,7 @@ def rewrite_report(arguments: argparse.Namespace) -> None:
 
         print(paper_report(arguments.results or Path("results")), end="")
     else:
-        print(write_report(arguments.run_dir))
+        print(write_report(arguments.run_dir, animate=not arguments.no_animation))
 
 
 def run_demo(arguments: argparse.Namespace) -> None:

@@ -1,7 +1,7 @@
 """From mixing weights to a genotype (DARTS paper, section 2.4). Pure functions of arrays."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -62,6 +62,24 @@ def random_cell(num_nodes: int, operations: Sequence[str], generator: np.random.
     Mixing weights that are independent and alike favour no pair of states and no operation.
     """
     return derive_cell(generator.random((num_edges(num_nodes), len(operations))), operations)
+
+
+def strengths(mixing: Mapping[str, Array]) -> tuple[Array, Array]:
+    """What the (normal, reduction) cell is derived from, (num_edges, num_operations) each.
+
+    mixing: the mixing weights `normal` and `reduce`, multiplied here by `edge_normal` and `edge_reduce`,
+    (num_edges,), where there are any (PC-DARTS, section 3.3).
+    """
+    normal, reduce = (
+        mixing[title] * mixing.get(f"edge_{title}", np.ones(len(mixing[title])))[:, None]
+        for title in ("normal", "reduce")
+    )
+    return normal, reduce
+
+
+def entropy(weights: Array) -> Array:
+    """Entropy of the mixing weights of each edge, (num_edges, num_operations) to (num_edges,), in nats."""
+    return -(weights * np.log(np.clip(weights, 1e-300, None))).sum(axis=1)
 
 
 class Costs(NamedTuple):

@@ -214,6 +214,11 @@ def from_dict(plain: Any, known: Collection[str] | None = None) -> Genotype:
     )
 
 
+def state_name(state: int) -> str:
+    """A state as the papers call it: c_{k-2}, c_{k-1}, node 0, …"""
+    return ("c_{k-2}", "c_{k-1}")[state] if state < NUM_INPUTS else f"node {state - NUM_INPUTS}"
+
+
 def renamed(genotype: Genotype, name: str) -> Genotype:
     """The same genotype under another name."""
     return replace(genotype, name=name)

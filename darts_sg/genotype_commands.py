@@ -164,8 +164,7 @@ def list_genotypes(arguments: argparse.Namespace) -> None:
 
 def show_genotype(arguments: argparse.Namespace) -> None:
     from darts_sg.analysis.cost import CELLS, CHANNELS, derived_cost
-    from darts_sg.analysis.report import state_name
-    from darts_sg.genotype import load_genotype
+    from darts_sg.genotype import load_genotype, state_name
     from darts_sg.ops import OPERATIONS
 
     genotype = load_genotype(arguments.genotype, known=list(OPERATIONS))
@@ -273,12 +272,13 @@ def validate_files(arguments: argparse.Namespace) -> None:
 def derive_from_run(arguments: argparse.Namespace) -> None:
     from darts_sg.analysis.cost import choice_costs, derived_cost
     from darts_sg.analysis.deriving import derive_genotype
-    from darts_sg.analysis.report import read_mixing_weights
-    from darts_sg.derive import frontier
+    from darts_sg.analysis.run_folder import read_search_epoch
+    from darts_sg.derive import frontier, strengths
 
     shape = (arguments.network, arguments.channels, arguments.cells)
     if arguments.pareto:
-        found, weights = read_mixing_weights(arguments.run_dir, arguments.epoch)
+        record = read_search_epoch(arguments.run_dir, arguments.epoch)
+        found, weights = record.genotype, strengths(record.weights)
         params, macs = choice_costs(found.operations, *shape, num_nodes=found.normal.num_nodes)
         show_frontier(arguments, frontier(*weights, found.operations, params), found.operations, macs)
         return

@@ -110,6 +110,8 @@ def test_search_leaves_a_folder_that_explains_itself(undisturbed: dict[str, Path
     for picture in ("curves", "cells", "mixing_weights"):
         assert (folder / "pictures" / f"{picture}.svg").is_file()
         assert f"pictures/{picture}" in (folder / "report.md").read_text()
+    assert "](search.html)" in (folder / "report.md").read_text()
+    assert (folder / "search.html").is_file()
 
 
 def test_augment_reports_both_errors_and_both_counts(undisturbed: dict[str, Path]) -> None:
@@ -321,6 +323,28 @@ def test_bad_input_gets_one_clear_line_and_exit_code_2(
     assert expected in err
     assert len(err.strip().splitlines()) == 1, err
     assert not list(tmp_path.iterdir())
+
+
+def test_report_adds_an_animation_of_a_search(
+    undisturbed: dict[str, Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for job, animated in (("search", True), ("augment", False)):
+        folder = tmp_path / job
+        shutil.copytree(undisturbed[job], folder)
+        for options, written in ((["--no-animation"], False), ([], animated)):
+            code, out, _ = in_process(capsys, "report", str(folder), *options)
+            assert (code, out) == (0, f"{folder / 'report.md'}\n")
+            assert (folder / "pictures" / "search.gif").is_file() == written
+            assert ("](pictures/search.gif)" in (folder / "report.md").read_text()) == written
+        assert (folder / "search.html").is_file() == animated
+    with Image.open(tmp_path / "search" / "pictures" / "search.gif") as picture:
+        assert picture.n_frames == 3
+    (tmp_path / "search" / "alphas" / "epoch_0002.npz").write_bytes(b"PK")
+    code, _, err = in_process(capsys, "report", str(tmp_path / "search"))
+    assert code == 2
+    assert "epoch_0002.npz cannot be read" in err
+    assert "remove it to go without epoch 2" in err
+    assert len(err.strip().splitlines()) == 1
 
 
 def test_missing_data_says_where_to_put_what(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from darts_sg.derive import derive_cell, num_edges, num_nodes_of, random_cell
+from darts_sg.derive import derive_cell, entropy, num_edges, num_nodes_of, random_cell, strengths
 from darts_sg.genotype import Cell, Edge
 
 NAMES = ("sep_conv_3x3", "none", "skip_connect", "sandglass_3x3")
@@ -97,3 +97,19 @@ def test_random_cells_favour_no_operation_and_no_pair_of_states() -> None:
             expected = len(found) / 3
             assert abs(found.count(choice) - expected) < 5 * (expected * 2 / 3) ** 0.5
     assert all(edge.state < node for cell in cells for node, edge in cell.edges())
+
+
+def test_entropy_of_each_edge() -> None:
+    weights = np.array([[0.25, 0.25, 0.25, 0.25], [1.0, 0.0, 0.0, 0.0], [0.5, 0.25, 0.125, 0.125]])
+    assert entropy(weights) == pytest.approx(np.log(2) * np.array([2, 0, 1.75]))
+
+
+def test_strengths_are_the_mixing_weights_times_the_edge_weights() -> None:
+    normal, reduce = np.random.default_rng(0).random((2, 5, 4))
+    edges = np.array([0.5, 0.5, 0.2, 0.3, 0.5])
+    found = strengths({"normal": normal, "reduce": reduce, "edge_reduce": edges})
+    np.testing.assert_array_equal(found[0], normal)
+    for i, row in enumerate(found[1]):
+        np.testing.assert_array_equal(row, reduce[i] * edges[i])
+    weighted = derive_cell(reduce, NAMES, edges)
+    assert derive_cell(found[1], NAMES) == weighted

@@ -21,7 +21,7 @@ from darts_sg.analysis.cost import (
     saved_bytes,
 )
 from darts_sg.analysis.measured import same_cells, scores
-from darts_sg.analysis.report import Run
+from darts_sg.analysis.run_folder import Run
 from darts_sg.genotype import NUM_INPUTS, Cell, Genotype
 from darts_sg.networks.derived import DerivedNetwork, NetworkShape
 

@@ -1,6 +1,7 @@
 """Curves of a search or a retraining, and heat maps of mixing weights, as pictures."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,17 +10,21 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
+from darts_sg.derive import num_edges, num_nodes_of
 from darts_sg.errors import UsageError
-from darts_sg.genotype import NUM_INPUTS
+from darts_sg.genotype import NUM_INPUTS, state_name
 
 Row = Mapping[str, float]
 
 INK, FAINT = "#1F2933", "#D5DBE1"
 TRAIN, VALIDATION, TEST = "#1F62B5", "#D98200", "#C8102E"
 NORMAL, REDUCE = "#1F62B5", "#7A3FA8"
+SUBSCRIPTS = str.maketrans("k-12", "ₖ₋₁₂")
 CELL_TITLES = {"normal": "Normal cell", "reduce": "Reduction cell"}
 
 
@@ -60,6 +65,7 @@ ENTROPY = Panel(
     "Entropy of the mixing weights",
     (("entropy_normal", "normal cell", NORMAL), ("entropy_reduce", "reduction cell", REDUCE)),
 )
+SEARCH_PANELS = (LOSS, ACCURACY, SKIPS, ENTROPY)
 RATE = Panel("Learning rate of the weights", (("learning_rate", "", TRAIN),))
 DROP_PATH = Panel("Drop path probability", (("drop_path_prob", "", TRAIN),))
 
@@ -69,7 +75,7 @@ def draw_search_curves(rows: Sequence[Row]) -> Figure:
 
     `rows` are those of metrics.csv; a column may be missing or nan. Raises UsageError if there is none.
     """
-    return _draw(rows, (LOSS, ACCURACY, SKIPS, ENTROPY))
+    return _draw(rows, SEARCH_PANELS)
 
 
 def draw_augment_curves(rows: Sequence[Row]) -> Figure:
@@ -82,29 +88,74 @@ def draw_mixing_weights(
 ) -> Figure:
     """Heat maps of the mixing weights of both cells, each edge's strongest operation other than `none` bold.
 
-    `weights["normal"]` and `weights["reduce"]` are (num_edges, num_operations); edges are ordered node by
-    node, each from state 0 up; "2 ← 0" is the edge from state 0 to state 2. With edge normalisation
+    `weights["normal"]` and `weights["reduce"]` are (num_edges, num_operations), see edge_names. With edge normalisation
     (PC-DARTS, section 3.3), `edge_normal` and `edge_reduce`, (num_edges,), make one more column, shaded on a
-    scale of its own. Raises UsageError for other shapes.
+    scale of its own.
     """
-    edges = [f"{state} ← {i}" for state in range(NUM_INPUTS, NUM_INPUTS + num_nodes) for i in range(state)]
-    expected = (len(edges), len(operations))
-    for name, values in weights.items():
-        shape = expected[:1] if name.startswith("edge_") else expected
-        if values.shape != shape:
-            raise UsageError(
-                f"mixing weights {name!r} have shape {values.shape}, but {num_nodes} nodes and "
-                f"{len(operations)} operations need {shape}: the file belongs to another space"
-            )
+    edges = edge_names(num_nodes)
     titles = [title for title in CELL_TITLES if title in weights]
     num_columns = len(operations) + max(f"edge_{title}" in weights for title in titles)
-    width, height = 1.1 + 0.62 * num_columns, 1.9 + 0.27 * len(edges)
+    width, height = 1.5 + 0.62 * num_columns, 1.9 + 0.27 * len(edges)
     figure = Figure(figsize=(width * len(titles), height), dpi=100, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     for axes, title in zip(figure.subplots(1, len(titles), squeeze=False)[0], titles, strict=True):
-        _draw_heat_map(axes, weights[title], weights.get(f"edge_{title}"), operations, edges)
+        names, values = heat_map_columns(weights, title, operations)
+        shades = values / column_scales(values, len(operations))
+        draw_heat_map(axes, shades, names, edges, len(operations))
+        choices = [j for j, name in enumerate(operations) if name != "none"]
+        strongest = np.array(choices)[values[:, choices].argmax(axis=1)]  # (num_edges,)
+        for (i, j), value in np.ndenumerate(values):
+            color = "white" if shades[i, j] > 0.6 else INK
+            weight = "bold" if j == strongest[i] else "normal"
+            text = axes.text(j, i, f"{value:.3f}".lstrip("0"), ha="center", va="center", fontsize=7.5)
+            text.set(color=color, fontweight=weight)
         axes.set_title(CELL_TITLES[title], fontsize=10, fontweight="bold", loc="left", color=INK)
     return figure
+
+
+def edge_names(num_nodes: int) -> list[str]:
+    """The edges of a cell node by node, each from state 0 up: "node 0 ← cₖ₋₂" leads from the first state to node 0."""
+    return [
+        f"{state_name(state)} ← {subscripted(state_name(i))}"
+        for state in range(NUM_INPUTS, NUM_INPUTS + num_nodes)
+        for i in range(state)
+    ]
+
+
+def subscripted(state: str) -> str:
+    """A state's name, such as c_{k-2}, with its index set low."""
+    return re.sub(r"_\{?([k12-]+)\}?", lambda match: match[1].translate(SUBSCRIPTS), state)
+
+
+def heat_map_columns(
+    weights: Mapping[str, NDArray[np.floating]], title: str, operations: Sequence[str]
+) -> tuple[list[str], NDArray[np.floating]]:
+    """Names and values, (num_edges, num_columns), of a heat map: the operations, and the edge weight where it is."""
+    if f"edge_{title}" not in weights:
+        return list(operations), weights[title]
+    return [*operations, "edge weight"], np.column_stack([weights[title], weights[f"edge_{title}"]])
+
+
+def column_scales(values: NDArray[np.floating], num_operations: int) -> NDArray[np.floating]:
+    """(…, num_columns) to (num_columns,): the largest value of all operations, and that of the edge weights."""
+    parts = np.split(values.reshape(-1, values.shape[-1]), [num_operations], axis=1)
+    return np.concatenate([np.full(part.shape[1], part.max(initial=1e-300)) for part in parts])
+
+
+def draw_heat_map(
+    axes: Axes, shades: NDArray[np.floating], names: Sequence[str], edges: Sequence[str], num_operations: int
+) -> tuple[AxesImage, list[Line2D]]:
+    """Shade the edges by columns, 0 to 1; returns the image, and the white lines over it between nodes and scales."""
+    image = axes.imshow(shades, cmap="Blues", vmin=0.0, vmax=1.0, aspect="auto")
+    axes.set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(edges)), edges)
+    axes.tick_params(labelsize=8.5, colors=INK, length=0)
+    axes.spines[:].set_visible(False)
+    starts = [num_edges(node) for node in range(1, num_nodes_of(len(edges)))]
+    lines = [axes.axhline(start - 0.5, color="white", linewidth=3) for start in starts]
+    if len(names) > num_operations:
+        lines.append(axes.axvline(num_operations - 0.5, color="white", linewidth=5))
+    return image, lines
 
 
 def draw_frontier(rows: Sequence[Mapping[str, Any]]) -> Figure:
@@ -125,19 +176,25 @@ def draw_frontier(rows: Sequence[Mapping[str, Any]]) -> Figure:
 def _draw(rows: Sequence[Row], panels: Sequence[Panel]) -> Figure:
     if not rows:
         raise UsageError("there is no finished epoch to draw yet")
-    shown = [panel for panel in panels if any(_points(rows, column)[0] for column, _, _ in panel.curves)]
+    shown = filled(panels, rows)
     num_rows = math.ceil(len(shown) / 2)
     figure = Figure(figsize=(10.0, 3.1 * num_rows), dpi=100, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.subplots(num_rows, 2, squeeze=False).flatten()
     for axes, panel in zip(grid, shown, strict=False):
-        _draw_panel(axes, rows, panel)
+        draw_panel(axes, rows, panel)
     for axes in grid[len(shown) :]:
         axes.remove()
     return figure
 
 
-def _draw_panel(axes: Axes, rows: Sequence[Row], panel: Panel) -> None:
+def filled(panels: Sequence[Panel], rows: Sequence[Row]) -> list[Panel]:
+    """The panels for which there is anything to draw."""
+    return [panel for panel in panels if any(_points(rows, column)[0] for column, _, _ in panel.curves)]
+
+
+def draw_panel(axes: Axes, rows: Sequence[Row], panel: Panel) -> None:
+    """The curves of a panel over the epochs of `rows`."""
     named = []
     for k, (column, name, color) in enumerate(panel.curves):
         epochs, values = _points(rows, column)
@@ -168,35 +225,3 @@ def _points(rows: Sequence[Row], column: str) -> tuple[list[float], list[float]]
     """(epochs, values) of a column, without its missing values."""
     found = [(row["epoch"], row[column]) for row in rows if math.isfinite(row.get(column, math.nan))]
     return [epoch for epoch, _ in found], [value for _, value in found]
-
-
-def _draw_heat_map(
-    axes: Axes,
-    values: NDArray[np.floating],
-    edge_weights: NDArray[np.floating] | None,
-    operations: Sequence[str],
-    edges: Sequence[str],
-) -> None:
-    names, shades = list(operations), values / values.max()
-    if edge_weights is not None:
-        names.append("edge weight")
-        values = np.column_stack([values, edge_weights])
-        shades = np.column_stack([shades, edge_weights / edge_weights.max()])
-    choices = [j for j, name in enumerate(operations) if name != "none"]
-    strongest = np.array(choices)[values[:, choices].argmax(axis=1)]  # (num_edges,)
-    axes.imshow(shades, cmap="Blues", vmin=0.0, vmax=1.0, aspect="auto")
-    for (i, j), value in np.ndenumerate(values):
-        color = "white" if shades[i, j] > 0.6 else INK
-        weight = "bold" if j == strongest[i] else "normal"
-        text = axes.text(j, i, f"{value:.3f}".lstrip("0"), ha="center", va="center", fontsize=7.5)
-        text.set(color=color, fontweight=weight)
-    axes.set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(len(edges)), edges)
-    axes.set_ylabel("edge: state ← state", fontsize=9, color=INK)
-    axes.tick_params(labelsize=8.5, colors=INK, length=0)
-    axes.spines[:].set_visible(False)
-    for i, edge in enumerate(edges[1:], start=1):
-        if edge.endswith(" 0"):  # a new node begins
-            axes.axhline(i - 0.5, color="white", linewidth=3)
-    if edge_weights is not None:
-        axes.axvline(len(operations) - 0.5, color="white", linewidth=5)

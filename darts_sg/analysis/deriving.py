@@ -6,8 +6,8 @@ from types import MappingProxyType
 from typing import Any
 
 from darts_sg.analysis.cost import choice_costs
-from darts_sg.analysis.report import read_mixing_weights
-from darts_sg.derive import Bound, derive_bounded, kept_weight
+from darts_sg.analysis.run_folder import read_search_epoch
+from darts_sg.derive import Bound, derive_bounded, kept_weight, strengths
 from darts_sg.genotype import Genotype
 from darts_sg.networks.derived import NetworkShape
 
@@ -30,7 +30,8 @@ def derive_genotype(
     cell; `epoch` is by default the last. The bounds, and the share of the mixing weight that they leave, are written
     into the provenance. Raises UsageError if `run_dir` is no search, or nothing keeps the bounds.
     """
-    found, weights = read_mixing_weights(run_dir, epoch)
+    record = read_search_epoch(run_dir, epoch)
+    found, weights = record.genotype, strengths(record.weights)
     params, macs = choice_costs(found.operations, network, channels, cells, num_nodes=found.normal.num_nodes)
     asked = {"params": (params, max_params), "MACs": (macs, max_macs)}
     bounds = [Bound(title, costs, most) for title, (costs, most) in asked.items() if most is not None]

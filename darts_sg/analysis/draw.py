@@ -11,6 +11,7 @@ import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
+from typing import NamedTuple
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -66,12 +67,12 @@ def draw_genotypes(
     """
     theme = DARK if dark else LIGHT
     plans = [[plan_cell(cell) for _, cell in genotype.cells()] for genotype in genotypes]
-    widths = [2 * PANEL_PAD + max(_panel_width(title, pair[i]) for pair in plans) for i, title in enumerate(TITLES)]
+    widths = [2 * PANEL_PAD + max(panel_width(title, pair[i]) for pair in plans) for i, title in enumerate(TITLES)]
     # a name longer than both panels widens the second
     widths[1] = max([widths[1], *(text_width(g.name, NAME_SIZE, "bold") - widths[0] for g in genotypes)])
     width = sum(widths) + PANEL_GAP
     wrapped = [wrap(caption, width) for caption in captions or map(_caption, genotypes)]
-    panels = [max(plan.height for plan in pair) + PANEL_TITLE + 2 * PANEL_PAD for pair in plans]
+    panels = [max(map(panel_height, pair)) for pair in plans]
     edges = [edge for genotype in genotypes for _, cell in genotype.cells() for _, edge in cell.edges()]
     legend = legend_rows((edge.operation for edge in edges), width)
     height = sum(heading_height(lines) + panel for lines, panel in zip(wrapped, panels, strict=True))
@@ -85,7 +86,7 @@ def draw_genotypes(
         x = 0.0
         for i, title in enumerate(TITLES):
             prefix = f"{k}:{title}" if len(genotypes) > 1 else title
-            _draw_panel(sheet, prefix, title, plans[k][i], (x, x + widths[i]), (y - panels[k], y))
+            draw_cell_panel(sheet, prefix, title, plans[k][i], (x, x + widths[i]), (y - panels[k], y))
             x += widths[i] + PANEL_GAP
         y -= panels[k] + 2 * PANEL_GAP
     sheet.legend(y + PANEL_GAP, legend)
@@ -139,6 +140,14 @@ class Track:
     lane: int
 
 
+class Reach(NamedTuple):
+    """The lanes that the states span, and the highest of all."""
+
+    inputs: tuple[tuple[int, ...], tuple[int, ...]]
+    """Lanes that leave c_{k-2} and c_{k-1}."""
+    top: int
+
+
 @dataclass(frozen=True)
 class CellPlan:
     """Where everything of a cell stands; x from the left of the cell, y from the row of nodes upwards."""
@@ -152,6 +161,7 @@ class CellPlan:
     """(left, right) of each column."""
     ports: dict[tuple[int, int, bool], float]
     """(track, or len(tracks) + position in concat; column; at its end) -> x of the vertical there."""
+    reach: Reach
 
     @property
     def width(self) -> float:
@@ -159,7 +169,7 @@ class CellPlan:
 
     @property
     def top(self) -> float:
-        return lane_y(max([1, *(track.lane for track in self.tracks)])) + LABEL_HEIGHT / 2 + 4
+        return lane_y(self.reach.top) + LABEL_HEIGHT / 2 + 4
 
     @property
     def bottom(self) -> float:
@@ -179,16 +189,47 @@ def lane_y(lane: int) -> float:
 
 def plan_cell(cell: Cell) -> CellPlan:
     """Lay a cell out: few crossings between lanes, none between the edges at one node."""
-    runs = [(max(edge.state - 1, 0), state - 1, edge) for state, edge in cell.edges()]
-    concat = tuple(sorted(state - 1 for state in cell.concat))
-    sides = _choose_sides(runs, concat)
-    tracks = _assign_lanes(runs, sides)
-    bus = min([0, *(track.lane for track in tracks)]) - 1
-    bus = min(bus, -2)  # lane -1 belongs to c_{k-1}
-    output = cell.num_nodes + 1
+    return plan_cells([cell])[0]
+
+
+def plan_cells(cells: Sequence[Cell]) -> list[CellPlan]:
+    """Lay out cells of equally many nodes, each as plan_cell does, with all states in the same places in every one."""
+    routed = []
+    for cell in cells:
+        runs = [(max(edge.state - 1, 0), state - 1, edge) for state, edge in cell.edges()]
+        concat = tuple(sorted(state - 1 for state in cell.concat))
+        routed.append((_assign_lanes(runs, _choose_sides(runs, concat)), concat))
+    tracks = [track for tracks, _ in routed for track in tracks]
+    bus = min([-1, *(track.lane for track in tracks)]) - 1  # lane -1 belongs to c_{k-1}
+    above, below = (
+        tuple(sorted({track.lane for track in tracks if track.start == 0 and track.lane * side > 0} or {side}))
+        for side in (1, -1)
+    )
+    reach = Reach((above, below), max([1, *(track.lane for track in tracks)]))
+    output = cells[0].num_nodes + 1
+    gaps = [0.0] * output
+    for track in tracks:
+        gaps[track.stop - 1] = max(gaps[track.stop - 1], label_width(short_name(track.edge.operation)))
+    gaps[-1] = label_width("concat")
+    placed = [_place_ports(tracks, concat, bus, output) for tracks, concat in routed]
+    columns, x = [], 0.0
+    for column in range(output + 1):
+        column_width = max(widths[column] for _, widths in placed)
+        columns.append((x, x + column_width))
+        x += column_width + (gaps[column] + 2 * GAP_PAD + ARROW_LENGTH if column < output else 0)
+    plans = []
+    for (tracks, concat), (offsets, _) in zip(routed, placed, strict=True):
+        ports = {key: sum(columns[key[1]]) / 2 + offset for key, offset in offsets.items()}
+        plans.append(CellPlan(tuple(tracks), concat, bus, tuple(columns), ports, reach))
+    return plans
+
+
+def _place_ports(
+    tracks: Sequence[Track], concat: Sequence[int], bus: int, output: int
+) -> tuple[dict[tuple[int, int, bool], float], list[float]]:
+    """Where the verticals stand in their columns, from the middle (keys as CellPlan.ports), and widths of columns."""
     # the lines to the output are routed like edges: out of their node to the lane of the bus
     routes = [*tracks, *(Track(Edge("", 0), column, output, bus) for column in concat)]
-
     offsets: dict[tuple[int, int, bool], float] = {}
     widths = [BAR_WIDTH]
     for column in range(1, output):
@@ -202,17 +243,7 @@ def plan_cell(cell: Cell) -> CellPlan:
             most = max(most, len(order))
         widths.append(max(NODE_WIDTH, (most - 1) * PORT_STEP + 2 * PORT_MARGIN))
     widths.append(BAR_WIDTH)
-
-    gaps = [0.0] * output
-    for track in tracks:
-        gaps[track.stop - 1] = max(gaps[track.stop - 1], _label_width(short_name(track.edge.operation)))
-    gaps[-1] = _label_width("concat")
-    columns, x = [], 0.0
-    for column, column_width in enumerate(widths):
-        columns.append((x, x + column_width))
-        x += column_width + (gaps[column] + 2 * GAP_PAD + ARROW_LENGTH if column < output else 0)
-    ports = {key: sum(columns[key[1]]) / 2 + offset for key, offset in offsets.items()}
-    return CellPlan(tuple(tracks), concat, bus, tuple(columns), ports)
+    return offsets, widths
 
 
 Run = tuple[int, int, Edge]
@@ -274,15 +305,58 @@ def _cost(tracks: Sequence[Track], concat: Sequence[int]) -> int:
     return crossings + max([0, *lanes]) - min([0, *lanes])
 
 
+# Shapes, around the row of nodes: y grows upwards
+
+
+class Wire(NamedTuple):
+    """An edge, or the joined output: the corners of its lines, the tip of its arrow, and the middle of its label."""
+
+    lines: list[list[Point]]
+    tip: Point
+    direction: Point
+    label: Point
+
+
+def edge_wires(plan: CellPlan) -> list[Wire]:
+    """One wire for each of the plan's tracks; its line ends inside its arrow head."""
+    wires = []
+    for i, track in enumerate(plan.tracks):
+        points, direction = _way(plan, i)
+        tip, back = points[-1], ARROW_LENGTH - 1
+        points[-1] = (tip[0] - direction[0] * back, tip[1] - direction[1] * back)
+        middle = (plan.columns[track.stop - 1][1] + plan.columns[track.stop][0] - ARROW_LENGTH) / 2
+        wires.append(Wire([points], tip, direction, (middle, lane_y(track.lane))))
+    return wires
+
+
+def output_wire(plan: CellPlan) -> Wire:
+    """The lines from the joined nodes, in the order of concat, to the output."""
+    output = len(plan.columns) - 1
+    entry, y = plan.columns[output][0], lane_y(plan.bus)
+    lines = []
+    for k, column in enumerate(plan.concat):
+        x = plan.ports[len(plan.tracks) + k, column, False]
+        lines.append([(x, -NODE_HEIGHT / 2), (x, y), (entry - ARROW_LENGTH, y)])
+    middle = (plan.columns[output - 1][1] + entry - ARROW_LENGTH) / 2
+    return Wire(lines, (entry, y), (1.0, 0.0), (middle, y))
+
+
 # Drawing
 
 
-def _panel_width(title: str, plan: CellPlan) -> float:
+def panel_height(plan: CellPlan) -> float:
+    """What the panel of a cell takes at least."""
+    return plan.height + PANEL_TITLE + 2 * PANEL_PAD
+
+
+def panel_width(title: str, plan: CellPlan) -> float:
+    """What the panel of a cell takes at least across, its padding not included."""
     note = text_width(STRIDE_NOTE, LABEL_SIZE) + 12 if title == "reduce" else 0.0
     return max(plan.width, text_width(TITLES[title], TITLE_SIZE, "bold") + note)
 
 
-def _draw_panel(sheet: Sheet, prefix: str, title: str, plan: CellPlan, xs: Point, ys: Point) -> None:
+def draw_cell_panel(sheet: Sheet, prefix: str, title: str, plan: CellPlan, xs: Point, ys: Point) -> None:
+    """Draw a cell in a frame with its heading, from xs[0] to xs[1] and ys[0] to ys[1]."""
     theme = sheet.theme
     sheet.box(xs, ys, theme.panel, theme.frame, linewidth=0.9, zorder=0)
     x, y = xs[0] + PANEL_PAD, ys[1] - PANEL_PAD - 4
@@ -297,38 +371,29 @@ def _draw_panel(sheet: Sheet, prefix: str, title: str, plan: CellPlan, xs: Point
 def _draw_cell(sheet: Sheet, title: str, plan: CellPlan, x0: float, y0: float) -> None:
     """Draw a planned cell with its row of nodes at (x0, y0); artists carry ids such as `normal:edge:3`."""
     theme = sheet.theme
-    output = len(plan.columns) - 1
 
     def shifted(points: Sequence[Point]) -> list[Point]:
         return [(x + x0, y + y0) for x, y in points]
 
-    entry = plan.columns[output][0]
-    for k, column in enumerate(plan.concat):
-        x = plan.ports[len(plan.tracks) + k, column, False]
-        points = [(x, -NODE_HEIGHT / 2), (x, lane_y(plan.bus)), (entry - ARROW_LENGTH, lane_y(plan.bus))]
+    joined = output_wire(plan)
+    for column, points in zip(plan.concat, joined.lines, strict=True):
         gid = f"{title}:concat:{column - 1}"
         sheet.line(rounded(shifted(points)), theme.faint, gid=gid, linewidth=1.3, zorder=1)
-    sheet.arrow_head((entry + x0, lane_y(plan.bus) + y0), (1, 0), theme.faint)
-    middle = (plan.columns[output - 1][1] + entry - ARROW_LENGTH) / 2
+    sheet.arrow_head(shifted([joined.tip])[0], joined.direction, theme.faint)
     colors = (theme.panel, theme.faint, theme.muted)
-    _label(sheet, middle + x0, lane_y(plan.bus) + y0, "concat", colors, f"{title}:label:concat")
+    _label(sheet, joined.label[0] + x0, joined.label[1] + y0, "concat", colors, f"{title}:label:concat")
 
-    for i, track in enumerate(plan.tracks):
+    for i, (track, wire) in enumerate(zip(plan.tracks, edge_wires(plan), strict=True)):
         style = STYLES[family(track.edge.operation)]
         paint = style.paint(theme)
-        points, direction = _way(plan, i)
-        tip = points[-1]
-        back = ARROW_LENGTH - 1  # the line ends inside its arrow head
-        points[-1] = (tip[0] - direction[0] * back, tip[1] - direction[1] * back)
-        sheet.line(rounded(shifted(points)), paint.line, style, gid=f"{title}:edge:{i}", zorder=2 + 0.01 * i)
-        sheet.arrow_head(shifted([tip])[0], direction, paint.line, style.arrow_scale)
-        middle = (plan.columns[track.stop - 1][1] + plan.columns[track.stop][0] - ARROW_LENGTH) / 2
+        sheet.line(rounded(shifted(wire.lines[0])), paint.line, style, gid=f"{title}:edge:{i}", zorder=2 + 0.01 * i)
+        sheet.arrow_head(shifted([wire.tip])[0], wire.direction, paint.line, style.arrow_scale)
         colors = (paint.tint, paint.line, paint.text)
         bold = "bold" if family(track.edge.operation) == "sandglass" else "normal"
         text = short_name(track.edge.operation)
-        _label(sheet, middle + x0, lane_y(track.lane) + y0, text, colors, f"{title}:label:{i}", bold)
+        _label(sheet, wire.label[0] + x0, wire.label[1] + y0, text, colors, f"{title}:label:{i}", bold)
 
-    for name, text, left, right, bottom, top in _states(plan):
+    for name, text, left, right, bottom, top in state_boxes(plan):
         fill = theme.output if name == "c_k" else theme.input if name.startswith("c_") else theme.node
         _state(sheet, f"{title}:state:{name}", text, (left + x0, right + x0), (bottom + y0, top + y0), fill)
 
@@ -348,13 +413,13 @@ def _way(plan: CellPlan, i: int) -> tuple[list[Point], Point]:
     return [*first, (end, y), (end, side * NODE_HEIGHT / 2)], (0.0, -side)
 
 
-def _states(plan: CellPlan) -> Iterator[tuple[str, str, float, float, float, float]]:
+def state_boxes(plan: CellPlan) -> Iterator[tuple[str, str, float, float, float, float]]:
     """(name, text, left, right, bottom, top) of every state; inputs and output span their lanes."""
     half = LABEL_HEIGHT / 2 + 3
     left, right = plan.columns[0]
-    for side, name, text in ((1, "c_{k-2}", "$c_{k-2}$"), (-1, "c_{k-1}", "$c_{k-1}$")):
-        lanes = [lane_y(t.lane) for t in plan.tracks if t.start == 0 and t.lane * side > 0] or [lane_y(side)]
-        yield name, text, left, right, min(lanes) - half, max(lanes) + half
+    for name, spanned in zip(("c_{k-2}", "c_{k-1}"), plan.reach.inputs, strict=True):
+        lanes = [lane_y(lane) for lane in spanned]
+        yield name, f"${name}$", left, right, min(lanes) - half, max(lanes) + half
     for column, (left, right) in enumerate(plan.columns[1:-1], start=1):
         yield str(column - 1), str(column - 1), left, right, -NODE_HEIGHT / 2, NODE_HEIGHT / 2
     left, right = plan.columns[-1]
@@ -380,7 +445,7 @@ def _label(
     sheet: Sheet, x: float, y: float, text: str, colors: tuple[str, str, str], gid: str, weight: str = "normal"
 ) -> None:
     fill, edge, letters = colors
-    half, ys = _label_width(text) / 2, (y - LABEL_HEIGHT / 2, y + LABEL_HEIGHT / 2)
+    half, ys = label_width(text) / 2, (y - LABEL_HEIGHT / 2, y + LABEL_HEIGHT / 2)
     sheet.box((x - half, x + half), ys, fill, edge, f"{gid}:box", corner=4, linewidth=0.8, zorder=6)
     sheet.text(x, y - 0.3, text, LABEL_SIZE, weight, letters, gid=gid)
 
@@ -394,5 +459,6 @@ def _state(sheet: Sheet, gid: str, text: str, xs: Point, ys: Point, fill: str) -
         sheet.text(x, y - 0.3, text, STATE_SIZE, gid=f"{gid}:name")
 
 
-def _label_width(text: str) -> float:
+def label_width(text: str) -> float:
+    """Width of the label of an edge."""
     return text_width(text, LABEL_SIZE, "bold") + 2 * LABEL_PAD

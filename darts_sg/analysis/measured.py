@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from darts_sg.analysis.report import Run, read_run
+from darts_sg.analysis.run_folder import Run, read_run
 from darts_sg.errors import UsageError
 from darts_sg.genotype import Cell, Genotype
 

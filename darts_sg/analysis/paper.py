@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 from darts_sg.analysis.cost import derived_cost
 from darts_sg.analysis.measured import runs_in, scores
-from darts_sg.analysis.report import Run, markdown_table
+from darts_sg.analysis.report import markdown_table
+from darts_sg.analysis.run_folder import Run
 from darts_sg.genotype import Genotype
 
 

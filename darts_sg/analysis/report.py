@@ -1,30 +1,21 @@
 """report.md of a run folder: what was run on what, what came out, pictures, and how to go on."""
 
-import csv
-import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
-import numpy as np
-import yaml
-
+from darts_sg.analysis.animation import search_animation
 from darts_sg.analysis.cost import cost_caption, cost_text
 from darts_sg.analysis.curves import draw_augment_curves, draw_mixing_weights, draw_search_curves
 from darts_sg.analysis.draw import draw_genotype, save_figure
-from darts_sg.derive import Array
-from darts_sg.errors import UsageError
+from darts_sg.analysis.page import search_page
+from darts_sg.analysis.run_folder import SCRIPTS, Run, SearchEpoch, read_run, read_search_epochs
 from darts_sg.files import write_atomically
-from darts_sg.genotype import NUM_INPUTS, Cell, Genotype, load_genotype
+from darts_sg.genotype import Cell, Genotype, state_name
 from darts_sg.networks.mobile import LAST_CHANNELS, STEM_CHANNELS, Model, find_model, stem_stride
 
-Row = dict[str, float]
-
-SCRIPTS = {"search": "search.py", "augment": "augment.py"}
 SHOWN_OPTIONS = (
     "recipe", "space", "genotype", "model", "network", "epochs", "batch_size", "channels", "cells", "nodes",
     "learning_rate", "hypergradient", "alpha_learning_rate", "alpha_frozen_epochs", "partial_channels",
@@ -33,44 +24,10 @@ SHOWN_OPTIONS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Run:
-    """What a run folder holds so far."""
-
-    folder: Path
-    job: str
-    options: Mapping[str, Any]
-    environment: Mapping[str, Any]
-    rows: Sequence[Row]
-    genotype: Genotype | None
-    genotype_epoch: int | None
-    """The epoch after which the genotype was derived, None if it is final (or the one being trained)."""
-    result: Mapping[str, Any] | None
-
-    @property
-    def finished(self) -> bool:
-        if self.job == "augment":
-            return self.result is not None
-        return self.genotype is not None and self.genotype_epoch is None
-
-    @property
-    def data(self) -> str:
-        """The data as it must stand beside every figure: name, and what is unlike the published set."""
-        data = self.environment.get("data") or {}
-        name = str(data.get("name") or self.options.get("dataset", "unknown data"))
-        remarks = [str(data[key]) for key in ("note", "remark") if data.get(key)]
-        return f"{name} ({'; '.join(remarks)})" if remarks else name
-
-    @property
-    def shown_path(self) -> str:
-        """The folder as a user in the current directory would type it."""
-        path = self.folder.resolve()
-        return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(self.folder)
-
-
-def write_report(run_dir: Path) -> Path:
+def write_report(run_dir: Path, animate: bool = False) -> Path:
     """Write report.md and pictures/ into the folder of a run, finished or not; return the report's path.
 
+    A search also gets search.html, and with `animate` pictures/search.gif, which takes about 0.2 s an epoch.
     Raises UsageError if `run_dir` is not the folder of a run or a file in it cannot be read.
     """
     run = read_run(run_dir)
@@ -87,94 +44,16 @@ def write_report(run_dir: Path) -> Path:
         sections += _genotype(run, run.genotype, caption)
     if run.options.get("model"):
         sections += _model(run, find_model(run.options["model"]))
-    if run.job == "search":
-        sections += _mixing_weights(run, pictures)
+    epochs = read_search_epochs(run_dir) if run.job == "search" else []
+    if epochs:
+        sections += [*_mixing_weights(run, epochs[-1], pictures), *_all_epochs(run, epochs, animate)]
     sections += [*_going_on(run), *_measured(run)]
     path = run_dir / "report.md"
     write_atomically(path, "\n\n".join(sections) + "\n")
     return path
 
 
-def read_run(run_dir: Path) -> Run:
-    """Read what a run folder holds so far; UsageError names the file that is missing or damaged."""
-    config_path = run_dir / "config.yaml"
-    if not config_path.is_file():
-        why = "it has no config.yaml" if run_dir.is_dir() else "there is no such folder"
-        raise UsageError(
-            f"{run_dir} is not the folder of a run: {why}; give the folder that search.py or augment.py named"
-        )
-    try:
-        config = yaml.safe_load(config_path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{config_path} is not YAML: {str(error).splitlines()[0]}") from None
-    job = config.get("job") if isinstance(config, dict) else None
-    if job not in SCRIPTS or not isinstance(config.get("options"), dict):
-        raise UsageError(f"{config_path} does not belong to a run: it needs job (search or augment) and options")
-    metrics, final = run_dir / "metrics.csv", run_dir / "genotype.yaml"
-    derived = sorted((run_dir / "genotypes").glob("epoch_*.yaml"))
-    genotype, epoch = None, None
-    if final.is_file():
-        genotype = load_genotype(final)
-    elif derived:
-        genotype, epoch = load_genotype(derived[-1]), _epoch_of(derived[-1])
-    return Run(
-        folder=run_dir,
-        job=job,
-        options=config["options"],
-        environment=config.get("environment") or {},
-        rows=read_metrics(metrics) if metrics.is_file() else [],
-        genotype=genotype,
-        genotype_epoch=epoch,
-        result=_read_result(run_dir / "result.json") if job == "augment" else None,
-    )
-
-
-def read_metrics(path: Path) -> list[Row]:
-    """The rows of a metrics.csv; an empty field becomes nan, a line still being written is left out.
-
-    Raises UsageError with file, line and column for anything that is not a number.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UsageError(f"{path} does not exist: no epoch of this run is finished, or it is not a run") from None
-    lines = text[: text.rfind("\n") + 1].splitlines()
-    rows = []
-    for number, fields in enumerate(csv.DictReader(lines), start=2):
-        row = {}
-        for column, value in fields.items():
-            if column is None or value is None:
-                raise UsageError(f"{path}, line {number}: expected as many fields as the first line has")
-            try:
-                row[column] = float(value) if value else math.nan
-            except ValueError:
-                raise UsageError(f"{path}, line {number}, {column}: {value!r} is not a number") from None
-        if "epoch" not in row:
-            raise UsageError(f"{path} has no column epoch: it is not the metrics.csv of a run")
-        rows.append(row)
-    return rows
-
-
-def _read_result(path: Path) -> Mapping[str, Any] | None:
-    if not path.is_file():
-        return None
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UsageError(f"{path} is not JSON: {error}") from None
-    needed = ("test_error_last", "test_error_best", "best_epoch", "best_chosen_on", "params", "macs")
-    for key in needed:
-        if not isinstance(result, dict) or key not in result:
-            raise UsageError(f"{path} lacks {key}: it is not the result of a retraining")
-    return result
-
-
 def _head(run: Run) -> list[str]:
-    what = "Search" if run.job == "search" else "Training" if run.options.get("model") else "Retraining"
-    if run.job == "search":
-        subject = run.options.get("space")
-    else:
-        subject = run.options.get("model") or (run.genotype and run.genotype.name)
     done, planned = (int(run.rows[-1]["epoch"]) if run.rows else 0), run.options.get("epochs")
     spent = f" in {duration(run.rows[-1]['seconds'])}" if run.rows and "seconds" in run.rows[-1] else ""
     if run.finished:
@@ -186,7 +65,7 @@ def _head(run: Run) -> list[str]:
             f"**Not finished**: {done} of {planned} epochs{spent}, last written {when}. It is still running "
             "or was interrupted; all figures below are those of an unfinished run."
         )
-    return [f"# {what}: {subject} on {run.data}", state]
+    return [f"# {run.title}", state]
 
 
 def _setting(run: Run) -> list[str]:
@@ -268,7 +147,7 @@ def _genotype(run: Run, genotype: Genotype, caption: str) -> list[str]:
     parts = [f"## Genotype {genotype.name}", f"{source}. Space: {genotype.space}. Network: {caption}."]
     for title, cell in genotype.cells():
         heading = {"normal": "Normal cell", "reduce": "Reduction cell"}[title]
-        parts += [f"**{heading}**", cellmarkdown_table(cell)]
+        parts += [f"**{heading}**", cell_table(cell)]
     return [*parts, f"![Both cells of {genotype.name}](pictures/cells.svg)"]
 
 
@@ -288,7 +167,7 @@ def _model(run: Run, model: Model) -> list[str]:
     return [f"## Model {model.name}", text, table]
 
 
-def cellmarkdown_table(cell: Cell) -> str:
+def cell_table(cell: Cell) -> str:
     """A Markdown table of a cell: for each node its operations with the states they take, and the output."""
     most = max(len(node) for node in cell.nodes)
     rows = []
@@ -300,56 +179,26 @@ def cellmarkdown_table(cell: Cell) -> str:
     return markdown_table(("state", *(f"edge {i + 1}" for i in range(most))), rows)
 
 
-def state_name(state: int) -> str:
-    """A state as the papers call it: c_{k-2}, c_{k-1}, node 0, …"""
-    return ("c_{k-2}", "c_{k-1}")[state] if state < NUM_INPUTS else f"node {state - NUM_INPUTS}"
-
-
-def _mixing_weights(run: Run, pictures: Path) -> list[str]:
-    saved = sorted((run.folder / "alphas").glob("epoch_*.npz"))
-    if not saved or run.genotype is None:
-        return []
-    weights = _read_arrays(saved[-1])
-    operations, num_nodes = run.genotype.operations, run.genotype.normal.num_nodes
-    save_figure(draw_mixing_weights(weights, operations, num_nodes), pictures / "mixing_weights")
+def _mixing_weights(run: Run, last: SearchEpoch, pictures: Path) -> list[str]:
+    operations, num_nodes = last.genotype.operations, last.genotype.normal.num_nodes
+    save_figure(draw_mixing_weights(last.weights, operations, num_nodes), pictures / "mixing_weights")
     text = (
-        f"After epoch {_epoch_of(saved[-1])}, on {run.data}. An edge a ← b leads from state b to state a; "
-        "states 0 and 1 are the inputs c_{k-2} and c_{k-1}, state 2 is node 0. Bold: the strongest operation "
-        "other than `none`, by which the edge is ranked when the cell is derived."
+        f"After epoch {last.epoch}, on {run.data}. An edge a ← b leads from b to a. Bold: the strongest "
+        "operation other than `none`, by which the edge is ranked when the cell is derived."
     )
     return ["## Mixing weights", text, "![Mixing weights of both cells](pictures/mixing_weights.svg)"]
 
 
-def read_mixing_weights(run_dir: Path, epoch: int | None = None) -> tuple[Genotype, tuple[Array, Array]]:
-    """The genotype of a search after an epoch, by default the last, and what it was derived from.
-
-    That is (normal, reduce) of (num_edges, num_operations), multiplied by the edge weights if there are any.
-    Raises UsageError if `run_dir` is no search, or has no such epoch.
-    """
-    run = read_run(run_dir)
-    if run.job != "search":
-        raise UsageError(f"{run_dir} is the folder of a retraining; mixing weights are in that of a search")
-    there = sorted(_epoch_of(path) for path in (run_dir / "alphas").glob("epoch_*.npz"))
-    if not there:
-        raise UsageError(f"{run_dir} has no finished epoch yet")
-    if epoch is not None and epoch not in there:
-        raise UsageError(f"{run_dir} has no epoch {epoch}; there are {there[0]} to {there[-1]}")
-    chosen = epoch or there[-1]
-    genotype = load_genotype(run_dir / "genotypes" / f"epoch_{chosen:04d}.yaml")
-    arrays = _read_arrays(run_dir / "alphas" / f"epoch_{chosen:04d}.npz")
-    found = []
-    for title in ("normal", "reduce"):
-        edge_weights = arrays.get(f"edge_{title}", np.ones(len(arrays[title])))
-        found.append(np.asarray(arrays[title] * edge_weights[:, None], dtype=np.float64))
-    return genotype, (found[0], found[1])
-
-
-def _read_arrays(path: Path) -> dict[str, Array]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (ValueError, OSError, EOFError, BadZipFile) as error:
-        raise UsageError(f"{path} cannot be read: {error}") from None
+def _all_epochs(run: Run, epochs: Sequence[SearchEpoch], animate: bool) -> list[str]:
+    write_atomically(run.folder / "search.html", search_page(run, epochs))
+    text = (
+        "[search.html](search.html) shows cells, mixing weights and figures of every epoch, in a browser and without "
+        f"a network; on {run.data}."
+    )
+    if not animate:
+        return ["## Epoch by epoch", f"{text} `python -m darts_sg report {run.shown_path}` adds an animation."]
+    write_atomically(run.folder / "pictures" / "search.gif", search_animation(run, epochs))
+    return ["## Epoch by epoch", text, f"![The search, epoch by epoch, {run.data}](pictures/search.gif)"]
 
 
 def _going_on(run: Run) -> list[str]:
@@ -424,8 +273,3 @@ def _flat(value: Any) -> str | None:
     if isinstance(value, list):
         return " ".join(str(inner) for inner in value)
     return None if value is None else str(value)
-
-
-def _epoch_of(path: Path) -> int:
-    """The epoch in a file name such as epoch_0012.npz."""
-    return int(path.stem.removeprefix("epoch_"))

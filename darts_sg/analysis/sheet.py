@@ -171,10 +171,7 @@ class Sheet:
 
     def arrow_head(self, tip: Point, direction: Point, color: str, scale: float = 1.0) -> None:
         """The head of an arrow that points in one of the four directions, such as (1, 0)."""
-        (x, y), (dx, dy) = tip, direction
-        base, half = ARROW_LENGTH, ARROW_WIDTH * scale
-        back = (x - dx * base, y - dy * base)
-        corners = [tip, (back[0] - dy * half, back[1] + dx * half), (back[0] + dy * half, back[1] - dx * half)]
+        corners = arrow_corners(tip, direction, scale)
         self.axes.add_patch(Polygon(corners, closed=True, color=color, linewidth=0, zorder=4))
 
     def heading(self, x: float, y: float, name: str, lines: Sequence[str]) -> None:
@@ -192,6 +189,14 @@ class Sheet:
                 line = Path([(x, middle), (x + 22, middle)])
                 self.line(line, style.paint(self.theme).line, style)
                 self.text(x + 28, middle, style.title, align="left")
+
+
+def arrow_corners(tip: Point, direction: Point, scale: float = 1.0) -> list[Point]:
+    """The triangle of an arrow head."""
+    (x, y), (dx, dy) = tip, direction
+    base, half = ARROW_LENGTH, ARROW_WIDTH * scale
+    back = (x - dx * base, y - dy * base)
+    return [tip, (back[0] - dy * half, back[1] + dx * half), (back[0] + dy * half, back[1] - dx * half)]
 
 
 def new_sheet(width: float, height: float, theme: Theme) -> tuple[Figure, Sheet]:

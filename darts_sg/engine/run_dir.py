@@ -9,6 +9,7 @@ genotypes/       search: the genotype after each epoch; alphas/ the mixing weigh
 genotype.yaml    search: the result; augment: what is trained
 result.json      augment: the result
 report.md        the run as a page, with pictures/
+search.html      search: its epochs, to leaf through in a browser
 """
 
 import csv

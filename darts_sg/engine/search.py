@@ -18,7 +18,7 @@ from darts_sg.analysis.curves import draw_mixing_weights
 from darts_sg.analysis.report import write_report
 from darts_sg.config import PENALTIES, SearchConfig
 from darts_sg.data import Augment, TrainBatches, evaluation_batches
-from darts_sg.derive import Bound, derive_bounded, frontier
+from darts_sg.derive import Bound, derive_bounded, entropy, frontier, strengths
 from darts_sg.engine.loop import Loop, StepResult
 from darts_sg.engine.run_dir import RunDir
 from darts_sg.engine.setup import (
@@ -139,10 +139,10 @@ class SearchJob:
             row[f"expected_{penalty.name}"] = penalty.expected(*cells).item()
             row[f"penalty_{penalty.name}"] = means.get(f"penalty_{penalty.name}", float("nan"))
         row |= {name: means.get(name, float("nan")) for name in columns}
-        for title, cell in genotype.cells():
-            row[f"skips_{title}"] = float(sum(edge.operation == "skip_connect" for _, edge in cell.edges()))
+        for title, skips in zip(("normal", "reduce"), genotype.count("skip_connect"), strict=True):
+            row[f"skips_{title}"] = float(skips)
         for title in ("normal", "reduce"):
-            row[f"entropy_{title}"] = entropy(mixing[title])
+            row[f"entropy_{title}"] = float(entropy(mixing[title]).mean())
         return row
 
     def log_tensorboard(self, writer: Any, epoch: int) -> None:
@@ -157,13 +157,8 @@ class SearchJob:
 
     def derive(self, run: RunDir, epoch: int, measured: Mapping[str, Any] | None = None) -> Genotype:
         """The genotype of the current alphas, with its provenance."""
-        mixing = self.mixing()
-        strengths = {
-            title: mixing[title] * mixing.get(f"edge_{title}", np.ones(len(mixing[title])))[:, None]
-            for title in ("normal", "reduce")
-        }
         bounds = [Bound(p.name, p.costs, p.target) for p in self.penalties if p.target is not None]
-        normal, reduce = derive_bounded(strengths["normal"], strengths["reduce"], self.space.operations, bounds)
+        normal, reduce = derive_bounded(*strengths(self.mixing()), self.space.operations, bounds)
         config = self.config
         options = {k: v for k, v in config.as_dict().items() if k not in {"run_dir", "data", "time_budget", "threads"}}
         provenance = {
@@ -322,11 +317,6 @@ def split_sizes(config: SearchConfig, total: int) -> tuple[int, int]:
     if validation is None:
         validation = min(train, max(1, total - train))
     return train, validation
-
-
-def entropy(weights: np.ndarray) -> float:
-    """Mean over the edges of the entropy of the mixing weights (num_edges, num_operations), in nats."""
-    return float(-(weights * np.log(np.clip(weights, 1e-300, None))).sum(axis=1).mean())
 
 
 def data_line(setting: Setting, note: str) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import imread
@@ -17,8 +18,16 @@ from matplotlib.path import Path as Line
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
-from darts_sg.analysis.draw import draw_genotype, draw_genotypes, save_figure
-from darts_sg.analysis.sheet import DARK, LIGHT, STYLES, Theme, family, short_name
+from darts_sg.analysis.draw import (
+    draw_cell_panel,
+    draw_genotype,
+    draw_genotypes,
+    panel_height,
+    plan_cells,
+    save_figure,
+    state_boxes,
+)
+from darts_sg.analysis.sheet import DARK, LIGHT, STYLES, Sheet, Theme, family, short_name
 from darts_sg.genotype import NUM_INPUTS, Cell, Edge, Genotype, load_genotype, zoo_names
 from darts_sg.ops import OPERATIONS
 
@@ -28,10 +37,10 @@ CAPTION = "3,349,342 parameters, 528.4M MACs (CIFAR, C=36, 20 cells; auxiliary h
 
 
 @st.composite
-def cells(draw: st.DrawFn, max_nodes: int = 6) -> Cell:
-    """Any cell: 1 to `max_nodes` nodes of 1 to 3 edges, equal edges and unused states included."""
+def cells(draw: st.DrawFn, max_nodes: int = 6, min_nodes: int = 1) -> Cell:
+    """Any cell: `min_nodes` to `max_nodes` nodes of 1 to 3 edges, equal edges and unused states included."""
     nodes = []
-    for i in range(draw(st.integers(1, max_nodes))):
+    for i in range(draw(st.integers(min_nodes, max_nodes))):
         edge = st.builds(Edge, st.sampled_from(CHOICES), st.integers(0, NUM_INPUTS + i - 1))
         nodes.append(tuple(draw(st.lists(edge, min_size=1, max_size=3))))
     states = range(NUM_INPUTS, NUM_INPUTS + len(nodes))
@@ -144,6 +153,24 @@ def test_everything_can_be_read(theme: Theme) -> None:
 def test_nothing_overlaps_in_any_cell(normal: Cell, reduce: Cell) -> None:
     genotype = genotype_of(normal, reduce)
     check_nothing_overlaps([genotype], draw_genotype(genotype, CAPTION))
+
+
+@settings(max_examples=8, deadline=None, derandomize=True)
+@given(st.integers(1, 5).flatmap(lambda nodes: st.lists(cells(nodes, nodes), min_size=2, max_size=4)))
+def test_cells_of_one_layout_keep_their_states_in_place_and_nothing_overlaps(several: list[Cell]) -> None:
+    plans = plan_cells(several)
+    boxes = [list(state_boxes(plan)) for plan in plans]
+    assert all(box == boxes[0] for box in boxes)
+    height = 2 * panel_height(plans[0])
+    for cell, plan in zip(several, plans, strict=True):
+        assert (plan.width, plan.height) == (plans[0].width, plans[0].height)
+        figure = Figure(figsize=((plan.width + 200) / 72, height / 72), dpi=100)
+        FigureCanvasAgg(figure)
+        axes = figure.add_axes((0, 0, 1, 1), xlim=(0, plan.width + 200), ylim=(-height, 0))
+        for i, title in enumerate(("normal", "reduce")):
+            ys = -(i + 1) * height / 2, -i * height / 2
+            draw_cell_panel(Sheet(axes, LIGHT), title, title, plan, (0, plan.width + 200), ys)
+        check_nothing_overlaps([genotype_of(cell, cell)], figure)
 
 
 def test_nothing_overlaps_in_a_crowd() -> None:

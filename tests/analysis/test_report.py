@@ -12,7 +12,8 @@ import yaml
 from matplotlib.text import Text
 
 from darts_sg.analysis.curves import draw_augment_curves, draw_mixing_weights, draw_search_curves
-from darts_sg.analysis.report import duration, read_metrics, write_report
+from darts_sg.analysis.report import duration, write_report
+from darts_sg.analysis.run_folder import read_metrics
 from darts_sg.derive import derive_cell, num_edges
 from darts_sg.errors import UsageError
 from darts_sg.genotype import Genotype
@@ -240,6 +241,11 @@ def damage(folder: Path, case: str) -> None:
             (folder / "metrics.csv").write_text("time,place\n1,2\n")
         case "alphas":
             (folder / "alphas" / "epoch_0002.npz").write_bytes(b"PK\x03\x04 half a file")
+        case "no weights":
+            np.savez(folder / "alphas" / "epoch_0001.npz", normal=mixing_weights(1))
+        case "foreign":
+            weights = {"normal": mixing_weights(1), "reduce": mixing_weights(2)}
+            np.savez(folder / "alphas" / "epoch_0001.npz", **weights)
         case "space":
             np.savez(folder / "alphas" / "epoch_0002.npz", normal=np.ones((14, 3)), reduce=np.ones((14, 3)))
 
@@ -254,7 +260,9 @@ def damage(folder: Path, case: str) -> None:
         ("fields", "line 2: expected as many fields"),
         ("columns", "no column epoch"),
         ("alphas", "epoch_0002.npz cannot be read"),
-        ("space", "have shape (14, 3), but 4 nodes and 9 operations need (14, 9)"),
+        ("no weights", "epoch_0001.npz: 'reduce' has no values"),
+        ("foreign", "epochs 1 and 2 are of different searches"),
+        ("space", "epoch_0002.npz: 'normal' has shape (14, 3), but 4 nodes and 9 operations need (14, 9)"),
     ],
 )
 def test_damaged_folders_get_one_clear_line(case: str, message: str, tmp_path: Path) -> None:
@@ -331,8 +339,8 @@ def test_mixing_weights_are_written_where_they_belong(num_nodes: int) -> None:
             (OPERATIONS.index(edge.operation), starts[state - 2] + edge.state) for state, edge in chosen.edges()
         }
         labels = [label.get_text() for label in axes.get_yticklabels() if isinstance(label, Text)]
-        assert labels[:2] == ["2 ← 0", "2 ← 1"]
-        assert labels[-1] == f"{num_nodes + 1} ← {num_nodes}"
+        assert labels[:2] == ["node 0 ← cₖ₋₂", "node 0 ← cₖ₋₁"]
+        assert labels[-1] == (f"node {num_nodes - 1} ← node {num_nodes - 2}" if num_nodes > 1 else "node 0 ← cₖ₋₁")
 
 
 def test_durations() -> None:

@@ -15,7 +15,7 @@ from darts_sg.data import Dataset, DataSpec, ImageSet
 from darts_sg.engine.augment import AugmentJob
 from darts_sg.engine.environment import describe
 from darts_sg.engine.run_dir import RunDir
-from darts_sg.engine.search import SearchJob, choose_kernels, entropy, penalties_of, split_sizes
+from darts_sg.engine.search import SearchJob, choose_kernels, penalties_of, split_sizes
 from darts_sg.engine.setup import Setting
 from darts_sg.errors import UsageError
 from darts_sg.genotype import load_genotype
@@ -107,11 +107,6 @@ def test_the_two_parts_of_the_training_images_are_disjoint_and_balanced() -> Non
 )
 def test_split_sizes(options: dict[str, int], expected: tuple[int, int]) -> None:
     assert split_sizes(search_config(**options), 1000) == expected
-
-
-def test_entropy_of_uniform_and_of_sure_weights() -> None:
-    assert entropy(np.full((3, 8), 1 / 8)) == pytest.approx(np.log(8))
-    assert entropy(np.eye(4)) == pytest.approx(0.0)
 
 
 def test_drop_path_grows_linearly_and_the_learning_rate_falls_as_a_cosine() -> None:

@@ -1,0 +1,215 @@
+"""What a run folder holds so far, read so that whatever is damaged or missing is named in one line."""
+
+import csv
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+import yaml
+
+from darts_sg.derive import Array, num_edges
+from darts_sg.errors import UsageError
+from darts_sg.genotype import Cell, Genotype, load_genotype
+
+Row = dict[str, float]
+
+SCRIPTS = {"search": "search.py", "augment": "augment.py"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run folder holds so far."""
+
+    folder: Path
+    job: str
+    options: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    rows: Sequence[Row]
+    genotype: Genotype | None
+    genotype_epoch: int | None
+    """The epoch after which the genotype was derived, None if it is final (or the one being trained)."""
+    result: Mapping[str, Any] | None
+
+    @property
+    def finished(self) -> bool:
+        if self.job == "augment":
+            return self.result is not None
+        return self.genotype is not None and self.genotype_epoch is None
+
+    @property
+    def title(self) -> str:
+        model = self.options.get("model")
+        what = "Search" if self.job == "search" else "Training" if model else "Retraining"
+        trained = model or (self.genotype and self.genotype.name)
+        subject = self.options.get("space") if self.job == "search" else trained
+        return f"{what}: {subject} on {self.data}"
+
+    @property
+    def data(self) -> str:
+        """The data as it must stand beside every figure: name, and what is unlike the published set."""
+        data = self.environment.get("data") or {}
+        name = str(data.get("name") or self.options.get("dataset", "unknown data"))
+        remarks = [str(data[key]) for key in ("note", "remark") if data.get(key)]
+        return f"{name} ({'; '.join(remarks)})" if remarks else name
+
+    @property
+    def shown_path(self) -> str:
+        """The folder as a user in the current directory would type it."""
+        path = self.folder.resolve()
+        return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(self.folder)
+
+
+def read_run(run_dir: Path) -> Run:
+    """Read what a run folder holds so far; UsageError names the file that is missing or damaged."""
+    config_path = run_dir / "config.yaml"
+    if not config_path.is_file():
+        why = "it has no config.yaml" if run_dir.is_dir() else "there is no such folder"
+        raise UsageError(
+            f"{run_dir} is not the folder of a run: {why}; give the folder that search.py or augment.py named"
+        )
+    try:
+        config = yaml.safe_load(config_path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{config_path} is not YAML: {str(error).splitlines()[0]}") from None
+    job = config.get("job") if isinstance(config, dict) else None
+    if job not in SCRIPTS or not isinstance(config.get("options"), dict):
+        raise UsageError(f"{config_path} does not belong to a run: it needs job (search or augment) and options")
+    metrics, final = run_dir / "metrics.csv", run_dir / "genotype.yaml"
+    derived = _by_epoch(run_dir / "genotypes", "yaml")
+    genotype, epoch = None, None
+    if final.is_file():
+        genotype = load_genotype(final)
+    elif derived:
+        epoch = max(derived)
+        genotype = load_genotype(derived[epoch])
+    return Run(
+        folder=run_dir,
+        job=job,
+        options=config["options"],
+        environment=config.get("environment") or {},
+        rows=read_metrics(metrics) if metrics.is_file() else [],
+        genotype=genotype,
+        genotype_epoch=epoch,
+        result=_read_result(run_dir / "result.json") if job == "augment" else None,
+    )
+
+
+def read_metrics(path: Path) -> list[Row]:
+    """The rows of a metrics.csv; an empty field becomes nan, a line still being written is left out.
+
+    Raises UsageError with file, line and column for anything that is not a number.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UsageError(f"{path} does not exist: no epoch of this run is finished, or it is not a run") from None
+    lines = text[: text.rfind("\n") + 1].splitlines()
+    rows = []
+    for number, fields in enumerate(csv.DictReader(lines), start=2):
+        row = {}
+        for column, value in fields.items():
+            if column is None or value is None:
+                raise UsageError(f"{path}, line {number}: expected as many fields as the first line has")
+            try:
+                row[column] = float(value) if value else math.nan
+            except ValueError:
+                raise UsageError(f"{path}, line {number}, {column}: {value!r} is not a number") from None
+        if "epoch" not in row:
+            raise UsageError(f"{path} has no column epoch: it is not the metrics.csv of a run")
+        rows.append(row)
+    return rows
+
+
+def _read_result(path: Path) -> Mapping[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UsageError(f"{path} is not JSON: {error}") from None
+    needed = ("test_error_last", "test_error_best", "best_epoch", "best_chosen_on", "params", "macs")
+    for key in needed:
+        if not isinstance(result, dict) or key not in result:
+            raise UsageError(f"{path} lacks {key}: it is not the result of a retraining")
+    return result
+
+
+@dataclass(frozen=True)
+class SearchEpoch:
+    """What a search left after an epoch."""
+
+    epoch: int
+    genotype: Genotype
+    weights: Mapping[str, Array]
+    """Mixing weights: `normal` and `reduce`, (num_edges, num_operations); edges are ordered node by node, each from
+    state 0 up. With edge normalisation also `edge_normal` and `edge_reduce`, (num_edges,)."""
+
+    def cell(self, title: str) -> Cell:
+        """The `normal` or the `reduce` cell."""
+        return dict(self.genotype.cells())[title]
+
+
+def search_epochs(run_dir: Path) -> list[int]:
+    """The epochs of a search that left both mixing weights and a genotype, in order."""
+    return sorted(_by_epoch(run_dir / "alphas", "npz").keys() & _by_epoch(run_dir / "genotypes", "yaml").keys())
+
+
+def read_search_epoch(run_dir: Path, epoch: int | None = None) -> SearchEpoch:
+    """What a search left after an epoch, by default the last.
+
+    Raises UsageError if `run_dir` is no search or has no such epoch, or if a file of it is damaged.
+    """
+    run = read_run(run_dir)
+    if run.job != "search":
+        raise UsageError(f"{run_dir} is the folder of a retraining; mixing weights are in that of a search")
+    there = search_epochs(run_dir)
+    if not there:
+        raise UsageError(f"{run_dir} has no finished epoch yet")
+    if epoch is not None and epoch not in there:
+        raise UsageError(f"{run_dir} has no epoch {epoch}; there are {there[0]} to {there[-1]}")
+    return _read_search_epoch(run_dir, epoch or there[-1])
+
+
+def read_search_epochs(run_dir: Path) -> list[SearchEpoch]:
+    """What a search left after each of its epochs, all over the same operations; UsageError as in read_search_epoch."""
+    found = [_read_search_epoch(run_dir, epoch) for epoch in search_epochs(run_dir)]
+    spaces = [(record.genotype.operations, {name: w.shape for name, w in record.weights.items()}) for record in found]
+    for record, space in zip(found, spaces, strict=True):
+        if space != spaces[-1]:
+            raise UsageError(
+                f"{run_dir}: epochs {record.epoch} and {found[-1].epoch} are of different searches; "
+                "remove the files of the foreign one from alphas/ and genotypes/"
+            )
+    return found
+
+
+def _read_search_epoch(run_dir: Path, epoch: int) -> SearchEpoch:
+    genotype = load_genotype(_by_epoch(run_dir / "genotypes", "yaml")[epoch])
+    path = _by_epoch(run_dir / "alphas", "npz")[epoch]
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            weights = {name: np.asarray(file[name], dtype=np.float64) for name in file.files}
+    except (ValueError, OSError, EOFError, BadZipFile) as error:
+        raise UsageError(f"{path} cannot be read: {error}; remove it to go without epoch {epoch}") from None
+    edges = num_edges(genotype.normal.num_nodes)
+    for name in ("normal", "reduce", *weights):
+        expected = (edges,) if name.startswith("edge_") else (edges, len(genotype.operations))
+        found = f"shape {weights[name].shape}" if name in weights else "no values"
+        if found != f"shape {expected}":
+            raise UsageError(
+                f"{path}: {name!r} has {found}, but {genotype.normal.num_nodes} nodes and "
+                f"{len(genotype.operations)} operations need {expected}: the file belongs to another space"
+            )
+    return SearchEpoch(epoch, genotype, weights)
+
+
+def _by_epoch(folder: Path, suffix: str) -> dict[int, Path]:
+    """The files called epoch_0012 or the like, by their epoch."""
+    found = ((re.fullmatch(r"epoch_(\d+)", path.stem), path) for path in folder.glob(f"*.{suffix}"))
+    return {int(match[1]): path for match, path in found if match}
