@@ -8,6 +8,9 @@ its variance lacks what lies between the shares: that and the order of the sums 
 
 import hashlib
 import os
+import re
+import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +20,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from darts_sg.data import keyed_generator
 from darts_sg.errors import RunError, UsageError
@@ -77,11 +81,16 @@ class Ranks:
 
     def join(self, device: torch.device) -> None:
         """Form the process group: NCCL between GPUs; Gloo between CPUs, and for what the hosts tell each other."""
-        if self.size > 1:
-            if device.type == "cuda":
-                torch.cuda.set_device(device)
-            with needing_all():
-                dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+        if self.size == 1:
+            return
+        backend = "gloo"
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+            backend = "cpu:gloo,cuda:nccl"
+        with needing_all():
+            store = next(rendezvous("env://"))[0]
+            store = dist.PrefixStore(self._start_of_all(store), store)
+            dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.size)
 
     @contextmanager
     def one_by_machine(self) -> Iterator[None]:
@@ -171,6 +180,26 @@ class Ranks:
         except (KeyError, RuntimeError):
             return True
 
+    def _start_of_all(self, store: dist.Store) -> str:
+        """A name for this start of the processes, the same on all ranks and at no other start.
+
+        torchrun keeps its store when it restarts them, with the addresses of those that are gone (PyTorch issue
+        135712), and each machine counts its restarts by itself. So every process asks under a name of its own, and
+        the first rank answers until all have heard it.
+        """
+        own = uuid.uuid4().hex
+        if not self.leads:
+            store.set(f"ask/{self.rank}", own)
+            name: str = store.get(f"answer/{own}").decode()
+            store.add(f"heard/{name}", 1)
+            return name
+        while store.add(f"heard/{own}", 0) < self.size - 1:
+            for key in (f"ask/{rank}" for rank in range(1, self.size)):
+                if store.check([key]):
+                    store.set(f"answer/{store.get(key).decode()}", own)
+            time.sleep(0.01)
+        return own
+
     def _reduced(self, values: Sequence[Any], dtype: torch.dtype, how: Any) -> list[Any]:
         if self.size == 1:
             return list(values)
@@ -189,7 +218,7 @@ def needing_all() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = re.sub(r"^\[.*?\] ", "", str(error)).split(". ")[0]  # without the place in Gloo's code
         raise RankLost(f"another process of this job is gone ({reason})") from None
 
 
