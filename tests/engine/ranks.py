@@ -32,7 +32,8 @@ def in_double(network: nn.Module, *, frozen: bool) -> None:
 
 def search(ranks: Ranks, method: str) -> dict[str, Any]:
     torch.manual_seed(0)
-    config = search_config(hypergradient=method, kernels="pytorch", alpha_learning_rate=0.01, **BATCH)
+    space = "sandglass_3x3+sep_conv_3x3+max_pool_3x3+skip_connect+none"
+    config = search_config(space=space, hypergradient=method, kernels="pytorch", alpha_learning_rate=0.01, **BATCH)
     job = SearchJob(config, dataclasses.replace(setting(), ranks=ranks))
     in_double(job.supernet, frozen=True)
     means = [job.step(0, step).means for step in range(job.steps_per_epoch)]

@@ -8,16 +8,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
 
+from darts_sg.cli import parse
 from darts_sg.engine.checkpoint import checkpoints
 from darts_sg.engine.distributed import ALONE, Ranks
 from darts_sg.errors import UsageError
 from tests.engine.ranks import outcomes
-from tests.test_command_line import AUGMENT, EVERY_STEP, ROOT, SEARCH, assert_same, finish, newest_state, start
+from tests.test_command_line import AUGMENT, EVERY_STEP, ROOT, SEARCH, assert_same, finish, in_process, newest_state
 
 CONTINUE = "torchrun --nproc-per-node 2 {} --resume run"
 
@@ -64,22 +66,27 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_two_ranks_take_the_steps_of_one_process_and_hold_the_same_bits(two_ranks: Path) -> None:
+@pytest.fixture(scope="module")
+def alone() -> dict[str, Any]:
+    """What they come to in one."""
+    return outcomes(ALONE)
+
+
+def test_two_ranks_take_the_steps_of_one_process_and_hold_the_same_bits(two_ranks: Path, alone: dict[str, Any]) -> None:
     first, second = (torch.load(two_ranks / f"{rank}.pt") for rank in (0, 1))
-    alone = outcomes(ALONE)
     for name in ("first_order", "unrolled", "augment"):
         torch.testing.assert_close(first[name], alone[name], rtol=1e-6, atol=1e-9)
         assert_same(first[name], second[name])
     assert not torch.equal(first["random"], second["random"])
 
 
-def test_the_running_mean_is_that_of_the_whole_batch_on_all_ranks(two_ranks: Path) -> None:
+def test_the_running_mean_is_that_of_the_whole_batch_on_all_ranks(two_ranks: Path, alone: dict[str, Any]) -> None:
     first, second = (torch.load(two_ranks / f"{rank}.pt")["statistics"]["state"]["network"] for rank in (0, 1))
-    alone = outcomes(ALONE)["statistics"]["state"]["network"]
+    whole = alone["statistics"]["state"]["network"]
     assert_same(first, second)
-    name = "stem.body.1.running_mean"
-    torch.testing.assert_close(first[name], alone[name], rtol=1e-9, atol=1e-12)
-    assert not torch.equal(first["stem.body.1.running_var"], alone["stem.body.1.running_var"])
+    mean, variance = "stem.body.1.running_mean", "stem.body.1.running_var"
+    torch.testing.assert_close(first[mean], whole[mean], rtol=1e-9, atol=1e-12)
+    assert not torch.equal(first[variance], whole[variance])
 
 
 def test_ranks_that_differ_in_one_bit_end_the_run_with_one_line(two_ranks: Path) -> None:
@@ -115,7 +122,9 @@ def test_a_killed_rank_ends_the_job_and_a_restarted_one_goes_on_to_the_same_bits
     assert_same(newest_state(tmp_path / "undisturbed")["rows"], newest_state(tmp_path / "run")["rows"])
 
 
-def test_a_stopped_search_is_continued_by_one_process(tmp_path: Path) -> None:
+def test_a_stopped_search_is_continued_by_one_process(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     process = torchrun([*SEARCH, "--run-dir", "run"], tmp_path)
     wait_for("checkpoints/*.pt", tmp_path / "run", process)
     process.send_signal(signal.SIGTERM)
@@ -124,29 +133,36 @@ def test_a_stopped_search_is_continued_by_one_process(tmp_path: Path) -> None:
     assert out.count("stopped by SIGTERM; saved at epoch") == 1
     assert f"Continue with: {CONTINUE.format('search.py')}" in out
     assert checkpoints(tmp_path / "run" / "checkpoints")
-    code, out, err = finish(start(["search.py", "--resume", "run"], tmp_path))
+    monkeypatch.chdir(tmp_path)
+    code, _, err = in_process(capsys, "search", "--resume", "run")
     assert code == 0, err
     assert "this run was started with processes 2, now it is 1: the bits may differ" in err
     assert (tmp_path / "run" / "genotype.yaml").is_file()
 
 
-@pytest.mark.parametrize(
-    ("command", "options", "expected"),
-    [
-        ([*AUGMENT, "--batch-size", "3"], [], "40 images in batches of 3 end with one of 1, too few for 2 processes"),
-        (AUGMENT, ["--max-restarts", "1"], "torchrun --max-restarts needs --run-dir DIR"),
-    ],
-)
-def test_bad_input_gets_one_line_from_all_ranks_together(
-    command: list[str], options: list[str], expected: str, tmp_path: Path
-) -> None:
-    code, _, err = finish(torchrun(command, tmp_path, *options))
+def test_bad_input_gets_one_line_from_all_ranks_together(tmp_path: Path) -> None:
+    code, out, err = finish(torchrun([*AUGMENT, "--batch-size", "3"], tmp_path))
     assert code != 0
+    assert not out
     told = [line for line in err.splitlines() if line.startswith("augment.py: ")]
-    assert len(told) == (2 if options else 1), err  # once for each start
-    assert expected in told[0]
-    assert "Traceback" not in err.partition("torch/distributed")[0]
+    assert len(told) == 1
+    assert "40 images in batches of 3 end with one of 1, too few for 2 processes, which need 2 each" in told[0]
+    assert "darts_sg/" not in err  # no traceback of ours
     assert not list(tmp_path.iterdir())
+
+
+def test_only_a_run_of_the_same_options_is_continued_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = [*AUGMENT[1:], "--run-dir", str(tmp_path)]
+    options = parse("augment", arguments, "augment.py").config.as_dict()
+    content = {"job": "augment", "options": options, "environment": {}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
+    assert parse("augment", arguments, "augment.py").resume is None
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "1")
+    assert parse("augment", [*arguments, "--time-budget", "9"], "augment.py").resume == tmp_path
+    with pytest.raises(UsageError, match=r"--seed 1 would change the result of .*, which was started with 0"):
+        parse("augment", [*arguments, "--seed", "1"], "augment.py")
+    with pytest.raises(UsageError, match="torchrun --max-restarts needs --run-dir DIR"):
+        parse("augment", AUGMENT[1:], "augment.py")
 
 
 @pytest.mark.parametrize(
