@@ -1,8 +1,10 @@
 """The command lines of search and augment: options from defaults, recipe, file and arguments, weakest first."""
 
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TypeVar, get_type_hints
@@ -23,6 +25,7 @@ from darts_sg.config import (
     load_recipe,
     recipe_names,
 )
+from darts_sg.engine.distributed import Ranks, leave
 from darts_sg.engine.loop import Stopped
 from darts_sg.errors import RunError, UsageError
 
@@ -111,7 +114,23 @@ def parse(job: Job, argv: Sequence[str], prog: str) -> Invocation:
         refuse_changes(job, options, defaults, resume, given_config=first["config"])
     command = [options.pop(name) for name in ("resume", "dry_run", "print_config")]
     options.pop("config")
-    return Invocation(config(**options), *command)
+    found = Invocation(config(**options), *command)
+    return found if resume is not None or not Ranks.may_restart() else continued(job, found)
+
+
+def continued(job: Job, invocation: Invocation) -> Invocation:
+    """The same command where torchrun may have started it anew: it continues the run in --run-dir, if there is one.
+
+    UsageError if it does not say where, or the run there is of other options.
+    """
+    config, run_dir = invocation.config, invocation.config.run_dir
+    if run_dir is None:
+        raise UsageError("torchrun --max-restarts needs --run-dir DIR, where a restarted run finds itself again")
+    if not (run_dir / "config.yaml").is_file():
+        return invocation
+    stored = known_options(job, stored_options(run_dir, job), str(run_dir / "config.yaml"))
+    refuse_other_options(job, config.as_dict(), stored, run_dir)
+    return invocation._replace(resume=run_dir)
 
 
 def early_options(argv: Sequence[str]) -> dict[str, str | None]:
@@ -142,6 +161,11 @@ def refuse_changes(
         raise UsageError("--resume takes all options from the run itself; leave --config out")
     if options["run_dir"] is not None:
         raise UsageError("--resume continues in the run's own folder; leave --run-dir out")
+    refuse_other_options(job, options, stored, resume)
+
+
+def refuse_other_options(job: Job, options: dict[str, Any], stored: dict[str, Any], resume: Path) -> None:
+    """UsageError if an option differs from that of the run, and the result depends on it."""
     for f in fields(JOBS[job]):
         if f.metadata["free"] or f.name not in stored:
             continue
@@ -158,13 +182,15 @@ def run_job_command(job: Job, argv: Sequence[str], prog: str) -> None:
     from darts_sg.engine.augment import run_augment
     from darts_sg.engine.search import run_search
 
-    config, resume, dry, show = parse(job, argv, prog)
-    if show:
-        print(yaml.safe_dump(config.as_dict(), sort_keys=False, allow_unicode=True, width=110), end="")
-    elif isinstance(config, SearchConfig):
-        run_search(config, resume=resume, dry=dry)
-    elif isinstance(config, AugmentConfig):
-        run_augment(config, resume=resume, dry=dry)
+    leads = Ranks.from_environment().leads
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(sys.stdout if leads else nowhere):
+        config, resume, dry, show = parse(job, argv, prog)
+        if show:
+            print(yaml.safe_dump(config.as_dict(), sort_keys=False, allow_unicode=True, width=110), end="")
+        elif isinstance(config, SearchConfig):
+            run_search(config, resume=resume, dry=dry)
+        elif isinstance(config, AugmentConfig):
+            run_augment(config, resume=resume, dry=dry)
 
 
 def console() -> Console:
@@ -174,27 +200,28 @@ def console() -> Console:
 
 def answer(command: Callable[[], None], prog: str) -> NoReturn:
     """Run a command and exit: 0 when it is done, 2 with one line when it cannot be done as asked, 1 when it failed."""
-    code = 0
+    code, problem, speaks = 0, "", Ranks.from_environment().speaks
     try:
         command()
         sys.stdout.flush()
+        leave()
     except Stopped as stopped:
-        print(stopped)
+        if speaks():
+            print(stopped, flush=True)
         code = stopped.exit_code
+        leave()
     except UsageError as error:
-        print(f"{prog}: {error}", file=sys.stderr)
-        code = 2
+        code, problem = 2, str(error)
     except RunError as error:
-        print(f"{prog}: {error}", file=sys.stderr)
-        code = 1
+        code, problem = 1, str(error)
     except KeyboardInterrupt:
-        print(f"{prog}: interrupted", file=sys.stderr)
-        code = 130
+        code, problem = 130, "interrupted"
     except BrokenPipeError:
         sys.stderr.close()
         code = 141
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        print(f"{prog}: {where}{error.strerror or error}", file=sys.stderr)
-        code = 1
+        code, problem = 1, f"{where}{error.strerror or error}"
+    if problem and speaks():
+        print(f"{prog}: {problem}", file=sys.stderr)
     sys.exit(code)

@@ -37,13 +37,16 @@ class RunConfig:
     recipe: str = option("", "Run")
     """Named set of options to start from; the options given beside it win."""
     run_dir: Path | None = option(None, "Run", free=True)
-    """Folder of this run; it must not exist yet. Default: a new folder under runs/."""
+    """Folder of this run; it must not exist yet, but with torchrun --max-restarts, where a run of the same options is
+    continued. Default: a new folder under runs/."""
     seed: int = option(0, "Run")
     """Seed of everything random: the same seed gives the same bits on the same machine."""
     device: str = option("auto", "Run", free=True)
-    """Device to run on: cpu, cuda, cuda:1, mps, …; auto takes a GPU if there is one."""
+    """Device to run on: cpu, cuda, cuda:1, mps, …; auto takes a GPU if there is one. Of several processes (torchrun)
+    each takes a GPU of its own."""
     threads: int | None = option(None, "Run", free=True)
-    """CPU threads. Default: one a core. The last bits of a result depend on it, so a resumed run keeps its own."""
+    """CPU threads of a process. Default: one a core, with torchrun one. The last bits of a result depend on it, so a
+    resumed run keeps its own."""
     time_budget: float | None = option(None, "Run", free=True)
     """Minutes after which the run saves a checkpoint and ends, to be continued with --resume."""
     checkpoint_minutes: float = option(10.0, "Run", free=True)
@@ -67,7 +70,8 @@ class RunConfig:
     epochs: int = option(1, "Training")
     """Number of epochs."""
     batch_size: int = option(64, "Training")
-    """Images in a batch, the unit of a step."""
+    """Images in a batch, the unit of a step. Of several processes (torchrun) each computes its share, so that neither
+    this nor the learning rate depends on their number."""
     learning_rate: float = option(0.025, "Training")
     """Learning rate of the weights in the first epoch."""
     learning_rate_min: float = option(0.0, "Training")
@@ -220,6 +224,8 @@ class AugmentConfig(RunConfig):
     """Share of each label that is spread over all classes in the training loss, also in the one that is reported."""
     auxiliary_weight: float | None = option(None, "Training")
     """Weight of the loss of a genotype's auxiliary head; 0 for no auxiliary head. Default: 0.4."""
+    sync_batchnorm: bool = option(False, "Training")
+    """Normalise by the statistics of the whole batch instead of each process' share of it (on several GPUs)."""
     drop_path_prob: float | None = option(None, "Training")
     """Probability of drop path in the cells of a genotype in the last epoch; it grows linearly from 0. Default: 0.2."""
 

@@ -78,6 +78,7 @@ def _setting(run: Run) -> list[str]:
     options = [f"{key} {run.options[key]}" for key in SHOWN_OPTIONS if run.options.get(key) not in (None, "")]
     device = " · ".join(str(env[key]) for key in ("device", "device_name") if env.get(key))
     threads = f", {env['threads']} threads" if env.get("threads") else ""
+    threads += f", {env['processes']} processes" if env.get("processes", 1) > 1 else ""
     versions = [f"{key} {env[key]}" for key in ("darts_sg", "python", "torch") if env.get(key)]
     rows = [
         ("data", run.data + (f": {', '.join(images)} images" if images else "")),

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from darts_sg.data.batches import Augment, TrainBatches, evaluation_batches
+from darts_sg.data.batches import Augment, TrainBatches, evaluation_batches, keyed_generator
 from darts_sg.data.cifar import load_cifar10, load_cifar100
 from darts_sg.data.fashion_mnist import load_fashion_mnist
 from darts_sg.data.folder import load_folder
@@ -22,6 +22,7 @@ __all__ = [
     "TrainBatches",
     "balanced_split",
     "evaluation_batches",
+    "keyed_generator",
     "load_dataset",
 ]
 

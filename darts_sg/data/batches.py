@@ -48,7 +48,7 @@ class TrainBatches:
 
     Without state: `batches[position]` depends on nothing but the arguments, so a resumed run gets the same
     bits at any position, and two streams of one seed are independent of each other. The last batch of a pass
-    may be smaller.
+    may be smaller. Of several ranks each gets its share of every batch, augmented as in the whole one.
     """
 
     def __init__(
@@ -59,6 +59,8 @@ class TrainBatches:
         augment: Augment,
         seed: int,
         stream: str,
+        rank: int = 0,
+        num_ranks: int = 1,
     ) -> None:
         if len(images) == 0 or batch_size < 1:
             raise ValueError(f"no batches of {batch_size} from {len(images)} images")
@@ -68,23 +70,31 @@ class TrainBatches:
         self.augment = augment
         self.seed = seed
         self.stream = stream
+        self.rank, self.num_ranks = rank, num_ranks
         self._order: tuple[int, Tensor] | None = None
 
     def __len__(self) -> int:
         """Batches in one pass."""
         return -(-len(self.images) // self.batch_size)
 
+    def num_images(self, position: int) -> int:
+        """Images in batch `position`, over all ranks."""
+        return min(self.batch_size, len(self.images) - position % len(self) * self.batch_size)
+
     def __getitem__(self, position: int) -> tuple[Tensor, Tensor]:
-        """Batch `position`, counted from 0 through all passes.
+        """This rank's share of batch `position`, counted from 0 through all passes.
 
         Returns the images, float32 (B, C, H, W) in channels_last, normalised, and their labels, int64 (B,).
         """
         if position < 0:
             raise IndexError(f"position {position} is negative")
         number, step = divmod(position, len(self))
-        indices = self.order(number)[step * self.batch_size : (step + 1) * self.batch_size]
+        total = self.num_images(position)
+        share = slice(total * self.rank // self.num_ranks, total * (self.rank + 1) // self.num_ranks)
+        indices = self.order(number)[step * self.batch_size :][share]
         images, labels = self.images.images[indices], self.images.labels[indices]
-        draws = self.draws(position, len(indices))
+        draws = self.draws(position, total)
+        draws = Draws(draws.offsets[share], draws.flips[share], draws.centres[share])
         if not (self.augment.flip and self.spec.flip):
             draws = Draws(draws.offsets, torch.zeros_like(draws.flips), draws.centres)
         images = crop_and_flip(images, draws.offsets, draws.flips, self.augment.crop_padding)
@@ -106,7 +116,7 @@ class TrainBatches:
         return self._order[1]
 
     def draws(self, position: int, num_images: int) -> Draws:
-        """The random choices for the batch at `position`.
+        """The random choices for the whole batch at `position`.
 
         All are drawn whatever the augmentation uses, so that switching one part of it leaves the others as
         they are.
@@ -119,9 +129,11 @@ class TrainBatches:
         return Draws(offsets, flips, centres)
 
 
-def evaluation_batches(images: ImageSet, spec: DataSpec, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Every image once, in order, normalised only; shapes as `TrainBatches` gives them."""
-    for start in range(0, len(images), batch_size):
+def evaluation_batches(
+    images: ImageSet, spec: DataSpec, batch_size: int, rank: int = 0, num_ranks: int = 1
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Every image once, in order, normalised only; shapes as `TrainBatches` gives them. The ranks take turns."""
+    for start in range(rank * batch_size, len(images), num_ranks * batch_size):
         part = slice(start, start + batch_size)
         yield normalise(images.images[part], spec), images.labels[part]
 

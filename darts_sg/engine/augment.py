@@ -17,13 +17,13 @@ from darts_sg.engine.setup import (
     Setting,
     autocast,
     compile_parts,
-    detached,
     dry_run,
     open_run,
     prepare,
     run_job,
     split_training_set,
     to_device,
+    train_batches,
 )
 from darts_sg.engine.steps import (
     accuracy,
@@ -33,6 +33,7 @@ from darts_sg.engine.steps import (
     weight_optimizer,
 )
 from darts_sg.engine.subject import subject_of
+from darts_sg.errors import UsageError
 from darts_sg.genotype import Genotype, load_genotype
 from darts_sg.networks.derived import DerivedNetwork
 from darts_sg.networks.mobile import Model, find_model
@@ -53,11 +54,14 @@ class AugmentJob:
         self.train_images = train.to(setting.device)
         self.validation_images = validation.to(setting.device) if held_out else None
         self.test_images = setting.data.test.to(setting.device)
-        augment = Augment(cutout_length=config.cutout_length)
-        self.train = TrainBatches(self.train_images, spec, config.batch_size, augment, config.seed, "weights")
+        self.train = train_batches(self.train_images, config, setting, "weights")
         self.num_epochs, self.steps_per_epoch = config.epochs, len(self.train)
         self.subject = subject_of(trained, config, spec)
         self.network = to_device(self.subject.build(), setting.device)
+        if config.sync_batchnorm and setting.ranks.size > 1:
+            if setting.device.type != "cuda":
+                raise UsageError("--sync-batchnorm is for GPUs, PyTorch has it for no CPU; leave it out")
+            self.network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
         if config.compile:
             compile_parts([self.network], setting.device)
         self.weights = list(self.network.parameters())
@@ -74,7 +78,9 @@ class AugmentJob:
         return (self.config.drop_path_prob or 0.0) * epoch / self.config.epochs
 
     def step(self, epoch: int, step: int) -> StepResult:
-        x, y = self.train[epoch * self.steps_per_epoch + step]
+        position, ranks = epoch * self.steps_per_epoch + step, self.setting.ranks
+        x, y = self.train[position]
+        ranks.seed(self.config.seed, position)
         if isinstance(self.network, DerivedNetwork):
             self.network.set_drop_path_prob(self.drop_path_prob(epoch))
         smoothing = self.config.label_smoothing
@@ -84,13 +90,19 @@ class AugmentJob:
             if auxiliary_logits is not None:
                 auxiliary_loss = F.cross_entropy(auxiliary_logits, y, label_smoothing=smoothing)
                 loss = main_loss + (self.config.auxiliary_weight or 0.0) * auxiliary_loss
-        apply_weight_step(self.optimizer, self.weights, loss, self.learning_rate(epoch), self.config.gradient_clip)
-        return StepResult(len(y), detached(train_loss=main_loss, train_accuracy=accuracy(logits, y)))
+        rate, clip = self.learning_rate(epoch), self.config.gradient_clip
+        apply_weight_step(self.optimizer, self.weights, loss, rate, clip, ranks, len(y))
+        ranks.average_statistics(self.network, len(y))
+        means = ranks.means(len(y), train_loss=main_loss, train_accuracy=accuracy(logits, y))
+        return StepResult(self.train.num_images(position), means)
 
     def attempt(self, batch_size: int, *, recompute: bool) -> None:
         """Compute the gradients of a step with `batch_size` images and throw them away."""
-        spec = self.setting.data.spec
-        x, y = TrainBatches(self.train_images, spec, batch_size, Augment(), self.config.seed, "weights")[0]
+        spec, ranks = self.setting.data.spec, self.setting.ranks
+        batches = TrainBatches(
+            self.train_images, spec, batch_size, Augment(), self.config.seed, "weights", ranks.rank, ranks.size
+        )
+        x, y = batches[0]
         self.optimizer.zero_grad()
         with autocast(self.config, self.setting.device):
             losses = [F.cross_entropy(logits, y) for logits in self.network(x) if logits is not None]
@@ -117,8 +129,9 @@ class AugmentJob:
 
     def evaluate(self, images: ImageSet) -> tuple[float, float]:
         """Loss and accuracy on `images`, as they are."""
-        batches = evaluation_batches(images, self.setting.data.spec, EVALUATION_BATCH)
-        return evaluate(self.network, lambda x: self.network(x)[0], batches)
+        ranks = self.setting.ranks
+        batches = evaluation_batches(images, self.setting.data.spec, EVALUATION_BATCH, ranks.rank, ranks.size)
+        return evaluate(self.network, lambda x: self.network(x)[0], batches, ranks)
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -167,7 +180,8 @@ class AugmentJob:
         }
 
     def _save_weights(self, run: RunDir, which: str, epoch: int) -> None:
-        write_torch(run.path / f"weights_{which}.pt", {"epoch": epoch + 1, "network": self.network.state_dict()})
+        if run.writes:
+            write_torch(run.path / f"weights_{which}.pt", {"epoch": epoch + 1, "network": self.network.state_dict()})
 
 
 def run_augment(config: AugmentConfig, *, resume: Path | None = None, dry: bool = False) -> Path | None:
@@ -199,6 +213,8 @@ def run_augment(config: AugmentConfig, *, resume: Path | None = None, dry: bool 
         sizes["validation_images"] = len(job.validation_images)
 
     def finish(run: RunDir, config: AugmentConfig, loop: Loop) -> None:
+        if not run.writes:
+            return
         result = job.result(loop)
         run.write_json("result.json", result)
         report = write_report(run.path)
@@ -211,7 +227,7 @@ def run_augment(config: AugmentConfig, *, resume: Path | None = None, dry: bool 
 
     def save_genotype(run: RunDir) -> None:
         if isinstance(trained, Genotype):
-            trained.save(run.path / "genotype.yaml")
+            run.write("genotype.yaml", trained.to_yaml())
 
     return run_job(
         job, config, setting, run, title=trained.name, sizes=sizes,

@@ -14,21 +14,25 @@ from typing import Any
 
 import torch
 
+from darts_sg.engine.distributed import ALONE, Ranks
 from darts_sg.errors import UsageError
 
 
-def choose_device(name: str) -> torch.device:
-    """The device called `name`; `auto` is the first GPU if there is one. UsageError if it is not there."""
+def choose_device(name: str, ranks: Ranks = ALONE) -> torch.device:
+    """The device called `name`; `auto` is the first GPU if there is one; with several ranks, that of this rank.
+
+    UsageError if it is not there.
+    """
     if name == "auto":
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        return accelerator or torch.device("cpu")
+        return ranks.device(accelerator or torch.device("cpu"))
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError):
         there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
         raise UsageError(f"device {name!r} is not available; there is: {', '.join(there)}") from None
-    return device
+    return ranks.device(device)
 
 
 def prepare_device(device: torch.device, threads: int | None) -> None:
@@ -100,14 +104,14 @@ def device_name(device: torch.device) -> str:
         return platform.processor() or platform.machine()
 
 
-def command_line() -> str:
+def command_line(ranks: Ranks = ALONE) -> str:
     """The command that started this process, without the folders of the interpreter and the script."""
     script = Path(sys.argv[0])
-    start = "python -m darts_sg" if script.name in {"__main__.py", "darts-sg"} else f"python {script.name}"
-    return " ".join([start, *map(shlex.quote, sys.argv[1:])])
+    what = "-m darts_sg" if script.name in {"__main__.py", "darts-sg"} else script.name
+    return " ".join([ranks.launcher, what, *map(shlex.quote, sys.argv[1:])])
 
 
-def describe(device: torch.device) -> dict[str, Any]:
+def describe(device: torch.device, ranks: Ranks = ALONE) -> dict[str, Any]:
     """The environment as it goes into a run's config.yaml."""
     return {
         "darts_sg": package_version(),
@@ -118,6 +122,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "device_name": device_name(device),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "command": command_line(),
+        "processes": ranks.size,
+        "command": command_line(ranks),
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
     }

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from torch import Tensor
 
 from darts_sg.engine.checkpoint import checkpoints, load_newest, random_state, save_checkpoint, set_random_state
+from darts_sg.engine.distributed import Ranks, fingerprint
 from darts_sg.engine.run_dir import RunDir
 from darts_sg.errors import RunError
 
@@ -22,7 +23,8 @@ CHECKPOINT_FORMAT = 2
 
 
 class StepResult(NamedTuple):
-    """What a step gives back: images of its weight step, and means over a batch (scalar tensors, on the device)."""
+    """What a step gives back, over all ranks: images of its weight step, and means over a batch (scalar tensors, on
+    the device)."""
 
     num_images: int
     means: Mapping[str, Tensor]
@@ -159,20 +161,22 @@ def clock(seconds: float) -> str:
 class Loop:
     """Runs a job in its run folder to the end, from the newest checkpoint if there is one.
 
-    Raises Stopped after Ctrl-C, SIGTERM or the time budget, with everything saved; RunError when a loss is not
-    finite; OSError when the folder cannot be written.
+    All ranks run it, and stop and save at the same steps; the first one writes. Raises Stopped after Ctrl-C, SIGTERM
+    or the time budget, with everything saved; RunError when a loss is not finite, or the ranks have come to differ;
+    RankLost when one is gone; OSError when the folder cannot be written.
     """
 
     def __init__(
         self,
         job: Job,
         run: RunDir,
+        ranks: Ranks,
         *,
         time_budget: float | None,
         checkpoint_minutes: float,
         resume_command: str,
     ) -> None:
-        self.job, self.run = job, run
+        self.job, self.run, self.ranks = job, run, ranks
         self.deadline = None if time_budget is None else time.monotonic() + 60 * time_budget
         self.checkpoint_seconds = 60 * checkpoint_minutes
         self.resume_command = resume_command
@@ -194,10 +198,8 @@ class Loop:
         self.started = time.monotonic()
         self._load()
         self.display = Display(self.job)
-        from torch.utils.tensorboard import SummaryWriter  # slow to import
-
         with (
-            SummaryWriter(str(self.run.path / "tensorboard"), purge_step=self.epoch + 1) as writer,
+            self._tensorboard() as writer,
             stop_signals() as self.received,
             self.display.context(),
         ):
@@ -221,9 +223,7 @@ class Loop:
                 self._check_finite()
             self._show(images_here / (now - begun), now - begun, images_here)
             if self.next_step < self.job.steps_per_epoch:
-                self._stop_if_asked()
-                if now - self.last_saved > self.checkpoint_seconds:
-                    self._save()
+                self._stop_or_save(due=now - self.last_saved > self.checkpoint_seconds)
 
     def _finish_epoch(self, writer: Any) -> None:
         means = self.meter.means()
@@ -231,11 +231,12 @@ class Loop:
         row["images_per_second"] = self.images / self.epoch_seconds
         row["seconds"] = self.seconds
         self.rows.append(row)
-        for name, value in row.items():
-            if name != "epoch":
-                writer.add_scalar(name, value, self.epoch + 1)
-        self.job.log_tensorboard(writer, self.epoch + 1)
-        writer.flush()
+        if writer is not None:
+            for name, value in row.items():
+                if name != "epoch":
+                    writer.add_scalar(name, value, self.epoch + 1)
+            self.job.log_tensorboard(writer, self.epoch + 1)
+            writer.flush()
         self.run.write_metrics(self.rows)
         self._say(f"epoch {self.epoch + 1}/{self.job.num_epochs}: " + summary(row))
         self.epoch, self.next_step, self.meter = self.epoch + 1, 0, Meter()
@@ -243,7 +244,7 @@ class Loop:
         self.display.epoch_done(self.epoch)
         self._save()
         if self.epoch < self.job.num_epochs:
-            self._stop_if_asked(saved=True)
+            self._stop_or_save(saved=True)
 
     def _check_finite(self) -> None:
         broken = self.meter.flush()
@@ -257,13 +258,18 @@ class Loop:
             f"{self.job.learning_rate(self.epoch):g}; stopped, {back}. Start a new run with a lower --learning-rate"
         )
 
-    def _stop_if_asked(self, saved: bool = False) -> None:
-        if self.received:
-            number = self.received[0]
-            reason, code = f"stopped by {number.name}", 128 + number
-        elif self.deadline is not None and time.monotonic() >= self.deadline:
+    def _stop_or_save(self, *, saved: bool = False, due: bool = False) -> None:
+        """Stop or save, all ranks together, if one of them is asked to or finds it due."""
+        number = self.received[0] if self.received else 0
+        late = self.deadline is not None and time.monotonic() >= self.deadline
+        number, out_of_time, save = self.ranks.largest(number, late, due)
+        if number:
+            reason, code = f"stopped by {signal.Signals(number).name}", 128 + number
+        elif out_of_time:
             reason, code = "time budget used up", 0
         else:
+            if save:
+                self._save()
             return
         if not saved:
             self._check_finite()
@@ -275,6 +281,19 @@ class Loop:
     def _save(self) -> None:
         if self.meter.pending:
             self._check_finite()
+        self._compare()
+        if self.run.writes:
+            self._write_checkpoint()
+        self.last_saved = time.monotonic()
+
+    def _compare(self) -> None:
+        """RunError if not all ranks have the same weights, alphas, statistics and optimizers."""
+        self.ranks.compare(
+            lambda: {name: fingerprint(part) for name, part in self.job.state_dict().items()},
+            f"stopped at epoch {self.epoch + 1}, step {self.next_step}; the checkpoints are from before",
+        )
+
+    def _write_checkpoint(self) -> None:
         state = {
             "format": CHECKPOINT_FORMAT,
             "job": self.job.name,
@@ -290,11 +309,11 @@ class Loop:
             "state": self.job.state_dict(),
         }
         save_checkpoint(self.folder, self.epoch, self.next_step, state)
-        self.last_saved = time.monotonic()
 
     def _load(self) -> None:
-        found = load_newest(self.folder, self._warn)
+        found = self.ranks.from_first(lambda: load_newest(self.folder, self._warn))
         if found is None:
+            self._compare()
             return
         path, state = found
         if state.get("format") != CHECKPOINT_FORMAT or state.get("job") != self.job.name:
@@ -306,7 +325,18 @@ class Loop:
         self.seconds_before = state["seconds"]
         self.rows = state["rows"]
         set_random_state(state["random"])
+        self._compare()
         self.run.log(f"continued from {path.name}")
+
+    def _tensorboard(self) -> AbstractContextManager[Any]:
+        """The writer of the run's TensorBoard events; None where another rank writes them."""
+        if not self.run.writes:
+            return nullcontext()
+        from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+        writer: AbstractContextManager[Any]
+        writer = SummaryWriter(str(self.run.path / "tensorboard"), purge_step=self.epoch + 1)
+        return writer
 
     def _show(self, speed: float, seconds_here: float, images_here: int) -> None:
         steps_left = (self.job.num_epochs - self.epoch) * self.job.steps_per_epoch - self.next_step

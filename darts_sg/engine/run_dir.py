@@ -33,6 +33,9 @@ from darts_sg.files import write_atomically
 class RunDir:
     """The folder of one run, held by one process at a time."""
 
+    writes = True
+    """Whether this process writes it."""
+
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = self._take_lock()
@@ -118,6 +121,25 @@ class RunDir:
                 raise UsageError(f"another process is running in {self.path}; wait for it or stop it") from None
             raise
         return lock
+
+
+class OthersRunDir(RunDir):
+    """The folder of a run that another rank holds: this one reads it, and writes nothing."""
+
+    writes = False
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def log(self, text: str) -> None:
+        """Nothing."""
+
+    def write(self, name: str, content: str | bytes) -> Path:
+        """Nothing; returns the path."""
+        return self.path / name
+
+    def close(self) -> None:
+        """Nothing."""
 
 
 def default_run_dir(job: str, config: RunConfig, what: str) -> Path:

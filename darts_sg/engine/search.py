@@ -26,13 +26,13 @@ from darts_sg.engine.setup import (
     Setting,
     autocast,
     compile_parts,
-    detached,
     dry_run,
     open_run,
     prepare,
     run_job,
     split_training_set,
     to_device,
+    train_batches,
 )
 from darts_sg.engine.steps import (
     accuracy,
@@ -60,14 +60,12 @@ class SearchJob:
     def __init__(self, config: SearchConfig, setting: Setting) -> None:
         self.config, self.setting = config, setting
         self.space = parse_space(config.space)
-        spec = setting.data.spec
         self.train_images, self.validation_images = (
             part.to(setting.device)
             for part in split_training_set(setting.data, split_sizes(config, len(setting.data.train)), config)
         )
-        augment = Augment(cutout_length=config.cutout_length)
-        self.train = TrainBatches(self.train_images, spec, config.batch_size, augment, config.seed, "weights")
-        self.validation = TrainBatches(self.validation_images, spec, config.batch_size, augment, config.seed, "alphas")
+        self.train = train_batches(self.train_images, config, setting, "weights")
+        self.validation = train_batches(self.validation_images, config, setting, "alphas")
         self.num_epochs, self.steps_per_epoch = config.epochs, len(self.train)
         self.supernet = to_device(self._build(), setting.device)
         setting.environment["kernels"] = choose_kernels(config, setting)
@@ -88,16 +86,16 @@ class SearchJob:
         return cosine_learning_rate(self.config, epoch)
 
     def step(self, epoch: int, step: int) -> StepResult:
-        position = epoch * self.steps_per_epoch + step
+        position, ranks = epoch * self.steps_per_epoch + step, self.setting.ranks
         train_batch = self.train[position]
+        num_images = len(train_batch[1])
         means: dict[str, Tensor] = {}
         if epoch >= self.config.alpha_frozen_epochs:
             validation_batch = self.validation[position]
             found = self._hypergradient(epoch, train_batch, validation_batch)
             means |= self._penalize(found)
-            means |= detached(
-                validation_loss=found.loss, validation_accuracy=accuracy(found.logits, validation_batch[1])
-            )
+            right = accuracy(found.logits, validation_batch[1])
+            means |= ranks.means(len(validation_batch[1]), validation_loss=found.loss, validation_accuracy=right)
             self._alpha_step(found)
         with frozen(self.alphas):
             loss, logits = self.objective(train_batch)
@@ -107,9 +105,12 @@ class SearchJob:
                 loss,
                 self.learning_rate(epoch),
                 self.config.gradient_clip,
+                ranks,
+                num_images,
             )
-        means |= detached(train_loss=loss, train_accuracy=accuracy(logits, train_batch[1]))
-        return StepResult(len(train_batch[1]), means)
+        ranks.average_statistics(self.supernet, num_images)
+        means |= ranks.means(num_images, train_loss=loss, train_accuracy=accuracy(logits, train_batch[1]))
+        return StepResult(self.train.num_images(position), means)
 
     def objective(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Cross-entropy and logits of a batch under the current weights and alphas."""
@@ -120,8 +121,10 @@ class SearchJob:
     def attempt(self, batch_size: int, *, recompute: bool) -> None:
         """Compute the gradients of a step with `batch_size` images and throw them away."""
         self.supernet.recompute = recompute
-        spec = self.setting.data.spec
-        x, y = TrainBatches(self.train_images, spec, batch_size, Augment(), self.config.seed, "weights")[0]
+        spec, ranks = self.setting.data.spec, self.setting.ranks
+        x, y = TrainBatches(
+            self.train_images, spec, batch_size, Augment(), self.config.seed, "weights", ranks.rank, ranks.size
+        )[0]
         self.weight_optimizer.zero_grad()
         torch.autograd.grad(self.objective((x, y))[0], [*self.weights, *self.alphas])
 
@@ -131,7 +134,7 @@ class SearchJob:
         np.savez(buffer, allow_pickle=False, **mixing)
         run.write(f"alphas/epoch_{epoch + 1:04d}.npz", buffer.getvalue())
         genotype = self.derive(run, epoch + 1)
-        genotype.save(run.path / "genotypes" / f"epoch_{epoch + 1:04d}.yaml")
+        run.write(f"genotypes/epoch_{epoch + 1:04d}.yaml", genotype.to_yaml())
         columns = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
         row = {"learning_rate": self.learning_rate(epoch)}
         for penalty in self.penalties:
@@ -182,8 +185,9 @@ class SearchJob:
     def evaluate(self) -> tuple[float, float]:
         """Loss and accuracy of the supernet on the whole validation part, with the running statistics."""
         mixing = self.relaxation(self.supernet)
-        batches = evaluation_batches(self.validation_images, self.setting.data.spec, EVALUATION_BATCH)
-        return evaluate(self.supernet, lambda x: self.supernet(x, mixing), batches)
+        ranks, spec = self.setting.ranks, self.setting.data.spec
+        batches = evaluation_batches(self.validation_images, spec, EVALUATION_BATCH, ranks.rank, ranks.size)
+        return evaluate(self.supernet, lambda x: self.supernet(x, mixing), batches, ranks)
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -238,7 +242,15 @@ class SearchJob:
     ) -> Hypergradient:
         buffers = [self.weight_optimizer.state[w].get("momentum_buffer") for w in self.weights]
         virtual = VirtualStep(self.learning_rate(epoch), self.config.momentum, self.config.weight_decay, buffers)
-        return self.hypergradient(self.objective, self.weights, self.alphas, train_batch, validation_batch, virtual)
+        return self.hypergradient(
+            self.objective,
+            self.weights,
+            self.alphas,
+            train_batch,
+            validation_batch,
+            virtual,
+            mean=lambda gradients, batch: self.setting.ranks.mean(gradients, len(batch[1])),
+        )
 
     def _penalize(self, found: Hypergradient) -> dict[str, Tensor]:
         """Add the gradients of the penalties to those of the alphas; returns the penalties by column."""
@@ -342,14 +354,16 @@ def run_search(config: SearchConfig, *, resume: Path | None = None, dry: bool = 
     sizes = {"train_images": len(job.train_images), "validation_images": len(job.validation_images)}
 
     def finish(run: RunDir, config: SearchConfig, loop: Loop) -> None:
-        loss, right = job.evaluate()
+        loss, right = job.evaluate()  # all ranks do
+        if not run.writes:
+            return
         measured = {
             "validation_accuracy_percent": round(100 * right, 3),
             "validation_loss": round(loss, 5),
             "search_seconds": round(loop.seconds, 1),
         }
         genotype = job.derive(run, config.epochs, measured)
-        genotype.save(run.path / "genotype.yaml")
+        run.write("genotype.yaml", genotype.to_yaml())
         report = write_report(run.path)
         cost = derived_cost(genotype)
         print(f"supernet accuracy on the {sizes['validation_images']} validation images: {100 * right:.2f}%")

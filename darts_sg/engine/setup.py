@@ -6,20 +6,20 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 
 from darts_sg.config import RunConfig
-from darts_sg.data import Dataset, ImageSet, balanced_split, load_dataset
+from darts_sg.data import Augment, Dataset, ImageSet, TrainBatches, balanced_split, load_dataset
 from darts_sg.engine import environment
 from darts_sg.engine.checkpoint import checkpoints, seed_everything
+from darts_sg.engine.distributed import ALONE, RankLost, Ranks
 from darts_sg.engine.loop import Job, Loop, clock
-from darts_sg.engine.run_dir import RunDir, default_run_dir
+from darts_sg.engine.run_dir import OthersRunDir, RunDir, default_run_dir
 from darts_sg.errors import RunError, UsageError
 
 Config = TypeVar("Config", bound=RunConfig)
@@ -36,10 +36,11 @@ class Setting:
     earlier: dict[str, Any]
     environment: dict[str, Any]
     """As at the start of this process: the code in the checkout may change while it runs."""
+    ranks: Ranks = ALONE
 
     def code(self) -> dict[str, Any]:
         """What a result says of the code and the machine it came from."""
-        keys = ("darts_sg", "git", "python", "torch", "device", "device_name", "threads", "kernels")
+        keys = ("darts_sg", "git", "python", "torch", "device", "device_name", "threads", "processes", "kernels")
         return {key: self.environment[key] for key in keys if key in self.environment}
 
 
@@ -48,17 +49,20 @@ def prepare(config: RunConfig, earlier: dict[str, Any]) -> Setting:
 
     Raises UsageError if the device or the data are not there, or not those that the run was started on.
     """
-    device = environment.choose_device(config.device)
+    ranks = Ranks.from_environment()
+    device = environment.choose_device(config.device, ranks)
     environment.prepare_device(device, config.threads or earlier.get("environment", {}).get("threads"))
+    ranks.join(device)
     seed_everything(config.seed)
-    data = load_dataset(config.dataset, config.data, image_size=config.image_size, seed=config.seed)
+    with ranks.one_by_machine():
+        data = load_dataset(config.dataset, config.data, image_size=config.image_size, seed=config.seed)
     known = earlier.get("environment", {}).get("data", {}).get("fingerprint")
     if known and known != data.fingerprint():
         raise UsageError(
             f"the data in {config.data} are not those that this run was started on (fingerprint "
             f"{data.fingerprint()}, then {known}); give their folder with --data"
         )
-    return Setting(device, data, earlier, environment.describe(device))
+    return Setting(device, data, earlier, environment.describe(device, ranks), ranks)
 
 
 def split_training_set(data: Dataset, sizes: Sequence[int], config: RunConfig) -> list[ImageSet]:
@@ -73,9 +77,26 @@ def split_training_set(data: Dataset, sizes: Sequence[int], config: RunConfig) -
     return [data.train.select(indices) for indices in parts]
 
 
+def train_batches(images: ImageSet, config: RunConfig, setting: Setting, stream: str) -> TrainBatches:
+    """This rank's shares of the training batches of a stream. UsageError if a batch is too small to be shared."""
+    augment, ranks = Augment(cutout_length=config.cutout_length), setting.ranks
+    batches = TrainBatches(
+        images, setting.data.spec, config.batch_size, augment, config.seed, stream, ranks.rank, ranks.size
+    )
+    smallest = batches.num_images(len(batches) - 1)
+    if ranks.size > 1 and smallest < 2 * ranks.size:
+        raise UsageError(
+            f"{len(images)} images in batches of {config.batch_size} end with one of {smallest}, too few for "
+            f"{ranks.size} processes, which need 2 each; choose another --batch-size or number of images"
+        )
+    return batches
+
+
 def open_run(resume: Path | None, job: str) -> tuple[RunDir | None, dict[str, Any]]:
     """The run folder to continue and its config.yaml; (None, {}) for a new run."""
-    return (None, {}) if resume is None else RunDir.open(resume, job)
+    if resume is None:
+        return None, {}
+    return (RunDir if Ranks.from_environment().leads else OthersRunDir).open(resume, job)
 
 
 def run_job(
@@ -94,8 +115,10 @@ def run_job(
 
     `prepare_run` writes what the folder holds from the start, `finish` its results.
     """
+    ranks = setting.ranks
     if run is None:
-        run = RunDir.create(config.run_dir or default_run_dir(job.name, config, title))
+        path = ranks.from_first(lambda: config.run_dir or default_run_dir(job.name, config, title))
+        run = RunDir.create(path) if ranks.leads else OthersRunDir(path)
         facts = dict(setting.environment)
         facts["data"] = {
             "name": config.dataset,
@@ -106,24 +129,29 @@ def run_job(
         }
         run.write_config(job.name, dataclasses.replace(config, run_dir=None), facts)
         prepare_run(run)
-    else:
+    elif ranks.leads:
         _warn_of_other_code(run, setting)
     loop = Loop(
         job,
         run,
+        ranks,
         time_budget=config.time_budget,
         checkpoint_minutes=config.checkpoint_minutes,
-        resume_command=f"python {script} --resume {run.path}",
+        resume_command=f"{ranks.launcher} {script} --resume {run.path}",
     )
     exhausted = False
     try:
         done = len(checkpoints(run.path / "checkpoints"))
-        run.log(environment.command_line())
-        print(f"{job.name}: {title}, {config.dataset}, {setting.device}, run folder {run.path}")
+        run.log(environment.command_line(ranks))
+        several = f"{ranks.size} processes, " if ranks.size > 1 else ""
+        print(f"{job.name}: {title}, {config.dataset}, {several}{setting.device}, run folder {run.path}")
         if done:
             print(f"continuing from the newest of {done} checkpoints")
+        ranks.compare(lambda: _to_agree_on(config, setting), "start them all alike")
         loop.execute()
         finish(run, config, loop)
+    except RankLost as error:
+        raise RunError(f"{error}; continue from the newest checkpoint with {loop.resume_command}") from None
     except OSError as error:
         raise RunError(
             f"cannot write to {error.filename or run.path}: {error.strerror or error}; the checkpoints are whole: "
@@ -139,6 +167,14 @@ def run_job(
         fits = what_fits(job, config.batch_size, loop.resume_command, recompute=getattr(config, "recompute", None))
         raise RunError(f"out of memory with --batch-size {config.batch_size}; {fits}")
     return run.path
+
+
+def _to_agree_on(config: RunConfig, setting: Setting) -> Mapping[str, Any]:
+    """What must be the same on all ranks from the start."""
+    keys = ("darts_sg", "git", "torch", "kernels")
+    options = {f"--{name.replace('_', '-')}": value for name, value in config.as_dict().items() if name != "data"}
+    here = {name: setting.environment.get(name) for name in keys}
+    return {**options, **here, "the data": setting.data.fingerprint(), "the run": bool(setting.earlier)}
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -157,7 +193,7 @@ def what_fits(job: Job, batch_size: int, resume_command: str, *, recompute: bool
         environment.return_freed_memory()
         try:
             job.attempt(size, recompute=again)
-        except (MemoryError, RuntimeError):  # close to the limit libraries fail in their own words
+        except (MemoryError, RuntimeError, ValueError):  # close to the limit libraries fail in their own words
             return False
         return True
 
@@ -182,7 +218,8 @@ def dry_run(job: Job, config: RunConfig, setting: Setting, *, first_epoch: int, 
     steps = job.num_epochs * job.steps_per_epoch
     lines = [
         *facts,
-        f"device: {setting.device} ({environment.device_name(setting.device)}), {torch.get_num_threads()} threads",
+        f"device: {setting.device} ({environment.device_name(setting.device)}), {torch.get_num_threads()} threads"
+        + (f", {setting.ranks.size} processes like it" if setting.ranks.size > 1 else ""),
         f"data: {config.dataset}{', ' + setting.data.remark if setting.data.remark else ''}",
         f"one step of batch {result.num_images}: {seconds:.2f} s ({result.num_images / seconds:.1f} images/s), "
         + ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in losses.items()),
@@ -224,14 +261,10 @@ def autocast(config: RunConfig, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
 
 
-def detached(**tensors: Tensor) -> dict[str, Tensor]:
-    """The tensors without their graphs."""
-    return {name: tensor.detach() for name, tensor in tensors.items()}
-
-
 def _warn_of_other_code(run: RunDir, setting: Setting) -> None:
     then, now = setting.earlier["environment"], setting.environment
-    for key in ("darts_sg", "git", "torch", "kernels"):
+    then = {"processes": 1, **then}
+    for key in ("darts_sg", "git", "torch", "kernels", "processes"):
         if then.get(key) != now.get(key):
             text = f"this run was started with {key} {then.get(key)}, now it is {now.get(key)}: the bits may differ"
             print(f"warning: {text}", file=sys.stderr)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from darts_sg.config import RunConfig
+from darts_sg.engine.distributed import ALONE, Ranks
 
 
 def cosine_learning_rate(config: RunConfig, epoch: int) -> float:
@@ -27,12 +28,21 @@ def apply_weight_step(
     loss: Tensor,
     learning_rate: float,
     clip: float,
+    ranks: Ranks = ALONE,
+    num_images: int = 1,
 ) -> None:
-    """One step down the gradient of `loss`, whose norm over all `parameters` is clipped."""
+    """One step down the gradient of `loss`, whose norm over all `parameters` is clipped.
+
+    The loss of several ranks is the mean over their images, of which this one has `num_images`.
+    """
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
+    reached = [p for p in parameters if p.grad is not None]
+    gradients = ranks.mean([p.grad for p in reached if p.grad is not None], num_images)
+    for p, gradient in zip(reached, gradients, strict=True):
+        p.grad = gradient
     nn.utils.clip_grad_norm_(parameters, clip)
     optimizer.step()
 
@@ -44,9 +54,12 @@ def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, logits_of: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]]
+    model: nn.Module,
+    logits_of: Callable[[Tensor], Tensor],
+    batches: Iterable[tuple[Tensor, Tensor]],
+    ranks: Ranks = ALONE,
 ) -> tuple[float, float]:
-    """Mean loss and accuracy of `logits_of` over all batches, with `model` in eval mode meanwhile."""
+    """Mean loss and accuracy of `logits_of` over the batches of all ranks, with `model` in eval mode meanwhile."""
     was_training = model.training
     model.eval()
     loss = right = torch.zeros((), dtype=torch.float64)
@@ -57,4 +70,5 @@ def evaluate(
         right = right + (logits.argmax(dim=1) == y).sum().cpu()
         count += len(y)
     model.train(was_training)
-    return loss.item() / count, right.item() / count
+    total_loss, total_right, total = ranks.sum(loss.item(), right.item(), count)
+    return total_loss / total, total_right / total

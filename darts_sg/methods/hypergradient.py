@@ -6,7 +6,7 @@ with a known answer.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -16,6 +16,8 @@ from darts_sg.registry import Registry
 Batch = Any
 Objective = Callable[[Batch], tuple[Tensor, Tensor]]
 """Loss and logits of the current weights and alphas on a batch."""
+Mean = Callable[[Sequence[Tensor], Batch], Sequence[Tensor]]
+"""Gradients of a batch of which each process has a share, given those of the share."""
 
 RADIUS = 0.01  # of the finite difference, divided by the norm of the direction (DARTS paper, footnote 2)
 
@@ -31,16 +33,33 @@ class VirtualStep(NamedTuple):
 
 
 class Hypergradient(NamedTuple):
-    """Validation loss and logits, detached, and the gradient for each of the alphas."""
+    """Validation loss and logits (of this process' share), detached, and the gradient for each of the alphas."""
 
     loss: Tensor
     logits: Tensor
     gradients: list[Tensor]
 
 
-HypergradientMethod = Callable[
-    [Objective, Sequence[Tensor], Sequence[Tensor], Batch, Batch, VirtualStep], Hypergradient
-]
+def of_one_process(gradients: Sequence[Tensor], batch: Batch) -> Sequence[Tensor]:
+    """The `Mean` of a process that has the whole batch."""
+    return gradients
+
+
+class HypergradientMethod(Protocol):
+    """How the gradient of the alphas is taken."""
+
+    def __call__(
+        self,
+        objective: Objective,
+        weights: Sequence[Tensor],
+        alphas: Sequence[Tensor],
+        train_batch: Batch,
+        validation_batch: Batch,
+        virtual: VirtualStep,
+        mean: Mean = of_one_process,
+    ) -> Hypergradient: ...
+
+
 HYPERGRADIENTS: Registry[HypergradientMethod] = Registry("hypergradient")
 
 
@@ -64,11 +83,12 @@ def first_order(
     train_batch: Batch,
     validation_batch: Batch,
     virtual: VirtualStep,
+    mean: Mean = of_one_process,
 ) -> Hypergradient:
     """∇α L_val(w, α): the weights are taken to be optimal as they are (ξ = 0)."""
     with frozen(weights):
         loss, logits = objective(validation_batch)
-        gradients = torch.autograd.grad(loss, list(alphas))
+        gradients = mean(torch.autograd.grad(loss, list(alphas)), validation_batch)
     return Hypergradient(loss.detach(), logits.detach(), list(gradients))
 
 
@@ -79,6 +99,7 @@ def unrolled(
     train_batch: Batch,
     validation_batch: Batch,
     virtual: VirtualStep,
+    mean: Mean = of_one_process,
 ) -> Hypergradient:
     """∇α L_val(w', α) - ξ · (∇α L_train(w⁺, α) - ∇α L_train(w⁻, α)) / (2ε) (DARTS paper, equations 7 and 8).
 
@@ -90,7 +111,7 @@ def unrolled(
     buffers = virtual.buffers or [None] * len(weights)
     try:
         with frozen(alphas):
-            train_gradients = torch.autograd.grad(objective(train_batch)[0], weights)
+            train_gradients = mean(torch.autograd.grad(objective(train_batch)[0], weights), train_batch)
         with torch.no_grad():
             for w, gradient, buffer in zip(weights, train_gradients, buffers, strict=True):
                 step = gradient.add(w, alpha=virtual.weight_decay)
@@ -98,7 +119,7 @@ def unrolled(
                     step.add_(buffer, alpha=virtual.momentum)
                 w.sub_(step, alpha=virtual.learning_rate)
         loss, logits = objective(validation_batch)
-        gradients = torch.autograd.grad(loss, [*alphas, *weights])
+        gradients = mean(torch.autograd.grad(loss, [*alphas, *weights]), validation_batch)
         direct, direction = gradients[: len(alphas)], gradients[len(alphas) :]
 
         norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(d) for d in direction]))
@@ -109,7 +130,7 @@ def unrolled(
                 for w, base, d in zip(weights, kept, direction, strict=True):
                     torch.addcmul(base, d, eps, value=sign, out=w)
             with frozen(weights):
-                sides.append(torch.autograd.grad(objective(train_batch)[0], alphas))
+                sides.append(mean(torch.autograd.grad(objective(train_batch)[0], alphas), train_batch))
     finally:
         with torch.no_grad():
             for w, base in zip(weights, kept, strict=True):

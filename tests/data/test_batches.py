@@ -176,6 +176,27 @@ def test_evaluation_is_every_image_in_order_and_only_normalised(images: ImageSet
     torch.testing.assert_close(torch.cat([x for x, _ in parts]).double(), expected, atol=2e-6, rtol=0)
 
 
+@pytest.mark.parametrize("num_ranks", [2, 3, 5])
+@pytest.mark.parametrize("position", [0, 3, 6])
+def test_the_shares_of_the_ranks_make_up_the_batch_of_one(images: ImageSet, position: int, num_ranks: int) -> None:
+    given = (images, SPEC, 16, Augment(4, True, 6), 7, "weights")
+    one = TrainBatches(*given)
+    shares = [TrainBatches(*given, rank, num_ranks)[position] for rank in range(num_ranks)]
+    sizes = [len(y) for _, y in shares]
+    assert sum(sizes) == one.num_images(position) == len(one[position][1])
+    assert max(sizes) - min(sizes) <= 1
+    for whole, parts in zip(one[position], zip(*shares, strict=True), strict=True):
+        assert torch.equal(whole, torch.cat(parts))
+
+
+def test_the_ranks_take_turns_in_the_evaluation(images: ImageSet) -> None:
+    one = list(evaluation_batches(images, SPEC, 16))
+    turns = [list(evaluation_batches(images, SPEC, 16, rank, 3)) for rank in range(3)]
+    assert [len(turn) for turn in turns] == [2, 1, 1]
+    for number, (x, _) in enumerate(one):
+        assert torch.equal(x, turns[number % 3][number // 3][0])
+
+
 def test_what_makes_no_sense_is_refused(images: ImageSet) -> None:
     with pytest.raises(ValueError, match="no batches"):
         TrainBatches(images.select(torch.arange(0)), SPEC, 16, Augment(), 0, "weights")

@@ -1,0 +1,249 @@
+"""Several processes that train as one: torchrun starts them, on one machine or on many.
+
+--batch-size is that of all ranks together. Each computes its share of every batch, the same images with the same
+augmentation that one process would see there; gradients, losses and running statistics are then averaged over the
+ranks, so that all hold the same weights and alphas at any time. The mean of a BatchNorm is that of the whole batch,
+its variance lacks what lies between the shares: that and the order of the sums is all that differs from one process.
+"""
+
+import hashlib
+import os
+import re
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
+
+from darts_sg.data import keyed_generator
+from darts_sg.errors import RunError, UsageError
+
+T = TypeVar("T")
+
+
+class RankLost(RunError):
+    """Another process of the job is gone."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes of a job, as one of them sees them. One alone has no process group, and nothing to do here."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    """Among those on this machine."""
+    local_size: int = 1
+
+    @classmethod
+    def from_environment(cls) -> "Ranks":
+        """What torchrun says; one process alone without it."""
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+        return cls(*(int(os.environ[name]) for name in names)) if os.environ.keys() >= {*names} else cls()
+
+    @staticmethod
+    def may_restart() -> bool:
+        """Whether torchrun starts the processes anew, with the same command, when one is lost."""
+        return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0
+
+    @property
+    def leads(self) -> bool:
+        """Whether this rank writes and prints for all."""
+        return self.rank == 0
+
+    @property
+    def launcher(self) -> str:
+        """How the processes are started, as the beginning of a command line."""
+        if self.size == 1:
+            return "python"
+        return f"torchrun --nproc-per-node {self.local_size}" if self.local_size == self.size else "torchrun …"
+
+    def device(self, chosen: torch.device) -> torch.device:
+        """The device of this rank: a GPU of its own where GPUs were chosen. UsageError if there is none."""
+        if self.size == 1 or chosen.type == "cpu":
+            return chosen
+        if chosen.type != "cuda" or chosen.index is not None:
+            raise UsageError(f"{self.size} processes run on --device cpu, or cuda with a GPU each, not on {chosen}")
+        num_gpus = torch.cuda.device_count()
+        if self.local_rank >= num_gpus:
+            raise UsageError(
+                f"{self.local_size} processes on a machine with {num_gpus} GPUs: start torchrun with "
+                f"--nproc-per-node {num_gpus}, or choose --device cpu"
+            )
+        return torch.device("cuda", self.local_rank)
+
+    def join(self, device: torch.device) -> None:
+        """Form the process group: NCCL between GPUs; Gloo between CPUs, and for what the hosts tell each other."""
+        if self.size == 1:
+            return
+        backend = "gloo"
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+            backend = "cpu:gloo,cuda:nccl"
+        with needing_all():
+            store = next(rendezvous("env://"))[0]
+            store = dist.PrefixStore(self._start_of_all(store), store)
+            dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.size)
+
+    @contextmanager
+    def one_by_machine(self) -> Iterator[None]:
+        """Within the context the first rank of each machine goes before the others, which find what it has written."""
+        if self.size > 1 and self.local_rank:
+            self.largest(0)
+        yield
+        if self.size > 1 and not self.local_rank:
+            self.largest(0)
+
+    # Not DistributedDataParallel: it averages in hooks of backward() on the parameters it wraps. The hypergradients
+    # come from torch.autograd.grad, for weights and alphas, and within the unrolled step, where its hooks do not run.
+    def mean(self, tensors: Sequence[Tensor], num_images: int) -> list[Tensor]:
+        """The means over the images of all ranks, given those over the `num_images` of this one; at once, for all.
+
+        On one rank alone, the same tensors.
+        """
+        if self.size == 1 or not tensors:
+            return list(tensors)
+        with torch.no_grad():
+            flat = torch.cat([*(t.flatten() for t in tensors), tensors[0].new_ones(1)]) * num_images
+            with needing_all():
+                dist.all_reduce(flat)
+            parts = (flat[:-1] / flat[-1]).split([t.numel() for t in tensors])
+            return [torch.empty_like(t).copy_(part.view(t.shape)) for t, part in zip(tensors, parts, strict=True)]
+
+    def means(self, num_images: int, **tensors: Tensor) -> dict[str, Tensor]:
+        """`mean` of scalars by name, without their graphs."""
+        detached = [tensor.detach() for tensor in tensors.values()]
+        return dict(zip(tensors, self.mean(detached, num_images), strict=True))
+
+    def average_statistics(self, model: torch.nn.Module, num_images: int) -> None:
+        """Make the running statistics of all ranks their mean, after a step of `num_images` on this one."""
+        if self.size > 1:
+            buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+            for buffer, mean in zip(buffers, self.mean(buffers, num_images), strict=True):
+                buffer.copy_(mean)
+
+    def seed(self, seed: int, position: int) -> None:
+        """Give each rank random numbers of its own for a step, such as drop path's; alone, they go on as they are.
+
+        They depend on the arguments only: a checkpoint need not hold those of all ranks.
+        """
+        if self.size > 1:
+            torch.manual_seed(keyed_generator(seed, f"rank {self.rank}", "step", position).initial_seed())
+
+    def sum(self, *values: float) -> list[float]:
+        """The sums over the ranks."""
+        return self._reduced(values, torch.float64, dist.ReduceOp.SUM)
+
+    def largest(self, *values: int) -> list[int]:
+        """The largest of what the ranks have."""
+        return self._reduced(values, torch.int64, dist.ReduceOp.MAX)
+
+    def from_first(self, make: Callable[[], T]) -> T:
+        """What `make` gives on the first rank, on all; it is called on that one only."""
+        content = [make() if self.leads else None]
+        if self.size > 1:
+            with needing_all():
+                dist.broadcast_object_list(content)
+        found: Any = content[0]
+        return found
+
+    def compare(self, content: Callable[[], Mapping[str, Any]], way_out: str) -> None:
+        """RunError naming the first entry that is not the same on all ranks, and the way out."""
+        if self.size == 1:
+            return
+        found: list[Any] = [None] * self.size
+        with needing_all():
+            dist.all_gather_object(found, dict(content()))
+        for name, value in found[0].items():
+            for rank, other in enumerate(found):
+                if other[name] != value:
+                    raise RunError(
+                        f"the processes disagree on {name}: {other[name]} in process {rank}, {value} in process 0; "
+                        f"{way_out}"
+                    )
+
+    def speaks(self) -> bool:
+        """Whether this rank is the first of all to ask this: it tells what ended the run, the others are silent."""
+        if self.size == 1:
+            return True
+        try:  # the store of torchrun, which outlives the processes
+            host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+            store = dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=5))
+            return store.add(f"darts_sg/ended/{os.environ.get('TORCHELASTIC_RESTART_COUNT')}", 1) == 1
+        except (KeyError, RuntimeError):
+            return True
+
+    def _start_of_all(self, store: dist.Store) -> str:
+        """A name for this start of the processes, the same on all ranks and at no other start.
+
+        torchrun keeps its store when it restarts them, with the addresses of those that are gone (PyTorch issue
+        135712), and each machine counts its restarts by itself. So every process asks under a name of its own, and
+        the first rank answers until all have heard it.
+        """
+        own = uuid.uuid4().hex
+        if not self.leads:
+            store.set(f"ask/{self.rank}", own)
+            name: str = store.get(f"answer/{own}").decode()
+            store.add(f"heard/{name}", 1)
+            return name
+        while store.add(f"heard/{own}", 0) < self.size - 1:
+            for key in (f"ask/{rank}" for rank in range(1, self.size)):
+                if store.check([key]):
+                    store.set(f"answer/{store.get(key).decode()}", own)
+            time.sleep(0.01)
+        return own
+
+    def _reduced(self, values: Sequence[Any], dtype: torch.dtype, how: Any) -> list[Any]:
+        if self.size == 1:
+            return list(values)
+        tensor = torch.tensor(values, dtype=dtype)
+        with needing_all():
+            dist.all_reduce(tensor, how)
+        return tensor.tolist()
+
+
+ALONE = Ranks()
+
+
+@contextmanager
+def needing_all() -> Iterator[None]:
+    """Within the context the ranks exchange something: RankLost if one is gone."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = re.sub(r"^\[.*?\] ", "", str(error)).split(". ")[0]  # without the place in Gloo's code
+        raise RankLost(f"another process of this job is gone ({reason})") from None
+
+
+def leave() -> None:
+    """Dissolve the process group, if there is one, at the end of a run."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def fingerprint(state: Any) -> str:
+    """16 hex digits of a SHA-256 over all tensors and numbers in nested dicts and lists."""
+    digest = hashlib.sha256()
+
+    def add(part: Any) -> None:
+        if isinstance(part, Mapping):
+            for key in part:
+                digest.update(str(key).encode())
+                add(part[key])
+        elif isinstance(part, list | tuple):
+            for item in part:
+                add(item)
+        elif isinstance(part, Tensor):
+            digest.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        else:
+            digest.update(repr(part).encode())
+
+    add(state)
+    return digest.hexdigest()[:16]

@@ -1,0 +1,84 @@
+"""Steps of both jobs in float64: run by torchrun as one of several processes, or imported and run as one alone.
+
+python tests/engine/ranks.py FOLDER leaves what each rank came to in FOLDER/RANK.pt.
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from darts_sg.config import AugmentConfig
+from darts_sg.engine.augment import AugmentJob
+from darts_sg.engine.distributed import Ranks, fingerprint, leave
+from darts_sg.engine.search import SearchJob
+from darts_sg.errors import RunError
+from darts_sg.genotype import load_genotype
+from tests.engine.test_search_step import search_config, setting
+
+BATCH = {"batch_size": 9}  # of 24 or 48 images: shares of 4 and 5, and in the end of 3 and 3 or 1 and 2
+
+
+def in_double(network: nn.Module, *, frozen: bool) -> None:
+    """Let a network compute in float64, and BatchNorm with its running statistics."""
+    network.double().register_forward_pre_hook(lambda module, inputs: (inputs[0].double(), *inputs[1:]))
+    for layer in network.modules():
+        if isinstance(layer, nn.BatchNorm2d) and frozen:
+            layer.eval()
+
+
+def search(ranks: Ranks, method: str) -> dict[str, Any]:
+    torch.manual_seed(0)
+    space = "sandglass_3x3+sep_conv_3x3+max_pool_3x3+skip_connect+none"
+    config = search_config(space=space, hypergradient=method, kernels="pytorch", alpha_learning_rate=0.01, **BATCH)
+    job = SearchJob(config, dataclasses.replace(setting(), ranks=ranks))
+    in_double(job.supernet, frozen=True)
+    means = [job.step(0, step).means for step in range(job.steps_per_epoch)]
+    return {"state": job.state_dict(), "means": means, "evaluation": job.evaluate()}
+
+
+def augment(ranks: Ranks, *, frozen: bool, num_steps: int) -> dict[str, Any]:
+    torch.manual_seed(0)
+    shape = {"genotype": "DARTS_V2", "channels": 4, "cells": 3, "drop_path_prob": 0.0}
+    config = AugmentConfig(**shape, train_images=42, **BATCH)
+    job = AugmentJob(config, load_genotype("DARTS_V2"), dataclasses.replace(setting(), ranks=ranks))
+    in_double(job.network, frozen=frozen)
+    means = [job.step(0, step).means for step in range(num_steps)]
+    return {"state": job.state_dict(), "means": means, "evaluation": job.evaluate(job.test_images)}
+
+
+def outcomes(ranks: Ranks) -> dict[str, Any]:
+    return {
+        "first_order": search(ranks, "first_order"),
+        "unrolled": search(ranks, "unrolled"),
+        "augment": augment(ranks, frozen=True, num_steps=5),
+        "statistics": augment(ranks, frozen=False, num_steps=1),
+    }
+
+
+def disagreement(ranks: Ranks, state: dict[str, Any]) -> str:
+    """What is said when one weight of the second rank is off by its last bit."""
+    weight: Tensor = state["network"]["stem.body.0.weight"]
+    if ranks.rank == 1:
+        weight[0, 0, 0, 0] = torch.nextafter(weight[0, 0, 0, 0], weight.new_tensor(9.0))
+    try:
+        ranks.compare(lambda: {name: fingerprint(part) for name, part in state.items()}, "start over")
+    except RunError as error:
+        return str(error)
+    return ""
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    here = Ranks.from_environment()
+    here.join(torch.device("cpu"))
+    found = outcomes(here)
+    here.seed(0, 7)
+    found["random"] = torch.rand(3)
+    torch.save(found, Path(sys.argv[1]) / f"{here.rank}.pt")
+    told = disagreement(here, found["augment"]["state"])
+    (Path(sys.argv[1]) / f"{here.rank}.txt").write_text(told)
+    leave()
