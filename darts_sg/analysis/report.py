@@ -58,14 +58,19 @@ class Run:
         """The data as it must stand beside every figure: name, and what is unlike the published set."""
         data = self.environment.get("data") or {}
         name = str(data.get("name") or self.options.get("dataset", "unknown data"))
-        remarks = [str(data[key]) for key in ("note", "remark") if data.get(key)]
-        return f"{name} ({'; '.join(remarks)})" if remarks else name
+        return described_data(name, data.get("note"), data.get("remark"))
 
     @property
     def shown_path(self) -> str:
         """The folder as a user in the current directory would type it."""
         path = self.folder.resolve()
         return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(self.folder)
+
+
+def described_data(name: str, *remarks: str | None) -> str:
+    """A data set with the remarks that belong to it."""
+    said = "; ".join(remark for remark in remarks if remark)
+    return f"{name} ({said})" if said else name
 
 
 def write_report(run_dir: Path) -> Path:
@@ -236,7 +241,14 @@ def _augment_result(run: Run) -> list[str]:
     else:
         rows += [("parameters", f"{r['params']:,}"), ("MACs", f"{r['macs']:,}")]
     note = "MACs are multiply-adds of convolutions and linear layers for one image."
-    return ["## Result", markdown_table((f"measured on {run.data}", ""), rows), note]
+    files = [f"[{path.name}]({path.name})" for path in _weight_files(run)]
+    weights = [f"Weights with all that is needed to use them: {', '.join(files)}."] if files else []
+    return ["## Result", markdown_table((f"measured on {run.data}", ""), rows), note, *weights]
+
+
+def _weight_files(run: Run) -> list[Path]:
+    """The files of trained weights: of the last epoch, of the best one, of those between."""
+    return sorted(run.folder.glob("weights*.safetensors"), key=lambda path: path.stem)
 
 
 def _epochs(run: Run) -> list[str]:
@@ -363,6 +375,8 @@ def _going_on(run: Run) -> list[str]:
         else:
             genotype = f"{path}/genotypes/epoch_{run.genotype_epoch:04}.yaml"
         steps.append(f"python augment.py --genotype {genotype}   # retrains the derived network")
+    if run.result is not None and (files := _weight_files(run)):
+        steps.append(f"python augment.py --evaluate {path}/{files[0].name}   # repeats the test error")
     steps.append(f"tensorboard --logdir {path}")
     return ["## How to go on", "```\n" + "\n".join(steps) + "\n```"]
 

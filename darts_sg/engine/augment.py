@@ -1,5 +1,6 @@
 """The training of a derived network (DARTS paper, section 3.2), or of a model, from scratch."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,6 @@ import torch.nn.functional as F
 from darts_sg.analysis.report import write_report
 from darts_sg.config import AugmentConfig
 from darts_sg.data import Augment, ImageSet, TrainBatches, evaluation_batches
-from darts_sg.engine.checkpoint import write_torch
 from darts_sg.engine.loop import Loop, StepResult
 from darts_sg.engine.run_dir import RunDir
 from darts_sg.engine.setup import (
@@ -33,6 +33,7 @@ from darts_sg.engine.steps import (
     weight_optimizer,
 )
 from darts_sg.engine.subject import subject_of
+from darts_sg.engine.weights import Metadata, weights_bytes
 from darts_sg.genotype import Genotype, load_genotype
 from darts_sg.networks.derived import DerivedNetwork
 from darts_sg.networks.mobile import Model, find_model
@@ -45,7 +46,7 @@ class AugmentJob:
     name = "augment"
 
     def __init__(self, config: AugmentConfig, trained: Genotype | Model, setting: Setting) -> None:
-        self.config, self.setting = config, setting
+        self.config, self.trained, self.setting = config, trained, setting
         spec = setting.data.spec
         held_out = config.validation_images or 0
         train_size = config.train_images or max(1, len(setting.data.train) - held_out)
@@ -107,9 +108,9 @@ class AugmentJob:
         judged = row.get("validation_accuracy", row["test_accuracy"])
         if not self.best or judged > self.best["judged"]:
             self.best = {"judged": judged, "epoch": epoch + 1, "test_accuracy": row["test_accuracy"]}
-            self._save_weights(run, "best", epoch)
+            self._save_weights(run, "weights_best", row, epoch)
         if epoch + 1 == self.num_epochs:
-            self._save_weights(run, "last", epoch)
+            self._save_weights(run, "weights", row, epoch)
         return row
 
     def log_tensorboard(self, writer: Any, epoch: int) -> None:
@@ -148,8 +149,8 @@ class AugmentJob:
         auxiliary = {"params_with_auxiliary": cost.params_with_auxiliary} if self.subject.has_auxiliary else {}
         return {
             **self.subject.names,
-            "test_error_last": round(100 * (1 - last["test_accuracy"]), 4),
-            "test_error_best": round(100 * (1 - self.best["test_accuracy"]), 4),
+            "test_error_last": percent_wrong(last["test_accuracy"]),
+            "test_error_best": percent_wrong(self.best["test_accuracy"]),
             "best_epoch": int(self.best["epoch"]),
             "best_chosen_on": "test" if self.validation_images is None else "validation",
             "params": cost.params,
@@ -166,8 +167,46 @@ class AugmentJob:
             "code": self.setting.code(),
         }
 
-    def _save_weights(self, run: RunDir, which: str, epoch: int) -> None:
-        write_torch(run.path / f"weights_{which}.pt", {"epoch": epoch + 1, "network": self.network.state_dict()})
+    @functools.cached_property
+    def _fingerprint(self) -> str:
+        return self.setting.data.fingerprint()
+
+    def _save_weights(self, run: RunDir, name: str, row: dict[str, float], epoch: int) -> None:
+        """Write the weights after `epoch`, whose row of metrics.csv is `row`, as a file of their own."""
+        config, data, environment = self.config, self.setting.data, self.setting.environment
+        held_out = row.get("validation_accuracy")
+        metadata = Metadata(
+            genotype=self.trained.to_yaml() if isinstance(self.trained, Genotype) else "",
+            model=config.model,
+            network=config.network,
+            channels=config.channels,
+            cells=config.cells,
+            dataset=config.dataset,
+            num_classes=data.spec.num_classes,
+            class_names=data.spec.class_names,
+            image_size=data.spec.image_size,
+            in_channels=data.spec.in_channels,
+            mean=data.spec.mean,
+            std=data.spec.std,
+            data_note=config.data_note,
+            data_remark=data.remark,
+            data_fingerprint=self._fingerprint,
+            test_error=percent_wrong(row["test_accuracy"]),
+            test_images=len(self.test_images),
+            validation_error=None if held_out is None else percent_wrong(held_out),
+            epoch=epoch + 1,
+            epochs=self.num_epochs,
+            seed=config.seed,
+            darts_sg=environment["darts_sg"],
+            torch=environment["torch"],
+            git=environment["git"],
+        )
+        run.write(f"{name}.safetensors", weights_bytes(self.network.state_dict(), metadata))
+
+
+def percent_wrong(accuracy: float) -> float:
+    """The error in percent, as it is reported."""
+    return round(100 * (1 - accuracy), 4)
 
 
 def run_augment(config: AugmentConfig, *, resume: Path | None = None, dry: bool = False) -> Path | None:
@@ -190,7 +229,8 @@ def run_augment(config: AugmentConfig, *, resume: Path | None = None, dry: bool 
     if dry:
         genotype_file = "" if config.model else "genotype.yaml, "
         writes = (
-            f"result.json, {genotype_file}config.yaml, metrics.csv, tensorboard/, checkpoints/, weights_*.pt, report.md"
+            f"result.json, {genotype_file}config.yaml, metrics.csv, tensorboard/, checkpoints/, weights.safetensors, "
+            "weights_best.safetensors, report.md"
         )
         dry_run(job, config, setting, first_epoch=0, facts=job.facts(), writes=writes)
         return None

@@ -8,6 +8,8 @@ checkpoints/     the newest two, to continue from
 genotypes/       search: the genotype after each epoch; alphas/ the mixing weights
 genotype.yaml    search: the result; augment: what is trained
 result.json      augment: the result
+weights.safetensors, weights_best.safetensors
+                 augment: the weights after the last and the best epoch, with all that is needed to use them
 report.md        the run as a page, with pictures/
 """
 
