@@ -107,6 +107,7 @@ def parse(job: Job, argv: Sequence[str], prog: str) -> Invocation:
     config = JOBS[job]
     first = early_options(argv)
     defaults: dict[str, Any] = {}
+    network: dict[str, Any] = {}  # of the weights to start from
     resume = None if first["resume"] is None else Path(first["resume"])
     if resume is not None:
         defaults = known_options(job, stored_options(resume, job), str(resume / "config.yaml"))
@@ -116,13 +117,23 @@ def parse(job: Job, argv: Sequence[str], prog: str) -> Invocation:
         recipe = str(first["recipe"] or given.get("recipe") or default_recipe(job))
         defaults = load_recipe(job, recipe) | given | {"recipe": recipe}
     weights = None
-    if job == "augment" and first["evaluate"] is not None:
+    if job == "augment" and resume is None and first["evaluate"] is None:
+        if start := first["finetune"] or defaults.get("finetune"):
+            network = read_weights(Path(start)).options()
+            defaults |= network
+    elif job == "augment" and first["evaluate"] is not None:
         weights = read_weights(Path(first["evaluate"]))
         defaults = weights.options() | {"dataset": weights.metadata.dataset, "seed": weights.metadata.seed}
     parser = build_parser(job, prog, defaults)
     options = parser.parse_args(list(argv)).as_dict()
     if resume is not None:
         refuse_changes(job, options, defaults, resume, given_config=first["config"])
+    for name, value in network.items():
+        if options[name] != value:
+            raise UsageError(
+                f"{flag(name)} {options[name]} is not that of {options['finetune']}, whose network is trained on; "
+                "leave it out"
+            )
     if weights is not None:
         refuse_training(options, parser.get_defaults().as_dict(), weights.path)
         same_size = options["dataset"] in (weights.metadata.dataset, "folder")
@@ -135,7 +146,7 @@ def parse(job: Job, argv: Sequence[str], prog: str) -> Invocation:
 
 def early_options(argv: Sequence[str]) -> dict[str, str | None]:
     """The options that decide what the others start from."""
-    found: dict[str, str | None] = {"recipe": None, "config": None, "resume": None, "evaluate": None}
+    found: dict[str, str | None] = {"recipe": None, "config": None, "resume": None, "evaluate": None, "finetune": None}
     for i, word in enumerate(argv):
         name, separator, value = word.removeprefix("--").partition("=")
         if word.startswith("--") and name in found:

@@ -26,7 +26,7 @@ Row = dict[str, float]
 
 SCRIPTS = {"search": "search.py", "augment": "augment.py"}
 SHOWN_OPTIONS = (
-    "recipe", "space", "genotype", "model", "network", "epochs", "batch_size", "channels", "cells", "nodes",
+    "recipe", "space", "genotype", "model", "finetune", "network", "epochs", "batch_size", "channels", "cells", "nodes",
     "learning_rate", "hypergradient", "alpha_learning_rate", "alpha_frozen_epochs", "partial_channels",
     "edge_normalization", "penalty", "target_params", "target_macs",
     "cutout_length", "drop_path_prob", "auxiliary_weight", "warmup_epochs", "label_smoothing", "compile",
@@ -209,6 +209,7 @@ def _setting(run: Run) -> list[str]:
         ("data", run.data + (f": {', '.join(images)} images" if images else "")),
         ("data fingerprint", data.get("fingerprint")),
         ("seed", run.options.get("seed")),
+        ("started from the weights", _flat(env.get("finetuned_from"))),
         ("options", ", ".join(options)),
         ("machine", device + threads),
         ("versions", ", ".join(versions)),

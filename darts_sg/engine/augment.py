@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from darts_sg.analysis.report import write_report
 from darts_sg.config import AugmentConfig
 from darts_sg.data import Augment, ImageSet, TrainBatches, evaluation_batches
+from darts_sg.engine.checkpoint import checkpoints
 from darts_sg.engine.loop import Loop, StepResult
 from darts_sg.engine.run_dir import RunDir
 from darts_sg.engine.setup import (
@@ -33,7 +34,8 @@ from darts_sg.engine.steps import (
     weight_optimizer,
 )
 from darts_sg.engine.subject import subject_of
-from darts_sg.engine.weights import Metadata, weights_bytes
+from darts_sg.engine.weights import Metadata, Weights, read_weights, weights_bytes
+from darts_sg.errors import UsageError
 from darts_sg.genotype import Genotype, load_genotype
 from darts_sg.networks.derived import DerivedNetwork
 from darts_sg.networks.mobile import Model, find_model
@@ -45,7 +47,9 @@ class AugmentJob:
 
     name = "augment"
 
-    def __init__(self, config: AugmentConfig, trained: Genotype | Model, setting: Setting) -> None:
+    def __init__(
+        self, config: AugmentConfig, trained: Genotype | Model, setting: Setting, weights: Weights | None = None
+    ) -> None:
         self.config, self.trained, self.setting = config, trained, setting
         spec = setting.data.spec
         held_out = config.validation_images or 0
@@ -59,6 +63,7 @@ class AugmentJob:
         self.num_epochs, self.steps_per_epoch = config.epochs, len(self.train)
         self.subject = subject_of(trained, config, spec)
         self.network = to_device(self.subject.build(), setting.device)
+        self.started = "" if weights is None else weights.start(self.network, spec.num_classes)
         if config.compile:
             compile_parts([self.network], setting.device)
         self.weights = list(self.network.parameters())
@@ -109,6 +114,8 @@ class AugmentJob:
         if not self.best or judged > self.best["judged"]:
             self.best = {"judged": judged, "epoch": epoch + 1, "test_accuracy": row["test_accuracy"]}
             self._save_weights(run, "weights_best", row, epoch)
+        if self.config.keep_every and (epoch + 1) % self.config.keep_every == 0:
+            self._save_weights(run, f"weights_epoch_{epoch + 1:04d}", row, epoch)
         if epoch + 1 == self.num_epochs:
             self._save_weights(run, "weights", row, epoch)
         return row
@@ -138,6 +145,7 @@ class AugmentJob:
         held_out = 0 if self.validation_images is None else len(self.validation_images)
         return [
             self.subject.described,
+            *filter(None, [self.started]),
             f"network: {self.subject.counts()} ({self.subject.shape})",
             f"images: {len(self.train_images):,} for training, {held_out:,} for validation, "
             f"{len(self.test_images):,} for the test",
@@ -163,6 +171,7 @@ class AugmentJob:
             "train_images": len(self.train_images),
             "test_images": len(self.test_images),
             "seed": self.config.seed,
+            **{key: value for key, value in self.setting.environment.items() if key == "finetuned_from"},
             "seconds": round(loop.seconds, 1),
             "code": self.setting.code(),
         }
@@ -197,6 +206,7 @@ class AugmentJob:
             epoch=epoch + 1,
             epochs=self.num_epochs,
             seed=config.seed,
+            finetuned_from=environment.get("finetuned_from"),
             darts_sg=environment["darts_sg"],
             torch=environment["torch"],
             git=environment["git"],
@@ -218,14 +228,27 @@ def run_augment(config: AugmentConfig, *, resume: Path | None = None, dry: bool 
     if run is not None and (run.path / "result.json").is_file():
         print(f"{run.path} is finished: {run.path / 'result.json'}, {run.path / 'report.md'}")
         return run.path
+    origin = earlier.get("environment", {}).get("finetuned_from")
+    weights = None
+    if config.finetune and not (run and checkpoints(run.path / "checkpoints")):
+        weights = read_weights(Path(config.finetune))
+        if origin and origin["checksum"] != weights.checksum:
+            raise UsageError(f"{config.finetune} is not the file that {resume} was started from; start a new run")
+        origin = weights.origin()
     trained: Genotype | Model
     if config.model:
         trained = find_model(config.model)
+    elif weights is not None:
+        trained = weights.trained
     else:
         name_or_path = config.genotype if run is None else run.path / "genotype.yaml"
         trained = load_genotype(name_or_path, known=list(OPERATIONS))
     setting = prepare(config, earlier)
-    job = AugmentJob(config, trained, setting)
+    if origin:
+        setting.environment["finetuned_from"] = origin
+    if weights is not None:
+        weights.refuse_other_channels(setting.data.spec)
+    job = AugmentJob(config, trained, setting, weights)
     if dry:
         genotype_file = "" if config.model else "genotype.yaml, "
         writes = (
@@ -248,6 +271,9 @@ def run_augment(config: AugmentConfig, *, resume: Path | None = None, dry: bool 
         )
         print(job.subject.counts())
         print(f"result: {run.path / 'result.json'}\nreport: {report}")
+
+    if job.started:
+        print(job.started)
 
     def save_genotype(run: RunDir) -> None:
         if isinstance(trained, Genotype):

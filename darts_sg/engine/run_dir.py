@@ -9,7 +9,8 @@ genotypes/       search: the genotype after each epoch; alphas/ the mixing weigh
 genotype.yaml    search: the result; augment: what is trained
 result.json      augment: the result
 weights.safetensors, weights_best.safetensors
-                 augment: the weights after the last and the best epoch, with all that is needed to use them
+                 augment: the weights after the last and the best epoch, with all that is needed to use them; with
+                 --keep-every weights_epoch_*.safetensors as well
 report.md        the run as a page, with pictures/
 """
 

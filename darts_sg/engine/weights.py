@@ -13,7 +13,7 @@ from typing import Any, get_type_hints
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from darts_sg.analysis.report import described_data
 from darts_sg.data import DataSpec
@@ -117,14 +117,14 @@ class Weights:
     def options(self) -> dict[str, Any]:
         """The options of a training that say the network."""
         m = self.metadata
-        name = {"model": m.model} if m.model else {"genotype": self.trained.name}
-        return {**name, "network": m.network, "channels": m.channels, "cells": m.cells}
+        genotype = "" if m.model else self.trained.name
+        return {"genotype": genotype, "model": m.model, "network": m.network, "channels": m.channels, "cells": m.cells}
 
     def origin(self) -> dict[str, Any]:
         """What a training that starts from them records."""
         m = self.metadata
-        return {
-            "file": str(self.path),
+        facts = {
+            "file": self.path.name,
             "checksum": self.checksum,
             "dataset": m.dataset,
             "data_note": m.data_note,
@@ -134,6 +134,7 @@ class Weights:
             "seed": m.seed,
             "test_error": m.test_error,
         }
+        return {name: fact for name, fact in facts.items() if fact != ""}
 
     def refuse_other_channels(self, spec: DataSpec) -> None:
         """UsageError if images of `spec` have another number of channels than the network takes."""
@@ -155,9 +156,34 @@ class Weights:
 
         Raises UsageError if the tensors are not those of the network that the metadata tell of.
         """
-        own = {name: tensor for name, tensor in self.tensors.items() if not name.startswith(AUXILIARY)}
+        self._load(network, {name: t for name, t in self.tensors.items() if not name.startswith(AUXILIARY)})
+
+    def start(self, network: Network, num_classes: int) -> str:
+        """Give a network to train for so many classes these weights; says which layers start anew.
+
+        That are the classifiers if the file is for another number of classes, and an auxiliary head that it has not.
+        Raises UsageError as `load` does.
+        """
+        own = network.state_dict()
+        wanted, given = ({n for n in state if n.startswith(AUXILIARY)} for state in (own, self.tensors))
+        linear = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+        others = num_classes != self.spec.num_classes
+        fresh = {f"{name}.{part}" for name in linear for part in ("weight", "bias")} if others else set()
+        changes = []
+        if others:
+            both = " and auxiliary classifier" if wanted and given else ""
+            changes.append(f"classifier{both} new, for {num_classes} classes instead of {self.spec.num_classes}")
+        if wanted and not given:
+            changes.append("auxiliary head new")
+        if given and not wanted:
+            changes.append("auxiliary head left out")
+        kept = {name: t for name, t in self.tensors.items() if name not in fresh | (given - wanted)}
+        self._load(network, {name: own[name] for name in fresh | (wanted - given)} | kept)
+        return f"starts from {self.path}, {self.title}, {self.history}: {', '.join(changes) or 'all weights kept'}"
+
+    def _load(self, network: Network, state: Mapping[str, Tensor]) -> None:
         try:
-            network.load_state_dict(own)
+            network.load_state_dict(state)
         except RuntimeError as error:
             first = " ".join(str(error).split("\n\t")[1].split())
             raise UsageError(f"{self.path}: its tensors are not those of {self.title}: {first}") from None
