@@ -209,6 +209,12 @@ def run_job_command(job: Job, argv: Sequence[str], prog: str) -> None:
         run_augment(config, resume=resume, dry=dry)
 
 
+def refuse_existing(output: Path) -> None:
+    """UsageError if there is something at `output`: no command overwrites a file."""
+    if output.exists():
+        raise UsageError(f"{output} exists; choose another --output")
+
+
 def console() -> Console:
     """A console that wraps at the terminal's width, and not at all when piped."""
     return Console() if sys.stdout.isatty() else Console(width=240)

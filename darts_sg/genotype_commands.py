@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
-from darts_sg.cli import console
+from darts_sg.cli import console, refuse_existing
 from darts_sg.config import parse_quantity
 from darts_sg.errors import UsageError
 from darts_sg.files import write_atomically
@@ -114,8 +114,7 @@ def deliver(text: str, output: Path | None) -> None:
     if output is None:
         print(text, end="")
         return
-    if output.exists():
-        raise UsageError(f"{output} exists; choose another --output")
+    refuse_existing(output)
     write_atomically(output, text)
     print(output)
 
@@ -397,8 +396,7 @@ def show_cost(arguments: argparse.Namespace) -> None:
         out.print(table)
     for time in times:
         out.print(
-            f"latency, batch {time.batch}: {1e3 * time.median:.1f} ms ({1e3 * time.smallest:.1f} to "
-            f"{1e3 * time.largest:.1f}, {time.repetitions} times) on {device} ({device_name(device)}), "
+            f"latency, batch {time.batch}: {time} on {device} ({device_name(device)}), "
             f"{torch.get_num_threads()} threads",
             highlight=False,
         )

@@ -12,6 +12,7 @@ from PIL import Image
 
 from darts_sg.__main__ import run
 from darts_sg.data.synthetic import FORMS, load_synthetic
+from darts_sg.engine.export import EXPORT_FORMATS
 from darts_sg.engine.weights import read_weights, weights_bytes
 from tests.test_command_line import in_process
 
@@ -150,6 +151,33 @@ def test_a_start_from_weights_is_resumed_to_the_same_bits(capsys: Capture, tmp_p
         assert resumed.checksum == straight.checksum
 
 
+@pytest.mark.parametrize(("job", "format"), [("genotype", "onnx"), ("model", "torch")])
+def test_export_writes_a_model_that_others_can_run(job: str, format: str, capsys: Capture, tmp_path: Path) -> None:
+    kind = EXPORT_FORMATS[format]
+    for package in kind.needs:
+        pytest.importorskip(package, reason="the optional dependency group export is not installed")
+    weights, output = read_weights(Path(job, "weights.safetensors")), tmp_path / f"model{kind.suffix}"
+    arguments = ["export", str(weights.path), "--format", format, "-o", str(output)]
+    code, out, err = in_process(capsys, *arguments)
+    assert code == 0, err
+    for text in (weights.title, "(N, 3, 16, 16), any N", kind.described, "largest difference", " ms ("):
+        assert text in out
+    images = torch.randn(4, 3, 16, 16)
+    with torch.no_grad():
+        found, expected = kind.load(output.read_bytes())(images), weights.build()(images)[0]
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    if format == "onnx":
+        import onnx
+
+        model = onnx.load(output)
+        assert {p.key: p.value for p in model.metadata_props}["genotype"] == weights.metadata.genotype
+        assert [value.name for value in (*model.graph.input, *model.graph.output)] == ["images", "logits"]
+        assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param
+        assert [version.version for version in model.opset_import] == [18]
+    code, _, err = in_process(capsys, *arguments)
+    assert (code, err.strip()) == (2, f"darts-sg: {output} exists; choose another --output")
+
+
 BAD = {
     "keeping none": (["--genotype=DARTS_V2", "--keep-every=0"], "--keep-every must be at least 1"),
     "no file": (["--evaluate=nowhere"], "nowhere cannot be read: it does not exist"),
@@ -165,6 +193,11 @@ BAD = {
         ["--evaluate=genotype/weights.safetensors", "--finetune=model/weights.safetensors"],
         "--finetune is for training",
     ),
+    "export of another file": (["export", "genotype/report.md", "--format=torch"], "not a weights file"),
+    "export to another name": (
+        ["export", "genotype/weights.safetensors", "--format=torch", "-o", "x.onnx"],
+        "expected a name that ends in .pt2",
+    ),
     "start from no file": (["--finetune=nowhere"], "nowhere cannot be read"),
     "another network": (
         ["--finetune=genotype/weights.safetensors", "--cells=5"],
@@ -179,7 +212,8 @@ BAD = {
 def test_bad_input_gets_one_clear_line_and_exit_code_2(what: str, capsys: Capture) -> None:
     before = sorted(Path().iterdir())
     arguments, expected = BAD[what]
-    code, _, err = in_process(capsys, "augment", *arguments)
+    command = [] if arguments[0] == "export" else ["augment"]
+    code, _, err = in_process(capsys, *command, *arguments)
     assert code == 2
     assert expected in err
     assert len(err.strip().splitlines()) == 1, err

@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -132,6 +132,10 @@ class Latency(NamedTuple):
     largest: float
     repetitions: int
 
+    def __str__(self) -> str:
+        median, smallest, largest = (f"{1e3 * seconds:.1f}" for seconds in self[1:4])
+        return f"{median} ms ({smallest} to {largest}, {self.repetitions} times)"
+
 
 def latency(
     genotype: Genotype,
@@ -145,16 +149,22 @@ def latency(
     model = _network(genotype, network, channels, cells).eval().to(device)
     images = torch.randn(batch, 3, IMAGE_SIZE[network], IMAGE_SIZE[network], device=device)
     images = images.to(memory_format=torch.channels_last)
-    times = []
     with torch.inference_mode():
-        for turn in range(WARM_UP + REPETITIONS):
+        return timed([lambda: model(images)], batch, device)[0]
+
+
+def timed(runs: Sequence[Callable[[], object]], batch: int, device: torch.device) -> list[Latency]:
+    """Of each of `runs`, which take turns, after a warm-up."""
+    times: list[list[float]] = [[] for _ in runs]
+    for turn in range(WARM_UP + REPETITIONS):
+        for run, seconds in zip(runs, times, strict=True):
             begun = time.perf_counter()
-            model(images)
+            run()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             if turn >= WARM_UP:
-                times.append(time.perf_counter() - begun)
-    return Latency(batch, statistics.median(times), min(times), max(times), REPETITIONS)
+                seconds.append(time.perf_counter() - begun)
+    return [Latency(batch, statistics.median(t), min(t), max(t), REPETITIONS) for t in times]
 
 
 def _network(genotype: Genotype, network: NetworkShape, channels: int | None, cells: int | None) -> DerivedNetwork:

@@ -378,6 +378,7 @@ def _going_on(run: Run) -> list[str]:
         steps.append(f"python augment.py --genotype {genotype}   # retrains the derived network")
     if run.result is not None and (files := _weight_files(run)):
         steps.append(f"python augment.py --evaluate {path}/{files[0].name}   # repeats the test error")
+        steps.append(f"python -m darts_sg export {path}/{files[0].name} --format onnx   # a model for other programs")
     steps.append(f"tensorboard --logdir {path}")
     return ["## How to go on", "```\n" + "\n".join(steps) + "\n```"]
 

@@ -14,7 +14,7 @@ from darts_sg.data import DataSpec
 from darts_sg.engine.subject import build_network, subject_of
 from darts_sg.engine.weights import Metadata, read_weights, weights_bytes
 from darts_sg.errors import UsageError
-from darts_sg.genotype import load_genotype, zoo_names
+from darts_sg.genotype import load_genotype, parse_genotype, zoo_names
 from darts_sg.networks.mobile import MODELS, find_model
 
 SPEC = DataSpec("cats", 2, 32, 3, (0.4, 0.5, 0.6), (0.2, 0.3, 0.1), ("häuslich", "wild, other"))
@@ -35,7 +35,7 @@ def metadata(name: str) -> Metadata:
 
 def written(path: Path, m: Metadata, *, auxiliary: bool = False) -> torch.nn.Module:
     """A network of these metadata with statistics that are not those of the beginning; its weights are in `path`."""
-    trained = find_model(m.model) if m.model else load_genotype(m.genotype.split("name: ")[1].split("\n")[0])
+    trained = find_model(m.model) if m.model else parse_genotype(m.genotype)
     network = build_network(trained, m.network, m.channels, m.cells, SPEC, auxiliary=auxiliary)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     network(torch.randn(4, 3, 32, 32))
