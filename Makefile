@@ -11,7 +11,7 @@ venv: .venv/installed
 		{ echo "make: $(PYTHON) is older than Python 3.11; choose another with make PYTHON=python3.12"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --editable ".[test,check]"
+	$(BIN)/python -m pip install --quiet --editable ".[test,check,export]"
 	touch $@
 
 demo: .venv/installed

@@ -12,8 +12,9 @@ from typing import Any, NoReturn
 from rich.table import Table
 
 from darts_sg import genotype_commands
-from darts_sg.cli import answer, console, run_job_command
+from darts_sg.cli import answer, console, refuse_existing, run_job_command
 from darts_sg.errors import UsageError
+from darts_sg.files import write_atomically
 
 PROG = "darts-sg"
 
@@ -46,6 +47,11 @@ def build_parser(bench: bool = False) -> Parser:
     )
     models.add_argument("--json", action="store_true", help="as JSON")
     models.set_defaults(run=show_models)
+    export = commands.add_parser("export", help="trained weights as a model for other programs")
+    export.add_argument("weights", metavar="FILE", type=Path, help="weights.safetensors of an augment run")
+    export.add_argument("--format", choices=["onnx", "torch"], required=True, help="onnx, or torch: torch.export")
+    export.add_argument("-o", "--output", type=Path, help="file to write (default: NAME.onnx or NAME.pt2)")
+    export.set_defaults(run=export_weights)
     report = commands.add_parser("report", help="write a run's report.md and pictures anew; or the paper's table")
     report.add_argument(
         "run_dir", metavar="RUN_DIR", type=Path, help="a run folder, or `paper`: the paper's experiment"
@@ -134,6 +140,41 @@ def show_models(arguments: argparse.Namespace) -> None:
         f"{size}×{size} pixels, {NUM_CLASSES[arguments.network]} classes. Published accuracies are on ImageNet.\n"
         "Any width does: mobilenext_0.9; with _idM the shortcuts add 1/M of the channels.\n"
         "To train one: python augment.py --model NAME --recipe mobilenext",
+        highlight=False,
+    )
+
+
+def export_weights(arguments: argparse.Namespace) -> None:
+    import torch
+
+    from darts_sg.engine.environment import device_name
+    from darts_sg.engine.export import CHECKED_BATCHES, EXPORT_FORMATS, export
+    from darts_sg.engine.weights import read_weights
+
+    weights, format = read_weights(arguments.weights), EXPORT_FORMATS[arguments.format]
+    output = arguments.output or Path(weights.trained.name + format.suffix)
+    if output.suffix != format.suffix:
+        raise UsageError(f"--output {output}: expected a name that ends in {format.suffix}")
+    refuse_existing(output)
+    content, sides = export(weights, arguments.format)
+    write_atomically(output, content)
+    out, spec, cpu = console(), weights.spec, torch.device("cpu")
+    size = f"{spec.in_channels}, {spec.image_size}, {spec.image_size}"
+    out.print(
+        f"{output}: {weights.title}, {format.described}\n"
+        f"input images: float32 (N, {size}), any N, (pixel / 255 - mean) / std with mean "
+        f"{', '.join(map(str, spec.mean))} and std {', '.join(map(str, spec.std))}\n"
+        f"output logits: float32 (N, {spec.num_classes})\n",
+        highlight=False,
+    )
+    table = Table("model", "file, MB", "largest difference of a logit", "latency, batch 1", box=None, pad_edge=False)
+    for side in sides:
+        difference = f"{side.difference:.1e}" if side.difference else "0"
+        table.add_row(side.title, f"{side.size / 1e6:.2f}", difference, str(side.latency))
+    out.print(table)
+    out.print(
+        f"\nRun on rendered images, batches of {' and '.join(map(str, CHECKED_BATCHES))}; {device_name(cpu)}, "
+        f"{torch.get_num_threads()} threads, the two taking turns.",
         highlight=False,
     )
 

@@ -27,6 +27,7 @@ from darts_sg.config import (
 )
 from darts_sg.engine.distributed import Ranks, leave
 from darts_sg.engine.loop import Stopped
+from darts_sg.engine.weights import read_weights
 from darts_sg.errors import RunError, UsageError
 
 Config = TypeVar("Config", bound=RunConfig)
@@ -39,6 +40,7 @@ class Invocation(NamedTuple):
     resume: Path | None
     dry_run: bool
     print_config: bool
+    evaluate: Path | None = None
 
 
 class OptionParser(ArgumentParser):
@@ -79,6 +81,14 @@ def build_parser(job: Job, prog: str, defaults: dict[str, Any]) -> ArgumentParse
         default=False,
         help="Print all options as YAML and end.",
     )
+    if job == "augment":
+        command.add_argument(
+            "--evaluate",
+            type=Path | None,
+            default=None,
+            help="Weights file (weights.safetensors) to test instead of training: network, normalisation and data set "
+            "are those of the file, --dataset and --data choose others.",
+        )
     hints, texts = get_type_hints(config), help_texts(config)
     groups: dict[str, Any] = {}
     for f in fields(config):
@@ -100,6 +110,7 @@ def parse(job: Job, argv: Sequence[str], prog: str) -> Invocation:
     config = JOBS[job]
     first = early_options(argv)
     defaults: dict[str, Any] = {}
+    network: dict[str, Any] = {}  # of the weights to start from
     resume = None if first["resume"] is None else Path(first["resume"])
     if resume is not None:
         defaults = known_options(job, stored_options(resume, job), str(resume / "config.yaml"))
@@ -108,11 +119,30 @@ def parse(job: Job, argv: Sequence[str], prog: str) -> Invocation:
         given = {} if first["config"] is None else load_options(job, Path(first["config"]))
         recipe = str(first["recipe"] or given.get("recipe") or default_recipe(job))
         defaults = load_recipe(job, recipe) | given | {"recipe": recipe}
+    weights = None
+    if job == "augment" and resume is None and first["evaluate"] is None:
+        if start := first["finetune"] or defaults.get("finetune"):
+            network = read_weights(Path(start)).options()
+            defaults |= network
+    elif job == "augment" and first["evaluate"] is not None:
+        weights = read_weights(Path(first["evaluate"]))
+        defaults = weights.options() | {"dataset": weights.metadata.dataset, "seed": weights.metadata.seed}
     parser = build_parser(job, prog, defaults)
     options = parser.parse_args(list(argv)).as_dict()
     if resume is not None:
         refuse_changes(job, options, defaults, resume, given_config=first["config"])
-    command = [options.pop(name) for name in ("resume", "dry_run", "print_config")]
+    for name, value in network.items():
+        if options[name] != value:
+            raise UsageError(
+                f"{flag(name)} {options[name]} is not that of {options['finetune']}, whose network is trained on; "
+                "leave it out"
+            )
+    if weights is not None:
+        refuse_training(options, parser.get_defaults().as_dict(), weights.path)
+        same_size = options["dataset"] in (weights.metadata.dataset, "folder")
+        options["image_size"] = weights.metadata.image_size if same_size else None
+        options["auxiliary_weight"] = None if weights.metadata.model else 0.0
+    command = [options.pop(name, None) for name in ("resume", "dry_run", "print_config", "evaluate")]
     options.pop("config")
     found = Invocation(config(**options), *command)
     return found if resume is not None or not Ranks.may_restart() else continued(job, found)
@@ -135,7 +165,7 @@ def continued(job: Job, invocation: Invocation) -> Invocation:
 
 def early_options(argv: Sequence[str]) -> dict[str, str | None]:
     """The options that decide what the others start from."""
-    found: dict[str, str | None] = {"recipe": None, "config": None, "resume": None}
+    found: dict[str, str | None] = {"recipe": None, "config": None, "resume": None, "evaluate": None, "finetune": None}
     for i, word in enumerate(argv):
         name, separator, value = word.removeprefix("--").partition("=")
         if word.startswith("--") and name in found:
@@ -176,21 +206,39 @@ def refuse_other_options(job: Job, options: dict[str, Any], stored: dict[str, An
             )
 
 
+def refuse_training(options: dict[str, Any], defaults: dict[str, Any], weights: Path) -> None:
+    """UsageError if an option given beside --evaluate is of no use there."""
+    names = {f.name for f in fields(JOBS["augment"]) if f.metadata["group"] == "Data" and f.metadata["free"]}
+    names |= {"dataset", "data_note", "device", "threads", "evaluate"}
+    for name, value in options.items():
+        if name not in names and value != defaults[name]:
+            raise UsageError(f"{flag(name)} is for training, and --evaluate {weights} only tests; leave it out")
+
+
 def run_job_command(job: Job, argv: Sequence[str], prog: str) -> None:
     """search.py and augment.py: parse, then print the options, or run."""
     from darts_sg.config import AugmentConfig, SearchConfig
     from darts_sg.engine.augment import run_augment
+    from darts_sg.engine.evaluation import run_evaluation
     from darts_sg.engine.search import run_search
 
     leads = Ranks.from_environment().leads
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(sys.stdout if leads else nowhere):
-        config, resume, dry, show = parse(job, argv, prog)
+        config, resume, dry, show, evaluate = parse(job, argv, prog)
         if show:
             print(yaml.safe_dump(config.as_dict(), sort_keys=False, allow_unicode=True, width=110), end="")
         elif isinstance(config, SearchConfig):
             run_search(config, resume=resume, dry=dry)
+        elif isinstance(config, AugmentConfig) and evaluate is not None:
+            run_evaluation(config, evaluate)
         elif isinstance(config, AugmentConfig):
             run_augment(config, resume=resume, dry=dry)
+
+
+def refuse_existing(output: Path) -> None:
+    """UsageError if there is something at `output`: no command overwrites a file."""
+    if output.exists():
+        raise UsageError(f"{output} exists; choose another --output")
 
 
 def console() -> Console:

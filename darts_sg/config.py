@@ -205,6 +205,9 @@ class AugmentConfig(RunConfig):
     model: str = option("", "Network")
     """Model to train instead of a genotype: mobilenext_1.0, mobilenetv2_0.5, … (see python -m darts_sg models). It has
     no cells, no auxiliary head and no drop path."""
+    finetune: str = option("", "Network")
+    """Weights file (weights.safetensors of an earlier run) to start from, on another data set or with other options:
+    the network is that of the file, with a new classifier where the number of classes is another."""
     network: NetworkShape = option("cifar", "Network")
     """Shape of the network. cifar: stem at full resolution, a model ends at 1/8 of it. imagenet: stem of cells reduces
     by 8, a model ends at 1/32 of the resolution."""
@@ -220,6 +223,9 @@ class AugmentConfig(RunConfig):
     chosen on the test set, and said to be."""
     warmup_epochs: int = option(0, "Training")
     """Epochs at the start over which the learning rate rises linearly to --learning-rate, before the cosine goes on."""
+    keep_every: int | None = option(None, "Run", free=True)
+    """Keep the weights after every so many epochs, too, as weights_epoch_0010.safetensors and so on. Default: those of
+    the last and of the best epoch only."""
     label_smoothing: float = option(0.0, "Training")
     """Share of each label that is spread over all classes in the training loss, also in the one that is reported."""
     auxiliary_weight: float | None = option(None, "Training")
@@ -237,8 +243,8 @@ class AugmentConfig(RunConfig):
             find_model(self.model)
         elif not self.genotype:
             raise UsageError(
-                "which network? Give --genotype NAME_OR_PATH (python -m darts_sg genotype list) or --model NAME "
-                "(python -m darts_sg models)"
+                "which network? Give --genotype NAME_OR_PATH (python -m darts_sg genotype list), --model NAME "
+                "(python -m darts_sg models) or --finetune FILE"
             )
         for name, default in CELL_DEFAULTS.items():
             value = getattr(self, name)
@@ -247,7 +253,9 @@ class AugmentConfig(RunConfig):
                 raise UsageError(f"{flag(name)} {value} is for genotypes, --model {self.model} has no cells; {way_out}")
             if not self.model and value is None:
                 object.__setattr__(self, name, default)
-        for name, least in (("channels", 1), ("cells", 3), ("auxiliary_weight", 0), ("warmup_epochs", 0)):
+        for name, least in (
+            ("channels", 1), ("cells", 3), ("keep_every", 1), ("auxiliary_weight", 0), ("warmup_epochs", 0),
+        ):  # fmt: skip
             self._at_least(name, least)
         for name in ("drop_path_prob", "label_smoothing"):
             value = getattr(self, name)

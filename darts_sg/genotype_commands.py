@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
-from darts_sg.cli import console
+from darts_sg.cli import console, refuse_existing
 from darts_sg.config import parse_quantity
 from darts_sg.errors import UsageError
 from darts_sg.files import write_atomically
@@ -136,8 +136,7 @@ def deliver(text: str, output: Path | None) -> None:
     if output is None:
         print(text, end="")
         return
-    if output.exists():
-        raise UsageError(f"{output} exists; choose another --output")
+    refuse_existing(output)
     write_atomically(output, text)
     print(output)
 
@@ -458,7 +457,7 @@ def show_cost(arguments: argparse.Namespace) -> None:
         out.print(table)
     where = "{device}, {threads} threads".format(**machine(device))
     for time in times:
-        out.print(f"latency, {time} on {where}", highlight=False)
+        out.print(f"latency, batch {time.batch}: {time} on {where}", highlight=False)
 
 
 def machine(device: Any) -> dict[str, Any]:

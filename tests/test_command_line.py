@@ -18,6 +18,7 @@ from darts_sg.__main__ import PROG, run
 from darts_sg.analysis.cost import derived_cost, model_cost
 from darts_sg.cli import answer
 from darts_sg.engine.checkpoint import checkpoints, read_torch
+from darts_sg.engine.weights import read_weights
 from darts_sg.genotype import load_genotype, renamed
 from darts_sg.networks.mobile import find_model
 
@@ -121,8 +122,8 @@ def test_augment_reports_both_errors_and_both_counts(undisturbed: dict[str, Path
     assert result["best_chosen_on"] == "test"
     assert result["test_error_best"] <= result["test_error_last"] <= 100
     assert result["params_with_auxiliary"] > result["params"]
-    weights = read_torch(undisturbed["augment"] / "weights_last.pt")
-    assert_same(weights["network"], newest_state(undisturbed["augment"])["state"]["network"])
+    weights = read_weights(undisturbed["augment"] / "weights.safetensors")
+    assert_same(weights.tensors, dict(newest_state(undisturbed["augment"])["state"]["network"]))  # type: ignore[index]
 
 
 def test_a_model_is_trained_by_the_same_engine(undisturbed: dict[str, Path]) -> None:
@@ -176,6 +177,8 @@ def test_killed_anywhere_and_continued_gives_the_same_bits(
     assert code == 0, err
     assert_same(newest_state(undisturbed[job])["state"], newest_state(run_dir)["state"])
     assert_same(newest_state(undisturbed[job])["rows"], newest_state(run_dir)["rows"])
+    for weights in run_dir.glob("*.safetensors"):
+        assert read_weights(weights).checksum == read_weights(undisturbed[job] / weights.name).checksum
     genotype = run_dir / "genotype.yaml"
     assert genotype.exists() == (job != "model")
     assert job == "model" or load_genotype(undisturbed[job] / "genotype.yaml") == load_genotype(genotype)

@@ -1,8 +1,9 @@
 """Genotypes side by side, and one taken apart: what each cell and operation costs, memory and latency."""
 
+import functools
 import statistics
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -192,10 +193,8 @@ class Latency(NamedTuple):
     repetitions: int
 
     def __str__(self) -> str:
-        return (
-            f"batch {self.batch}: {1e3 * self.median:.1f} ms ({1e3 * self.smallest:.1f} to {1e3 * self.largest:.1f}, "
-            f"{self.repetitions} times)"
-        )
+        median, smallest, largest = (f"{1e3 * seconds:.1f}" for seconds in self[1:4])
+        return f"{median} ms ({smallest} to {largest}, {self.repetitions} times)"
 
 
 def latency(
@@ -210,17 +209,22 @@ def latency(
     models = [_network(genotype, network, channels, cells).eval().to(device) for genotype in genotypes]
     images = torch.randn(batch, 3, IMAGE_SIZE[network], IMAGE_SIZE[network], device=device)
     images = images.to(memory_format=torch.channels_last)
-    times: list[list[float]] = [[] for _ in models]
     with torch.inference_mode():
-        for turn in range(WARM_UP + REPETITIONS):
-            for model, own in zip(models, times, strict=True):
-                begun = time.perf_counter()
-                model(images)
-                if device.type == "cuda":
-                    torch.cuda.synchronize(device)
-                if turn >= WARM_UP:
-                    own.append(time.perf_counter() - begun)
-    return [Latency(batch, statistics.median(own), min(own), max(own), REPETITIONS) for own in times]
+        return timed([functools.partial(model, images) for model in models], batch, device)
+
+
+def timed(runs: Sequence[Callable[[], object]], batch: int, device: torch.device) -> list[Latency]:
+    """Of each of `runs`, which take turns, after a warm-up."""
+    times: list[list[float]] = [[] for _ in runs]
+    for turn in range(WARM_UP + REPETITIONS):
+        for run, seconds in zip(runs, times, strict=True):
+            begun = time.perf_counter()
+            run()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            if turn >= WARM_UP:
+                seconds.append(time.perf_counter() - begun)
+    return [Latency(batch, statistics.median(t), min(t), max(t), REPETITIONS) for t in times]
 
 
 def _network(

@@ -17,7 +17,7 @@ from darts_sg.genotype import Cell, Genotype, state_name
 from darts_sg.networks.mobile import LAST_CHANNELS, STEM_CHANNELS, Model, find_model, stem_stride
 
 SHOWN_OPTIONS = (
-    "recipe", "space", "genotype", "model", "network", "epochs", "batch_size", "channels", "cells", "nodes",
+    "recipe", "space", "genotype", "model", "finetune", "network", "epochs", "batch_size", "channels", "cells", "nodes",
     "learning_rate", "hypergradient", "alpha_learning_rate", "alpha_frozen_epochs", "partial_channels",
     "edge_normalization", "penalty", "target_params", "target_macs",
     "cutout_length", "drop_path_prob", "auxiliary_weight", "warmup_epochs", "label_smoothing", "compile",
@@ -84,6 +84,7 @@ def _setting(run: Run) -> list[str]:
         ("data", run.data + (f": {', '.join(images)} images" if images else "")),
         ("data fingerprint", data.get("fingerprint")),
         ("seed", run.options.get("seed")),
+        ("started from the weights", _flat(env.get("finetuned_from"))),
         ("options", ", ".join(options)),
         ("machine", device + threads),
         ("versions", ", ".join(versions)),
@@ -116,7 +117,14 @@ def _augment_result(run: Run) -> list[str]:
     else:
         rows += [("parameters", f"{r['params']:,}"), ("MACs", f"{r['macs']:,}")]
     note = "MACs are multiply-adds of convolutions and linear layers for one image."
-    return ["## Result", markdown_table((f"measured on {run.data}", ""), rows), note]
+    files = [f"[{path.name}]({path.name})" for path in _weight_files(run)]
+    weights = [f"Weights with all that is needed to use them: {', '.join(files)}."] if files else []
+    return ["## Result", markdown_table((f"measured on {run.data}", ""), rows), note, *weights]
+
+
+def _weight_files(run: Run) -> list[Path]:
+    """The files of trained weights: of the last epoch, of the best one, of those between."""
+    return sorted(run.folder.glob("weights*.safetensors"), key=lambda path: path.stem)
 
 
 def _epochs(run: Run) -> list[str]:
@@ -213,6 +221,9 @@ def _going_on(run: Run) -> list[str]:
         else:
             genotype = f"{path}/genotypes/epoch_{run.genotype_epoch:04}.yaml"
         steps.append(f"python augment.py --genotype {genotype}   # retrains the derived network")
+    if run.result is not None and (files := _weight_files(run)):
+        steps.append(f"python augment.py --evaluate {path}/{files[0].name}   # repeats the test error")
+        steps.append(f"python -m darts_sg export {path}/{files[0].name} --format onnx   # a model for other programs")
     steps.append(f"tensorboard --logdir {path}")
     return ["## How to go on", "```\n" + "\n".join(steps) + "\n```"]
 

@@ -55,14 +55,19 @@ class Run:
         """The data as it must stand beside every figure: name, and what is unlike the published set."""
         data = self.environment.get("data") or {}
         name = str(data.get("name") or self.options.get("dataset", "unknown data"))
-        remarks = [str(data[key]) for key in ("note", "remark") if data.get(key)]
-        return f"{name} ({'; '.join(remarks)})" if remarks else name
+        return described_data(name, data.get("note"), data.get("remark"))
 
     @property
     def shown_path(self) -> str:
         """The folder as a user in the current directory would type it."""
         path = self.folder.resolve()
         return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(self.folder)
+
+
+def described_data(name: str, *remarks: str | None) -> str:
+    """A data set with the remarks that belong to it."""
+    said = "; ".join(remark for remark in remarks if remark)
+    return f"{name} ({said})" if said else name
 
 
 def read_run(run_dir: Path) -> Run:

@@ -1,5 +1,6 @@
 """The training of a derived network (DARTS paper, section 3.2), or of a model, from scratch."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from darts_sg.analysis.report import write_report
 from darts_sg.config import AugmentConfig
 from darts_sg.data import Augment, ImageSet, TrainBatches, evaluation_batches
-from darts_sg.engine.checkpoint import write_torch
+from darts_sg.engine.checkpoint import checkpoints
 from darts_sg.engine.loop import Loop, StepResult
 from darts_sg.engine.run_dir import RunDir
 from darts_sg.engine.setup import (
@@ -33,6 +34,7 @@ from darts_sg.engine.steps import (
     weight_optimizer,
 )
 from darts_sg.engine.subject import subject_of
+from darts_sg.engine.weights import Metadata, Weights, read_weights, weights_bytes
 from darts_sg.errors import UsageError
 from darts_sg.genotype import Genotype, load_genotype
 from darts_sg.networks.derived import DerivedNetwork
@@ -45,8 +47,10 @@ class AugmentJob:
 
     name = "augment"
 
-    def __init__(self, config: AugmentConfig, trained: Genotype | Model, setting: Setting) -> None:
-        self.config, self.setting = config, setting
+    def __init__(
+        self, config: AugmentConfig, trained: Genotype | Model, setting: Setting, weights: Weights | None = None
+    ) -> None:
+        self.config, self.trained, self.setting = config, trained, setting
         spec = setting.data.spec
         held_out = config.validation_images or 0
         train_size = config.train_images or max(1, len(setting.data.train) - held_out)
@@ -58,6 +62,7 @@ class AugmentJob:
         self.num_epochs, self.steps_per_epoch = config.epochs, len(self.train)
         self.subject = subject_of(trained, config, spec)
         self.network = to_device(self.subject.build(), setting.device)
+        self.started = "" if weights is None else weights.start(self.network, spec.num_classes)
         if config.sync_batchnorm and setting.ranks.size > 1:
             if setting.device.type != "cuda":
                 raise UsageError("--sync-batchnorm is for GPUs, PyTorch has it for no CPU; leave it out")
@@ -119,9 +124,11 @@ class AugmentJob:
         judged = row.get("validation_accuracy", row["test_accuracy"])
         if not self.best or judged > self.best["judged"]:
             self.best = {"judged": judged, "epoch": epoch + 1, "test_accuracy": row["test_accuracy"]}
-            self._save_weights(run, "best", epoch)
+            self._save_weights(run, "weights_best", row, epoch)
+        if self.config.keep_every and (epoch + 1) % self.config.keep_every == 0:
+            self._save_weights(run, f"weights_epoch_{epoch + 1:04d}", row, epoch)
         if epoch + 1 == self.num_epochs:
-            self._save_weights(run, "last", epoch)
+            self._save_weights(run, "weights", row, epoch)
         return row
 
     def log_tensorboard(self, writer: Any, epoch: int) -> None:
@@ -150,6 +157,7 @@ class AugmentJob:
         held_out = 0 if self.validation_images is None else len(self.validation_images)
         return [
             self.subject.described,
+            *filter(None, [self.started]),
             f"network: {self.subject.counts()} ({self.subject.shape})",
             f"images: {len(self.train_images):,} for training, {held_out:,} for validation, "
             f"{len(self.test_images):,} for the test",
@@ -161,8 +169,8 @@ class AugmentJob:
         auxiliary = {"params_with_auxiliary": cost.params_with_auxiliary} if self.subject.has_auxiliary else {}
         return {
             **self.subject.names,
-            "test_error_last": round(100 * (1 - last["test_accuracy"]), 4),
-            "test_error_best": round(100 * (1 - self.best["test_accuracy"]), 4),
+            "test_error_last": percent_wrong(last["test_accuracy"]),
+            "test_error_best": percent_wrong(self.best["test_accuracy"]),
             "best_epoch": int(self.best["epoch"]),
             "best_chosen_on": "test" if self.validation_images is None else "validation",
             "params": cost.params,
@@ -175,13 +183,52 @@ class AugmentJob:
             "train_images": len(self.train_images),
             "test_images": len(self.test_images),
             "seed": self.config.seed,
+            **{key: value for key, value in self.setting.environment.items() if key == "finetuned_from"},
             "seconds": round(loop.seconds, 1),
             "code": self.setting.code(),
         }
 
-    def _save_weights(self, run: RunDir, which: str, epoch: int) -> None:
-        if run.writes:
-            write_torch(run.path / f"weights_{which}.pt", {"epoch": epoch + 1, "network": self.network.state_dict()})
+    @functools.cached_property
+    def _fingerprint(self) -> str:
+        return self.setting.data.fingerprint()
+
+    def _save_weights(self, run: RunDir, name: str, row: dict[str, float], epoch: int) -> None:
+        """Write the weights after `epoch`, whose row of metrics.csv is `row`, as a file of their own."""
+        config, data, environment = self.config, self.setting.data, self.setting.environment
+        held_out = row.get("validation_accuracy")
+        metadata = Metadata(
+            genotype=self.trained.to_yaml() if isinstance(self.trained, Genotype) else "",
+            model=config.model,
+            network=config.network,
+            channels=config.channels,
+            cells=config.cells,
+            dataset=config.dataset,
+            num_classes=data.spec.num_classes,
+            class_names=data.spec.class_names,
+            image_size=data.spec.image_size,
+            in_channels=data.spec.in_channels,
+            mean=data.spec.mean,
+            std=data.spec.std,
+            data_note=config.data_note,
+            data_remark=data.remark,
+            data_fingerprint=self._fingerprint,
+            test_error=percent_wrong(row["test_accuracy"]),
+            test_images=len(self.test_images),
+            validation_error=None if held_out is None else percent_wrong(held_out),
+            epoch=epoch + 1,
+            epochs=self.num_epochs,
+            seed=config.seed,
+            finetuned_from=environment.get("finetuned_from"),
+            darts_sg=environment["darts_sg"],
+            torch=environment["torch"],
+            git=environment["git"],
+        )
+        run.write(f"{name}.safetensors", weights_bytes(self.network.state_dict(), metadata))
+
+
+def percent_wrong(accuracy: float) -> float:
+    """The error in percent, as it is reported."""
+    return round(100 * (1 - accuracy), 4)
 
 
 def run_augment(config: AugmentConfig, *, resume: Path | None = None, dry: bool = False) -> Path | None:
@@ -193,18 +240,32 @@ def run_augment(config: AugmentConfig, *, resume: Path | None = None, dry: bool 
     if run is not None and (run.path / "result.json").is_file():
         print(f"{run.path} is finished: {run.path / 'result.json'}, {run.path / 'report.md'}")
         return run.path
+    origin = earlier.get("environment", {}).get("finetuned_from")
+    weights = None
+    if config.finetune and not (run and checkpoints(run.path / "checkpoints")):
+        weights = read_weights(Path(config.finetune))
+        if origin and origin["checksum"] != weights.checksum:
+            raise UsageError(f"{config.finetune} is not the file that {resume} was started from; start a new run")
+        origin = weights.origin()
     trained: Genotype | Model
     if config.model:
         trained = find_model(config.model)
+    elif weights is not None:
+        trained = weights.trained
     else:
         name_or_path = config.genotype if run is None else run.path / "genotype.yaml"
         trained = load_genotype(name_or_path, known=list(OPERATIONS))
     setting = prepare(config, earlier)
-    job = AugmentJob(config, trained, setting)
+    if origin:
+        setting.environment["finetuned_from"] = origin
+    if weights is not None:
+        weights.refuse_other_channels(setting.data.spec)
+    job = AugmentJob(config, trained, setting, weights)
     if dry:
         genotype_file = "" if config.model else "genotype.yaml, "
         writes = (
-            f"result.json, {genotype_file}config.yaml, metrics.csv, tensorboard/, checkpoints/, weights_*.pt, report.md"
+            f"result.json, {genotype_file}config.yaml, metrics.csv, tensorboard/, checkpoints/, weights.safetensors, "
+            "weights_best.safetensors, report.md"
         )
         dry_run(job, config, setting, first_epoch=0, facts=job.facts(), writes=writes)
         return None
@@ -224,6 +285,9 @@ def run_augment(config: AugmentConfig, *, resume: Path | None = None, dry: bool 
         )
         print(job.subject.counts())
         print(f"result: {run.path / 'result.json'}\nreport: {report}")
+
+    if job.started:
+        print(job.started)
 
     def save_genotype(run: RunDir) -> None:
         if isinstance(trained, Genotype):

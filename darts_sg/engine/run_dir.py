@@ -8,6 +8,9 @@ checkpoints/     the newest two, to continue from
 genotypes/       search: the genotype after each epoch; alphas/ the mixing weights
 genotype.yaml    search: the result; augment: what is trained
 result.json      augment: the result
+weights.safetensors, weights_best.safetensors
+                 augment: the weights after the last and the best epoch, with all that is needed to use them; with
+                 --keep-every weights_epoch_*.safetensors as well
 report.md        the run as a page, with pictures/
 search.html      search: its epochs, to leaf through in a browser
 """
