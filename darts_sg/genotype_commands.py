@@ -369,7 +369,7 @@ def show_comparison(arguments: argparse.Namespace) -> None:
     if arguments.latency:
         times = latency(genotypes, arguments.batch_size or 1, device, *shape)
         for row, found in zip(rows, times, strict=True):
-            row |= {"latency": found, **machine(device)}
+            row |= {"latency": found, "latency_batch": found.batch, **machine(device)}
     if arguments.output is not None:
         figure = draw_comparison(rows, shape_text(*shape), arguments.network)
         for path in save_figure(figure, arguments.output.with_suffix(""), formats=(kind,)):
