@@ -35,7 +35,7 @@ def start(command: list[str], cwd: Path) -> subprocess.Popen[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     script, *arguments = command
     return subprocess.Popen(
-        [sys.executable, str(ROOT / script), *arguments],
+        [sys.executable, script if script == "-m" else str(ROOT / script), *arguments],
         cwd=cwd,
         env=environment,
         stdout=subprocess.PIPE,

@@ -1,6 +1,8 @@
 """What both jobs do before the first step: device, data, run folder; and the dry run."""
 
+import csv
 import dataclasses
+import io
 import os
 import resource
 import shutil
@@ -15,7 +17,7 @@ import torch
 from torch import Tensor
 
 from darts_sg.config import RunConfig
-from darts_sg.data import Dataset, ImageSet, balanced_split, load_dataset
+from darts_sg.data import Dataset, Images, Reading, balanced_split, load_dataset
 from darts_sg.engine import environment
 from darts_sg.engine.checkpoint import checkpoints, seed_everything
 from darts_sg.engine.loop import Job, Loop, clock
@@ -58,10 +60,12 @@ def prepare(config: RunConfig, earlier: dict[str, Any]) -> Setting:
             f"the data in {config.data} are not those that this run was started on (fingerprint "
             f"{data.fingerprint()}, then {known}); give their folder with --data"
         )
+    workers = environment.usable_cores() if config.workers is None else config.workers
+    data = data.read_by(Reading(workers, config.damaged, config.reduced_decoding))
     return Setting(device, data, earlier, environment.describe(device))
 
 
-def split_training_set(data: Dataset, sizes: Sequence[int], config: RunConfig) -> list[ImageSet]:
+def split_training_set(data: Dataset, sizes: Sequence[int], config: RunConfig) -> list[Images]:
     """Disjoint class-balanced parts of the training images, of the given sizes; None of size 0 is looked at."""
     total = len(data.train)
     if sum(sizes) > total:
@@ -134,11 +138,20 @@ def run_job(
             raise
         exhausted = True  # what the step holds is freed with the error
     finally:
+        write_unusual(run, setting.data.unusual)
         run.close()
     if exhausted:
         fits = what_fits(job, config.batch_size, loop.resume_command, recompute=getattr(config, "recompute", None))
         raise RunError(f"out of memory with --batch-size {config.batch_size}; {fits}")
     return run.path
+
+
+def write_unusual(run: RunDir, unusual: dict[str, str]) -> None:
+    """Write unusual_images.csv: the images met so far that are damaged or no RGB JPEG, if there are any."""
+    if unusual:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([("image", "what"), *sorted(unusual.items())])
+        run.write("unusual_images.csv", text.getvalue())
 
 
 def is_out_of_memory(error: BaseException) -> bool:
