@@ -227,8 +227,8 @@ class AugmentConfig(RunConfig):
     network: NetworkShape = option("cifar", "Network")
     """Shape of the network. cifar: stem at full resolution, a model ends at 1/8 of it. imagenet: stem of cells reduces
     by 8, a model ends at 1/32 of the resolution."""
-    channels: int | None = option(None, "Network")
-    """Channels C of the first cells of a genotype. Default: 36."""
+    channels: int | str | None = option(None, "Network")
+    """Channels C of the first cells of a genotype; auto:600M takes as many as 600M multiply-adds allow. Default: 36."""
     cells: int | None = option(None, "Network")
     """Number of cells of a genotype; those at 1/3 and 2/3 of the depth are reduction cells. Default: 20."""
     epochs: int = option(600, "Training")
@@ -271,8 +271,9 @@ class AugmentConfig(RunConfig):
                 raise UsageError(f"{flag(name)} {value} is for genotypes, --model {self.model} has no cells; {way_out}")
             if not self.model and value is None:
                 object.__setattr__(self, name, default)
-        for name in ("channels", "learning_rate_batch"):
-            self._at_least(name, 1)
+        if self.max_macs() is None:
+            self._at_least("channels", 1)
+        self._at_least("learning_rate_batch", 1)
         for name in ("auxiliary_weight", "warmup_epochs"):
             self._at_least(name, 0)
         self._at_least("cells", 3)
@@ -282,6 +283,18 @@ class AugmentConfig(RunConfig):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
                 raise UsageError(f"{flag(name)} must be from 0 up to, not including, 1: {value}")
+
+    def max_macs(self) -> int | None:
+        """The bound that --channels auto:BOUND sets; None for a number of channels. UsageError if it is neither."""
+        if not isinstance(self.channels, str):
+            return None
+        word, _, bound = self.channels.partition(":")
+        try:
+            return parse_quantity("", bound if word == "auto" else "")
+        except UsageError:
+            raise UsageError(
+                f"--channels {self.channels}: expected a number, or auto:600M for the widest network of 600M MACs"
+            ) from None
 
 
 CELL_DEFAULTS = {"channels": 36, "cells": 20, "auxiliary_weight": 0.4, "drop_path_prob": 0.2}

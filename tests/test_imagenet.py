@@ -1,12 +1,16 @@
 """ImageNet through the real command lines, on a tiny set in its layout."""
 
 import json
+import re
 import time
 from pathlib import Path
 
 import pytest
 import yaml
 
+from darts_sg.analysis.cost import derived_cost
+from darts_sg.config import parse_quantity
+from darts_sg.genotype import load_genotype
 from tests.data.fakes import write_imagenet
 from tests.test_command_line import EVERY_STEP, assert_same, finish, in_process, newest_state, start
 
@@ -29,8 +33,10 @@ def test_augment_reads_from_files_names_what_is_odd_and_continues_to_the_same_bi
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    code, out, err = in_process(capsys, *AUGMENT, "--data", str(data), "--workers=0", "--run-dir=whole")
+    options = ["--data", str(data), "--workers=0", "--run-dir=whole"]
+    code, out, err = in_process(capsys, *AUGMENT, *options, "--channels=auto:37k")
     assert code == 0, err
+    assert yaml.safe_load((tmp_path / "whole" / "config.yaml").read_text())["options"]["channels"] == 4
     assert "top-5 error: " in out
     assert err.count("is damaged: image file is truncated") == 2
     result = json.loads((tmp_path / "whole" / "result.json").read_text())
@@ -84,6 +90,20 @@ def test_dry_run_reads_and_says_whether_the_network_is_a_mobile_one(
     assert "imagenet, test part: val; 6 classes; images brought to 32×32 pixels" in out
     assert "within the mobile limit of 600M" in out
     assert not list(tmp_path.iterdir())
+    for auto in ("auto:50k", "auto:1.2M"):
+        code, out, err = in_process(
+            capsys, *AUGMENT, "--data", str(data), "--workers=0", f"--channels={auto}", "--dry-run"
+        )
+        assert code == 0, err
+        found = re.search(r"C=(\d+) with ([\d,]+) MACs \(C=(\d+) has ([\d,]+)\)", out)
+        assert found, out
+        C, macs, wider, more = (int(number.replace(",", "")) for number in found.groups())
+        bound = parse_quantity("", auto.removeprefix("auto:"))
+        assert macs <= bound < more
+        assert wider == C + 2
+        for channels, expected in ((C, macs), (wider, more)):
+            assert derived_cost(load_genotype("DARTS_V2"), "imagenet", channels, 3, 6, 32).macs == expected
+        assert f"imagenet shape, C={C}, 3 cells" in out
     code, out, _ = in_process(capsys, *AUGMENT, "--print-config")
     options = yaml.safe_load(out)
     assert (options["schedule"], options["colour_jitter"], options["weight_decay"]) == ("exponential", 0.4, 3e-5)

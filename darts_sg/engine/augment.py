@@ -32,7 +32,7 @@ from darts_sg.engine.steps import (
     scheduled_learning_rate,
     weight_optimizer,
 )
-from darts_sg.engine.subject import subject_of
+from darts_sg.engine.subject import subject_of, with_channels
 from darts_sg.genotype import Genotype, load_genotype
 from darts_sg.networks.derived import DerivedNetwork
 from darts_sg.networks.mobile import Model, find_model
@@ -196,6 +196,7 @@ def run_augment(config: AugmentConfig, *, resume: Path | None = None, dry: bool 
         name_or_path = config.genotype if run is None else run.path / "genotype.yaml"
         trained = load_genotype(name_or_path, known=list(OPERATIONS))
     setting = prepare(config, earlier)
+    config = with_channels(config, trained, setting.data.spec)
     job = AugmentJob(config, trained, setting)
     if dry:
         genotype_file = "" if config.model else "genotype.yaml, "

@@ -1,12 +1,14 @@
 """What a retraining trains, as data: the network derived from a genotype, or a model."""
 
+import functools
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from darts_sg.analysis.cost import Cost, derived_cost, mobile_verdict, model_cost
 from darts_sg.config import AugmentConfig
 from darts_sg.data import DataSpec
+from darts_sg.errors import UsageError
 from darts_sg.genotype import Genotype
 from darts_sg.networks.derived import DerivedNetwork
 from darts_sg.networks.mobile import MobileNetwork, Model
@@ -37,6 +39,32 @@ class Subject:
         )
 
 
+def with_channels(config: AugmentConfig, trained: Genotype | Model, spec: DataSpec) -> AugmentConfig:
+    """`config` with a number of channels where it has a bound: the largest even one that keeps to it, which is printed.
+
+    Raises UsageError if none does.
+    """
+    bound = config.max_macs()
+    if bound is None or isinstance(trained, Model):
+        return config
+
+    @functools.cache
+    def macs(C: int) -> int:
+        size = spec.num_classes, spec.image_size, spec.in_channels
+        return derived_cost(trained, config.network, C, config.cells, *size).macs
+
+    low, high = 0, 2
+    while macs(high) <= bound:
+        low, high = high, 2 * high
+    while high - low > 2:
+        middle = (low + high) // 4 * 2
+        low, high = (middle, high) if macs(middle) <= bound else (low, middle)
+    if not low:
+        raise UsageError(f"--channels {config.channels}: a network of 2 channels has {macs(2):,} MACs; ask for more")
+    print(f"--channels {config.channels}: C={low} with {macs(low):,} MACs (C={high} has {macs(high):,})")
+    return replace(config, channels=low)
+
+
 def subject_of(trained: Genotype | Model, config: AugmentConfig, spec: DataSpec) -> Subject:
     """The network of a genotype or model as `config` asks for it, for images of `spec`."""
     shape = config.network
@@ -52,7 +80,7 @@ def subject_of(trained: Genotype | Model, config: AugmentConfig, spec: DataSpec)
             names={"model": trained.name, "network": shape},
         )
     C, cells, auxiliary = config.channels, config.cells, bool(config.auxiliary_weight)
-    assert C, "the config fills it in"
+    assert isinstance(C, int), "the config and with_channels fill it in"
     assert cells, "likewise"
     cost = derived_cost(trained, shape, C, cells, spec.num_classes, spec.image_size, spec.in_channels)
     return Subject(
