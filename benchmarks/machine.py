@@ -2,13 +2,13 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
-from benchmarks.subjects import LAST, Shape
+from benchmarks.subjects import LAST, Shape, Step
 from darts_sg.analysis.cost import count_macs, saved_bytes
 from darts_sg.methods.relaxation import softmax
 from darts_sg.networks.supernet import Supernet
@@ -82,3 +82,17 @@ def roofline(shape: Shape, native: bool) -> Roofline:
 
 def median(values: list[float]) -> float:
     return statistics.median(values)
+
+
+def interleave(steps: Mapping[str, Step], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each step in each round, A B A B, after one of each that does not count."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for turn in range(rounds + 1):
+        for name, step in steps.items():
+            begun = time.perf_counter()
+            step()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if turn:
+                times[name].append(time.perf_counter() - begun)
+    return times

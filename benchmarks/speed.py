@@ -1,9 +1,11 @@
-"""python -m darts_sg bench: the supernet and the retraining against the textbook ones, interleaved in one run."""
+"""python -m darts_sg bench: the supernet and the retraining against the textbook ones, interleaved in one run.
+
+With --images the reading of image files instead (benchmarks/images.py).
+"""
 
 import argparse
 import json
 import platform
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -14,8 +16,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import launches, peers
-from benchmarks.machine import median, roofline, step_gflop
+from benchmarks import images, launches, peers
+from benchmarks.machine import interleave, median, roofline, step_gflop
 from benchmarks.memory import peak_mib
 from benchmarks.subjects import (
     Shape,
@@ -67,20 +69,6 @@ class Row:
             return ""
         better = (lambda a, b: a <= b) if self.aim < self.at_least else (lambda a, b: a >= b)
         return "aim" if better(self.ratio, self.aim) else "yes" if better(self.ratio, self.at_least) else "no"
-
-
-def interleave(steps: Mapping[str, Step], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each step in each round, A B A B, after one of each that does not count."""
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(rounds + 1):
-        for name, step in steps.items():
-            begun = time.perf_counter()
-            step()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            if turn:
-                times[name].append(time.perf_counter() - begun)
-    return times
 
 
 def timed(
@@ -265,10 +253,20 @@ def draw_bars(rows: Sequence[Row], path: Path) -> None:
     figure.savefig(path)
 
 
+def write_json(path: Path | None, content: Mapping[str, Any], out: Console) -> None:
+    """Write all figures, if a file is asked for."""
+    if path is not None:
+        write_atomically(path, json.dumps(content, indent=1) + "\n")
+        out.print(f"written: {path}", highlight=False)
+
+
 def add_options(options: argparse.ArgumentParser) -> None:
     """The options of the command."""
     options.add_argument(
         "--quick", action="store_true", help="the first-order step and the launches only, under a minute"
+    )
+    options.add_argument(
+        "--images", type=Path, metavar="DIR", help="only how fast the image files below a folder are read, on one core"
     )
     options.add_argument("--json", type=Path, metavar="FILE", help="write all figures as JSON")
     options.add_argument("--picture", type=Path, metavar="FILE", help="draw the ratios as bars (.svg, .png or .pdf)")
@@ -301,6 +299,9 @@ def main(arguments: argparse.Namespace) -> None:
     out.print(
         f"{facts['device']}, {facts['threads']} threads, PyTorch {facts['torch']}, {facts['git']}", highlight=False
     )
+    if arguments.images:
+        write_json(arguments.json, {"machine": facts, **images.measure(arguments.images, out)}, out)
+        return
     if missing:
         out.print(f"without the C++ kernels: {missing}", highlight=False)
     rows: list[Row] = []
@@ -359,9 +360,7 @@ def main(arguments: argparse.Namespace) -> None:
             highlight=False,
         )
         content.setdefault("roofline", []).append({"name": row.name, **bound._asdict(), "seconds": row.value})
-    if arguments.json:
-        write_atomically(arguments.json, json.dumps(content, indent=1) + "\n")
-        out.print(f"written: {arguments.json}", highlight=False)
+    write_json(arguments.json, content, out)
     if arguments.picture:
         draw_bars(rows, arguments.picture)
         out.print(f"written: {arguments.picture}", highlight=False)

@@ -52,6 +52,20 @@ def build_parser(bench: bool = False) -> Parser:
     export.add_argument("--format", choices=["onnx", "torch"], required=True, help="onnx, or torch: torch.export")
     export.add_argument("-o", "--output", type=Path, help="file to write (default: NAME.onnx or NAME.pt2)")
     export.set_defaults(run=export_weights)
+    data = commands.add_parser("data", help="prepare data")
+    actions = data.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=Parser)
+    subset = actions.add_parser("subset", help="list class-balanced, disjoint parts of ImageNet to search on")
+    subset.add_argument("--data", type=Path, required=True, help="folder that holds train/CLASS/* and val/CLASS/*")
+    subset.add_argument(
+        "--fraction",
+        type=float,
+        nargs="+",
+        default=[0.1, 0.025],
+        help="share of the training images in each part: for the weights, for the alphas (default: 0.1 0.025)",
+    )
+    subset.add_argument("--seed", type=int, default=0, help="seed of the choice (default: 0)")
+    subset.add_argument("-o", "--output", type=Path, help="file to write (default: print it)")
+    subset.set_defaults(run=write_subset)
     report = commands.add_parser("report", help="write a run's report.md and pictures anew; or the paper's table")
     report.add_argument(
         "run_dir", metavar="RUN_DIR", type=Path, help="a run folder, or `paper`: the paper's experiment"
@@ -177,6 +191,14 @@ def export_weights(arguments: argparse.Namespace) -> None:
         f"{torch.get_num_threads()} threads, the two taking turns.",
         highlight=False,
     )
+
+
+def write_subset(arguments: argparse.Namespace) -> None:
+    from darts_sg.data import ImageFiles, load_dataset, split_text
+
+    train = load_dataset("imagenet", arguments.data, seed=arguments.seed).train
+    assert isinstance(train, ImageFiles)
+    genotype_commands.deliver(split_text(train, arguments.fraction, arguments.seed), arguments.output)
 
 
 def rewrite_report(arguments: argparse.Namespace) -> None:

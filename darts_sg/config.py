@@ -53,19 +53,32 @@ class RunConfig:
     """Minutes between checkpoints within an epoch; there is one at the end of each epoch anyway."""
 
     dataset: str = option("cifar10", "Data")
-    """Data set: cifar10, cifar100, fashion_mnist, folder (class folders of your own images) or synthetic."""
+    """Data set: cifar10, cifar100, fashion_mnist, folder (class folders of your own images), imagenet or synthetic."""
     data: Path = option(Path("data"), "Data", free=True)
     """Folder that holds the data set, and that it is downloaded to."""
     data_note: str = option("", "Data")
     """Remark that is repeated beside every figure measured on this data, such as 'CIFAR-10 (JPEG q75)'."""
     image_size: int | None = option(None, "Data")
-    """Side in pixels to which the images of --dataset folder are brought. Default: chosen from the images."""
+    """Side in pixels to which the images of --dataset folder or imagenet are brought. Default: chosen from the images;
+    imagenet 224."""
+    workers: int | None = option(None, "Data", free=True)
+    """Processes that read the files of --dataset imagenet ahead, for each stream of batches; 0 for none. Default: one
+    a core."""
+    damaged: Literal["skip", "stop"] = option("skip", "Data", free=True)
+    """What to do about an image of --dataset imagenet that cannot be decoded. skip: name it, train on the next one in
+    its stead, leave it out of a test. stop: name it and end the run."""
+    reduced_decoding: bool = option(False, "Data")
+    """Decode the JPEGs of --dataset imagenet at 1/2, 1/4 or 1/8 of their size where that is still larger than what is
+    made of them: faster, with slightly other pixels."""
     train_images: int | None = option(None, "Data")
     """Number of training images: a seeded, class-balanced subset."""
     validation_images: int | None = option(None, "Data")
     """Number of images taken out of the training set for validation, class-balanced."""
     cutout_length: int = option(0, "Data")
     """Side in pixels of the square cut out of each training image; 0 for none."""
+    colour_jitter: float = option(0.0, "Data")
+    """Change brightness, contrast and saturation of training images by factors within 1 ± this, the hue by up to half
+    of it (in turns), in random order; 0 for none."""
 
     epochs: int = option(1, "Training")
     """Number of epochs."""
@@ -75,7 +88,7 @@ class RunConfig:
     learning_rate: float = option(0.025, "Training")
     """Learning rate of the weights in the first epoch."""
     learning_rate_min: float = option(0.0, "Training")
-    """Learning rate that the cosine schedule ends at."""
+    """Learning rate that the schedule ends at."""
     momentum: float = option(0.9, "Training")
     """Momentum of the weights' SGD."""
     weight_decay: float = option(3e-4, "Training")
@@ -93,7 +106,9 @@ class RunConfig:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "image_size", "train_images", "validation_images", "threads"):
             self._at_least(name, 1)
-        for name in ("cutout_length", "seed", "learning_rate_min", "momentum", "weight_decay"):
+        for name in (
+            "cutout_length", "colour_jitter", "workers", "seed", "learning_rate_min", "momentum", "weight_decay",
+        ):  # fmt: skip
             self._at_least(name, 0)
         for name in ("learning_rate", "gradient_clip", "time_budget", "checkpoint_minutes"):
             value = getattr(self, name)
@@ -121,8 +136,14 @@ class SearchConfig(RunConfig):
     or half of the training set."""
     validation_images: int | None = option(None, "Data")
     """Images the alphas are trained on, disjoint from the others. Default: as many as --train-images, or half."""
+    split: Path | None = option(None, "Data", free=True)
+    """File with the images of --dataset imagenet for the weights and for the alphas (see python -m darts_sg data
+    subset). The run keeps a copy."""
     epochs: int = option(50, "Training")
     learning_rate_min: float = option(0.001, "Training")
+    network: NetworkShape = option("cifar", "Network")
+    """Shape of the supernet, and of the derived network whose size is meant below. cifar: stem at full resolution.
+    imagenet: stem of three convolutions that reduces by 8, as PC-DARTS searches on ImageNet."""
     channels: int = option(16, "Network")
     """Channels C of the first cells."""
     cells: int = option(8, "Network")
@@ -133,16 +154,16 @@ class SearchConfig(RunConfig):
     nodes: int = option(4, "Search")
     """Nodes of a cell."""
     stem_multiplier: int = option(3, "Search")
-    """Channels of the stem, in units of --channels."""
+    """Channels of the stem of the cifar shape, in units of --channels."""
     hypergradient: str = option("first_order", "Search")
     """Gradient of the alphas: first_order, or unrolled (second order)."""
     penalty: str = option("", "Search")
-    """Penalty on the expected size of the derived network (CIFAR, C=36, 20 cells), added to the loss of the alphas:
-    params:0.1 or macs:0.1. The weight multiplies the expected size in units of that of even mixing weights, or with a
-    target what is above it, in units of the target."""
+    """Penalty on the expected size of the derived network (CIFAR, C=36, 20 cells; ImageNet, C=48, 14 cells), added to
+    the loss of the alphas: params:0.1 or macs:0.1. The weight multiplies the expected size in units of that of even
+    mixing weights, or with a target what is above it, in units of the target."""
     target_params: str = option("", "Search")
-    """Parameters that the derived network (CIFAR, C=36, 20 cells) may have at most, such as 2.45M: a penalty of weight
-    1, unless --penalty says otherwise, and the genotype is derived within the bound."""
+    """Parameters that the derived network (of that size) may have at most, such as 2.45M: a penalty of weight 1,
+    unless --penalty says otherwise, and the genotype is derived within the bound."""
     target_macs: str = option("", "Search")
     """The same for multiply-adds, such as 600M."""
     kernels: Literal["auto", "native", "pytorch"] = option("auto", "Search", free=True)
@@ -169,6 +190,8 @@ class SearchConfig(RunConfig):
         super().__post_init__()
         for name in ("channels", "nodes", "stem_multiplier", "partial_channels"):
             self._at_least(name, 1)
+        if self.split is not None and (self.train_images or self.validation_images):
+            raise UsageError("--split says which images are used: leave --train-images and --validation-images out")
         self._at_least("cells", 3)
         for name in ("alpha_frozen_epochs", "alpha_learning_rate", "alpha_weight_decay"):
             self._at_least(name, 0)
@@ -211,8 +234,8 @@ class AugmentConfig(RunConfig):
     network: NetworkShape = option("cifar", "Network")
     """Shape of the network. cifar: stem at full resolution, a model ends at 1/8 of it. imagenet: stem of cells reduces
     by 8, a model ends at 1/32 of the resolution."""
-    channels: int | None = option(None, "Network")
-    """Channels C of the first cells of a genotype. Default: 36."""
+    channels: int | str | None = option(None, "Network")
+    """Channels C of the first cells of a genotype; auto:600M takes as many as 600M multiply-adds allow. Default: 36."""
     cells: int | None = option(None, "Network")
     """Number of cells of a genotype; those at 1/3 and 2/3 of the depth are reduction cells. Default: 20."""
     epochs: int = option(600, "Training")
@@ -221,8 +244,15 @@ class AugmentConfig(RunConfig):
     validation_images: int | None = option(None, "Data")
     """Images held out of the training set, to choose the best epoch on. Default: none; then the best epoch is
     chosen on the test set, and said to be."""
+    schedule: Literal["cosine", "linear", "exponential"] = option("cosine", "Training")
+    """How the learning rate goes from --learning-rate to --learning-rate-min over the epochs: as half a cosine, on a
+    line, or by the same factor each epoch."""
     warmup_epochs: int = option(0, "Training")
-    """Epochs at the start over which the learning rate rises linearly to --learning-rate, before the cosine goes on."""
+    """Epochs at the start over which the learning rate rises linearly to --learning-rate, before the schedule goes
+    on."""
+    learning_rate_batch: int | None = option(None, "Training")
+    """Batch size that the learning rates are meant for: with another --batch-size they are scaled in proportion.
+    Default: they are meant for any."""
     keep_every: int | None = option(None, "Run", free=True)
     """Keep the weights after every so many epochs, too, as weights_epoch_0010.safetensors and so on. Default: those of
     the last and of the best epoch only."""
@@ -253,14 +283,35 @@ class AugmentConfig(RunConfig):
                 raise UsageError(f"{flag(name)} {value} is for genotypes, --model {self.model} has no cells; {way_out}")
             if not self.model and value is None:
                 object.__setattr__(self, name, default)
+        if self.max_macs() is None:
+            self._at_least("channels", 1)
+        if self.schedule == "exponential" and not self.learning_rate_min:
+            raise UsageError("--schedule exponential never gets to 0: give --learning-rate-min, such as 1e-4")
         for name, least in (
-            ("channels", 1), ("cells", 3), ("keep_every", 1), ("auxiliary_weight", 0), ("warmup_epochs", 0),
+            ("cells", 3), ("keep_every", 1), ("learning_rate_batch", 1), ("auxiliary_weight", 0), ("warmup_epochs", 0),
         ):  # fmt: skip
             self._at_least(name, least)
         for name in ("drop_path_prob", "label_smoothing"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
                 raise UsageError(f"{flag(name)} must be from 0 up to, not including, 1: {value}")
+
+    @property
+    def num_channels(self) -> int | None:
+        """--channels where it is a number; None for a model."""
+        return self.channels if isinstance(self.channels, int) else None
+
+    def max_macs(self) -> int | None:
+        """The bound that --channels auto:BOUND sets; None for a number of channels. UsageError if it is neither."""
+        if not isinstance(self.channels, str):
+            return None
+        word, _, bound = self.channels.partition(":")
+        try:
+            return parse_quantity("", bound if word == "auto" else "")
+        except UsageError:
+            raise UsageError(
+                f"--channels {self.channels}: expected a number, or auto:600M for the widest network of 600M MACs"
+            ) from None
 
 
 CELL_DEFAULTS = {"channels": 36, "cells": 20, "auxiliary_weight": 0.4, "drop_path_prob": 0.2}

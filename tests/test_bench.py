@@ -12,6 +12,7 @@ from benchmarks.launches import count
 from benchmarks.speed import Row, interleave
 from darts_sg.__main__ import PROG, run
 from darts_sg.cli import answer
+from tests.data.fakes import write_imagenet
 
 
 @dataclass(frozen=True)
@@ -187,3 +188,22 @@ def test_bad_input_is_answered_in_one_line(
 def test_a_folder_that_is_no_checkout_of_the_peer_is_said_so(tmp_path: Path) -> None:
     with pytest.raises(peers.UsageError, match="does not run here: ModuleNotFoundError"):
         peers.load(f"quark0={tmp_path}").step(Toy())
+
+
+def test_images_prints_rates_and_differences_and_writes_them(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    write_imagenet(tmp_path / "pictures", 2, 3)
+    (tmp_path / "empty").mkdir()
+    code, out, err = command(
+        capsys, "--images", str(tmp_path / "pictures"), "--threads", "1", "--json", str(tmp_path / "a.json")
+    )
+    assert code == 0, err
+    assert "12 files, crops of 224×224" in out
+    assert "--reduced-decoding, training crops: 0 of 12 images differ" in out  # they are small
+    content = json.loads((tmp_path / "a.json").read_text())
+    assert all(len(values) == 3 and min(values) > 0 for values in content["images_a_second"].values())
+    assert content["reduced_decoding"]["evaluation"]["largest"] == 0
+    code, _, err = command(capsys, "--images", str(tmp_path / "empty"))
+    assert code == 2
+    assert "no image files are below it" in err

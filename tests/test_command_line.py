@@ -36,7 +36,7 @@ def start(command: list[str], cwd: Path) -> subprocess.Popen[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     script, *arguments = command
     return subprocess.Popen(
-        [sys.executable, str(ROOT / script), *arguments],
+        [sys.executable, script if script == "-m" else str(ROOT / script), *arguments],
         cwd=cwd,
         env=environment,
         stdout=subprocess.PIPE,
@@ -276,7 +276,7 @@ BAD = {
     "rate of zero": (["search", "--learning-rate", "0"], "--learning-rate must be above 0"),
     "unknown space": (["search", "--space", "darts+sandglas"], "did you mean 'sandglass'?"),
     "nothing to choose": (["search", "--space", "none"], "no operation to choose"),
-    "unknown recipe": (["search", "--recipe", "dart"], "choices: darts-first, darts-second, demo, pc-darts"),
+    "unknown recipe": (["search", "--recipe", "dart"], "choices: darts-first, darts-second, demo, imagenet, pc-darts"),
     "unknown data set": (["search", "--dataset", "cifar"], "cifar10"),
     "unknown hypergradient": (["search", "--hypergradient", "second"], "choices: first_order, unrolled"),
     "unknown device": (["search", "--dataset", "synthetic", "--device", "cuda:7"], "there is: cpu"),
@@ -291,6 +291,18 @@ BAD = {
     "smoothing of one": (
         ["augment", "--model", "mobilenext_1.0", "--label-smoothing", "1"],
         "--label-smoothing must be",
+    ),
+    "channels that are no number": (
+        ["augment", "--genotype", "DARTS_V2", "--channels", "auto:wide"],
+        "--channels auto:wide: expected a number, or auto:600M for the widest",
+    ),
+    "channels within no bound": (
+        ["augment", "--genotype", "DARTS_V2", "--dataset", "synthetic", "--channels", "auto:1k"],
+        "of 2 channels has",
+    ),
+    "exponential to nothing": (
+        ["augment", "--genotype", "DARTS_V2", "--schedule", "exponential"],
+        "give --learning-rate-min",
     ),
     "unknown genotype": (["augment", "--dataset", "synthetic", "--genotype", "DARTS_V9"], "did you mean 'DARTS_V"),
     "no such genotype file": (["augment", "--genotype", "nowhere/genotype.yaml"], "does not exist"),

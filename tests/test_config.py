@@ -38,6 +38,12 @@ PAPER_PC_DARTS = {
     "learning_rate_min": 0, "alpha_learning_rate": 6e-4, "alpha_frozen_epochs": 15, "epochs": 50,
 }  # fmt: skip
 
+PAPER_IMAGENET = {  # DARTS paper, section 3.3; colour jitter as in its code
+    "epochs": 250, "batch_size": 128, "channels": 48, "cells": 14, "network": "imagenet", "learning_rate": 0.1,
+    "momentum": 0.9, "weight_decay": 3e-5, "gradient_clip": 5, "label_smoothing": 0.1, "auxiliary_weight": 0.4,
+    "drop_path_prob": 0, "colour_jitter": 0.4, "cutout_length": 0, "schedule": "exponential",
+}  # fmt: skip
+
 
 def subset(config: object, keys: dict[str, object]) -> dict[str, object]:
     return {key: getattr(config, key) for key in keys}
@@ -49,6 +55,14 @@ def test_the_defaults_are_those_of_the_papers() -> None:
     assert subset(SearchConfig(**load_recipe("search", "pc-darts")), PAPER_PC_DARTS) == PAPER_PC_DARTS
     trained = AugmentConfig(model="mobilenext_1.0", **load_recipe("augment", "mobilenext"))
     assert subset(trained, PAPER_MOBILENEXT) == PAPER_MOBILENEXT
+    large = AugmentConfig(genotype="DARTS_V2", **load_recipe("augment", "imagenet"))
+    assert subset(large, PAPER_IMAGENET) == PAPER_IMAGENET
+    assert (large.learning_rate_min / large.learning_rate) ** (1 / large.epochs) == pytest.approx(0.97, abs=1e-6)
+    modern = load_recipe("augment", "imagenet-cosine-bf16")
+    changed = {"schedule", "learning_rate_min", "precision"}
+    assert {k: v for k, v in modern.items() if k not in changed} == {
+        k: v for k, v in load_recipe("augment", "imagenet").items() if k not in changed
+    }
     assert load_recipe("search", "darts-second") == {"hypergradient": "unrolled"}
     assert load_recipe("augment", "pc-darts") == {"drop_path_prob": 0.3}
 

@@ -22,6 +22,8 @@ NUM_CLASSES: dict[str, int] = {"cifar": 10, "imagenet": 1000}
 CHANNELS: dict[str, int] = {"cifar": 36, "imagenet": 48}
 CELLS: dict[str, int] = {"cifar": 20, "imagenet": 14}
 """The shapes in which the papers report: CIFAR with C=36 and 20 cells, ImageNet with C=48 and 14 cells."""
+MOBILE_MACS = 600_000_000
+"""The mobile setting on ImageNet: fewer than this."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,13 @@ class Cost:
 def count_params(module: nn.Module) -> int:
     """Number of trainable parameters (scale and shift of BatchNorm included)."""
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+
+def mobile_verdict(network: str, macs: int) -> str:
+    """Whether a network keeps to the mobile setting, in words; empty for another shape than imagenet."""
+    if network != "imagenet":
+        return ""
+    return f"{'within' if macs < MOBILE_MACS else 'above'} the mobile limit of {MOBILE_MACS // 10**6}M"
 
 
 LAYERS = (torch.ops.aten.convolution, torch.ops.aten.addmm)  # what counts; a supernet's mixing is a plain product

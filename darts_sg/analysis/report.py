@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from darts_sg.analysis.animation import search_animation
-from darts_sg.analysis.cost import cost_caption, cost_text
+from darts_sg.analysis.cost import cost_caption, cost_text, mobile_verdict
 from darts_sg.analysis.curves import draw_augment_curves, draw_mixing_weights, draw_search_curves
 from darts_sg.analysis.draw import draw_genotype, save_figure
 from darts_sg.analysis.page import search_page
@@ -20,7 +20,8 @@ SHOWN_OPTIONS = (
     "recipe", "space", "genotype", "model", "finetune", "network", "epochs", "batch_size", "channels", "cells", "nodes",
     "learning_rate", "hypergradient", "alpha_learning_rate", "alpha_frozen_epochs", "partial_channels",
     "edge_normalization", "penalty", "target_params", "target_macs",
-    "cutout_length", "drop_path_prob", "auxiliary_weight", "warmup_epochs", "label_smoothing", "compile",
+    "cutout_length", "colour_jitter", "drop_path_prob", "auxiliary_weight", "schedule", "warmup_epochs",
+    "label_smoothing", "compile",
 )  # fmt: skip
 
 
@@ -108,14 +109,22 @@ def _augment_result(run: Run) -> list[str]:
         ("test error, last epoch", f"**{r['test_error_last']:.2f}%**"),
         (f"test error, best epoch ({r['best_epoch']})", f"{r['test_error_best']:.2f}% ({chosen})"),
     ]
+    if "test_top5_error_last" in r:
+        rows[0] = (rows[0][0], f"{rows[0][1]}, top-5 {r['test_top5_error_last']:.2f}%")
+        rows[1] = (rows[1][0], f"{rows[1][1]}, top-5 {r['test_top5_error_best']:.2f}%")
+    if "unusual_images" in r:
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in r["unusual_images"].items())
+        rows.append(("images that are no RGB JPEG, or damaged", f"{kinds} ([unusual_images.csv](unusual_images.csv))"))
+    verdict = mobile_verdict(str(run.options.get("network")), r["macs"])
+    macs = f"{r['macs']:,}" + (f", {verdict}" if verdict else "")
     if "params_with_auxiliary" in r:
         rows += [
             ("parameters without auxiliary head", f"{r['params']:,}"),
             ("parameters with auxiliary head (training only)", f"{r['params_with_auxiliary']:,}"),
-            ("MACs without auxiliary head", f"{r['macs']:,}"),
+            ("MACs without auxiliary head", macs),
         ]
     else:
-        rows += [("parameters", f"{r['params']:,}"), ("MACs", f"{r['macs']:,}")]
+        rows += [("parameters", f"{r['params']:,}"), ("MACs", macs)]
     note = "MACs are multiply-adds of convolutions and linear layers for one image."
     files = [f"[{path.name}]({path.name})" for path in _weight_files(run)]
     weights = [f"Weights with all that is needed to use them: {', '.join(files)}."] if files else []

@@ -6,8 +6,10 @@ from darts_sg.data.batches import Augment, TrainBatches, evaluation_batches, key
 from darts_sg.data.cifar import load_cifar10, load_cifar100
 from darts_sg.data.fashion_mnist import load_fashion_mnist
 from darts_sg.data.folder import load_folder
-from darts_sg.data.spec import Dataset, DataSpec, ImageSet, Loader
-from darts_sg.data.split import balanced_split
+from darts_sg.data.imagenet import load_imagenet
+from darts_sg.data.spec import Dataset, DataSpec, Images, ImageSet, Loader
+from darts_sg.data.split import balanced_split, read_split, split_text
+from darts_sg.data.stream import ImageFiles, Reading, count_unusual
 from darts_sg.data.synthetic import load_synthetic
 from darts_sg.errors import UsageError
 from darts_sg.registry import Registry
@@ -17,13 +19,19 @@ __all__ = [
     "Augment",
     "DataSpec",
     "Dataset",
+    "ImageFiles",
     "ImageSet",
+    "Images",
     "Loader",
+    "Reading",
     "TrainBatches",
     "balanced_split",
+    "count_unusual",
     "evaluation_batches",
     "keyed_generator",
     "load_dataset",
+    "read_split",
+    "split_text",
 ]
 
 DATASETS: Registry[Loader] = Registry("data set")
@@ -31,13 +39,14 @@ DATASETS.add("cifar10", load_cifar10)
 DATASETS.add("cifar100", load_cifar100)
 DATASETS.add("fashion_mnist", load_fashion_mnist)
 DATASETS.add("folder", load_folder)
+DATASETS.add("imagenet", load_imagenet)
 DATASETS.add("synthetic", load_synthetic)
 
 
 def load_dataset(
     name: str, directory: Path, *, image_size: int | None = None, seed: int = 0, download: bool = True
 ) -> Dataset:
-    """The data set `name`, whole and in memory.
+    """The data set `name`, whole and in memory, imagenet but for the pixels.
 
     `directory` holds its files, and receives them when they are missing and `download` allows it.
     `image_size` is the side in pixels to which images of arbitrary sizes are brought. `seed` decides what the

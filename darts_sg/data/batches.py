@@ -1,10 +1,11 @@
 """Batches of normalised images, augmented as a whole batch on the device where the images live.
 
 The augmentation is the one of DARTS on CIFAR-10 (Liu et al., ICLR 2019, section 3): crops of the zero-padded
-image, horizontal flips, and cutout (DeVries and Taylor, 2017) after the normalisation.
+image, horizontal flips, and cutout (DeVries and Taylor, 2017) after the normalisation. Images that stay in their
+files are cropped at random sizes instead, and flipped, by the processes that read them (`darts_sg.data.stream`).
 """
 
-import hashlib
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -12,7 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from darts_sg.data.spec import DataSpec, ImageSet
+from darts_sg.data.colour import ColourDraws, colour_jitter, draw_colours
+from darts_sg.data.generator import keyed_generator
+from darts_sg.data.spec import DataSpec, Images, ImageSet
+from darts_sg.data.stream import FileReader, ImageFiles, RandomCrops, Stream
+from darts_sg.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -25,10 +30,12 @@ class Augment:
     """Mirror every other image, where the data set allows it (`DataSpec.flip`)."""
     cutout_length: int = 0
     """Side in pixels of the square set to the mean, centred anywhere, clipped at the border; 0 for none."""
+    colour_jitter: float = 0.0
+    """Brightness, contrast and saturation change by factors within 1 ± this, the hue by up to half of it in turns."""
 
     def __post_init__(self) -> None:
-        if self.crop_padding < 0 or self.cutout_length < 0:
-            raise ValueError("crop_padding and cutout_length must not be negative")
+        if self.crop_padding < 0 or self.cutout_length < 0 or self.colour_jitter < 0:
+            raise ValueError("crop_padding, cutout_length and colour_jitter must not be negative")
 
 
 @dataclass(frozen=True)
@@ -53,7 +60,7 @@ class TrainBatches:
 
     def __init__(
         self,
-        images: ImageSet,
+        images: Images,
         spec: DataSpec,
         batch_size: int,
         augment: Augment,
@@ -64,6 +71,8 @@ class TrainBatches:
     ) -> None:
         if len(images) == 0 or batch_size < 1:
             raise ValueError(f"no batches of {batch_size} from {len(images)} images")
+        if augment.colour_jitter and spec.in_channels != 3:
+            raise UsageError(f"colour jitter is for colour images, and those of {spec.name} are grey: leave it out")
         self.images = images
         self.spec = spec
         self.batch_size = batch_size
@@ -72,6 +81,11 @@ class TrainBatches:
         self.stream = stream
         self.rank, self.num_ranks = rank, num_ranks
         self._order: tuple[int, Tensor] | None = None
+        self._files: Stream | None = None
+        if isinstance(images, ImageFiles):
+            crops = RandomCrops(seed, stream, augment.flip and spec.flip)
+            own = weakref.proxy(self)  # no cycle: the workers end with the last reference to this object
+            self._files = Stream(images, lambda position: own.keys(position), FileReader(images, crops))
 
     def __len__(self) -> int:
         """Batches in one pass."""
@@ -88,31 +102,41 @@ class TrainBatches:
         """
         if position < 0:
             raise IndexError(f"position {position} is negative")
-        number, step = divmod(position, len(self))
-        total = self.num_images(position)
-        share = slice(total * self.rank // self.num_ranks, total * (self.rank + 1) // self.num_ranks)
-        indices = self.order(number)[step * self.batch_size :][share]
-        images, labels = self.images.images[indices], self.images.labels[indices]
-        draws = self.draws(position, total)
-        draws = Draws(draws.offsets[share], draws.flips[share], draws.centres[share])
-        if not (self.augment.flip and self.spec.flip):
-            draws = Draws(draws.offsets, torch.zeros_like(draws.flips), draws.centres)
-        images = crop_and_flip(images, draws.offsets, draws.flips, self.augment.crop_padding)
-        x = normalise(images, self.spec)
+        pixels, labels = self._pixels(position) if self._files is None else self._files[position]
+        colours = None
+        if self.augment.colour_jitter:
+            generator = keyed_generator(self.seed, self.stream, "colour", position)
+            drawn = draw_colours(self.num_images(position), self.augment.colour_jitter, generator)
+            colours = ColourDraws(*(part[self.share(position)] for part in drawn))
+        x = normalise(pixels, self.spec, colours)
         if self.augment.cutout_length:
-            cutout_(x, draws.centres, self.augment.cutout_length)
+            cutout_(x, self.own_draws(position).centres, self.augment.cutout_length)
         return x, labels
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of the first pass."""
         return (self[position] for position in range(len(self)))
 
+    def share(self, position: int) -> slice:
+        """This rank's part of the batch at `position`."""
+        total = self.num_images(position)
+        return slice(total * self.rank // self.num_ranks, total * (self.rank + 1) // self.num_ranks)
+
+    def indices(self, position: int) -> Tensor:
+        """The images of this rank's share of the batch at `position`, int64 (B,)."""
+        number, step = divmod(position, len(self))
+        return self.order(number)[step * self.batch_size :][self.share(position)]
+
+    def keys(self, position: int) -> list[tuple[int, int]]:
+        """The number of the pass with each of the images."""
+        return [(position // len(self), index) for index in self.indices(position).tolist()]
+
     def order(self, number: int) -> Tensor:
         """The permutation of pass `number`, int64 (N,) on the device of the images."""
         if self._order is None or self._order[0] != number:
             generator = keyed_generator(self.seed, self.stream, "order", number)
             order = torch.randperm(len(self.images), generator=generator)
-            self._order = number, order.to(self.images.images.device)
+            self._order = number, order.to(self.images.labels.device)
         return self._order[1]
 
     def draws(self, position: int, num_images: int) -> Draws:
@@ -128,20 +152,26 @@ class TrainBatches:
         offsets = torch.randint(2 * self.augment.crop_padding + 1, (num_images, 2), generator=generator)
         return Draws(offsets, flips, centres)
 
+    def own_draws(self, position: int) -> Draws:
+        """The random choices for this rank's share of the batch at `position`."""
+        draws, share = self.draws(position, self.num_images(position)), self.share(position)
+        return Draws(draws.offsets[share], draws.flips[share], draws.centres[share])
+
+    def _pixels(self, position: int) -> tuple[Tensor, Tensor]:
+        """Cropped and flipped images in memory, uint8 (B, H, W, C), and their labels."""
+        assert isinstance(self.images, ImageSet)
+        indices, draws = self.indices(position), self.own_draws(position)
+        flips = draws.flips if self.augment.flip and self.spec.flip else torch.zeros_like(draws.flips)
+        pixels = crop_and_flip(self.images.images[indices], draws.offsets, flips, self.augment.crop_padding)
+        return pixels, self.images.labels[indices]
+
 
 def evaluation_batches(
-    images: ImageSet, spec: DataSpec, batch_size: int, rank: int = 0, num_ranks: int = 1
+    images: Images, spec: DataSpec, batch_size: int, rank: int = 0, num_ranks: int = 1
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Every image once, in order, normalised only; shapes as `TrainBatches` gives them. The ranks take turns."""
-    for start in range(rank * batch_size, len(images), num_ranks * batch_size):
-        part = slice(start, start + batch_size)
-        yield normalise(images.images[part], spec), images.labels[part]
-
-
-def keyed_generator(seed: int, stream: str, purpose: str, number: int) -> torch.Generator:
-    """A CPU generator whose state depends on the four arguments alone, in every process."""
-    key = hashlib.sha256(f"{seed}/{stream}/{purpose}/{number}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(key[:8], "big") >> 1)
+    for pixels, labels in images.parts(batch_size, rank, num_ranks):
+        yield normalise(pixels, spec), labels
 
 
 def crop_and_flip(images: Tensor, offsets: Tensor, flips: Tensor, padding: int) -> Tensor:
@@ -162,10 +192,16 @@ def crop_and_flip(images: Tensor, offsets: Tensor, flips: Tensor, padding: int) 
     return images[image[:, None, None], rows.to(device)[:, :, None], columns.to(device)[:, None, :]]
 
 
-def normalise(images: Tensor, spec: DataSpec) -> Tensor:
-    """(pixel / 255 − mean) / std; uint8 (B, H, W, C) to float32 (B, C, H, W) in channels_last."""
+def normalise(images: Tensor, spec: DataSpec, colours: ColourDraws | None = None) -> Tensor:
+    """(pixel / 255 − mean) / std, after a change of `colours`.
+
+    uint8 (B, H, W, C) to float32 (B, C, H, W) in channels_last.
+    """
     mean, std = (torch.tensor(values, device=images.device) for values in (spec.mean, spec.std))
-    x = images.float().div_(255).sub_(mean).div_(std)
+    x = images.float().div_(255)
+    if colours is not None:
+        x = colour_jitter(x, colours)
+    x = x.sub_(mean).div_(std)
     return x.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
 
 

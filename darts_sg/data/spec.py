@@ -1,13 +1,16 @@
-"""What a data set is: its description, its images in memory, and both together."""
+"""What a data set is: its description, its images, in memory or in files, and both together."""
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from darts_sg.data.stream import ImageFiles, Reading
 from darts_sg.errors import UsageError
 
 
@@ -27,6 +30,8 @@ class DataSpec:
     class_names: tuple[str, ...]
     flip: bool = True
     """Whether a horizontal flip keeps the label."""
+    top5: bool = False
+    """Whether its figures are given as top-1 and top-5."""
 
     def __post_init__(self) -> None:
         if len(self.mean) != self.in_channels or len(self.std) != self.in_channels:
@@ -62,25 +67,47 @@ class ImageSet:
         indices = indices.to(self.labels.device)
         return ImageSet(self.images[indices], self.labels[indices])
 
+    def parts(self, batch_size: int, rank: int = 0, num_ranks: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+        """Every image once, in order: uint8 (B, H, W, C) and labels (B,). The ranks take turns."""
+        parts = zip(self.images.split(batch_size), self.labels.split(batch_size), strict=True)
+        return islice(parts, rank, None, num_ranks)
+
+    def update(self, digest: Any) -> None:
+        """Add shapes, pixels and labels to a hash."""
+        for tensor in (self.images, self.labels):
+            digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+            digest.update(tensor.cpu().contiguous().numpy().data)
+
+
+Images = ImageSet | ImageFiles
+
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A data set in memory, with its published split into a training and a test part."""
+    """A data set with its published split into a training and a test part."""
 
     spec: DataSpec
-    train: ImageSet
-    test: ImageSet
+    train: Images
+    test: Images
     remark: str = ""
     """What a reader of figures measured on it must know, such as files unlike the published ones."""
 
     def fingerprint(self) -> str:
-        """16 hex digits of a SHA-256 over the shapes, pixels and labels of both parts."""
+        """16 hex digits of a SHA-256 over both parts: shapes, pixels and labels, of files their names and labels."""
         digest = hashlib.sha256()
         for part in (self.train, self.test):
-            for tensor in (part.images, part.labels):
-                digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-                digest.update(tensor.cpu().contiguous().numpy().data)
+            part.update(digest)
         return digest.hexdigest()[:16]
+
+    @property
+    def unusual(self) -> dict[str, str]:
+        """The images met so far that are damaged or no RGB JPEG, by name; those of a set in memory are sound."""
+        return self.train.unusual if isinstance(self.train, ImageFiles) else {}
+
+    def read_by(self, reading: Reading) -> "Dataset":
+        """The same data set, its files read in this way; one in memory is read already."""
+        train, test = (replace(p, reading=reading) if isinstance(p, ImageFiles) else p for p in (self.train, self.test))
+        return replace(self, train=train, test=test)
 
 
 class Loader(Protocol):

@@ -1,11 +1,18 @@
-"""Seeded, class-balanced parts of a labelled set."""
+"""Seeded, class-balanced parts of a labelled set, and the files that list them."""
 
+import json
+import os
 from collections.abc import Sequence
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from darts_sg.data.stream import ImageFiles
 from darts_sg.errors import UsageError
+
+SPLIT_FORMAT = "darts_sg split 1"
 
 
 def balanced_split(labels: Tensor, sizes: Sequence[int], seed: int) -> list[Tensor]:
@@ -44,3 +51,57 @@ def shares(available: Sequence[int], size: int, generator: torch.Generator) -> l
     for index in ranked[: size - sum(counts)]:
         counts[index] += 1
     return counts
+
+
+def split_text(files: ImageFiles, fractions: Sequence[float], seed: int) -> str:
+    """Disjoint class-balanced parts of `files`, as a JSON text with the names of each, one a line.
+
+    Raises UsageError when the fractions are no shares of one whole, or a part would be empty.
+    """
+    sizes = [round(fraction * len(files)) for fraction in fractions]
+    if not all(0 < fraction <= 1 for fraction in fractions) or sum(fractions) > 1 + 1e-9:
+        asked = ", ".join(f"{fraction:g}" for fraction in fractions)
+        raise UsageError(f"fractions {asked}: each must be above 0, and their sum at most 1")
+    if not all(sizes):
+        raise UsageError(f"of {len(files)} images a fraction of {min(fractions):g} is none: ask for more")
+    content = {
+        "format": SPLIT_FORMAT,
+        "seed": seed,
+        "fractions": list(fractions),
+        "of_images": len(files),
+        "parts": [
+            [os.fsdecode(name) for name in files.select(indices).names.tolist()]
+            for indices in balanced_split(files.labels, sizes, seed)
+        ],
+    }
+    return json.dumps(content, indent=0) + "\n"
+
+
+def read_split(path: Path, files: ImageFiles) -> list[Tensor]:
+    """The parts that a file of `split_text` lists, as sorted int64 indices into `files`.
+
+    Raises UsageError when it is no such file, lists an image twice, or one that `files` has not.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise UsageError(f"{path} is no split file ({error}): write one with python -m darts_sg data subset") from None
+    if not isinstance(content, dict) or content.get("format") != SPLIT_FORMAT or not content.get("parts"):
+        raise UsageError(f"{path} is no split file: write one with python -m darts_sg data subset")
+    order = np.argsort(files.names)
+    parts = []
+    for names in content["parts"]:
+        wanted = np.array([os.fsencode(name) for name in names])
+        found = order[np.searchsorted(files.names, wanted, sorter=order).clip(max=len(files) - 1)]
+        missing = np.flatnonzero(files.names[found] != wanted)
+        if len(missing):
+            raise UsageError(
+                f"{path} lists {names[missing[0]]} and {len(missing) - 1} others that are not among the training "
+                f"images of {files.root}: write another with python -m darts_sg data subset"
+            )
+        parts.append(torch.from_numpy(np.sort(found)))
+    if len(torch.cat(parts).unique()) < sum(map(len, parts)):
+        raise UsageError(f"{path} lists an image twice: write it anew with python -m darts_sg data subset")
+    return parts

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from darts_sg.analysis.report import write_report
 from darts_sg.config import AugmentConfig
-from darts_sg.data import Augment, ImageSet, TrainBatches, evaluation_batches
+from darts_sg.data import Augment, Images, TrainBatches, count_unusual, evaluation_batches
 from darts_sg.engine.checkpoint import checkpoints
 from darts_sg.engine.loop import Loop, StepResult
 from darts_sg.engine.run_dir import RunDir
@@ -29,11 +29,11 @@ from darts_sg.engine.setup import (
 from darts_sg.engine.steps import (
     accuracy,
     apply_weight_step,
-    cosine_learning_rate,
     evaluate,
+    scheduled_learning_rate,
     weight_optimizer,
 )
-from darts_sg.engine.subject import subject_of
+from darts_sg.engine.subject import subject_of, with_channels
 from darts_sg.engine.weights import Metadata, Weights, read_weights, weights_bytes
 from darts_sg.errors import UsageError
 from darts_sg.genotype import Genotype, load_genotype
@@ -74,9 +74,7 @@ class AugmentJob:
         self.best: dict[str, float] = {}
 
     def learning_rate(self, epoch: int) -> float:
-        if epoch < self.config.warmup_epochs:
-            return self.config.learning_rate * (epoch + 1) / self.config.warmup_epochs
-        return cosine_learning_rate(self.config, epoch)
+        return scheduled_learning_rate(self.config, epoch)
 
     def drop_path_prob(self, epoch: int) -> float:
         """Drop path probability of `epoch` (from 0), growing linearly as in the original code: 0 in the first."""
@@ -119,11 +117,11 @@ class AugmentJob:
             row["drop_path_prob"] = self.drop_path_prob(epoch)
         row |= {"train_loss": means["train_loss"], "train_accuracy": means["train_accuracy"]}
         if self.validation_images is not None:
-            row["validation_loss"], row["validation_accuracy"] = self.evaluate(self.validation_images)
-        row["test_loss"], row["test_accuracy"] = self.evaluate(self.test_images)
+            row |= self.evaluate("validation", self.validation_images)
+        row |= self.evaluate("test", self.test_images)
         judged = row.get("validation_accuracy", row["test_accuracy"])
         if not self.best or judged > self.best["judged"]:
-            self.best = {"judged": judged, "epoch": epoch + 1, "test_accuracy": row["test_accuracy"]}
+            self.best = {"judged": judged, "epoch": epoch + 1} | {k: row[k] for k in row if k.startswith("test_")}
             self._save_weights(run, "weights_best", row, epoch)
         if self.config.keep_every and (epoch + 1) % self.config.keep_every == 0:
             self._save_weights(run, f"weights_epoch_{epoch + 1:04d}", row, epoch)
@@ -134,23 +132,26 @@ class AugmentJob:
     def log_tensorboard(self, writer: Any, epoch: int) -> None:
         """The columns of metrics.csv are all there is."""
 
-    def evaluate(self, images: ImageSet) -> tuple[float, float]:
-        """Loss and accuracy on `images`, as they are."""
-        ranks = self.setting.ranks
-        batches = evaluation_batches(images, self.setting.data.spec, EVALUATION_BATCH, ranks.rank, ranks.size)
-        return evaluate(self.network, lambda x: self.network(x)[0], batches, ranks)
+    def evaluate(self, part: str, images: Images) -> dict[str, float]:
+        """Loss and accuracy on `images`, as they are, by column."""
+        spec, ranks = self.setting.data.spec, self.setting.ranks
+        batches = evaluation_batches(images, spec, EVALUATION_BATCH, ranks.rank, ranks.size)
+        found = evaluate(self.network, lambda x: self.network(x)[0], batches, ranks)._asdict()
+        return {f"{part}_{name}": value for name, value in found.items() if spec.top5 or not name.startswith("top5")}
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "best": self.best,
+            "unusual_images": dict(self.setting.data.unusual),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.best = state["best"]
+        self.setting.data.unusual.update(state.get("unusual_images", {}))
 
     def facts(self) -> list[str]:
         """What a dry run says of the network."""
@@ -166,11 +167,18 @@ class AugmentJob:
     def result(self, loop: Loop) -> dict[str, Any]:
         """The content of result.json; errors in percent."""
         last, cost = loop.rows[-1], self.subject.cost
+        unusual, top5 = self.setting.data.unusual, {}
+        if self.setting.data.spec.top5:
+            top5 = {
+                f"test_top5_error_{which}": round(100 * (1 - row["test_top5_accuracy"]), 4)
+                for which, row in (("last", last), ("best", self.best))
+            }
         auxiliary = {"params_with_auxiliary": cost.params_with_auxiliary} if self.subject.has_auxiliary else {}
         return {
             **self.subject.names,
             "test_error_last": percent_wrong(last["test_accuracy"]),
             "test_error_best": percent_wrong(self.best["test_accuracy"]),
+            **top5,
             "best_epoch": int(self.best["epoch"]),
             "best_chosen_on": "test" if self.validation_images is None else "validation",
             "params": cost.params,
@@ -182,6 +190,7 @@ class AugmentJob:
             "data_remark": self.setting.data.remark,
             "train_images": len(self.train_images),
             "test_images": len(self.test_images),
+            **({"unusual_images": count_unusual(unusual)} if unusual else {}),
             "seed": self.config.seed,
             **{key: value for key, value in self.setting.environment.items() if key == "finetuned_from"},
             "seconds": round(loop.seconds, 1),
@@ -200,7 +209,7 @@ class AugmentJob:
             genotype=self.trained.to_yaml() if isinstance(self.trained, Genotype) else "",
             model=config.model,
             network=config.network,
-            channels=config.channels,
+            channels=config.num_channels,
             cells=config.cells,
             dataset=config.dataset,
             num_classes=data.spec.num_classes,
@@ -256,6 +265,7 @@ def run_augment(config: AugmentConfig, *, resume: Path | None = None, dry: bool 
         name_or_path = config.genotype if run is None else run.path / "genotype.yaml"
         trained = load_genotype(name_or_path, known=list(OPERATIONS))
     setting = prepare(config, earlier)
+    config = with_channels(config, trained, setting.data.spec)
     if origin:
         setting.environment["finetuned_from"] = origin
     if weights is not None:
@@ -283,6 +293,9 @@ def run_augment(config: AugmentConfig, *, resume: Path | None = None, dry: bool 
             f"test error: {result['test_error_last']:.2f}% after the last epoch, {result['test_error_best']:.2f}% at "
             f"the best (epoch {result['best_epoch']}, chosen on the {result['best_chosen_on']} images)"
         )
+        if "test_top5_error_last" in result:
+            last, best = (result[f"test_top5_error_{which}"] for which in ("last", "best"))
+            print(f"top-5 error: {last:.2f}% after the last epoch, {best:.2f}% at the best")
         print(job.subject.counts())
         print(f"result: {run.path / 'result.json'}\nreport: {report}")
 

@@ -70,6 +70,12 @@ def return_freed_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+def usable_cores() -> int:
+    """CPU cores that this process may use; where torchrun starts several on a machine, its share of them."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
 def package_version() -> str:
     """The version of darts_sg, as installed."""
     try:

@@ -32,7 +32,7 @@ def run_evaluation(config: AugmentConfig, path: Path) -> None:
     spec = dataclasses.replace(data.spec, mean=m.mean, std=m.std)
     job = AugmentJob(config, weights.trained, dataclasses.replace(setting, data=dataclasses.replace(data, spec=spec)))
     weights.load(job.network)
-    _, accuracy = job.evaluate(job.test_images)
+    accuracy = job.evaluate("test", job.test_images)["test_accuracy"]
     error, recorded = percent_wrong(accuracy), f"{m.test_error:.2f}%"
     print(f"weights: {weights.title}, {weights.history}")
     print(

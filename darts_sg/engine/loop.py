@@ -359,9 +359,9 @@ def summary(row: Mapping[str, float]) -> str:
         if value != value or name == "epoch":
             continue
         if name.endswith("accuracy"):
-            parts.append(f"{name.removesuffix('_accuracy')} accuracy {100 * value:.2f}%")
+            parts.append(f"{name.replace('_', ' ')} {100 * value:.2f}%")
         elif name.endswith("loss"):
-            parts.append(f"{name.removesuffix('_loss')} loss {value:.4f}")
+            parts.append(f"{name.replace('_', ' ')} {value:.4f}")
         elif name == "images_per_second":
             parts.append(f"{value:.1f} images/s")
         elif name == "seconds":

@@ -5,6 +5,8 @@ metrics.csv      one row an epoch
 log.txt          what was printed, with the time
 tensorboard/     the same for TensorBoard
 checkpoints/     the newest two, to continue from
+split.json       search: the lists of images it uses, if it was given any
+unusual_images.csv  damaged images, and those that are no RGB JPEG, if there are any
 genotypes/       search: the genotype after each epoch; alphas/ the mixing weights
 genotype.yaml    search: the result; augment: what is trained
 result.json      augment: the result
@@ -32,6 +34,9 @@ from darts_sg.config import RunConfig
 from darts_sg.errors import UsageError
 from darts_sg.files import write_atomically
 
+TERMINAL = logging.lastResort or logging.NullHandler()
+"""Where warnings go as long as there is no other handler."""
+
 
 class RunDir:
     """The folder of one run, held by one process at a time."""
@@ -48,7 +53,8 @@ class RunDir:
         handler = logging.FileHandler(path / "log.txt", encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
         self._logger.addHandler(handler)
-        logging.getLogger("darts_sg.data").addHandler(handler)
+        for shown in (handler, TERMINAL):
+            logging.getLogger("darts_sg.data").addHandler(shown)
 
     @classmethod
     def create(cls, path: Path) -> "RunDir":

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
@@ -13,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from darts_sg import native
-from darts_sg.analysis.cost import choice_costs, count_macs, count_params, derived_cost, human
+from darts_sg.analysis.cost import CELLS, CHANNELS, choice_costs, count_macs, count_params, derived_cost, human
 from darts_sg.analysis.curves import draw_mixing_weights
 from darts_sg.analysis.report import write_report
 from darts_sg.config import PENALTIES, SearchConfig
-from darts_sg.data import Augment, TrainBatches, evaluation_batches
+from darts_sg.data import Augment, ImageFiles, Images, TrainBatches, evaluation_batches, read_split
 from darts_sg.derive import Bound, derive_bounded, entropy, frontier, strengths
 from darts_sg.engine.loop import Loop, StepResult
 from darts_sg.engine.run_dir import RunDir
@@ -35,6 +36,7 @@ from darts_sg.engine.setup import (
     train_batches,
 )
 from darts_sg.engine.steps import (
+    Evaluation,
     accuracy,
     apply_weight_step,
     cosine_learning_rate,
@@ -60,10 +62,7 @@ class SearchJob:
     def __init__(self, config: SearchConfig, setting: Setting) -> None:
         self.config, self.setting = config, setting
         self.space = parse_space(config.space)
-        self.train_images, self.validation_images = (
-            part.to(setting.device)
-            for part in split_training_set(setting.data, split_sizes(config, len(setting.data.train)), config)
-        )
+        self.train_images, self.validation_images = (part.to(setting.device) for part in search_parts(config, setting))
         self.train = train_batches(self.train_images, config, setting, "weights")
         self.validation = train_batches(self.validation_images, config, setting, "alphas")
         self.num_epochs, self.steps_per_epoch = config.epochs, len(self.train)
@@ -182,7 +181,7 @@ class SearchJob:
         name = "".join(c if c.isalnum() or c in "_.+-" else "_" for c in f"{self.space.name}_seed{config.seed}")
         return Genotype(name, self.space.name, self.space.operations, normal, reduce, MappingProxyType(provenance))
 
-    def evaluate(self) -> tuple[float, float]:
+    def evaluate(self) -> Evaluation:
         """Loss and accuracy of the supernet on the whole validation part, with the running statistics."""
         mixing = self.relaxation(self.supernet)
         ranks, spec = self.setting.ranks, self.setting.data.spec
@@ -194,6 +193,7 @@ class SearchJob:
             "supernet": self.supernet.state_dict(),
             "weight_optimizer": self.weight_optimizer.state_dict(),
             "alpha_optimizer": self.alpha_optimizer.state_dict(),
+            "unusual_images": dict(self.setting.data.unusual),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -204,6 +204,7 @@ class SearchJob:
             raise RunError(f"checkpoint of another supernet: {missing or unexpected}")
         self.weight_optimizer.load_state_dict(state["weight_optimizer"])
         self.alpha_optimizer.load_state_dict(state["alpha_optimizer"])
+        self.setting.data.unusual.update(state.get("unusual_images", {}))
 
     def facts(self) -> list[str]:
         """What a dry run says of the supernet."""
@@ -227,6 +228,7 @@ class SearchJob:
         config, spec = self.config, self.setting.data.spec
         return Supernet(
             self.space.operations,
+            network=config.network,
             channels=config.channels,
             cells=config.cells,
             num_classes=spec.num_classes,
@@ -272,14 +274,14 @@ class SearchJob:
 
 
 def penalties_of(config: SearchConfig, operations: tuple[str, ...]) -> list[Penalty]:
-    """The penalties that a search asks for, on networks of the papers' shape (CIFAR, C=36, 20 cells).
+    """The penalties that a search asks for, on networks of the papers' size for its shape (CIFAR: C=36, 20 cells).
 
     Raises UsageError if no network of the space is as small as a target.
     """
     asked = config.penalties()
     if not asked:
         return []
-    costs = dict(zip(PENALTIES, choice_costs(operations, num_nodes=config.nodes), strict=True))
+    costs = dict(zip(PENALTIES, choice_costs(operations, config.network, num_nodes=config.nodes), strict=True))
     found = []
     for name, (weight, target) in asked.items():
         penalty = Penalty(name, weight, operations, costs[name], target)
@@ -321,6 +323,21 @@ def choose_kernels(config: SearchConfig, setting: Setting) -> str:
     return "native"
 
 
+def search_parts(config: SearchConfig, setting: Setting) -> list[Images]:
+    """The training images for the weights and for the alphas. UsageError if --split does not list two such parts."""
+    train = setting.data.train
+    if config.split is None:
+        return split_training_set(setting.data, split_sizes(config, len(train)), config)
+    if not isinstance(train, ImageFiles):
+        raise UsageError(f"--split {config.split} is for --dataset imagenet, not {config.dataset}")
+    parts = read_split(config.split, train)
+    if len(parts) != 2:
+        raise UsageError(
+            f"--split {config.split} lists {len(parts)} parts; a search needs two, as --fraction 0.1 0.025"
+        )
+    return [train.select(indices) for indices in parts]
+
+
 def split_sizes(config: SearchConfig, total: int) -> tuple[int, int]:
     """Images for the weights and for the alphas: halves of the training set unless the options say otherwise."""
     train, validation = config.train_images, config.validation_images
@@ -345,33 +362,44 @@ def run_search(config: SearchConfig, *, resume: Path | None = None, dry: bool = 
     if run is not None and (run.path / "genotype.yaml").is_file():
         print(f"{run.path} is finished: {run.path / 'genotype.yaml'}, {run.path / 'report.md'}")
         return run.path
+    if run is not None and config.split is not None:
+        config = replace(config, split=run.path / "split.json")
     setting = prepare(config, earlier)
     job = SearchJob(config, setting)
     if dry:
         writes = "genotype.yaml, config.yaml, metrics.csv, tensorboard/, checkpoints/, genotypes/, alphas/, report.md"
         dry_run(job, config, setting, first_epoch=config.alpha_frozen_epochs, facts=job.facts(), writes=writes)
         return None
+
+    def keep_split(run: RunDir) -> None:
+        if config.split is not None:
+            run.write("split.json", config.split.read_bytes())
+
     sizes = {"train_images": len(job.train_images), "validation_images": len(job.validation_images)}
 
     def finish(run: RunDir, config: SearchConfig, loop: Loop) -> None:
-        loss, right = job.evaluate()  # all ranks do
+        found = job.evaluate()  # all ranks do
         if not run.writes:
             return
         measured = {
-            "validation_accuracy_percent": round(100 * right, 3),
-            "validation_loss": round(loss, 5),
+            "validation_accuracy_percent": round(100 * found.accuracy, 3),
+            "validation_loss": round(found.loss, 5),
             "search_seconds": round(loop.seconds, 1),
         }
         genotype = job.derive(run, config.epochs, measured)
         run.write("genotype.yaml", genotype.to_yaml())
         report = write_report(run.path)
-        cost = derived_cost(genotype)
-        print(f"supernet accuracy on the {sizes['validation_images']} validation images: {100 * right:.2f}%")
-        print(f"derived network at C=36, 20 cells: {human(cost.params)} parameters, {human(cost.macs)} MACs (CIFAR)")
+        shape = config.network
+        cost = derived_cost(genotype, shape)
+        print(f"supernet accuracy on the {sizes['validation_images']} validation images: {100 * found.accuracy:.2f}%")
+        print(
+            f"derived network at C={CHANNELS[shape]}, {CELLS[shape]} cells: {human(cost.params)} parameters, "
+            f"{human(cost.macs)} MACs ({shape} shape)"
+        )
         print(f"genotype: {run.path / 'genotype.yaml'}\nreport: {report}")
         print(f"retrain it: python augment.py --genotype {run.path / 'genotype.yaml'}")
 
     return run_job(
         job, config, setting, run, title=job.space.name, sizes=sizes,
-        prepare_run=lambda run: None, finish=finish, script="search.py",
+        prepare_run=keep_split, finish=finish, script="search.py",
     )  # fmt: skip

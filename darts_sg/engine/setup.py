@@ -1,6 +1,8 @@
 """What both jobs do before the first step: device, data, run folder; and the dry run."""
 
+import csv
 import dataclasses
+import io
 import os
 import resource
 import shutil
@@ -14,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 
 from darts_sg.config import RunConfig
-from darts_sg.data import Augment, Dataset, ImageSet, TrainBatches, balanced_split, load_dataset
+from darts_sg.data import Augment, Dataset, Images, Reading, TrainBatches, balanced_split, load_dataset
 from darts_sg.engine import environment
 from darts_sg.engine.checkpoint import checkpoints, seed_everything
 from darts_sg.engine.distributed import ALONE, RankLost, Ranks
@@ -62,10 +64,12 @@ def prepare(config: RunConfig, earlier: dict[str, Any]) -> Setting:
             f"the data in {config.data} are not those that this run was started on (fingerprint "
             f"{data.fingerprint()}, then {known}); give their folder with --data"
         )
+    workers = environment.usable_cores() if config.workers is None else config.workers
+    data = data.read_by(Reading(workers, config.damaged, config.reduced_decoding))
     return Setting(device, data, earlier, environment.describe(device, ranks), ranks)
 
 
-def split_training_set(data: Dataset, sizes: Sequence[int], config: RunConfig) -> list[ImageSet]:
+def split_training_set(data: Dataset, sizes: Sequence[int], config: RunConfig) -> list[Images]:
     """Disjoint class-balanced parts of the training images, of the given sizes; None of size 0 is looked at."""
     total = len(data.train)
     if sum(sizes) > total:
@@ -77,9 +81,9 @@ def split_training_set(data: Dataset, sizes: Sequence[int], config: RunConfig) -
     return [data.train.select(indices) for indices in parts]
 
 
-def train_batches(images: ImageSet, config: RunConfig, setting: Setting, stream: str) -> TrainBatches:
+def train_batches(images: Images, config: RunConfig, setting: Setting, stream: str) -> TrainBatches:
     """This rank's shares of the training batches of a stream. UsageError if a batch is too small to be shared."""
-    augment, ranks = Augment(cutout_length=config.cutout_length), setting.ranks
+    augment, ranks = Augment(cutout_length=config.cutout_length, colour_jitter=config.colour_jitter), setting.ranks
     batches = TrainBatches(
         images, setting.data.spec, config.batch_size, augment, config.seed, stream, ranks.rank, ranks.size
     )
@@ -162,6 +166,7 @@ def run_job(
             raise
         exhausted = True  # what the step holds is freed with the error
     finally:
+        write_unusual(run, setting.data.unusual)
         run.close()
     if exhausted:
         fits = what_fits(job, config.batch_size, loop.resume_command, recompute=getattr(config, "recompute", None))
@@ -175,6 +180,14 @@ def _to_agree_on(config: RunConfig, setting: Setting) -> Mapping[str, Any]:
     options = {f"--{name.replace('_', '-')}": value for name, value in config.as_dict().items() if name != "data"}
     here = {name: setting.environment.get(name) for name in keys}
     return {**options, **here, "the data": setting.data.fingerprint(), "the run": bool(setting.earlier)}
+
+
+def write_unusual(run: RunDir, unusual: dict[str, str]) -> None:
+    """Write unusual_images.csv: the images met so far that are damaged or no RGB JPEG, if there are any."""
+    if unusual:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([("image", "what"), *sorted(unusual.items())])
+        run.write("unusual_images.csv", text.getvalue())
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -2,19 +2,40 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from darts_sg.config import RunConfig
+from darts_sg.config import AugmentConfig, RunConfig
 from darts_sg.engine.distributed import ALONE, Ranks
+from darts_sg.errors import RunError
 
 
 def cosine_learning_rate(config: RunConfig, epoch: int) -> float:
     """Learning rate of `epoch` (from 0): half a cosine from learning_rate to learning_rate_min (SGDR, equation 5)."""
     span = config.learning_rate - config.learning_rate_min
     return config.learning_rate_min + span * (1 + math.cos(math.pi * epoch / config.epochs)) / 2
+
+
+def scheduled_learning_rate(config: AugmentConfig, epoch: int) -> float:
+    """Learning rate of `epoch` (from 0): warm-up, then the schedule, both scaled to the size of the batches.
+
+    With the batch the steps become fewer, so that the rate grows in proportion (Goyal et al., 2017, section 2.1).
+    """
+    scale = config.batch_size / (config.learning_rate_batch or config.batch_size)
+    done = epoch / config.epochs
+    highest, lowest = config.learning_rate, config.learning_rate_min
+    if epoch < config.warmup_epochs:
+        rate = highest * (epoch + 1) / config.warmup_epochs
+    elif config.schedule == "linear":
+        rate = highest + (lowest - highest) * done
+    elif config.schedule == "exponential":
+        rate = highest * (lowest / highest) ** done
+    else:
+        rate = cosine_learning_rate(config, epoch)
+    return scale * rate
 
 
 def weight_optimizer(parameters: Iterable[nn.Parameter], config: RunConfig) -> torch.optim.SGD:
@@ -52,23 +73,38 @@ def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
     return (logits.argmax(dim=1) == labels).float().mean()
 
 
+class Evaluation(NamedTuple):
+    """Means over all images of an evaluation."""
+
+    loss: float
+    accuracy: float
+    top5_accuracy: float
+
+
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
     logits_of: Callable[[Tensor], Tensor],
     batches: Iterable[tuple[Tensor, Tensor]],
     ranks: Ranks = ALONE,
-) -> tuple[float, float]:
-    """Mean loss and accuracy of `logits_of` over the batches of all ranks, with `model` in eval mode meanwhile."""
+) -> Evaluation:
+    """Loss and accuracies of `logits_of` over the batches of all ranks, with `model` in eval mode meanwhile.
+
+    Raises RunError if there is no image.
+    """
     was_training = model.training
     model.eval()
-    loss = right = torch.zeros((), dtype=torch.float64)
+    loss = right = right5 = torch.zeros((), dtype=torch.float64)
     count = 0
     for x, y in batches:
         logits = logits_of(x)
         loss = loss + F.cross_entropy(logits, y, reduction="sum").double().cpu()
         right = right + (logits.argmax(dim=1) == y).sum().cpu()
+        best = logits.topk(min(5, logits.shape[1])).indices
+        right5 = right5 + (best == y[:, None]).sum().cpu()
         count += len(y)
     model.train(was_training)
-    total_loss, total_right, total = ranks.sum(loss.item(), right.item(), count)
-    return total_loss / total, total_right / total
+    sum_loss, num_right, num_right5, total = ranks.sum(loss.item(), right.item(), right5.item(), count)
+    if not total:
+        raise RunError("none of the images to evaluate on can be read; repair them, then go on with --resume")
+    return Evaluation(sum_loss / total, num_right / total, num_right5 / total)

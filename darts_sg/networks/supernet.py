@@ -17,11 +17,13 @@ from darts_sg.derive import num_edges
 from darts_sg.errors import UsageError
 from darts_sg.genotype import NUM_INPUTS
 from darts_sg.native import chains as native
+from darts_sg.networks.derived import NetworkShape
 from darts_sg.networks.edges import EdgeBatch, Part, mix
 from darts_sg.networks.skeleton import (
     CellSpec,
     CifarStem,
     Head,
+    ImageNetStem,
     between_cells,
     cell_specs,
     input_layers,
@@ -181,6 +183,7 @@ class Supernet(nn.Module):
         self,
         operations: Sequence[str],
         *,
+        network: NetworkShape = "cifar",
         channels: int = 16,
         cells: int = 8,
         num_classes: int = 10,
@@ -201,9 +204,10 @@ class Supernet(nn.Module):
         self.recompute = False
         """Keep only the outputs of the cells for the backward pass and compute what is in them again: less memory,
         more time, the same bits."""
-        C_stem = stem_multiplier * channels
-        self.stem = CifarStem(in_channels, C_stem)
-        specs = cell_specs(channels, cells, C_stem, num_joined=lambda reduction: num_nodes)
+        large = network == "imagenet"
+        C_stem = channels if large else stem_multiplier * channels
+        self.stem = (ImageNetStem if large else CifarStem)(in_channels, C_stem)
+        specs = cell_specs(channels, cells, C_stem, lambda reduction: num_nodes, reduction_before=large)
         self.cells = nn.ModuleList(SupernetCell(spec, operations, num_nodes, partial_channels) for spec in specs)
         self.head = Head(num_nodes * specs[-1].C, num_classes)
 

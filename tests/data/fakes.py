@@ -71,3 +71,24 @@ def write_image_folder(root: Path, counts: dict[str, int], size: tuple[int, int]
         for i in range(count):
             pixels = rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
             Image.fromarray(pixels).save(root / name / f"{i:03d}.png")
+
+
+def write_imagenet(directory: Path, num_classes: int = 3, per_class: int = 4, odd: bool = False) -> None:
+    """Smooth JPEGs of several sizes in ImageNet's layout; `odd`: the first ones of class 0 of either part are grey,
+    CMYK, a PNG named .JPEG, and cut short."""
+    rng = np.random.default_rng(0)
+    for part in ("train", "val"):
+        for label in range(num_classes):
+            folder = directory / part / f"n{label:08d}"
+            folder.mkdir(parents=True)
+            for i in range(per_class):
+                coarse = rng.integers(0, 256, (5, 7, 3), dtype=np.uint8)
+                size = (int(rng.integers(40, 90)), int(rng.integers(40, 90)))
+                image = Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
+                path = folder / f"{folder.name}_{i}.JPEG"
+                kind = i if odd and label == 0 else None
+                if kind in (0, 1):
+                    image = image.convert(("L", "CMYK")[i])
+                image.save(path, format="PNG" if kind == 2 else "JPEG", quality=90)
+                if kind == 3:
+                    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])

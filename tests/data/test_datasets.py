@@ -6,14 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from darts_sg.data import DATASETS, Augment, Dataset, DataSpec, ImageSet, TrainBatches, load_dataset
+from darts_sg.data import DATASETS, Augment, Dataset, DataSpec, ImageFiles, ImageSet, TrainBatches, load_dataset
 from darts_sg.errors import UsageError
-from tests.data.fakes import write_cifar, write_cifar100, write_fashion_mnist, write_image_folder
+from tests.data.fakes import write_cifar, write_cifar100, write_fashion_mnist, write_image_folder, write_imagenet
 
 WRITERS: dict[str, Callable[[Path], object]] = {
     "cifar10": write_cifar,
     "cifar100": write_cifar100,
     "fashion_mnist": write_fashion_mnist,
+    "imagenet": lambda directory: write_imagenet(directory, 4, 8),
     "folder": lambda directory: write_image_folder(directory, {"a": 20, "b": 20}),
     "synthetic": lambda directory: None,
 }
@@ -26,10 +27,13 @@ def test_every_data_set_loads_whole_and_makes_batches(name: str, tmp_path: Path)
     spec = dataset.spec
     assert spec.name == name
     for part in (dataset.train, dataset.test):
+        assert 0 <= part.labels.min() <= part.labels.max() < spec.num_classes
+        if isinstance(part, ImageFiles):
+            assert len(part.names) == len(part)
+            continue
         assert part.images.dtype == torch.uint8
         assert part.images.shape == (len(part), spec.image_size, spec.image_size, spec.in_channels)
         assert part.images.is_contiguous()
-        assert 0 <= part.labels.min() <= part.labels.max() < spec.num_classes
     assert all(0 < value < 1 for value in (*spec.mean, *spec.std))
     x, y = TrainBatches(dataset.train, spec, 8, Augment(cutout_length=8), 0, "weights")[3]
     assert x.shape == (8, spec.in_channels, spec.image_size, spec.image_size)

@@ -17,6 +17,7 @@ from darts_sg.engine.environment import describe
 from darts_sg.engine.run_dir import RunDir
 from darts_sg.engine.search import SearchJob, choose_kernels, penalties_of, split_sizes
 from darts_sg.engine.setup import Setting
+from darts_sg.engine.steps import evaluate, scheduled_learning_rate
 from darts_sg.errors import UsageError
 from darts_sg.genotype import load_genotype
 from darts_sg.methods.relaxation import softmax
@@ -132,6 +133,32 @@ def test_the_learning_rate_warms_up_before_the_cosine_goes_on() -> None:
     options = {"epochs": 4, "learning_rate": 0.1, "warmup_epochs": 2, "batch_size": 8}
     job = AugmentJob(AugmentConfig(model="mobilenext_0.1", **options), find_model("mobilenext_0.1"), setting())
     assert [job.learning_rate(e) for e in range(4)] == pytest.approx([0.05, 0.1, 0.05, 0.1 * (1 - 0.5**0.5) / 2])
+
+
+@pytest.mark.parametrize(
+    ("schedule", "factors"), [("linear", [1, 0.775, 0.55, 0.325]), ("exponential", [0.1 ** (e / 4) for e in range(4)])]
+)
+def test_other_schedules_go_to_the_lowest_rate_and_larger_batches_have_larger_rates(
+    schedule: str, factors: list[float]
+) -> None:
+    options = {"epochs": 4, "learning_rate": 0.2, "learning_rate_min": 0.02, "schedule": schedule}
+    for batch_size, warmup_epochs in ((8, 0), (16, 2)):
+        more = {"batch_size": batch_size, "learning_rate_batch": 8, "warmup_epochs": warmup_epochs}
+        config = AugmentConfig(model="mobilenext_0.1", **options, **more)
+        expected = [0.2 * batch_size / 8 * factor for factor in factors]
+        if warmup_epochs:
+            expected[:2] = [0.2, 0.4]
+        assert [scheduled_learning_rate(config, epoch) for epoch in range(4)] == pytest.approx(expected)
+
+
+def test_top1_and_top5_are_counted_over_unequal_batches() -> None:
+    logits = torch.randn(23, 9, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(23) % 9
+    ranks = [(row > row[label]).sum().item() for row, label in zip(logits, labels, strict=True)]
+    found = evaluate(torch.nn.Identity(), lambda x: x, zip(logits.split(8), labels.split(8), strict=True))
+    assert found.accuracy == pytest.approx(ranks.count(0) / 23)
+    assert found.top5_accuracy == pytest.approx(sum(rank < 5 for rank in ranks) / 23)
+    assert found.loss == pytest.approx(F.cross_entropy(logits, labels).item())
 
 
 def test_label_smoothing_spreads_its_share_over_all_classes_in_both_losses() -> None:

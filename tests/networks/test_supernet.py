@@ -1,5 +1,7 @@
 """The supernet against the textbook one in float64: logits, gradients of weights and alphas, statistics."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,10 +20,11 @@ from tests.reference.transfer import assert_equal_tensors, copy_tensors, gradien
 
 EVERY = "+".join(OPERATIONS)
 PLAIN = {"channels": 4, "cells": 5, "num_classes": 7}
+IMAGENET = {**PLAIN, "network": "imagenet"}
 PARTIAL = {"channels": 8, "cells": 3, "num_classes": 7, "partial_channels": 4}
 
 
-def pair(space: str, edge_normalization: bool, **options: int) -> tuple[Supernet, textbook.Supernet]:
+def pair(space: str, edge_normalization: bool, **options: Any) -> tuple[Supernet, textbook.Supernet]:
     """(the package's, the textbook's) supernet in float64 with the same random weights; alphas are normal."""
     operations = parse_space(space).operations
     expected = textbook.Supernet(operations, **options).double()
@@ -64,9 +67,10 @@ def kernels(request: pytest.FixtureRequest) -> str:
         *((name, (8, 8), options) for name in [*SPACES, "darts+ir", "darts+sandglass"] for options in (PLAIN, PARTIAL)),
         (EVERY, (9, 7), PLAIN),
         (EVERY, (9, 7), PARTIAL),
+        ("darts+sandglass", (65, 64), IMAGENET),
     ],
 )
-def test_supernet_is_the_textbook_one(space: str, size: tuple[int, int], options: dict[str, int], kernels: str) -> None:
+def test_supernet_is_the_textbook_one(space: str, size: tuple[int, int], options: dict[str, Any], kernels: str) -> None:
     actual, expected = pair(space, edge_normalization=options is PARTIAL, **options)
     actual.use_native(kernels == "native")
     alphas = [a.detach().clone().requires_grad_() for a in actual.alphas()]
@@ -113,11 +117,11 @@ def test_other_shapes_are_the_textbook_ones_too(num_nodes: int) -> None:
     assert_equal_tensors([actual(x, mixing)], [expected(x, *mixing)])
 
 
-@pytest.mark.parametrize("options", [PLAIN, PARTIAL])
-def test_multiply_adds_are_those_of_the_textbook_layers(options: dict[str, int]) -> None:
+@pytest.mark.parametrize("options", [PLAIN, PARTIAL, IMAGENET])
+def test_multiply_adds_are_those_of_the_textbook_layers(options: dict[str, Any]) -> None:
     with torch.device("meta"), torch.no_grad():
         actual, expected = (of(parse_space("darts+ir").operations, **options) for of in (Supernet, textbook.Supernet))
-        x, mixing = torch.empty(1, 3, 8, 8), mixing_of(actual.alphas())
+        x, mixing = torch.empty(1, 3, 64, 64), mixing_of(actual.alphas())
         assert count_macs(actual, x, mixing) == count_macs(expected, x, *mixing)
 
 

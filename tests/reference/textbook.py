@@ -229,6 +229,23 @@ class SearchCell(nn.Module):
         return torch.cat(states[2:], dim=1)
 
 
+def stems(network: str, in_channels: int, channels: int, multiplier: int) -> tuple[nn.Sequential, nn.Sequential | None]:
+    """CIFAR: 3×3 - BN. ImageNet: two 3×3 of stride 2, and after a ReLU a third one for the second input."""
+    if network == "cifar":
+        C = multiplier * channels
+        return nn.Sequential(conv(in_channels, C, 3, padding=1), nn.BatchNorm2d(C)), None
+    half = channels // 2
+    first = nn.Sequential(
+        conv(in_channels, half, 3, stride=2, padding=1),
+        nn.BatchNorm2d(half),
+        nn.ReLU(),
+        conv(half, channels, 3, stride=2, padding=1),
+        nn.BatchNorm2d(channels),
+    )
+    second = nn.Sequential(nn.ReLU(), conv(channels, channels, 3, stride=2, padding=1), nn.BatchNorm2d(channels))
+    return first, second
+
+
 class Supernet(nn.Module):
     """The search network: stem, cells with reductions at 1/3 and 2/3 of the depth, pooling, linear layer."""
 
@@ -236,6 +253,7 @@ class Supernet(nn.Module):
         self,
         operations: Sequence[str],
         *,
+        network: str = "cifar",
         channels: int,
         cells: int,
         num_classes: int = 10,
@@ -245,10 +263,10 @@ class Supernet(nn.Module):
         partial_channels: int = 1,
     ) -> None:
         super().__init__()
-        C_stem = stem_multiplier * channels
-        self.stem = nn.Sequential(conv(in_channels, C_stem, 3, padding=1), nn.BatchNorm2d(C_stem))
+        self.stem0, self.stem1 = stems(network, in_channels, channels, stem_multiplier)
+        C_stem = channels if self.stem1 else stem_multiplier * channels
         self.cells = nn.ModuleList()
-        C_pp, C_p, C, after_reduction = C_stem, C_stem, channels, False
+        C_pp, C_p, C, after_reduction = C_stem, C_stem, channels, self.stem1 is not None
         for i in range(cells):
             reduction = i in (cells // 3, 2 * cells // 3)
             C = 2 * C if reduction else C
@@ -270,7 +288,8 @@ class Supernet(nn.Module):
         ones = torch.ones(len(normal), dtype=x.dtype)
         edge_normal = ones if edge_normal is None else edge_normal
         edge_reduce = ones if edge_reduce is None else edge_reduce
-        s0 = s1 = self.stem(x)
+        s0 = self.stem0(x)
+        s1 = s0 if self.stem1 is None else self.stem1(s0)
         for cell in self.cells:
             weights = (reduce, edge_reduce) if cell.reduction else (normal, edge_normal)
             s0, s1 = s1, cell(s0, s1, *weights)
@@ -375,25 +394,9 @@ class DerivedNetwork(nn.Module):
         auxiliary: bool = False,
     ) -> None:
         super().__init__()
-        if network == "cifar":
-            C_pp = C_p = 3 * channels
-            self.stem0 = nn.Sequential(conv(in_channels, C_p, 3, padding=1), nn.BatchNorm2d(C_p))
-            self.stem1 = None
-            after_reduction = False
-        else:
-            C_pp = C_p = channels
-            half = channels // 2
-            self.stem0 = nn.Sequential(
-                conv(in_channels, half, 3, stride=2, padding=1),
-                nn.BatchNorm2d(half),
-                nn.ReLU(),
-                conv(half, channels, 3, stride=2, padding=1),
-                nn.BatchNorm2d(channels),
-            )
-            self.stem1 = nn.Sequential(
-                nn.ReLU(), conv(channels, channels, 3, stride=2, padding=1), nn.BatchNorm2d(channels)
-            )
-            after_reduction = True
+        self.stem0, self.stem1 = stems(network, in_channels, channels, 3)
+        C_pp = C_p = channels if self.stem1 else 3 * channels
+        after_reduction = self.stem1 is not None
         self.cells = nn.ModuleList()
         self.auxiliary_head = None
         self.auxiliary_after = 2 * cells // 3

@@ -1,0 +1,350 @@
+"""Images that stay in their files: read, cropped and resized by worker processes, ahead of the steps that use them."""
+
+import atexit
+import logging
+import math
+import os
+import signal
+import struct
+import warnings
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import count
+from multiprocessing import resource_tracker
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils import data as torch_data
+
+from darts_sg.data.generator import keyed_generator
+from darts_sg.errors import RunError
+
+logger = logging.getLogger(__name__)
+
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+"""What Pillow's decoders raise on damaged files; an OSError with a number is the system's, not the file's."""
+DAMAGED = "damaged"
+USUAL = "JPEG RGB"
+CROP_AREA = 0.08, 1.0
+CROP_RATIO = 3 / 4, 4 / 3
+CROP_TRIES = 10
+KEPT_SIDE = 224 / 256
+"""Of the shorter side, in evaluation: resize it to 256 pixels and take the middle 224."""
+MOST_IN_A_ROW = 100
+"""Unreadable files, after which it is not the files that are damaged."""
+
+Box = tuple[float, float, float, float]
+"""Left, top, right and bottom in pixels."""
+Key = tuple[int, int]
+"""The number of the pass and the index of an image in its set."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How image files are read. Only `reduced` changes what comes out of sound ones."""
+
+    workers: int = 0
+    """Processes that read ahead; 0 reads in the process that asks."""
+    damaged: Literal["skip", "stop"] = "skip"
+    """Replace a damaged training image by the next readable one and leave a damaged test image out, or stop."""
+    reduced: bool = False
+    """Decode a JPEG at 1/2, 1/4 or 1/8 of its size where that is still larger than what is made of it."""
+
+
+@dataclass(frozen=True, eq=False)
+class ImageFiles:
+    """A labelled set of image files, each of which is brought to a square when it is asked for."""
+
+    root: Path
+    names: np.ndarray
+    """Paths below `root`, bytes (N,): a million of them take little memory."""
+    labels: Tensor
+    """int64 (N,), on the CPU."""
+    size: int
+    """Side of the squares, in pixels."""
+    reading: Reading = Reading()
+    device: torch.device = torch.device("cpu")
+    """Where batches are wanted."""
+    unusual: dict[str, str] = field(default_factory=dict)
+    """Names of the images met so far that are damaged or no RGB JPEG, and what they are; shared by all parts."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device | str) -> "ImageFiles":
+        """The same images, given out on `device`."""
+        return replace(self, device=torch.device(device))
+
+    def select(self, indices: Tensor) -> "ImageFiles":
+        """The images with these indices, int64 (M,), in this order."""
+        return replace(self, names=self.names[indices.numpy()], labels=self.labels[indices])
+
+    def update(self, digest: Any) -> None:
+        """Add to a hash what tells this set from others: names, labels and size, not what the files hold."""
+        digest.update(f"{len(self)} {self.size}\n".encode())
+        for name, label in zip(self.names.tolist(), self.labels.tolist(), strict=True):
+            digest.update(b"%d %s\n" % (label, name))
+
+    def path(self, index: int) -> Path:
+        return self.root / os.fsdecode(self.names[index])
+
+    def parts(self, batch_size: int, rank: int = 0, num_ranks: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+        """Every readable image once, in order: uint8 (B, H, W, C) as evaluation crops them, and labels (B,).
+
+        The ranks take turns.
+
+        Raises RunError as `Stream` does.
+        """
+        starts = range(rank * batch_size, len(self), num_ranks * batch_size)
+        stream = Stream(
+            self,
+            lambda position: [(0, i) for i in range(starts[position], min(starts[position] + batch_size, len(self)))],
+            FileReader(self, None),
+            len(starts),
+        )
+        for position in range(len(starts)):
+            pixels, labels = stream[position]
+            if len(labels):
+                yield pixels, labels
+        stream.stop()
+
+
+class Read(NamedTuple):
+    """What became of an image that was asked for."""
+
+    pixels: Tensor | None
+    """uint8 (H, W, C); None if it cannot be had."""
+    given: int
+    """Index of the image that is given: another one than asked for where that is damaged."""
+    unusual: list[tuple[int, str]]
+    """Index and description of what is damaged or no RGB JPEG."""
+    failure: str = ""
+    """Why nothing can be read here, if it is not the image."""
+
+
+class Batch(NamedTuple):
+    """The same for a batch, as it goes from one process to another."""
+
+    pixels: Tensor
+    """uint8 (B, H, W, C) of those that can be had."""
+    indices: list[int]
+    unusual: list[tuple[int, str]]
+    failure: str
+
+
+class RandomCrops(NamedTuple):
+    """Random resized crops and flips, the same for the same arguments in every process."""
+
+    seed: int
+    stream: str
+    flip: bool
+
+
+class FileReader(torch_data.Dataset[Read]):
+    """Reads single images; what a worker process gets."""
+
+    def __init__(self, files: ImageFiles, crops: RandomCrops | None) -> None:
+        """`crops`: None for the middle of each image, as evaluation has it."""
+        self.root, self.names = os.fsencode(files.root), files.names
+        self.size, self.reduced = files.size, files.reading.reduced
+        self.replace = crops is not None and files.reading.damaged == "skip"
+        self.crops = crops
+
+    def __getitem__(self, key: Key) -> Read:
+        number, index = key
+        box_of: Callable[[int, int], Box] = middle_box
+        flip = False
+        if self.crops is not None:
+            generator = keyed_generator(self.crops.seed, self.crops.stream, f"crop of {index}", number)
+            draws = torch.rand(CROP_TRIES, 4, generator=generator).tolist()
+            box_of = partial(random_box, draws=draws)
+            flip = self.crops.flip and torch.rand((), generator=generator).item() < 0.5
+        unusual: list[tuple[int, str]] = []
+        for turn in range(MOST_IN_A_ROW if self.replace else 1):
+            at = (index + turn) % len(self.names)
+            path = os.path.join(self.root, self.names[at])  # noqa: PTH118 - of bytes
+            try:
+                pixels, kind = read_square(os.fsdecode(path), self.size, box_of, reduced=self.reduced)
+            except UNREADABLE as error:
+                if isinstance(error, OSError) and error.errno is not None:
+                    return Read(None, at, unusual, f"cannot read {os.fsdecode(path)}: {error.strerror}")
+                unusual.append((at, f"{DAMAGED}: {' '.join(str(error).split()) or type(error).__name__}"))
+                continue
+            if kind:
+                unusual.append((at, kind))
+            return Read(torch.from_numpy(pixels[:, ::-1].copy() if flip else pixels), at, unusual)
+        failure = f"{MOST_IN_A_ROW} images in a row cannot be decoded, from {os.fsdecode(path)} back"
+        return Read(None, at, unusual, failure if self.replace else "")
+
+
+def read_square(
+    path: str, size: int, box_of: Callable[[int, int], Box], *, reduced: bool = False
+) -> tuple[np.ndarray, str]:
+    """A box of an image, resized (bilinear, antialiased) to uint8 (size, size, 3), and what is unusual about the image.
+
+    `box_of(width, height)` chooses the box. Any mode becomes RGB. An orientation in the EXIF data is left alone, as
+    all published figures on ImageNet have it. Raises one of UNREADABLE.
+    """
+    with Image.open(path) as image:
+        width, height = image.size
+        kind = f"{image.format} {image.mode}"
+        left, top, right, bottom = box_of(width, height)
+        if reduced:
+            wanted = math.ceil(width * size / (right - left)), math.ceil(height * size / (bottom - top))
+            image.draft(None, wanted)
+        x, y = image.width / width, image.height / height
+        whole = image if image.mode == "RGB" else image.convert("RGB")
+        box = left * x, top * y, min(right * x, image.width), min(bottom * y, image.height)
+        square = whole.resize((size, size), Image.Resampling.BILINEAR, box=box)
+    return np.array(square), "" if kind == USUAL else kind
+
+
+def random_box(width: int, height: int, draws: Sequence[Sequence[float]]) -> Box:
+    """A box of 8 to 100% of the area with sides in a ratio from 3/4 to 4/3, anywhere (Szegedy et al., 2015).
+
+    draws: for each try four numbers from 0 up to 1: area, ratio, left and top. If no try fits into the image, the
+    middle with the nearest ratio allowed.
+    """
+    low, high = (math.log(ratio) for ratio in CROP_RATIO)
+    for area, ratio, left, top in draws:
+        pixels = width * height * (CROP_AREA[0] + (CROP_AREA[1] - CROP_AREA[0]) * area)
+        aspect = math.exp(low + (high - low) * ratio)
+        w, h = round(math.sqrt(pixels * aspect)), round(math.sqrt(pixels / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            x, y = int(left * (width - w + 1)), int(top * (height - h + 1))
+            return x, y, x + w, y + h
+    return centred(width, height, min(width, height * CROP_RATIO[1]), min(height, width / CROP_RATIO[0]))
+
+
+def middle_box(width: int, height: int) -> Box:
+    """The middle square of 224/256 of the shorter side."""
+    side = KEPT_SIDE * min(width, height)
+    return centred(width, height, side, side)
+
+
+def centred(width: int, height: int, w: float, h: float) -> Box:
+    x, y = (width - w) / 2, (height - h) / 2
+    return x, y, x + w, y + h
+
+
+class Stream:
+    """Batches of images by their position, read ahead from the last position asked for on.
+
+    `stream[position]` depends on the keys of that position alone, whatever the number of workers. Raises RunError
+    when a file or folder cannot be reached, and when an image is damaged and `Reading.damaged` says to stop.
+    """
+
+    def __init__(
+        self, files: ImageFiles, keys: Callable[[int], list[Key]], reader: FileReader, length: int | None = None
+    ) -> None:
+        """keys(position): the images of a batch; length: number of positions, None for no end."""
+        self.files, self.keys, self.reader, self.length = files, keys, reader, length
+        self.next = 0
+        self.running: Iterator[Batch] | None = None
+
+    def __getitem__(self, position: int) -> tuple[Tensor, Tensor]:
+        """uint8 (B, H, W, C) and labels int64 (B,) on the device of the files, without damaged ones."""
+        if self.running is None or position != self.next:
+            self.stop()
+            self.running = self._start(position)
+        self.next = position + 1
+        batch = next(self.running)
+        try:
+            self._note(batch)
+        except RunError:
+            self.stop()
+            raise
+        labels, device = self.files.labels[batch.indices], self.files.device
+        return batch.pixels.to(device, non_blocking=True), labels.to(device)
+
+    def stop(self) -> None:
+        """End the workers; the next batch asked for starts new ones."""
+        self.running = None
+
+    def _start(self, position: int) -> Iterator[Batch]:
+        workers = self.files.reading.workers
+        if self.length is not None:
+            workers = min(workers, self.length - position)
+        loader: torch_data.DataLoader[Any] = torch_data.DataLoader(
+            self.reader,
+            batch_sampler=Positions(self.keys, position, self.length),
+            num_workers=workers,
+            collate_fn=partial(collate, size=self.files.size),
+            multiprocessing_context="spawn" if workers else None,
+            worker_init_fn=quieten,
+            pin_memory=self.files.device.type == "cuda",
+            generator=torch.Generator(),  # or it draws from the one that a resumed run has to find as it was
+        )
+        STREAMS.add(self)
+        # a worker inherits that these are blocked: it ends when its parent does, which has batches to finish and a
+        # checkpoint to write when it is told to stop. The tracker, if it were started in between, would unblock them
+        resource_tracker.ensure_running()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        try:
+            return iter(loader)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def _note(self, batch: Batch) -> None:
+        """Take down what is unusual about the images; RunError if it ends the run."""
+        for index, what in batch.unusual:
+            name = os.fsdecode(self.files.names[index])
+            damaged = what.startswith(DAMAGED)
+            if damaged and self.files.reading.damaged == "stop":
+                raise RunError(
+                    f"{self.files.path(index)} is {what}; repair it, or go on with --resume and --damaged skip"
+                )
+            if damaged and name not in self.files.unusual:
+                done = "replaced by the next" if self.reader.replace else "left out"
+                logger.warning("%s is %s; %s", self.files.path(index), what, done)
+            self.files.unusual[name] = what
+        if batch.failure:
+            raise RunError(f"{batch.failure}; check that the data are there, then go on with --resume")
+
+
+class Positions(torch_data.Sampler[list[Key]]):
+    """The keys of all positions from `first` on."""
+
+    def __init__(self, keys: Callable[[int], list[Key]], first: int, length: int | None) -> None:
+        self.keys, self.first, self.length = keys, first, length
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        return map(self.keys, count(self.first) if self.length is None else range(self.first, self.length))
+
+
+def collate(reads: Sequence[Read], size: int) -> Batch:
+    """One tensor of all images that could be read, and what is to be told of the others."""
+    kept = [read.pixels for read in reads if read.pixels is not None]
+    return Batch(
+        torch.stack(kept) if kept else torch.empty(0, size, size, 3, dtype=torch.uint8),
+        [read.given for read in reads if read.pixels is not None],
+        [item for read in reads for item in read.unusual],
+        next((read.failure for read in reads if read.failure), ""),
+    )
+
+
+def count_unusual(unusual: Mapping[str, str]) -> dict[str, int]:
+    """How many of the images that are not as expected are damaged, and of each other kind."""
+    return dict(sorted(Counter(what.partition(":")[0] for what in unusual.values()).items()))
+
+
+def quieten(worker: int) -> None:
+    """Pillow warns of odd EXIF data; the images are what counts."""
+    warnings.filterwarnings("ignore", module="PIL")
+
+
+STREAMS: "weakref.WeakSet[Stream]" = weakref.WeakSet()
+
+
+@atexit.register  # before multiprocessing's own hook, which waits for workers that nobody has told to end
+def stop_all() -> None:
+    """End the workers of all streams."""
+    for stream in list(STREAMS):
+        stream.stop()
