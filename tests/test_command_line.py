@@ -479,7 +479,7 @@ def test_compare_cost_export_validate(capsys: pytest.CaptureFixture[str], tmp_pa
     picture = tmp_path / "comparison.svg"
     small = ["--channels", "4", "--cells", "3", "--latency", "--batch-size", "2", "-o", str(picture)]
     _, out, _ = in_process(capsys, "genotype", "compare", *names, *small)
-    for text in ("edges shared with first", "batch 2: ", "threads", str(picture)):
+    for text in ("edges shared with first", "latency batch", "threads", str(picture)):
         assert text in out
     assert "<svg" in picture.read_text()
     shape = ["--channels", "4", "--cells", "3"]

@@ -47,7 +47,7 @@ def augment(ranks: Ranks, *, frozen: bool, num_steps: int) -> dict[str, Any]:
     job = AugmentJob(config, load_genotype("DARTS_V2"), dataclasses.replace(setting(), ranks=ranks))
     in_double(job.network, frozen=frozen)
     means = [job.step(0, step).means for step in range(num_steps)]
-    return {"state": job.state_dict(), "means": means, "evaluation": job.evaluate(job.test_images)}
+    return {"state": job.state_dict(), "means": means, "evaluation": job.evaluate("test", job.test_images)}
 
 
 def outcomes(ranks: Ranks) -> dict[str, Any]:
