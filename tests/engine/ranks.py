@@ -37,7 +37,7 @@ def search(ranks: Ranks, method: str) -> dict[str, Any]:
     job = SearchJob(config, dataclasses.replace(setting(), ranks=ranks))
     in_double(job.supernet, frozen=True)
     means = [job.step(0, step).means for step in range(job.steps_per_epoch)]
-    return {"state": job.state_dict(), "means": means, "evaluation": job.evaluate()}
+    return {"state": job.state_dict(), "means": means, "evaluation": job.evaluate()._asdict()}
 
 
 def augment(ranks: Ranks, *, frozen: bool, num_steps: int) -> dict[str, Any]:
