@@ -2,6 +2,7 @@
 
 import json
 import random
+import tarfile
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -264,3 +265,22 @@ def test_a_layout_that_is_none_is_refused_with_the_way_out(broken: str, expected
         load(tmp_path)
     with pytest.raises(UsageError, match="too small"):
         load_dataset("imagenet", tmp_path / "elsewhere", image_size=4)
+
+
+@pytest.mark.skipif(not SAMPLE.is_file(), reason="the sample of 200 ImageNet images is not beside the checkout")
+def test_real_images_are_all_read(tmp_path: Path) -> None:
+    with tarfile.open(SAMPLE) as archive:
+        archive.extractall(tmp_path / "train", filter="data")
+    (tmp_path / "val").symlink_to(tmp_path / "train")
+    data = load_dataset("imagenet", tmp_path, image_size=64)
+    assert (len(data.train), data.spec.num_classes, data.remark) == (
+        200, 200, "test part: val; 200 classes; images brought to 64×64 pixels",
+    )  # fmt: skip
+    means = []
+    for x, y in evaluation_batches(data.test, data.spec, 80):
+        means.append(x.mean(dim=(0, 2, 3)) * len(y) / 200)
+    assert torch.stack(means).sum(0).abs().max() < 0.3  # normalised by the figures of all of ImageNet
+    assert count_unusual(data.unusual) == {"JPEG L": 3}
+    x, y = TrainBatches(data.train, data.spec, 200, Augment(colour_jitter=0.4), 0, "weights")[0]
+    assert x.isfinite().all()
+    assert len(y.unique()) == 200
