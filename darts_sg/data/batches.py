@@ -102,7 +102,8 @@ class TrainBatches:
         """
         if position < 0:
             raise IndexError(f"position {position} is negative")
-        pixels, labels = self._pixels(position) if self._files is None else self._files[position]
+        draws = self.own_draws(position)
+        pixels, labels = self._pixels(position, draws) if self._files is None else self._files[position]
         colours = None
         if self.augment.colour_jitter:
             generator = keyed_generator(self.seed, self.stream, "colour", position)
@@ -110,7 +111,7 @@ class TrainBatches:
             colours = ColourDraws(*(part[self.share(position)] for part in drawn))
         x = normalise(pixels, self.spec, colours)
         if self.augment.cutout_length:
-            cutout_(x, self.own_draws(position).centres, self.augment.cutout_length)
+            cutout_(x, draws.centres, self.augment.cutout_length)
         return x, labels
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -157,10 +158,10 @@ class TrainBatches:
         draws, share = self.draws(position, self.num_images(position)), self.share(position)
         return Draws(draws.offsets[share], draws.flips[share], draws.centres[share])
 
-    def _pixels(self, position: int) -> tuple[Tensor, Tensor]:
+    def _pixels(self, position: int, draws: Draws) -> tuple[Tensor, Tensor]:
         """Cropped and flipped images in memory, uint8 (B, H, W, C), and their labels."""
         assert isinstance(self.images, ImageSet)
-        indices, draws = self.indices(position), self.own_draws(position)
+        indices = self.indices(position)
         flips = draws.flips if self.augment.flip and self.spec.flip else torch.zeros_like(draws.flips)
         pixels = crop_and_flip(self.images.images[indices], draws.offsets, flips, self.augment.crop_padding)
         return pixels, self.images.labels[indices]

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from darts_sg.analysis.report import write_report
 from darts_sg.config import AugmentConfig
-from darts_sg.data import Augment, Images, TrainBatches, count_unusual, evaluation_batches
+from darts_sg.data import Images, count_unusual, evaluation_batches
 from darts_sg.engine.checkpoint import checkpoints
 from darts_sg.engine.loop import Loop, StepResult
 from darts_sg.engine.run_dir import RunDir
@@ -25,6 +25,7 @@ from darts_sg.engine.setup import (
     split_training_set,
     to_device,
     train_batches,
+    trial_batch,
 )
 from darts_sg.engine.steps import (
     accuracy,
@@ -101,11 +102,7 @@ class AugmentJob:
 
     def attempt(self, batch_size: int, *, recompute: bool) -> None:
         """Compute the gradients of a step with `batch_size` images and throw them away."""
-        spec, ranks = self.setting.data.spec, self.setting.ranks
-        batches = TrainBatches(
-            self.train_images, spec, batch_size, Augment(), self.config.seed, "weights", ranks.rank, ranks.size
-        )
-        x, y = batches[0]
+        x, y = trial_batch(self.train_images, self.config, self.setting, batch_size)
         self.optimizer.zero_grad()
         with autocast(self.config, self.setting.device):
             losses = [F.cross_entropy(logits, y) for logits in self.network(x) if logits is not None]
@@ -170,7 +167,7 @@ class AugmentJob:
         unusual, top5 = self.setting.data.unusual, {}
         if self.setting.data.spec.top5:
             top5 = {
-                f"test_top5_error_{which}": round(100 * (1 - row["test_top5_accuracy"]), 4)
+                f"test_top5_error_{which}": percent_wrong(row["test_top5_accuracy"])
                 for which, row in (("last", last), ("best", self.best))
             }
         auxiliary = {"params_with_auxiliary": cost.params_with_auxiliary} if self.subject.has_auxiliary else {}

@@ -18,7 +18,7 @@ from darts_sg.analysis.cost import CELLS, CHANNELS, choice_costs, count_macs, co
 from darts_sg.analysis.curves import draw_mixing_weights
 from darts_sg.analysis.report import write_report
 from darts_sg.config import PENALTIES, SearchConfig
-from darts_sg.data import Augment, ImageFiles, Images, TrainBatches, evaluation_batches, read_split
+from darts_sg.data import ImageFiles, Images, evaluation_batches, read_split
 from darts_sg.derive import Bound, derive_bounded, entropy, frontier, strengths
 from darts_sg.engine.loop import Loop, StepResult
 from darts_sg.engine.run_dir import RunDir
@@ -34,6 +34,7 @@ from darts_sg.engine.setup import (
     split_training_set,
     to_device,
     train_batches,
+    trial_batch,
 )
 from darts_sg.engine.steps import (
     Evaluation,
@@ -120,12 +121,9 @@ class SearchJob:
     def attempt(self, batch_size: int, *, recompute: bool) -> None:
         """Compute the gradients of a step with `batch_size` images and throw them away."""
         self.supernet.recompute = recompute
-        spec, ranks = self.setting.data.spec, self.setting.ranks
-        x, y = TrainBatches(
-            self.train_images, spec, batch_size, Augment(), self.config.seed, "weights", ranks.rank, ranks.size
-        )[0]
+        batch = trial_batch(self.train_images, self.config, self.setting, batch_size)
         self.weight_optimizer.zero_grad()
-        torch.autograd.grad(self.objective((x, y))[0], [*self.weights, *self.alphas])
+        torch.autograd.grad(self.objective(batch)[0], [*self.weights, *self.alphas])
 
     def end_epoch(self, epoch: int, means: dict[str, float], run: RunDir) -> dict[str, float]:
         mixing = self.mixing()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from darts_sg.config import RunConfig
 from darts_sg.data import Augment, Dataset, Images, Reading, TrainBatches, balanced_split, load_dataset
@@ -94,6 +95,14 @@ def train_batches(images: Images, config: RunConfig, setting: Setting, stream: s
             f"{ranks.size} processes, which need 2 each; choose another --batch-size or number of images"
         )
     return batches
+
+
+def trial_batch(images: Images, config: RunConfig, setting: Setting, batch_size: int) -> tuple[Tensor, Tensor]:
+    """This rank's share of a batch of `batch_size`, to try whether a step of it fits into memory."""
+    ranks = setting.ranks
+    return TrainBatches(
+        images, setting.data.spec, batch_size, Augment(), config.seed, "weights", ranks.rank, ranks.size
+    )[0]
 
 
 def open_run(resume: Path | None, job: str) -> tuple[RunDir | None, dict[str, Any]]:
