@@ -60,7 +60,7 @@ def draw_comparison(rows: Sequence[Mapping[str, Any]], shape: str, network: Netw
         axes.remove()
     figure.draw_without_rendering()  # the names are placed where the layout puts the points
     for axes, panel in zip(grid, panels, strict=False):
-        _place_names(axes, list(dict.fromkeys(panel.marks)))
+        place_names(axes, list(dict.fromkeys(panel.marks)))
     return figure
 
 
@@ -91,19 +91,24 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
             axes.errorbar(mark.params, mark.value, mark.deviation, color=LIGHT.faint, linewidth=1, capsize=3, zorder=1)
     axes.plot([m.params for m in panel.marks], [m.value for m in panel.marks], "o", color=DOT, markersize=5, zorder=3)
     axes.margins(0.18)
-    axes.set_title(textwrap.fill(panel.title, 80), fontsize=9.5, loc="left", color=LIGHT.ink)
-    axes.set_xlabel("parameters, M", fontsize=9, color=LIGHT.ink)
-    axes.set_ylabel(panel.label, fontsize=9, color=LIGHT.ink)
+    dress(axes, textwrap.fill(panel.title, 80), "parameters, M", panel.label)
+
+
+def dress(axes: Axes, title: str, x_label: str, y_label: str) -> None:
+    """Title, labels, grid and spines of a set of axes."""
+    axes.set_title(title, fontsize=9.5, loc="left", color=LIGHT.ink)
+    axes.set_xlabel(x_label, fontsize=9, color=LIGHT.ink)
+    axes.set_ylabel(y_label, fontsize=9, color=LIGHT.ink)
     axes.tick_params(labelsize=8.5, colors=LIGHT.ink)
     axes.grid(color=LIGHT.frame, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _place_names(axes: Axes, marks: Sequence[Mark]) -> None:
+def place_names(axes: Axes, marks: Sequence[Mark], drawn: Sequence[Box] = ()) -> None:
     """Write each name at the nearest place where it covers no point, no name and no line, and is covered by none.
 
-    A name that does not stand right at its point is tied to it by a line.
+    `drawn` is what else must not be covered. A name that does not stand right at its point is tied to it by a line.
     """
     pixels = axes.figure.dpi / 72
 
@@ -112,7 +117,7 @@ def _place_names(axes: Axes, marks: Sequence[Mark]) -> None:
         return float(x), float(y)
 
     spots = [spot(mark) for mark in marks]
-    taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in spots]
+    taken = [*drawn, *((x - 4, y - 4, x + 4, y + 4) for x, y in spots)]
     for mark, (x, _) in zip(marks, spots, strict=True):
         if mark.deviation is not None:
             (_, low), (_, high) = spot(mark, -mark.deviation), spot(mark, mark.deviation)

@@ -1,7 +1,8 @@
 """Test errors that trainings measured, found in run folders by the cells that were trained."""
 
+import os
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,28 +10,53 @@ from darts_sg.analysis.run_folder import Run, read_run
 from darts_sg.errors import UsageError
 from darts_sg.genotype import Cell, Genotype
 
-ALIKE = ("batch_size", "learning_rate", "auxiliary_weight", "label_smoothing", "warmup_epochs")
-"""Options that trainings of one Score share, beside those that its scale names."""
+ALIKE = {
+    "batch_size": None, "learning_rate": None, "learning_rate_min": None, "momentum": None, "weight_decay": None,
+    "gradient_clip": None, "auxiliary_weight": None, "label_smoothing": None, "warmup_epochs": None,
+    "schedule": "cosine", "precision": "float32", "colour_jitter": None, "finetune": None,
+}  # fmt: skip
+"""Options that trainings of one Score share, beside those that its scale names, each with what it was in runs that are
+older than the option."""
 
 
 def runs_in(folder: Path) -> list[Run]:
-    """The finished runs whose folders lie in `folder`, by name.
+    """The finished runs whose folders lie in `folder` at any depth, by their paths.
 
     Raises UsageError if `folder` is none, or if a file of such a run is damaged.
     """
     if not folder.is_dir():
         raise UsageError(f"{folder} is no folder; give the one that holds run folders, such as results or runs")
-    found = (path.parent for path in sorted(folder.glob("*/config.yaml")) if path.with_name("genotype.yaml").is_file())
-    return [run for run in map(read_run, found) if run.finished]
+    return [run for run in map(read_run, sorted(_run_folders(folder))) if run.finished]
+
+
+def _run_folders(folder: Path) -> Iterator[Path]:
+    """The folders below `folder` with options and a genotype; what lies in such a one, or is hidden, is not looked at.
+
+    A link counts if it leads to such a folder, and is not followed further.
+    """
+
+    def is_run(path: Path) -> bool:
+        return (path / "config.yaml").is_file() and (path / "genotype.yaml").is_file()
+
+    for here, names, _ in os.walk(folder):
+        inner = {name: Path(here, name) for name in names if not name.startswith(".")}
+        found = {name for name, path in inner.items() if is_run(path)}
+        yield from (inner[name] for name in found)
+        names[:] = inner.keys() - found
+
+
+def wiring(genotype: Genotype) -> tuple[Any, ...]:
+    """What makes the network: equal for genotypes that differ in name, space and the order of a node's edges only."""
+
+    def content(cell: Cell) -> tuple[Any, ...]:
+        return tuple(tuple(sorted((e.state, e.operation) for e in node)) for node in cell.nodes), cell.concat
+
+    return tuple(content(cell) for _, cell in genotype.cells())
 
 
 def same_cells(a: Genotype, b: Genotype) -> bool:
     """Whether both are the same network: name, space, and the order of a node's edges do not matter."""
-
-    def content(cell: Cell) -> tuple[Any, ...]:
-        return [sorted((edge.state, edge.operation) for edge in node) for node in cell.nodes], cell.concat
-
-    return all(content(x) == content(y) for (_, x), (_, y) in zip(a.cells(), b.cells(), strict=True))
+    return wiring(a) == wiring(b)
 
 
 class Score(NamedTuple):
@@ -76,8 +102,7 @@ def scores(runs: Iterable[Run]) -> list[Score]:
     for run in runs:
         if run.result is None:
             continue
-        hidden = [run.options.get(key) or None for key in ALIKE]  # an older run has not all of them
-        group = groups.setdefault((run.data, _scale(run), *hidden), [])
+        group = groups.setdefault(setting(run), [])
         if all(run.result != other.result for other in group):
             group.append(run)
     return [
@@ -87,10 +112,20 @@ def scores(runs: Iterable[Run]) -> list[Score]:
             params=tuple(int(run.result["params"]) for run in group if run.result),
             data=data,
             scale=scale,
-            machines=tuple(dict.fromkeys(_machine(run) for run in group)),
+            machines=machines(group),
         )
         for (data, scale, *_), group in groups.items()
     ]
+
+
+def setting(run: Run) -> tuple[Any, ...]:
+    """What trainings must share to be compared: (data, scale, the options in ALIKE)."""
+    return (run.data, _scale(run), *(run.options.get(key, older) or None for key, older in ALIKE.items()))
+
+
+def machines(runs: Iterable[Run]) -> tuple[str, ...]:
+    """The machines of runs, each once."""
+    return tuple(dict.fromkeys(_machine(run) for run in runs))
 
 
 def _scale(run: Run) -> str:

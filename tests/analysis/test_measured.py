@@ -46,6 +46,30 @@ def test_trainings_alike_but_for_the_seed_make_one_score(tmp_path: Path) -> None
     assert str(small).startswith("13.00 ± 1.00 (")
 
 
+def test_runs_are_found_at_any_depth(tmp_path: Path) -> None:
+    for seed, place in enumerate(("b", "deep/er/a", "deep/c")):
+        make_run(tmp_path / place, V2, 10.0 + seed, seed=seed)
+    make_run(tmp_path / "b" / "checkpoints" / "inner", V2, 1.0)  # part of the run b
+    make_run(tmp_path / ".hidden" / "d", V2, 2.0)
+    make_run(tmp_path.with_name("elsewhere") / "e", V2, 3.0)
+    (tmp_path / "link").symlink_to(tmp_path.with_name("elsewhere") / "e")
+    (tmp_path / "up").symlink_to(tmp_path.parent)  # leads round in a circle
+    make_run(tmp_path / "deep" / "unfinished", V2, 4.0)
+    (tmp_path / "deep" / "unfinished" / "result.json").unlink()
+    found = [str(run.folder.relative_to(tmp_path)) for run in runs_in(tmp_path)]
+    assert found == ["b", "deep/c", "deep/er/a", "link"]
+    assert [run.folder.name for run in runs_in(tmp_path / "deep")] == ["c", "a"]
+    assert runs_in(tmp_path / "b" / "checkpoints" / "inner") == []
+
+
+def test_an_older_run_is_as_the_options_were(tmp_path: Path) -> None:
+    make_run(tmp_path / "old", V2, 9.0, seed=0)
+    make_run(tmp_path / "new", V2, 10.0, seed=1, precision="float32", schedule="cosine", label_smoothing=0.0)
+    make_run(tmp_path / "half", V2, 11.0, seed=2, precision="bfloat16")
+    make_run(tmp_path / "tuned", V2, 12.0, seed=3, finetune="weights.safetensors")
+    assert sorted(sorted(score.seeds) for score in scores(runs_in(tmp_path))) == [[0, 1], [2], [3]]
+
+
 def test_the_committed_retraining_keeps_its_remark() -> None:
     runs = [run for run in runs_in(RESULTS) if run.genotype and same_cells(run.genotype, V2)]
     found = next(score for score in scores(runs) if score.errors == (14.87,))
