@@ -136,6 +136,9 @@ class AugmentJob:
         found = evaluate(self.network, lambda x: self.network(x)[0], batches, ranks)._asdict()
         return {f"{part}_{name}": value for name, value in found.items() if spec.top5 or not name.startswith("top5")}
 
+    def share(self) -> None:
+        self.setting.share_unusual()
+
     def state_dict(self) -> dict[str, Any]:
         return {
             "network": self.network.state_dict(),

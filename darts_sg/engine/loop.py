@@ -51,6 +51,9 @@ class Job(Protocol):
     def log_tensorboard(self, writer: Any, epoch: int) -> None:
         """What goes to TensorBoard after an epoch beside the columns of metrics.csv."""
 
+    def share(self) -> None:
+        """Tell the other ranks what this one alone has found; on all of them together, before a checkpoint."""
+
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
@@ -281,6 +284,7 @@ class Loop:
     def _save(self) -> None:
         if self.meter.pending:
             self._check_finite()
+        self.job.share()
         self._compare()
         if self.run.writes:
             self._write_checkpoint()

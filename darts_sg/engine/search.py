@@ -186,6 +186,9 @@ class SearchJob:
         batches = evaluation_batches(self.validation_images, spec, EVALUATION_BATCH, ranks.rank, ranks.size)
         return evaluate(self.supernet, lambda x: self.supernet(x, mixing), batches, ranks)
 
+    def share(self) -> None:
+        self.setting.share_unusual()
+
     def state_dict(self) -> dict[str, Any]:
         return {
             "supernet": self.supernet.state_dict(),
@@ -377,6 +380,7 @@ def run_search(config: SearchConfig, *, resume: Path | None = None, dry: bool = 
 
     def finish(run: RunDir, config: SearchConfig, loop: Loop) -> None:
         found = job.evaluate()  # all ranks do
+        job.share()
         if not run.writes:
             return
         measured = {

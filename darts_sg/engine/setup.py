@@ -46,6 +46,13 @@ class Setting:
         keys = ("darts_sg", "git", "python", "torch", "device", "device_name", "threads", "processes", "kernels")
         return {key: self.environment[key] for key in keys if key in self.environment}
 
+    def share_unusual(self) -> None:
+        """Let each rank know of the damaged and odd images that all have met; all of them call it together."""
+        if self.ranks.size > 1:
+            met = {name: what for found in self.ranks.gather(dict(self.data.unusual)) for name, what in found.items()}
+            self.data.unusual.clear()
+            self.data.unusual.update(sorted(met.items()))
+
 
 def prepare(config: RunConfig, earlier: dict[str, Any]) -> Setting:
     """Choose the device, seed all generators, load the data. `earlier` is the config.yaml of a resumed run.
@@ -192,7 +199,10 @@ def _to_agree_on(config: RunConfig, setting: Setting) -> Mapping[str, Any]:
 
 
 def write_unusual(run: RunDir, unusual: dict[str, str]) -> None:
-    """Write unusual_images.csv: the images met so far that are damaged or no RGB JPEG, if there are any."""
+    """Write unusual_images.csv: the images met so far that are damaged or no RGB JPEG, if there are any.
+
+    Those of all ranks up to the last checkpoint; of a run that ends between two, those of the first rank since then.
+    """
     if unusual:
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows([("image", "what"), *sorted(unusual.items())])
