@@ -262,6 +262,9 @@ class AugmentConfig(RunConfig):
     """Weight of the loss of a genotype's auxiliary head; 0 for no auxiliary head. Default: 0.4."""
     sync_batchnorm: bool = option(False, "Training")
     """Normalise by the statistics of the whole batch instead of each process' share of it (on several GPUs)."""
+    ema: float = option(0.0, "Training")
+    """Decay of an exponential moving average (EMA) of the weights and of BatchNorm's statistics, updated after each
+    step and tested beside the weights themselves: 0.9999 averages over about the last 10,000 steps. 0 for none."""
     drop_path_prob: float | None = option(None, "Training")
     """Probability of drop path in the cells of a genotype in the last epoch; it grows linearly from 0. Default: 0.2."""
 
@@ -291,7 +294,7 @@ class AugmentConfig(RunConfig):
             ("cells", 3), ("keep_every", 1), ("learning_rate_batch", 1), ("auxiliary_weight", 0), ("warmup_epochs", 0),
         ):  # fmt: skip
             self._at_least(name, least)
-        for name in ("drop_path_prob", "label_smoothing"):
+        for name in ("drop_path_prob", "label_smoothing", "ema"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
                 raise UsageError(f"{flag(name)} must be from 0 up to, not including, 1: {value}")

@@ -12,7 +12,7 @@ genotype.yaml    search: the result; augment: what is trained
 result.json      augment: the result
 weights.safetensors, weights_best.safetensors
                  augment: the weights after the last and the best epoch, with all that is needed to use them; with
-                 --keep-every weights_epoch_*.safetensors as well
+                 --keep-every weights_epoch_*.safetensors as well; with --ema the same of their average, weights_ema*
 report.md        the run as a page, with pictures/
 search.html      search: its epochs, to leaf through in a browser
 """

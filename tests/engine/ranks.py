@@ -46,9 +46,10 @@ def search(ranks: Ranks, method: str) -> dict[str, Any]:
 def augment(ranks: Ranks, *, frozen: bool, num_steps: int) -> dict[str, Any]:
     torch.manual_seed(0)
     shape = {"genotype": "DARTS_V2", "channels": 4, "cells": 3, "drop_path_prob": 0.0}
-    config = AugmentConfig(**shape, train_images=42, **BATCH)
+    config = AugmentConfig(**shape, train_images=42, ema=0.8, **BATCH)
     job = AugmentJob(config, load_genotype("DARTS_V2"), dataclasses.replace(setting(), ranks=ranks))
-    in_double(job.network, frozen=frozen)
+    for network in job.tested.values():
+        in_double(network, frozen=frozen)
     means = [job.step(0, step).means for step in range(num_steps)]
     return {"state": job.state_dict(), "means": means, "evaluation": job.evaluate("test", job.test_images)}
 

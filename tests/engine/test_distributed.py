@@ -25,7 +25,7 @@ from tests.test_command_line import AUGMENT, EVERY_STEP, ROOT, SEARCH, assert_sa
 
 IMAGES = [
     "augment.py", "--dataset=imagenet", "--data=images", "--image-size=16", "--genotype=DARTS_V2", "--channels=4",
-    "--cells=3", "--batch-size=8", "--epochs=3", "--threads=1", "--workers=0", "--drop-path-prob=0.3",
+    "--cells=3", "--batch-size=8", "--epochs=3", "--threads=1", "--workers=0", "--drop-path-prob=0.3", "--ema=0.9",
 ]  # fmt: skip
 CONTINUE = "torchrun --nproc-per-node 2 {} --resume run"
 
