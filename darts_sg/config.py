@@ -254,8 +254,10 @@ class AugmentConfig(RunConfig):
     """Batch size that the learning rates are meant for: with another --batch-size they are scaled in proportion.
     Default: they are meant for any."""
     keep_every: int | None = option(None, "Run", free=True)
-    """Keep the weights after every so many epochs, too, as weights_epoch_0010.safetensors and so on. Default: those of
-    the last and of the best epoch only."""
+    """Keep weights and checkpoint after every so many epochs, too: weights_epoch_0010.safetensors and so on, and
+    checkpoints/epoch_0010_step_000000.pt. --resume goes on from the newest checkpoint there is: take newer ones away,
+    and result.json, to go back to one. Default: weights of the last and of the best epoch, and the newest two
+    checkpoints."""
     label_smoothing: float = option(0.0, "Training")
     """Share of each label that is spread over all classes in the training loss, also in the one that is reported."""
     auxiliary_weight: float | None = option(None, "Training")

@@ -13,6 +13,7 @@ from PIL import Image
 
 from darts_sg.__main__ import run
 from darts_sg.data.synthetic import FORMS, load_synthetic
+from darts_sg.engine.checkpoint import checkpoints
 from darts_sg.engine.export import EXPORT_FORMATS
 from darts_sg.engine.weights import read_weights, weights_bytes
 from tests.test_command_line import in_process
@@ -21,7 +22,7 @@ Capture = pytest.CaptureFixture[str]
 SHORT = ["--dataset=folder", "--data=figures", "--batch-size=20", "--image-size=16", "--threads=1", "--epochs=2"]
 JOBS = {
     "genotype": [*SHORT, "--genotype=GDAS_V1", "--channels=4", "--cells=3", "--validation-images=20", "--data-note=16"],
-    "model": [*SHORT, "--model=mobilenetv2_0.1", "--keep-every=1", "--ema=0.5"],
+    "model": [*SHORT, "--model=mobilenetv2_0.1", "--keep-every=1", "--ema=0.5", "--checkpoint-minutes=1e-9"],
 }
 
 
@@ -155,6 +156,22 @@ def test_a_start_from_weights_is_resumed_to_the_same_bits(capsys: Capture, tmp_p
     for name in ("weights.safetensors", "weights_best.safetensors"):
         resumed, straight = (read_weights(folder / name) for folder in (run_dir, tmp_path / "straight"))
         assert resumed.checksum == straight.checksum
+
+
+def test_a_run_goes_back_to_a_checkpoint_that_was_kept_and_comes_to_the_same_bits(
+    capsys: Capture, tmp_path: Path
+) -> None:
+    shutil.copytree("model", tmp_path / "model")
+    kept, *newer = checkpoints(tmp_path / "model" / "checkpoints")
+    assert kept.name == "epoch_0001_step_000000.pt"
+    assert len(newer) == 2
+    for path in (*newer, tmp_path / "model" / "result.json"):
+        path.unlink()
+    code, _, err = in_process(capsys, "augment", "--resume", str(tmp_path / "model"))
+    assert code == 0, err
+    for name in ("weights.safetensors", "weights_ema_best.safetensors"):
+        again, before = (read_weights(folder / name) for folder in (tmp_path / "model", Path("model")))
+        assert again.checksum == before.checksum
 
 
 @pytest.mark.parametrize(("job", "format"), [("genotype", "onnx"), ("model", "torch")])

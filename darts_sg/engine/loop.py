@@ -177,11 +177,13 @@ class Loop:
         *,
         time_budget: float | None,
         checkpoint_minutes: float,
+        keep_every: int | None,
         resume_command: str,
     ) -> None:
         self.job, self.run, self.ranks = job, run, ranks
         self.deadline = None if time_budget is None else time.monotonic() + 60 * time_budget
         self.checkpoint_seconds = 60 * checkpoint_minutes
+        self.keep_every = keep_every
         self.resume_command = resume_command
         self.folder = run.path / "checkpoints"
         self.rows: list[dict[str, float]] = []
@@ -312,7 +314,7 @@ class Loop:
             "random": random_state(),
             "state": self.job.state_dict(),
         }
-        save_checkpoint(self.folder, self.epoch, self.next_step, state)
+        save_checkpoint(self.folder, self.epoch, self.next_step, state, self.keep_every)
 
     def _load(self) -> None:
         found = self.ranks.from_first(lambda: load_newest(self.folder, self._warn))

@@ -157,6 +157,7 @@ def run_job(
         ranks,
         time_budget=config.time_budget,
         checkpoint_minutes=config.checkpoint_minutes,
+        keep_every=getattr(config, "keep_every", None),
         resume_command=f"{ranks.launcher} {script} --resume {run.path}",
     )
     exhausted = False
