@@ -83,8 +83,8 @@ class RunConfig:
     epochs: int = option(1, "Training")
     """Number of epochs."""
     batch_size: int = option(64, "Training")
-    """Images in a batch, the unit of a step. Of several processes (torchrun) each computes its share, so that neither
-    this nor the learning rate depends on their number."""
+    """Images in a batch, the unit of a step; the last one of an epoch has those that are left. Of several processes
+    (torchrun) each computes its share, so that neither this nor the learning rate depends on their number."""
     learning_rate: float = option(0.025, "Training")
     """Learning rate of the weights in the first epoch."""
     learning_rate_min: float = option(0.0, "Training")

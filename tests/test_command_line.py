@@ -291,6 +291,10 @@ BAD = {
     "unknown hypergradient": (["search", "--hypergradient", "second"], "choices: first_order, unrolled"),
     "unknown device": (["search", "--dataset", "synthetic", "--device", "cuda:7"], "there is: cpu"),
     "indivisible channels": (["search", *SEARCH[1:], "--partial-channels", "3"], "choose a multiple of 3"),
+    "a single image left": (
+        ["augment", *AUGMENT[1:], "--train-images", "9"],
+        "9 images in batches of 8 end with a single image, which BatchNorm cannot normalise",
+    ),
     "too many images": (["search", *SEARCH[1:], "--train-images", "999999"], "lower --train-images"),
     "no genotype": (["augment"], "--genotype NAME_OR_PATH"),
     "genotype and model": (["augment", "--genotype", "DARTS_V2", "--model", "mobilenext_1.0"], "give one of them"),

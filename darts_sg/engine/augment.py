@@ -21,6 +21,7 @@ from darts_sg.engine.setup import (
     dry_run,
     open_run,
     prepare,
+    refuse_single_images,
     run_job,
     split_training_set,
     to_device,
@@ -307,6 +308,7 @@ def run_augment(config: AugmentConfig, *, resume: Path | None = None, dry: bool 
     if weights is not None:
         weights.refuse_other_channels(setting.data.spec)
     job = AugmentJob(config, trained, setting, weights)
+    refuse_single_images(job.train, lambda x: job.subject.build()(x))
     if dry:
         genotype_file = "" if config.model else "genotype.yaml, "
         writes = (

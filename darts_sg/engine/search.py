@@ -30,6 +30,7 @@ from darts_sg.engine.setup import (
     dry_run,
     open_run,
     prepare,
+    refuse_single_images,
     run_job,
     split_training_set,
     to_device,
@@ -207,6 +208,11 @@ class SearchJob:
         self.alpha_optimizer.load_state_dict(state["alpha_optimizer"])
         self.setting.data.unusual.update(state.get("unusual_images", {}))
 
+    def forward_anew(self, x: Tensor) -> Tensor:
+        """Logits of images (N, C, H, W) from a new supernet like this one, in train mode."""
+        supernet = self._build()
+        return supernet(x, self.relaxation(supernet))
+
     def facts(self) -> list[str]:
         """What a dry run says of the supernet."""
         spec = self.setting.data.spec
@@ -367,6 +373,8 @@ def run_search(config: SearchConfig, *, resume: Path | None = None, dry: bool = 
         config = replace(config, split=run.path / "split.json")
     setting = prepare(config, earlier)
     job = SearchJob(config, setting)
+    for batches in (job.train, job.validation):
+        refuse_single_images(batches, job.forward_anew)
     if dry:
         writes = "genotype.yaml, config.yaml, metrics.csv, tensorboard/, checkpoints/, genotypes/, alphas/, report.md"
         dry_run(job, config, setting, first_epoch=config.alpha_frozen_epochs, facts=job.facts(), writes=writes)

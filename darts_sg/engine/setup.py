@@ -104,6 +104,28 @@ def train_batches(images: Images, config: RunConfig, setting: Setting, stream: s
     return batches
 
 
+def refuse_single_images(batches: TrainBatches, forward: Callable[[Tensor], object]) -> None:
+    """UsageError if a batch is a single image, and one of the BatchNorms has features of 1×1 pixels to normalise there.
+
+    The last batch of a pass is trained on whatever its size; it is the smallest. `forward` builds the network and runs
+    it on images (N, C, H, W) in train mode: that is done without values, on PyTorch's meta device.
+    """
+    total, size, spec = len(batches.images), batches.batch_size, batches.spec
+    if batches.num_images(len(batches) - 1) > 1:
+        return
+    try:
+        with torch.device("meta"):
+            forward(torch.empty(1, spec.in_channels, spec.image_size, spec.image_size))
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        single = "are single images" if size == 1 or total == 1 else "end with a single image"
+        raise UsageError(
+            f"{total} images in batches of {size} {single}, which BatchNorm cannot normalise where the features are "
+            "1×1 pixels; choose another --batch-size or number of images"
+        ) from None
+
+
 def trial_batch(images: Images, config: RunConfig, setting: Setting, batch_size: int) -> tuple[Tensor, Tensor]:
     """This rank's share of a batch of `batch_size`, to try whether a step of it fits into memory."""
     ranks = setting.ranks

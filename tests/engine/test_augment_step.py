@@ -9,8 +9,11 @@ import torch.nn.functional as F
 from darts_sg.config import AugmentConfig
 from darts_sg.data import evaluation_batches
 from darts_sg.engine.augment import AugmentJob
+from darts_sg.engine.search import SearchJob
+from darts_sg.engine.setup import refuse_single_images
+from darts_sg.errors import UsageError
 from darts_sg.genotype import load_genotype
-from tests.engine.test_search_step import setting
+from tests.engine.test_search_step import search_config, setting
 from tests.test_command_line import assert_same
 
 
@@ -54,3 +57,44 @@ def test_the_average_is_the_sum_written_out_and_leaves_the_training_as_it_is() -
     assert abs(found["ema_test_loss"] / found["test_loss"] - 1) > 1e-3
     assert job.network.training
     assert plain.evaluate("test", plain.test_images).keys() == {"test_loss", "test_accuracy"}
+
+
+@pytest.mark.parametrize(
+    ("job", "options", "refused"),
+    [
+        ("augment", {"train_images": 10}, False),
+        ("augment", {"train_images": 9}, True),  # in the auxiliary head
+        ("augment", {"train_images": 9, "auxiliary_weight": 0}, False),
+        ("augment", {"train_images": 9, "auxiliary_weight": 0, "network": "imagenet"}, True),
+        ("augment", {"train_images": 2, "batch_size": 1}, True),
+        ("search", {"train_images": 9}, False),
+        ("search", {"train_images": 9, "network": "imagenet"}, True),
+        ("search", {"train_images": 10, "validation_images": 9, "network": "imagenet"}, True),
+    ],
+    ids=str,
+)
+def test_a_single_image_is_refused_where_a_step_on_it_would_fail(
+    job: str, options: dict[str, object], refused: bool
+) -> None:
+    made: AugmentJob | SearchJob
+    if job == "augment":
+        made = trained = augment_job(**options)
+        streams, forward = [trained.train], lambda x: trained.subject.build()(x)
+    else:
+        made = searched = SearchJob(search_config(kernels="pytorch", **options), setting())
+        streams, forward = [searched.train, searched.validation], searched.forward_anew
+
+    def refuse() -> None:
+        for batches in streams:
+            refuse_single_images(batches, forward)
+
+    if refused:
+        with pytest.raises(UsageError, match=r"images in batches of \d (end with a|are) single image"):
+            refuse()
+        with pytest.raises(ValueError, match="more than 1 value per channel"):
+            made.step(0, made.steps_per_epoch - 1)
+    else:
+        state = torch.get_rng_state()
+        refuse()
+        assert torch.equal(torch.get_rng_state(), state)
+        made.step(0, made.steps_per_epoch - 1)
