@@ -153,12 +153,19 @@ class AugmentJob:
         spec, ranks = self.setting.data.spec, self.setting.ranks
         batches = evaluation_batches(images, spec, EVALUATION_BATCH, ranks.rank, ranks.size)
         logits = {network: (lambda x, network=network: network(x)[0]) for network in self.tested.values()}
+        evaluations = evaluate_all(logits, batches, ranks)
+        self.share()
         return {
             f"{kind}{part}_{name}": value
-            for kind, found in zip(self.tested, evaluate_all(logits, batches, ranks), strict=True)
+            for kind, found in zip(self.tested, evaluations, strict=True)
             for name, value in found._asdict().items()
             if spec.top5 or not name.startswith("top5")
         }
+
+    @property
+    def num_tested(self) -> int:
+        """Test images, without damaged ones that a test has left out."""
+        return len(self.test_images) - self.test_images.num_damaged
 
     def share(self) -> None:
         self.setting.share_unusual()
@@ -197,9 +204,11 @@ class AugmentJob:
         decay, steps = self.config.ema, self.num_epochs * self.steps_per_epoch
         if not decay:
             return ""
-        text = f"EMA of the weights: over about {round(1 / (1 - decay)):,} of {steps:,} steps"
+        text = f"EMA of the weights: over about the last {round(1 / (1 - decay)):,} steps"
         share = decay ** (steps - 1)  # of the weights after the first step, in the end
-        return text if share < 0.01 else f"{text}, {share:.0%} of it is from the first step: a smaller --ema would fit"
+        if share < 0.01:
+            return text
+        return f"{text}; of this run's {steps:,} the first keeps a share of {share:.0%}, so a smaller --ema would fit"
 
     def result(self, loop: Loop) -> dict[str, Any]:
         """The content of result.json; errors in percent."""
@@ -224,7 +233,7 @@ class AugmentJob:
             "data_note": self.config.data_note,
             "data_remark": self.setting.data.remark,
             "train_images": len(self.train_images),
-            "test_images": len(self.test_images),
+            "test_images": self.num_tested,
             **({"unusual_images": count_unusual(unusual)} if unusual else {}),
             "seed": self.config.seed,
             **{key: value for key, value in self.setting.environment.items() if key == "finetuned_from"},
@@ -257,7 +266,7 @@ class AugmentJob:
             data_remark=data.remark,
             data_fingerprint=self._fingerprint,
             test_error=percent_wrong(row[f"{kind}test_accuracy"]),
-            test_images=len(self.test_images),
+            test_images=self.num_tested,
             validation_error=None if held_out is None else percent_wrong(held_out),
             ema=config.ema if kind else None,
             epoch=epoch + 1,

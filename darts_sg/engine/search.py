@@ -185,7 +185,9 @@ class SearchJob:
         mixing = self.relaxation(self.supernet)
         ranks, spec = self.setting.ranks, self.setting.data.spec
         batches = evaluation_batches(self.validation_images, spec, EVALUATION_BATCH, ranks.rank, ranks.size)
-        return evaluate(self.supernet, lambda x: self.supernet(x, mixing), batches, ranks)
+        found = evaluate(self.supernet, lambda x: self.supernet(x, mixing), batches, ranks)
+        self.share()
+        return found
 
     def share(self) -> None:
         self.setting.share_unusual()
@@ -388,7 +390,6 @@ def run_search(config: SearchConfig, *, resume: Path | None = None, dry: bool = 
 
     def finish(run: RunDir, config: SearchConfig, loop: Loop) -> None:
         found = job.evaluate()  # all ranks do
-        job.share()
         if not run.writes:
             return
         measured = {

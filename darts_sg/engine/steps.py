@@ -139,5 +139,5 @@ def evaluate_all(
         model.train(training)
     *totals, total = ranks.sum(*sums.flatten().tolist(), count)
     if not total:
-        raise RunError("none of the images to evaluate on can be read; repair them, then go on with --resume")
+        raise RunError("none of the images to evaluate on can be read; repair them (a run goes on with --resume)")
     return [Evaluation(*(value / total for value in totals[i : i + 3])) for i in range(0, len(totals), 3)]
