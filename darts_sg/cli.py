@@ -197,12 +197,11 @@ def refuse_changes(
 def refuse_other_options(job: Job, options: dict[str, Any], stored: dict[str, Any], resume: Path) -> None:
     """UsageError if an option differs from that of the run, and the result depends on it."""
     for f in fields(JOBS[job]):
-        if f.metadata["free"] or f.name not in stored:
-            continue
-        if options[f.name] != stored[f.name]:
+        given, then = options[f.name], stored.get(f.name, f.default)  # a run from before the option had its default
+        if not f.metadata["free"] and given != then:
             raise UsageError(
-                f"{flag(f.name)} {options[f.name]} would change the result of {resume}, which was started with "
-                f"{stored[f.name]}; leave it out, or start a new run"
+                f"{flag(f.name)} {given} would change the result of {resume}, which was started with {then}; leave it "
+                "out, or start a new run"
             )
 
 

@@ -83,8 +83,8 @@ class RunConfig:
     epochs: int = option(1, "Training")
     """Number of epochs."""
     batch_size: int = option(64, "Training")
-    """Images in a batch, the unit of a step. Of several processes (torchrun) each computes its share, so that neither
-    this nor the learning rate depends on their number."""
+    """Images in a batch, the unit of a step; the last one of an epoch has those that are left. Of several processes
+    (torchrun) each computes its share, so that neither this nor the learning rate depends on their number."""
     learning_rate: float = option(0.025, "Training")
     """Learning rate of the weights in the first epoch."""
     learning_rate_min: float = option(0.0, "Training")
@@ -254,14 +254,19 @@ class AugmentConfig(RunConfig):
     """Batch size that the learning rates are meant for: with another --batch-size they are scaled in proportion.
     Default: they are meant for any."""
     keep_every: int | None = option(None, "Run", free=True)
-    """Keep the weights after every so many epochs, too, as weights_epoch_0010.safetensors and so on. Default: those of
-    the last and of the best epoch only."""
+    """Keep weights and checkpoint after every so many epochs, too: weights_epoch_0010.safetensors and so on, and
+    checkpoints/epoch_0010_step_000000.pt. --resume goes on from the newest checkpoint there is: take newer ones away,
+    and result.json, to go back to one. Default: weights of the last and of the best epoch, and the newest two
+    checkpoints."""
     label_smoothing: float = option(0.0, "Training")
     """Share of each label that is spread over all classes in the training loss, also in the one that is reported."""
     auxiliary_weight: float | None = option(None, "Training")
     """Weight of the loss of a genotype's auxiliary head; 0 for no auxiliary head. Default: 0.4."""
     sync_batchnorm: bool = option(False, "Training")
     """Normalise by the statistics of the whole batch instead of each process' share of it (on several GPUs)."""
+    ema: float = option(0.0, "Training")
+    """Decay of an exponential moving average (EMA) of the weights and of BatchNorm's statistics, updated after each
+    step and tested beside the weights themselves: 0.9999 averages over about the last 10,000 steps. 0 for none."""
     drop_path_prob: float | None = option(None, "Training")
     """Probability of drop path in the cells of a genotype in the last epoch; it grows linearly from 0. Default: 0.2."""
 
@@ -291,7 +296,7 @@ class AugmentConfig(RunConfig):
             ("cells", 3), ("keep_every", 1), ("learning_rate_batch", 1), ("auxiliary_weight", 0), ("warmup_epochs", 0),
         ):  # fmt: skip
             self._at_least(name, least)
-        for name in ("drop_path_prob", "label_smoothing"):
+        for name in ("drop_path_prob", "label_smoothing", "ema"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
                 raise UsageError(f"{flag(name)} must be from 0 up to, not including, 1: {value}")

@@ -16,6 +16,7 @@ from PIL import Image
 
 from darts_sg.__main__ import PROG, run
 from darts_sg.analysis.cost import derived_cost, model_cost
+from darts_sg.analysis.run_folder import read_metrics
 from darts_sg.cli import answer
 from darts_sg.engine.checkpoint import checkpoints, read_torch
 from darts_sg.engine.weights import read_weights
@@ -26,7 +27,7 @@ ROOT = Path(__file__).parent.parent
 SHORT = ["--dataset=synthetic", "--batch-size=8", "--train-images=40", "--epochs=3", "--threads=1"]
 TINY = [*SHORT, "--channels=4", "--cells=3"]
 SEARCH = ["search.py", *TINY, "--nodes", "2", "--validation-images", "40"]
-AUGMENT = ["augment.py", *TINY, "--genotype", "DARTS_V2", "--drop-path-prob", "0.3"]
+AUGMENT = ["augment.py", *TINY, "--genotype", "DARTS_V2", "--drop-path-prob", "0.3", "--ema", "0.9"]
 EVERY_STEP = ["--checkpoint-minutes", "1e-9"]
 MODEL = ["augment.py", *SHORT, "--recipe", "mobilenext", "--model", "mobilenext_0.1_id2"]
 JOBS = {"search": SEARCH, "augment": AUGMENT, "model": MODEL}
@@ -124,6 +125,15 @@ def test_augment_reports_both_errors_and_both_counts(undisturbed: dict[str, Path
     assert result["params_with_auxiliary"] > result["params"]
     weights = read_weights(undisturbed["augment"] / "weights.safetensors")
     assert_same(weights.tensors, dict(newest_state(undisturbed["augment"])["state"]["network"]))  # type: ignore[index]
+    rows = read_metrics(undisturbed["augment"] / "metrics.csv")
+    report = (undisturbed["augment"] / "report.md").read_text()
+    for kind, of in (("", ""), ("ema_", " of the EMA weights (decay 0.9)")):
+        errors = [round(100 * (1 - row[f"{kind}test_accuracy"]), 4) for row in rows]
+        best = result[f"{kind}best_epoch"]
+        assert (result[f"{kind}test_error_last"], result[f"{kind}test_error_best"]) == (errors[-1], min(errors))
+        assert best == 1 + errors.index(min(errors))
+        assert f"| test error{of}, last epoch | **{errors[-1]:.2f}%** |" in report
+        assert f"| test error{of}, best epoch ({best}) | {min(errors):.2f}% (chosen on the test images" in report
 
 
 def test_a_model_is_trained_by_the_same_engine(undisturbed: dict[str, Path]) -> None:
@@ -281,6 +291,10 @@ BAD = {
     "unknown hypergradient": (["search", "--hypergradient", "second"], "choices: first_order, unrolled"),
     "unknown device": (["search", "--dataset", "synthetic", "--device", "cuda:7"], "there is: cpu"),
     "indivisible channels": (["search", *SEARCH[1:], "--partial-channels", "3"], "choose a multiple of 3"),
+    "a single image left": (
+        ["augment", *AUGMENT[1:], "--train-images", "9"],
+        "9 images in batches of 8 end with a single image, which BatchNorm cannot normalise",
+    ),
     "too many images": (["search", *SEARCH[1:], "--train-images", "999999"], "lower --train-images"),
     "no genotype": (["augment"], "--genotype NAME_OR_PATH"),
     "genotype and model": (["augment", "--genotype", "DARTS_V2", "--model", "mobilenext_1.0"], "give one of them"),
@@ -304,6 +318,7 @@ BAD = {
         ["augment", "--genotype", "DARTS_V2", "--schedule", "exponential"],
         "give --learning-rate-min",
     ),
+    "average that never moves": (["augment", "--genotype", "DARTS_V2", "--ema", "1"], "--ema must be from 0 up to"),
     "unknown genotype": (["augment", "--dataset", "synthetic", "--genotype", "DARTS_V9"], "did you mean 'DARTS_V"),
     "no such genotype file": (["augment", "--genotype", "nowhere/genotype.yaml"], "does not exist"),
     "no such config": (["search", "--config", "nowhere.yaml"], "cannot read nowhere.yaml"),

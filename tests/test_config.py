@@ -63,6 +63,7 @@ def test_the_defaults_are_those_of_the_papers() -> None:
     assert {k: v for k, v in modern.items() if k not in changed} == {
         k: v for k, v in load_recipe("augment", "imagenet").items() if k not in changed
     }
+    assert load_recipe("augment", "imagenet-cosine-ema-bf16") == modern | {"ema": 0.9999}
     assert load_recipe("search", "darts-second") == {"hypergradient": "unrolled"}
     assert load_recipe("augment", "pc-darts") == {"drop_path_prob": 0.3}
 

@@ -43,6 +43,18 @@ def test_augment_reads_from_files_names_what_is_odd_and_continues_to_the_same_bi
     assert result["unusual_images"] == {"JPEG CMYK": 2, "JPEG L": 2, "PNG RGB": 2, "damaged": 2}
     assert 0 <= result["test_top5_error_last"] <= result["test_error_last"] <= 100
     assert round(result["test_error_last"] * 35 / 100, 2) in range(36)  # the damaged one is not counted
+    assert result["test_images"] == 35
+    evaluate = ["augment", "--evaluate=whole/weights.safetensors", "--data", str(data), "--workers=0", "--threads=1"]
+    code, out, err = in_process(capsys, *evaluate)
+    assert code == 0, err
+    assert f", 35 images (1 damaged left out): {result['test_error_last']:.2f}%" in out
+    assert "equals the recorded" in out
+    [told] = err.splitlines()
+    assert re.search(r"val/n00000000/n00000000_3.JPEG is damaged: image file is truncated .*; left out", told)
+    code, _, err = in_process(capsys, *evaluate, "--damaged=stop")
+    assert (code, len(err.splitlines())) == (1, 1)
+    assert "n00000000_3.JPEG is damaged: image file is truncated" in err
+    assert "repair it, or choose --damaged skip" in err
     rows = (tmp_path / "whole" / "unusual_images.csv").read_text().splitlines()
     assert rows[4].startswith("train/n00000000/n00000000_3.JPEG,damaged: image file is truncated")
     assert len(rows) == 9
@@ -65,7 +77,7 @@ def test_augment_reads_from_files_names_what_is_odd_and_continues_to_the_same_bi
     process.kill()
     code, _, err = in_process(capsys, "augment", "--resume=killed", "--workers=0", "--damaged=stop")
     assert code == 1
-    assert "go on with --resume and --damaged skip" in err
+    assert "choose --damaged skip (a run goes on with --resume)" in err
     code, _, err = in_process(capsys, "augment", "--resume=killed", "--workers=0")
     assert code == 0, err
     process.communicate()

@@ -1,5 +1,6 @@
 """Trained weights as a user has them: train, repeat the accuracy from the file alone."""
 
+import itertools
 import json
 import shutil
 from dataclasses import replace
@@ -12,6 +13,7 @@ from PIL import Image
 
 from darts_sg.__main__ import run
 from darts_sg.data.synthetic import FORMS, load_synthetic
+from darts_sg.engine.checkpoint import checkpoints
 from darts_sg.engine.export import EXPORT_FORMATS
 from darts_sg.engine.weights import read_weights, weights_bytes
 from tests.test_command_line import in_process
@@ -20,7 +22,7 @@ Capture = pytest.CaptureFixture[str]
 SHORT = ["--dataset=folder", "--data=figures", "--batch-size=20", "--image-size=16", "--threads=1", "--epochs=2"]
 JOBS = {
     "genotype": [*SHORT, "--genotype=GDAS_V1", "--channels=4", "--cells=3", "--validation-images=20", "--data-note=16"],
-    "model": [*SHORT, "--model=mobilenetv2_0.1", "--keep-every=1"],
+    "model": [*SHORT, "--model=mobilenetv2_0.1", "--keep-every=1", "--ema=0.5", "--checkpoint-minutes=1e-9"],
 }
 
 
@@ -57,22 +59,27 @@ def at_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_file_alone_repeats_the_error(job: str, capsys: Capture, tmp_path: Path) -> None:
     result = json.loads(Path(job, "result.json").read_text())
     report = Path(job, "report.md").read_text()
-    for which, name in (("last", "weights.safetensors"), ("best", "weights_best.safetensors")):
+    kinds = [("", None)] if job == "genotype" else [("", None), ("ema_", 0.5)]
+    for (kind, ema), which in itertools.product(kinds, ("last", "best")):
+        name = f"weights_{kind}{which}.safetensors".replace("_last", "")
         assert f"]({name})" in report
         file = tmp_path / "alone.safetensors"
         shutil.copy(Path(job, name), file)
         code, out, err = in_process(capsys, "augment", "--evaluate", str(file), "--data=figures", "--threads=1")
         assert code == 0, err
-        error, metadata = result[f"test_error_{which}"], read_weights(file).metadata
-        assert (metadata.epoch, metadata.test_error) == (2 if which == "last" else result["best_epoch"], error)
+        error, metadata = result[f"{kind}test_error_{which}"], read_weights(file).metadata
+        epoch = 2 if which == "last" else result[f"{kind}best_epoch"]
+        assert (metadata.epoch, metadata.test_error, metadata.ema) == (epoch, error, ema)
+        assert (", EMA of the weights (decay 0.5) after epoch" in out) == bool(kind)
         note = "16; " if job == "genotype" else ""
         data = f"folder ({note}test part: test; images brought to 16×16 pixels)"
         assert out.splitlines()[-2] == f"test error on {data}, 100 images: {error:.2f}%"
         assert out.splitlines()[-1] == f"equals the recorded {error:.2f}%"
-    kept = [path.name for path in sorted(Path(job).glob("weights_epoch_*"))]
-    assert kept == [f"weights_epoch_000{i}.safetensors" for i in (1, 2) if job == "model"]
+    kept = [path.name for path in sorted(Path(job).glob("weights*_epoch_*"))]
+    wanted = [f"weights_{kind}epoch_000{i}.safetensors" for kind in ("ema_", "") for i in (1, 2)]
+    assert kept == (wanted if job == "model" else [])
     assert all(f"]({name})" in report for name in kept)
-    assert [read_weights(Path(job, name)).metadata.epoch for name in kept] == [1, 2][: len(kept)]
+    assert [read_weights(Path(job, name)).metadata.epoch for name in kept] == [1, 2, 1, 2][: len(kept)]
 
 
 def test_an_error_that_is_not_the_recorded_one_is_told(capsys: Capture, tmp_path: Path) -> None:
@@ -149,6 +156,22 @@ def test_a_start_from_weights_is_resumed_to_the_same_bits(capsys: Capture, tmp_p
     for name in ("weights.safetensors", "weights_best.safetensors"):
         resumed, straight = (read_weights(folder / name) for folder in (run_dir, tmp_path / "straight"))
         assert resumed.checksum == straight.checksum
+
+
+def test_a_run_goes_back_to_a_checkpoint_that_was_kept_and_comes_to_the_same_bits(
+    capsys: Capture, tmp_path: Path
+) -> None:
+    shutil.copytree("model", tmp_path / "model")
+    kept, *newer = checkpoints(tmp_path / "model" / "checkpoints")
+    assert kept.name == "epoch_0001_step_000000.pt"
+    assert len(newer) == 2
+    for path in (*newer, tmp_path / "model" / "result.json"):
+        path.unlink()
+    code, _, err = in_process(capsys, "augment", "--resume", str(tmp_path / "model"))
+    assert code == 0, err
+    for name in ("weights.safetensors", "weights_ema_best.safetensors"):
+        again, before = (read_weights(folder / name) for folder in (tmp_path / "model", Path("model")))
+        assert again.checksum == before.checksum
 
 
 @pytest.mark.parametrize(("job", "format"), [("genotype", "onnx"), ("model", "torch")])

@@ -22,7 +22,7 @@ from darts_sg.genotype import NUM_INPUTS, state_name
 Row = Mapping[str, float]
 
 INK, FAINT = "#1F2933", "#D5DBE1"
-TRAIN, VALIDATION, TEST = "#1F62B5", "#D98200", "#C8102E"
+TRAIN, VALIDATION, TEST, EMA = "#1F62B5", "#D98200", "#C8102E", "#3C8A3F"
 NORMAL, REDUCE = "#1F62B5", "#7A3FA8"
 SUBSCRIPTS = str.maketrans("k-12", "ₖ₋₁₂")
 CELL_TITLES = {"normal": "Normal cell", "reduce": "Reduction cell"}
@@ -45,6 +45,7 @@ LOSS = Panel(
         ("train_loss", "train", TRAIN),
         ("validation_loss", "validation", VALIDATION),
         ("test_loss", "test", TEST),
+        ("ema_test_loss", "test, EMA", EMA),
     ),
 )
 ACCURACY = Panel(
@@ -53,6 +54,7 @@ ACCURACY = Panel(
         ("train_accuracy", "train", TRAIN),
         ("validation_accuracy", "validation", VALIDATION),
         ("test_accuracy", "test", TEST),
+        ("ema_test_accuracy", "test, EMA", EMA),
     ),
     percent=True,
 )

@@ -21,7 +21,7 @@ SHOWN_OPTIONS = (
     "learning_rate", "hypergradient", "alpha_learning_rate", "alpha_frozen_epochs", "partial_channels",
     "edge_normalization", "penalty", "target_params", "target_macs",
     "cutout_length", "colour_jitter", "drop_path_prob", "auxiliary_weight", "schedule", "warmup_epochs",
-    "label_smoothing", "compile",
+    "label_smoothing", "ema", "compile",
 )  # fmt: skip
 
 
@@ -105,13 +105,16 @@ def _augment_result(run: Run) -> list[str]:
         "validation": "chosen on the held-out validation images",
         "test": "chosen on the test images themselves, so it flatters: compare the last epoch",
     }.get(r["best_chosen_on"], f"chosen on {r['best_chosen_on']}")
-    rows = [
-        ("test error, last epoch", f"**{r['test_error_last']:.2f}%**"),
-        (f"test error, best epoch ({r['best_epoch']})", f"{r['test_error_best']:.2f}% ({chosen})"),
-    ]
-    if "test_top5_error_last" in r:
-        rows[0] = (rows[0][0], f"{rows[0][1]}, top-5 {r['test_top5_error_last']:.2f}%")
-        rows[1] = (rows[1][0], f"{rows[1][1]}, top-5 {r['test_top5_error_best']:.2f}%")
+    rows = []
+    for kind in ("", "ema_") if "ema_test_error_last" in r else ("",):
+        of = f" of the EMA weights (decay {run.options['ema']:g})" if kind else ""
+        top5 = {which: r.get(f"{kind}test_top5_error_{which}") for which in ("last", "best")}
+        more = {which: "" if error is None else f", top-5 {error:.2f}%" for which, error in top5.items()}
+        best = f"{r[f'{kind}test_error_best']:.2f}% ({chosen}){more['best']}"
+        rows += [
+            (f"test error{of}, last epoch", f"**{r[f'{kind}test_error_last']:.2f}%**{more['last']}"),
+            (f"test error{of}, best epoch ({r[f'{kind}best_epoch']})", best),
+        ]
     if "unusual_images" in r:
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in r["unusual_images"].items())
         rows.append(("images that are no RGB JPEG, or damaged", f"{kinds} ([unusual_images.csv](unusual_images.csv))"))

@@ -27,6 +27,8 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", 
 TEST_PARTS = ("test", "val", "valid")
 SMALLEST, LARGEST, STEP = 32, 224, 8
 """Bounds in pixels of the image size that is chosen when none is asked for, and what it is a multiple of."""
+NAMED = 5
+"""Of many classes or files that a message is about."""
 MANY_FILES = 500
 """From here on reading takes long enough for a progress bar."""
 
@@ -102,7 +104,9 @@ def check_same_classes(train_root: Path, train: list[str], test_root: Path, test
     """UsageError if the two parts do not have the same classes."""
     for root, missing in ((test_root, set(train) - set(test)), (train_root, set(test) - set(train))):
         if missing:
-            raise UsageError(f"{root} lacks the classes {', '.join(sorted(missing))}: both parts need the same")
+            names = ", ".join(sorted(missing)[:NAMED])
+            more = f" and {len(missing) - NAMED} others" if len(missing) > NAMED else ""
+            raise UsageError(f"{root} lacks the classes {names}{more}: both parts need the same")
 
 
 def list_files(root: Path, class_names: list[str]) -> LabelledFiles:
@@ -179,7 +183,7 @@ def read_images(files: LabelledFiles, size: int, class_names: list[str]) -> Imag
         else:
             labels.append(label)
     if broken:
-        names = ", ".join(map(str, broken[:5])) + (", …" if len(broken) > 5 else "")
+        names = ", ".join(map(str, broken[:NAMED])) + (", …" if len(broken) > NAMED else "")
         logger.warning("%d of %d images cannot be read and are left out: %s", len(broken), len(files.paths), names)
     for label in set(files.labels) - set(labels):
         raise UsageError(f"no image of the class {class_names[label]} can be read: repair or remove it")

@@ -32,7 +32,10 @@ def load_imagenet(directory: Path, *, image_size: int | None, seed: int, downloa
     train, test = directory / "train", directory / "val"
     for part in (train, test):
         if not part.is_dir():
-            raise UsageError(f"no imagenet in {directory}: it needs train/CLASS/*.JPEG and val/CLASS/*.JPEG there")
+            raise UsageError(
+                f"no imagenet in {directory}, which has no {part.name}/: it needs train/CLASS/*.JPEG and "
+                "val/CLASS/*.JPEG there"
+            )
     class_names = subfolders(train)
     if not subfolders(test):
         raise UsageError(f"{test} holds no class folders: sort the validation images into {test}/CLASS/ first")

@@ -48,6 +48,8 @@ class ImageSet:
     """uint8 (N, H, W, C)."""
     labels: Tensor
     """int64 (N,)."""
+    num_damaged = 0
+    """None, or they would not be in memory."""
 
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 or self.images.ndim != 4:

@@ -92,6 +92,12 @@ class ImageFiles:
         for name, label in zip(self.names.tolist(), self.labels.tolist(), strict=True):
             digest.update(b"%d %s\n" % (label, name))
 
+    @property
+    def num_damaged(self) -> int:
+        """Those of these images that have turned out to be damaged so far."""
+        damaged = [os.fsencode(name) for name, what in self.unusual.items() if what.startswith(DAMAGED)]
+        return int(np.isin(self.names, damaged).sum()) if damaged else 0
+
     def path(self, index: int) -> Path:
         return self.root / os.fsdecode(self.names[index])
 
@@ -299,14 +305,15 @@ class Stream:
             damaged = what.startswith(DAMAGED)
             if damaged and self.files.reading.damaged == "stop":
                 raise RunError(
-                    f"{self.files.path(index)} is {what}; repair it, or go on with --resume and --damaged skip"
+                    f"{self.files.path(index)} is {what}; repair it, or choose --damaged skip (a run goes on with "
+                    "--resume)"
                 )
             if damaged and name not in self.files.unusual:
                 done = "replaced by the next" if self.reader.replace else "left out"
                 logger.warning("%s is %s; %s", self.files.path(index), what, done)
             self.files.unusual[name] = what
         if batch.failure:
-            raise RunError(f"{batch.failure}; check that the data are there, then go on with --resume")
+            raise RunError(f"{batch.failure}; check that the data are there (a run goes on with --resume)")
 
 
 class Positions(torch_data.Sampler[list[Key]]):

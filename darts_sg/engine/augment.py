@@ -21,6 +21,7 @@ from darts_sg.engine.setup import (
     dry_run,
     open_run,
     prepare,
+    refuse_single_images,
     run_job,
     split_training_set,
     to_device,
@@ -30,7 +31,8 @@ from darts_sg.engine.setup import (
 from darts_sg.engine.steps import (
     accuracy,
     apply_weight_step,
-    evaluate,
+    averaged_model,
+    evaluate_all,
     scheduled_learning_rate,
     weight_optimizer,
 )
@@ -42,9 +44,16 @@ from darts_sg.networks.derived import DerivedNetwork
 from darts_sg.networks.mobile import Model, find_model
 from darts_sg.ops import OPERATIONS
 
+EMA = "ema_"
+"""How the names of what belongs to the average of the weights begin."""
+
 
 class AugmentJob:
-    """The network of a genotype, or a model, with its optimizer, its training batches and its test images."""
+    """The network of a genotype, or a model, with its optimizer, its training batches and its test images.
+
+    With --ema, an average of the weights is tested beside them. Each of both has its own best epoch: the first of those
+    with the highest accuracy on the held-out images, or on the test images where there are none.
+    """
 
     name = "augment"
 
@@ -68,11 +77,17 @@ class AugmentJob:
             if setting.device.type != "cuda":
                 raise UsageError("--sync-batchnorm is for GPUs, PyTorch has it for no CPU; leave it out")
             self.network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
+        self.ema = averaged_model(self.network, config.ema) if config.ema else None
+        self.tested: dict[str, torch.nn.Module] = {"": self.network}
+        if self.ema is not None:
+            self.tested[EMA] = self.ema.module
         if config.compile:
             compile_parts([self.network], setting.device)
         self.weights = list(self.network.parameters())
         self.optimizer = weight_optimizer(self.weights, config)
         self.best: dict[str, float] = {}
+        """Of the weights and, under names that begin with EMA, of their average: the best epoch, by what it was judged,
+        and its columns of the test."""
 
     def learning_rate(self, epoch: int) -> float:
         return scheduled_learning_rate(self.config, epoch)
@@ -97,6 +112,8 @@ class AugmentJob:
         rate, clip = self.learning_rate(epoch), self.config.gradient_clip
         apply_weight_step(self.optimizer, self.weights, loss, rate, clip, ranks, len(y))
         ranks.average_statistics(self.network, len(y))
+        if self.ema is not None:
+            self.ema.update_parameters(self.network)
         means = ranks.means(len(y), train_loss=main_loss, train_accuracy=accuracy(logits, y))
         return StepResult(self.train.num_images(position), means)
 
@@ -116,30 +133,48 @@ class AugmentJob:
         if self.validation_images is not None:
             row |= self.evaluate("validation", self.validation_images)
         row |= self.evaluate("test", self.test_images)
-        judged = row.get("validation_accuracy", row["test_accuracy"])
-        if not self.best or judged > self.best["judged"]:
-            self.best = {"judged": judged, "epoch": epoch + 1} | {k: row[k] for k in row if k.startswith("test_")}
-            self._save_weights(run, "weights_best", row, epoch)
-        if self.config.keep_every and (epoch + 1) % self.config.keep_every == 0:
-            self._save_weights(run, f"weights_epoch_{epoch + 1:04d}", row, epoch)
-        if epoch + 1 == self.num_epochs:
-            self._save_weights(run, "weights", row, epoch)
+        for kind in self.tested:
+            judged = row.get(f"{kind}validation_accuracy", row[f"{kind}test_accuracy"])
+            if judged > self.best.get(f"{kind}judged", -1.0):
+                test = {name: value for name, value in row.items() if name.startswith(f"{kind}test_")}
+                self.best |= {f"{kind}judged": judged, f"{kind}epoch": epoch + 1} | test
+                self._save_weights(run, kind, "best", row, epoch)
+            if self.config.keep_every and (epoch + 1) % self.config.keep_every == 0:
+                self._save_weights(run, kind, f"epoch_{epoch + 1:04d}", row, epoch)
+            if epoch + 1 == self.num_epochs:
+                self._save_weights(run, kind, "", row, epoch)
         return row
 
     def log_tensorboard(self, writer: Any, epoch: int) -> None:
         """The columns of metrics.csv are all there is."""
 
     def evaluate(self, part: str, images: Images) -> dict[str, float]:
-        """Loss and accuracy on `images`, as they are, by column."""
+        """Loss and accuracy on `images`, as they are, by column; those of the average of the weights begin with EMA."""
         spec, ranks = self.setting.data.spec, self.setting.ranks
         batches = evaluation_batches(images, spec, EVALUATION_BATCH, ranks.rank, ranks.size)
-        found = evaluate(self.network, lambda x: self.network(x)[0], batches, ranks)._asdict()
-        return {f"{part}_{name}": value for name, value in found.items() if spec.top5 or not name.startswith("top5")}
+        logits = {network: (lambda x, network=network: network(x)[0]) for network in self.tested.values()}
+        evaluations = evaluate_all(logits, batches, ranks)
+        self.share()
+        return {
+            f"{kind}{part}_{name}": value
+            for kind, found in zip(self.tested, evaluations, strict=True)
+            for name, value in found._asdict().items()
+            if spec.top5 or not name.startswith("top5")
+        }
+
+    @property
+    def num_tested(self) -> int:
+        """Test images, without damaged ones that a test has left out."""
+        return len(self.test_images) - self.test_images.num_damaged
+
+    def share(self) -> None:
+        self.setting.share_unusual()
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            **({} if self.ema is None else {"ema": self.ema.state_dict()}),
             "best": self.best,
             "unusual_images": dict(self.setting.data.unusual),
         }
@@ -147,6 +182,8 @@ class AugmentJob:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.ema is not None:
+            self.ema.load_state_dict(state["ema"])
         self.best = state["best"]
         self.setting.data.unusual.update(state.get("unusual_images", {}))
 
@@ -159,24 +196,34 @@ class AugmentJob:
             f"network: {self.subject.counts()} ({self.subject.shape})",
             f"images: {len(self.train_images):,} for training, {held_out:,} for validation, "
             f"{len(self.test_images):,} for the test",
+            *filter(None, [self.averaged()]),
         ]
+
+    def averaged(self) -> str:
+        """What --ema does in a run of this length, in words; empty without it."""
+        decay, steps = self.config.ema, self.num_epochs * self.steps_per_epoch
+        if not decay:
+            return ""
+        text = f"EMA of the weights: over about the last {round(1 / (1 - decay)):,} steps"
+        share = decay ** (steps - 1)  # of the weights after the first step, in the end
+        if share < 0.01:
+            return text
+        return f"{text}; of this run's {steps:,} the first keeps a share of {share:.0%}, so a smaller --ema would fit"
 
     def result(self, loop: Loop) -> dict[str, Any]:
         """The content of result.json; errors in percent."""
         last, cost = loop.rows[-1], self.subject.cost
-        unusual, top5 = self.setting.data.unusual, {}
-        if self.setting.data.spec.top5:
-            top5 = {
-                f"test_top5_error_{which}": percent_wrong(row["test_top5_accuracy"])
-                for which, row in (("last", last), ("best", self.best))
-            }
+        unusual, errors = self.setting.data.unusual, {}
+        for kind in self.tested:
+            for measure in ("test", "test_top5") if self.setting.data.spec.top5 else ("test",):
+                for which, row in (("last", last), ("best", self.best)):
+                    errors[f"{kind}{measure}_error_{which}"] = percent_wrong(row[f"{kind}{measure}_accuracy"])
+        epochs = {f"{kind}best_epoch": int(self.best[f"{kind}epoch"]) for kind in self.tested}
         auxiliary = {"params_with_auxiliary": cost.params_with_auxiliary} if self.subject.has_auxiliary else {}
         return {
             **self.subject.names,
-            "test_error_last": percent_wrong(last["test_accuracy"]),
-            "test_error_best": percent_wrong(self.best["test_accuracy"]),
-            **top5,
-            "best_epoch": int(self.best["epoch"]),
+            **errors,
+            **epochs,
             "best_chosen_on": "test" if self.validation_images is None else "validation",
             "params": cost.params,
             **auxiliary,
@@ -186,7 +233,7 @@ class AugmentJob:
             "data_note": self.config.data_note,
             "data_remark": self.setting.data.remark,
             "train_images": len(self.train_images),
-            "test_images": len(self.test_images),
+            "test_images": self.num_tested,
             **({"unusual_images": count_unusual(unusual)} if unusual else {}),
             "seed": self.config.seed,
             **{key: value for key, value in self.setting.environment.items() if key == "finetuned_from"},
@@ -198,10 +245,10 @@ class AugmentJob:
     def _fingerprint(self) -> str:
         return self.setting.data.fingerprint()
 
-    def _save_weights(self, run: RunDir, name: str, row: dict[str, float], epoch: int) -> None:
-        """Write the weights after `epoch`, whose row of metrics.csv is `row`, as a file of their own."""
+    def _save_weights(self, run: RunDir, kind: str, name: str, row: dict[str, float], epoch: int) -> None:
+        """Write the weights after `epoch`, or their average, as a file; `row` is the row of metrics.csv."""
         config, data, environment = self.config, self.setting.data, self.setting.environment
-        held_out = row.get("validation_accuracy")
+        held_out = row.get(f"{kind}validation_accuracy")
         metadata = Metadata(
             genotype=self.trained.to_yaml() if isinstance(self.trained, Genotype) else "",
             model=config.model,
@@ -218,9 +265,10 @@ class AugmentJob:
             data_note=config.data_note,
             data_remark=data.remark,
             data_fingerprint=self._fingerprint,
-            test_error=percent_wrong(row["test_accuracy"]),
-            test_images=len(self.test_images),
+            test_error=percent_wrong(row[f"{kind}test_accuracy"]),
+            test_images=self.num_tested,
             validation_error=None if held_out is None else percent_wrong(held_out),
+            ema=config.ema if kind else None,
             epoch=epoch + 1,
             epochs=self.num_epochs,
             seed=config.seed,
@@ -229,7 +277,8 @@ class AugmentJob:
             torch=environment["torch"],
             git=environment["git"],
         )
-        run.write(f"{name}.safetensors", weights_bytes(self.network.state_dict(), metadata))
+        file = f"weights_{kind}{name}".rstrip("_")
+        run.write(f"{file}.safetensors", weights_bytes(self.tested[kind].state_dict(), metadata))
 
 
 def percent_wrong(accuracy: float) -> float:
@@ -268,11 +317,12 @@ def run_augment(config: AugmentConfig, *, resume: Path | None = None, dry: bool 
     if weights is not None:
         weights.refuse_other_channels(setting.data.spec)
     job = AugmentJob(config, trained, setting, weights)
+    refuse_single_images(job.train, lambda x: job.subject.build()(x))
     if dry:
         genotype_file = "" if config.model else "genotype.yaml, "
         writes = (
             f"result.json, {genotype_file}config.yaml, metrics.csv, tensorboard/, checkpoints/, weights.safetensors, "
-            "weights_best.safetensors, report.md"
+            f"weights_best.safetensors, {'the same of weights_ema, ' if config.ema else ''}report.md"
         )
         dry_run(job, config, setting, first_epoch=0, facts=job.facts(), writes=writes)
         return None
@@ -286,18 +336,21 @@ def run_augment(config: AugmentConfig, *, resume: Path | None = None, dry: bool 
         result = job.result(loop)
         run.write_json("result.json", result)
         report = write_report(run.path)
-        print(
-            f"test error: {result['test_error_last']:.2f}% after the last epoch, {result['test_error_best']:.2f}% at "
-            f"the best (epoch {result['best_epoch']}, chosen on the {result['best_chosen_on']} images)"
-        )
-        if "test_top5_error_last" in result:
-            last, best = (result[f"test_top5_error_{which}"] for which in ("last", "best"))
-            print(f"top-5 error: {last:.2f}% after the last epoch, {best:.2f}% at the best")
+        for kind in job.tested:
+            of = " of the EMA weights" if kind else ""
+            last, best = (result[f"{kind}test_error_{which}"] for which in ("last", "best"))
+            print(
+                f"test error{of}: {last:.2f}% after the last epoch, {best:.2f}% at the best (epoch "
+                f"{result[f'{kind}best_epoch']}, chosen on the {result['best_chosen_on']} images)"
+            )
+            if f"{kind}test_top5_error_last" in result:
+                last, best = (result[f"{kind}test_top5_error_{which}"] for which in ("last", "best"))
+                print(f"top-5 error{of}: {last:.2f}% after the last epoch, {best:.2f}% at the best")
         print(job.subject.counts())
         print(f"result: {run.path / 'result.json'}\nreport: {report}")
 
-    if job.started:
-        print(job.started)
+    for line in filter(None, [job.started, job.averaged()]):
+        print(line)
 
     def save_genotype(run: RunDir) -> None:
         if isinstance(trained, Genotype):

@@ -3,6 +3,7 @@
 import io
 import pickle
 import random
+import re
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,15 +18,20 @@ from darts_sg.files import write_atomically
 KEPT = 2  # the newest, and the one before it should that be damaged
 
 
-def save_checkpoint(folder: Path, epoch: int, step: int, state: Mapping[str, Any]) -> Path:
-    """Write the state at `step` of `epoch` (both counted from 0: what comes next) and drop all but the newest two.
+def save_checkpoint(
+    folder: Path, epoch: int, step: int, state: Mapping[str, Any], keep_every: int | None = None
+) -> Path:
+    """Write the state at `step` of `epoch` (both counted from 0: what comes next) and drop older ones.
 
-    Raises OSError if it cannot be written; the earlier checkpoints are untouched then.
+    Kept are the newest two, and that after each epoch which `keep_every` divides. Raises OSError if it cannot be
+    written; the earlier checkpoints are untouched then.
     """
     path = folder / f"epoch_{epoch:04d}_step_{step:06d}.pt"
     write_torch(path, state)
     for old in checkpoints(folder)[:-KEPT]:
-        old.unlink()
+        done, begun = map(int, re.findall(r"\d+", old.stem))
+        if keep_every is None or begun or done % keep_every:
+            old.unlink()
     return path
 
 

@@ -154,13 +154,19 @@ class Ranks:
         found: Any = content[0]
         return found
 
+    def gather(self, content: T) -> list[T]:
+        """What each rank has, in their order, on all of them."""
+        found = [content] * self.size
+        if self.size > 1:
+            with needing_all():
+                dist.all_gather_object(found, content)
+        return found
+
     def compare(self, content: Callable[[], Mapping[str, Any]], way_out: str) -> None:
         """RunError naming the first entry that is not the same on all ranks, and the way out."""
         if self.size == 1:
             return
-        found: list[Any] = [None] * self.size
-        with needing_all():
-            dist.all_gather_object(found, dict(content()))
+        found = self.gather(dict(content()))
         for name, value in found[0].items():
             for rank, other in enumerate(found):
                 if other[name] != value:

@@ -35,8 +35,10 @@ def run_evaluation(config: AugmentConfig, path: Path) -> None:
     accuracy = job.evaluate("test", job.test_images)["test_accuracy"]
     error, recorded = percent_wrong(accuracy), f"{m.test_error:.2f}%"
     print(f"weights: {weights.title}, {weights.history}")
+    damaged = job.test_images.num_damaged
+    left_out = f" ({damaged:,} damaged left out)" if damaged else ""
     print(
-        f"test error on {described_data(config.dataset, note, data.remark)}, {len(job.test_images):,} images: "
+        f"test error on {described_data(config.dataset, note, data.remark)}, {job.num_tested:,} images{left_out}: "
         f"{error:.2f}%"
     )
     if not same_data:

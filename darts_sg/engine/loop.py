@@ -51,6 +51,9 @@ class Job(Protocol):
     def log_tensorboard(self, writer: Any, epoch: int) -> None:
         """What goes to TensorBoard after an epoch beside the columns of metrics.csv."""
 
+    def share(self) -> None:
+        """Tell the other ranks what this one alone has found; on all of them together, before a checkpoint."""
+
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
@@ -174,11 +177,13 @@ class Loop:
         *,
         time_budget: float | None,
         checkpoint_minutes: float,
+        keep_every: int | None,
         resume_command: str,
     ) -> None:
         self.job, self.run, self.ranks = job, run, ranks
         self.deadline = None if time_budget is None else time.monotonic() + 60 * time_budget
         self.checkpoint_seconds = 60 * checkpoint_minutes
+        self.keep_every = keep_every
         self.resume_command = resume_command
         self.folder = run.path / "checkpoints"
         self.rows: list[dict[str, float]] = []
@@ -281,6 +286,7 @@ class Loop:
     def _save(self) -> None:
         if self.meter.pending:
             self._check_finite()
+        self.job.share()
         self._compare()
         if self.run.writes:
             self._write_checkpoint()
@@ -308,7 +314,7 @@ class Loop:
             "random": random_state(),
             "state": self.job.state_dict(),
         }
-        save_checkpoint(self.folder, self.epoch, self.next_step, state)
+        save_checkpoint(self.folder, self.epoch, self.next_step, state, self.keep_every)
 
     def _load(self) -> None:
         found = self.ranks.from_first(lambda: load_newest(self.folder, self._warn))

@@ -4,7 +4,7 @@ config.yaml      all options, versions, device, data, code state
 metrics.csv      one row an epoch
 log.txt          what was printed, with the time
 tensorboard/     the same for TensorBoard
-checkpoints/     the newest two, to continue from
+checkpoints/     the newest two, to continue from; with --keep-every others to go back to
 split.json       search: the lists of images it uses, if it was given any
 unusual_images.csv  damaged images, and those that are no RGB JPEG, if there are any
 genotypes/       search: the genotype after each epoch; alphas/ the mixing weights
@@ -12,7 +12,7 @@ genotype.yaml    search: the result; augment: what is trained
 result.json      augment: the result
 weights.safetensors, weights_best.safetensors
                  augment: the weights after the last and the best epoch, with all that is needed to use them; with
-                 --keep-every weights_epoch_*.safetensors as well
+                 --keep-every weights_epoch_*.safetensors as well; with --ema the same of their average, weights_ema*
 report.md        the run as a page, with pictures/
 search.html      search: its epochs, to leaf through in a browser
 """

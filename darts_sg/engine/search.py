@@ -30,6 +30,7 @@ from darts_sg.engine.setup import (
     dry_run,
     open_run,
     prepare,
+    refuse_single_images,
     run_job,
     split_training_set,
     to_device,
@@ -184,7 +185,12 @@ class SearchJob:
         mixing = self.relaxation(self.supernet)
         ranks, spec = self.setting.ranks, self.setting.data.spec
         batches = evaluation_batches(self.validation_images, spec, EVALUATION_BATCH, ranks.rank, ranks.size)
-        return evaluate(self.supernet, lambda x: self.supernet(x, mixing), batches, ranks)
+        found = evaluate(self.supernet, lambda x: self.supernet(x, mixing), batches, ranks)
+        self.share()
+        return found
+
+    def share(self) -> None:
+        self.setting.share_unusual()
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -203,6 +209,11 @@ class SearchJob:
         self.weight_optimizer.load_state_dict(state["weight_optimizer"])
         self.alpha_optimizer.load_state_dict(state["alpha_optimizer"])
         self.setting.data.unusual.update(state.get("unusual_images", {}))
+
+    def forward_anew(self, x: Tensor) -> Tensor:
+        """Logits of images (N, C, H, W) from a new supernet like this one, in train mode."""
+        supernet = self._build()
+        return supernet(x, self.relaxation(supernet))
 
     def facts(self) -> list[str]:
         """What a dry run says of the supernet."""
@@ -364,6 +375,8 @@ def run_search(config: SearchConfig, *, resume: Path | None = None, dry: bool = 
         config = replace(config, split=run.path / "split.json")
     setting = prepare(config, earlier)
     job = SearchJob(config, setting)
+    for batches in (job.train, job.validation):
+        refuse_single_images(batches, job.forward_anew)
     if dry:
         writes = "genotype.yaml, config.yaml, metrics.csv, tensorboard/, checkpoints/, genotypes/, alphas/, report.md"
         dry_run(job, config, setting, first_epoch=config.alpha_frozen_epochs, facts=job.facts(), writes=writes)

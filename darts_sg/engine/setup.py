@@ -46,6 +46,13 @@ class Setting:
         keys = ("darts_sg", "git", "python", "torch", "device", "device_name", "threads", "processes", "kernels")
         return {key: self.environment[key] for key in keys if key in self.environment}
 
+    def share_unusual(self) -> None:
+        """Let each rank know of the damaged and odd images that all have met; all of them call it together."""
+        if self.ranks.size > 1:
+            met = {name: what for found in self.ranks.gather(dict(self.data.unusual)) for name, what in found.items()}
+            self.data.unusual.clear()
+            self.data.unusual.update(sorted(met.items()))
+
 
 def prepare(config: RunConfig, earlier: dict[str, Any]) -> Setting:
     """Choose the device, seed all generators, load the data. `earlier` is the config.yaml of a resumed run.
@@ -95,6 +102,28 @@ def train_batches(images: Images, config: RunConfig, setting: Setting, stream: s
             f"{ranks.size} processes, which need 2 each; choose another --batch-size or number of images"
         )
     return batches
+
+
+def refuse_single_images(batches: TrainBatches, forward: Callable[[Tensor], object]) -> None:
+    """UsageError if a batch is a single image, and one of the BatchNorms has features of 1×1 pixels to normalise there.
+
+    The last batch of a pass is trained on whatever its size; it is the smallest. `forward` builds the network and runs
+    it on images (N, C, H, W) in train mode: that is done without values, on PyTorch's meta device.
+    """
+    total, size, spec = len(batches.images), batches.batch_size, batches.spec
+    if batches.num_images(len(batches) - 1) > 1:
+        return
+    try:
+        with torch.device("meta"):
+            forward(torch.empty(1, spec.in_channels, spec.image_size, spec.image_size))
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        single = "are single images" if size == 1 or total == 1 else "end with a single image"
+        raise UsageError(
+            f"{total} images in batches of {size} {single}, which BatchNorm cannot normalise where the features are "
+            "1×1 pixels; choose another --batch-size or number of images"
+        ) from None
 
 
 def trial_batch(images: Images, config: RunConfig, setting: Setting, batch_size: int) -> tuple[Tensor, Tensor]:
@@ -150,6 +179,7 @@ def run_job(
         ranks,
         time_budget=config.time_budget,
         checkpoint_minutes=config.checkpoint_minutes,
+        keep_every=getattr(config, "keep_every", None),
         resume_command=f"{ranks.launcher} {script} --resume {run.path}",
     )
     exhausted = False
@@ -192,7 +222,10 @@ def _to_agree_on(config: RunConfig, setting: Setting) -> Mapping[str, Any]:
 
 
 def write_unusual(run: RunDir, unusual: dict[str, str]) -> None:
-    """Write unusual_images.csv: the images met so far that are damaged or no RGB JPEG, if there are any."""
+    """Write unusual_images.csv: the images met so far that are damaged or no RGB JPEG, if there are any.
+
+    Those of all ranks up to the last checkpoint; of a run that ends between two, those of the first rank since then.
+    """
     if unusual:
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows([("image", "what"), *sorted(unusual.items())])

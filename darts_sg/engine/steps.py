@@ -1,12 +1,13 @@
 """The steps that training consists of, and evaluation."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from darts_sg.config import AugmentConfig, RunConfig
 from darts_sg.engine.distributed import ALONE, Ranks
@@ -68,6 +69,26 @@ def apply_weight_step(
     optimizer.step()
 
 
+def averaged_model(network: nn.Module, decay: float) -> AveragedModel:
+    """The exponential moving average (EMA) of a network; `update_parameters(network)` takes in a step.
+
+    After the first step it is the network; after each other decay · average + (1 - decay) · network. BatchNorm's
+    running statistics are averaged like the weights that they belong to; its counters of batches are taken over. Such
+    an average is what Szegedy et al. (2016), section 8, test.
+    """
+    average_floats = get_ema_multi_avg_fn(decay)
+
+    def average(averages: Sequence[Tensor], current: Sequence[Tensor], num_averaged: Tensor | int) -> None:
+        """Of one device and dtype, in place."""
+        if averages[0].is_floating_point():
+            average_floats(averages, current, num_averaged)
+        else:
+            for own, counter in zip(averages, current, strict=True):
+                own.copy_(counter)
+
+    return AveragedModel(network, multi_avg_fn=average, use_buffers=True)
+
+
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
     """Fraction of right answers: logits (N, num_classes), labels (N,), to a scalar."""
     return (logits.argmax(dim=1) == labels).float().mean()
@@ -81,7 +102,6 @@ class Evaluation(NamedTuple):
     top5_accuracy: float
 
 
-@torch.no_grad()
 def evaluate(
     model: nn.Module,
     logits_of: Callable[[Tensor], Tensor],
@@ -92,19 +112,32 @@ def evaluate(
 
     Raises RunError if there is no image.
     """
-    was_training = model.training
-    model.eval()
-    loss = right = right5 = torch.zeros((), dtype=torch.float64)
+    return evaluate_all({model: logits_of}, batches, ranks)[0]
+
+
+@torch.no_grad()
+def evaluate_all(
+    models: Mapping[nn.Module, Callable[[Tensor], Tensor]],
+    batches: Iterable[tuple[Tensor, Tensor]],
+    ranks: Ranks = ALONE,
+) -> list[Evaluation]:
+    """`evaluate` of several models, each with its function to logits, on the same batches."""
+    was_training = [model.training for model in models]
+    for model in models:
+        model.eval()
+    sums = torch.zeros(len(models), 3, dtype=torch.float64)
     count = 0
     for x, y in batches:
-        logits = logits_of(x)
-        loss = loss + F.cross_entropy(logits, y, reduction="sum").double().cpu()
-        right = right + (logits.argmax(dim=1) == y).sum().cpu()
-        best = logits.topk(min(5, logits.shape[1])).indices
-        right5 = right5 + (best == y[:, None]).sum().cpu()
+        for i, logits_of in enumerate(models.values()):
+            logits = logits_of(x)
+            best = logits.topk(min(5, logits.shape[1])).indices
+            sums[i, 0] += F.cross_entropy(logits, y, reduction="sum").cpu()
+            sums[i, 1] += (logits.argmax(dim=1) == y).sum().cpu()
+            sums[i, 2] += (best == y[:, None]).sum().cpu()
         count += len(y)
-    model.train(was_training)
-    sum_loss, num_right, num_right5, total = ranks.sum(loss.item(), right.item(), right5.item(), count)
+    for model, training in zip(models, was_training, strict=True):
+        model.train(training)
+    *totals, total = ranks.sum(*sums.flatten().tolist(), count)
     if not total:
-        raise RunError("none of the images to evaluate on can be read; repair them, then go on with --resume")
-    return Evaluation(sum_loss / total, num_right / total, num_right5 / total)
+        raise RunError("none of the images to evaluate on can be read; repair them (a run goes on with --resume)")
+    return [Evaluation(*(value / total for value in totals[i : i + 3])) for i in range(0, len(totals), 3)]

@@ -53,6 +53,8 @@ class Metadata:
     test_error: float
     test_images: int
     validation_error: float | None = None
+    ema: float | None = None
+    """Decay of the exponential moving average of the weights that these are; None for the weights themselves."""
     epoch: int
     """After which the weights are these."""
     epochs: int
@@ -112,7 +114,8 @@ class Weights:
     def history(self) -> str:
         """The training that they come from, in words."""
         m = self.metadata
-        return f"after epoch {m.epoch} of {m.epochs} on {self.data}, seed {m.seed}, darts_sg {m.darts_sg}"
+        ema = "" if m.ema is None else f"EMA of the weights (decay {m.ema:g}) "
+        return f"{ema}after epoch {m.epoch} of {m.epochs} on {self.data}, seed {m.seed}, darts_sg {m.darts_sg}"
 
     def options(self) -> dict[str, Any]:
         """The options of a training that say the network."""
@@ -130,6 +133,7 @@ class Weights:
             "data_note": m.data_note,
             "data_remark": m.data_remark,
             "num_classes": m.num_classes,
+            "ema": "" if m.ema is None else m.ema,
             "epoch": m.epoch,
             "seed": m.seed,
             "test_error": m.test_error,

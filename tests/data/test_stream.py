@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import tarfile
 from dataclasses import replace
 from functools import partial
@@ -241,18 +242,25 @@ def test_a_split_file_lists_balanced_disjoint_parts_and_is_checked(folder: Path,
 @pytest.mark.parametrize(
     ("broken", "expected"),
     [
-        ("no train", "it needs train/CLASS"),
+        ("no train", "which has no train/: it needs train/CLASS"),
+        ("no val", "which has no val/: it needs train/CLASS"),
         ("flat validation", "holds no class folders: sort the validation images"),
-        ("class missing", "lacks the classes n00000001"),
+        ("class missing", "lacks the classes n00000001:"),
+        ("classes missing", "lacks the classes n00000001, .*, n00000005 and 2 others:"),
         ("class empty", "holds no images"),
         ("one class", "two or more are needed"),
     ],
 )
 def test_a_layout_that_is_none_is_refused_with_the_way_out(broken: str, expected: str, tmp_path: Path) -> None:
-    write_imagenet(tmp_path, 1 if broken == "one class" else 2, 1)
+    write_imagenet(tmp_path, {"one class": 1, "classes missing": 8}.get(broken, 2), 1)
     val = tmp_path / "val"
     if broken == "no train":
         (tmp_path / "train").rename(tmp_path / "training")
+    elif broken == "no val":
+        val.rename(tmp_path / "validation")
+    elif broken == "classes missing":
+        for label in range(1, 8):
+            shutil.rmtree(val / f"n{label:08d}")
     elif broken == "flat validation":
         for path in list(val.glob("*/*")):
             path.rename(val / path.name)

@@ -1,6 +1,7 @@
 """Steps of both jobs in float64: run by torchrun as one of several processes, or imported and run as one alone.
 
-python tests/engine/ranks.py FOLDER leaves what each rank came to in FOLDER/RANK.pt.
+python tests/engine/ranks.py FOLDER leaves what each rank came to in FOLDER/RANK.pt; FOLDER/images holds 18 images of
+three classes in ImageNet's layout, some of them odd or damaged.
 """
 
 import dataclasses
@@ -12,9 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from darts_sg.config import AugmentConfig
+from darts_sg.data import load_dataset
 from darts_sg.engine.augment import AugmentJob
 from darts_sg.engine.distributed import Ranks, fingerprint, leave
 from darts_sg.engine.search import SearchJob
+from darts_sg.engine.setup import Setting
 from darts_sg.errors import RunError
 from darts_sg.genotype import load_genotype
 from tests.engine.test_search_step import search_config, setting
@@ -43,19 +46,39 @@ def search(ranks: Ranks, method: str) -> dict[str, Any]:
 def augment(ranks: Ranks, *, frozen: bool, num_steps: int) -> dict[str, Any]:
     torch.manual_seed(0)
     shape = {"genotype": "DARTS_V2", "channels": 4, "cells": 3, "drop_path_prob": 0.0}
-    config = AugmentConfig(**shape, train_images=42, **BATCH)
+    config = AugmentConfig(**shape, train_images=42, ema=0.8, **BATCH)
     job = AugmentJob(config, load_genotype("DARTS_V2"), dataclasses.replace(setting(), ranks=ranks))
-    in_double(job.network, frozen=frozen)
+    for network in job.tested.values():
+        in_double(network, frozen=frozen)
     means = [job.step(0, step).means for step in range(num_steps)]
     return {"state": job.state_dict(), "means": means, "evaluation": job.evaluate("test", job.test_images)}
 
 
-def outcomes(ranks: Ranks) -> dict[str, Any]:
+def files(ranks: Ranks, images: Path) -> dict[str, Any]:
+    """Two passes over image files. `batches`: what all ranks got for each step, joined."""
+    torch.manual_seed(0)
+    shape = {"genotype": "DARTS_V2", "channels": 4, "cells": 3, "drop_path_prob": 0.0}
+    config = AugmentConfig(**shape, cutout_length=4, colour_jitter=0.4, **BATCH)
+    data = load_dataset("imagenet", images, image_size=16)
+    job = AugmentJob(config, load_genotype("DARTS_V2"), Setting(torch.device("cpu"), data, {}, {}, ranks))
+    in_double(job.network, frozen=True)
+    means = [job.step(*divmod(position, job.steps_per_epoch)).means for position in range(2 * job.steps_per_epoch)]
+    batches = [[torch.cat(parts) for parts in zip(*ranks.gather(job.train[i]), strict=True)] for i in range(len(means))]
+    evaluation = job.evaluate("test", job.test_images)
+    met_here = dict(data.unusual)
+    job.share()
+    state = job.state_dict()
+    unusual = {"met_here": met_here, "met": state.pop("unusual_images")}
+    return {"state": state, "means": means, "evaluation": evaluation, "batches": batches, "unusual": unusual}
+
+
+def outcomes(ranks: Ranks, images: Path) -> dict[str, Any]:
     return {
         "first_order": search(ranks, "first_order"),
         "unrolled": search(ranks, "unrolled"),
         "augment": augment(ranks, frozen=True, num_steps=5),
         "statistics": augment(ranks, frozen=False, num_steps=1),
+        "files": files(ranks, images),
     }
 
 
@@ -75,7 +98,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     here = Ranks.from_environment()
     here.join(torch.device("cpu"))
-    found = outcomes(here)
+    found = outcomes(here, Path(sys.argv[1]) / "images")
     here.seed(0, 7)
     found["random"] = torch.rand(3)
     torch.save(found, Path(sys.argv[1]) / f"{here.rank}.pt")

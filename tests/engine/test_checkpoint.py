@@ -58,6 +58,14 @@ def test_the_newest_two_are_kept_and_a_damaged_one_is_passed_over(tmp_path: Path
     assert load_newest(tmp_path / "none", warnings.append) is None
 
 
+def test_checkpoints_after_some_epochs_are_kept_for_good(tmp_path: Path) -> None:
+    for epoch, step in ((0, 5), (1, 0), (1, 5), (2, 0), (2, 5), (3, 0), (4, 0), (4, 5), (5, 0), (5, 5)):
+        save_checkpoint(tmp_path, epoch, step, {"epoch": epoch}, keep_every=2)
+    names = [path.name for path in checkpoints(tmp_path)]
+    kept = ["epoch_0002_step_000000.pt", "epoch_0004_step_000000.pt"]
+    assert names == [*kept, "epoch_0005_step_000000.pt", "epoch_0005_step_000005.pt"]
+
+
 class Trap:
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return Path.touch, (Path("sprung"),)  # type: ignore[return-value]

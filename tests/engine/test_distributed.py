@@ -15,12 +15,18 @@ import torch
 import yaml
 
 from darts_sg.cli import parse
+from darts_sg.data import count_unusual
 from darts_sg.engine.checkpoint import checkpoints
 from darts_sg.engine.distributed import ALONE, Ranks
 from darts_sg.errors import UsageError
+from tests.data.fakes import write_imagenet
 from tests.engine.ranks import outcomes
 from tests.test_command_line import AUGMENT, EVERY_STEP, ROOT, SEARCH, assert_same, finish, in_process, newest_state
 
+IMAGES = [
+    "augment.py", "--dataset=imagenet", "--data=images", "--image-size=16", "--genotype=DARTS_V2", "--channels=4",
+    "--cells=3", "--batch-size=8", "--epochs=3", "--threads=1", "--workers=0", "--drop-path-prob=0.3", "--ema=0.9",
+]  # fmt: skip
 CONTINUE = "torchrun --nproc-per-node 2 {} --resume run"
 
 
@@ -61,15 +67,16 @@ def process_of_rank(rank: int, launcher: int) -> int:
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the steps in ranks.py come to in two processes."""
     folder = tmp_path_factory.mktemp("ranks")
+    write_imagenet(folder / "images", 3, 6, odd=True)
     code, _, err = finish(torchrun(["tests/engine/ranks.py", str(folder)], ROOT))
     assert code == 0, err
     return folder
 
 
 @pytest.fixture(scope="module")
-def alone() -> dict[str, Any]:
+def alone(two_ranks: Path) -> dict[str, Any]:
     """What they come to in one."""
-    return outcomes(ALONE)
+    return outcomes(ALONE, two_ranks / "images")
 
 
 def test_two_ranks_take_the_steps_of_one_process_and_hold_the_same_bits(two_ranks: Path, alone: dict[str, Any]) -> None:
@@ -78,6 +85,20 @@ def test_two_ranks_take_the_steps_of_one_process_and_hold_the_same_bits(two_rank
         torch.testing.assert_close(first[name], alone[name], rtol=1e-6, atol=1e-9)
         assert_same(first[name], second[name])
     assert not torch.equal(first["random"], second["random"])
+
+
+def test_image_files_are_read_by_two_ranks_as_by_one(two_ranks: Path, alone: dict[str, Any]) -> None:
+    first, second, whole = (
+        dict(found["files"]) for found in (*(torch.load(two_ranks / f"{rank}.pt") for rank in (0, 1)), alone)
+    )
+    assert_same(first["batches"], whole["batches"])
+    assert [len(y) for _, y in whole["batches"]] == [9, 9, 9, 9]
+    here, there, unusual = (found.pop("unusual") for found in (first, second, whole))
+    assert count_unusual(unusual["met"]) == {"JPEG CMYK": 2, "JPEG L": 2, "PNG RGB": 2, "damaged": 2}
+    assert here["met"] == there["met"] == unusual["met"] == here["met_here"] | there["met_here"]
+    assert min(len(found["met"]) - len(found["met_here"]) for found in (here, there)) > 0
+    torch.testing.assert_close(first, whole, rtol=1e-6, atol=1e-9)
+    assert_same(first, second)
 
 
 def test_the_running_mean_is_that_of_the_whole_batch_on_all_ranks(two_ranks: Path, alone: dict[str, Any]) -> None:
@@ -96,17 +117,18 @@ def test_ranks_that_differ_in_one_bit_end_the_run_with_one_line(two_ranks: Path)
 
 
 def test_a_killed_rank_ends_the_job_and_a_restarted_one_goes_on_to_the_same_bits(tmp_path: Path) -> None:
-    code, out, err = finish(torchrun([*AUGMENT, "--run-dir", "undisturbed"], tmp_path))
+    write_imagenet(tmp_path / "images", 6, 6, odd=True)
+    code, out, err = finish(torchrun([*IMAGES, "--run-dir", "undisturbed"], tmp_path))
     assert code == 0, err
     assert out.count("run folder undisturbed") == out.count("report: ") == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["undisturbed"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "undisturbed"]
     environment = yaml.safe_load((tmp_path / "undisturbed" / "config.yaml").read_text())["environment"]
     result = json.loads((tmp_path / "undisturbed" / "result.json").read_text())
     assert environment["processes"] == result["code"]["processes"] == 2
     assert "1 threads, 2 processes" in (tmp_path / "undisturbed" / "report.md").read_text()
-    assert environment["command"].startswith("torchrun --nproc-per-node 2 augment.py --dataset=synthetic")
+    assert environment["command"].startswith("torchrun --nproc-per-node 2 augment.py --dataset=imagenet")
 
-    process = torchrun([*AUGMENT, *EVERY_STEP, "--run-dir", "run"], tmp_path, "--max-restarts", "1")
+    process = torchrun([*IMAGES, *EVERY_STEP, "--run-dir", "run"], tmp_path, "--max-restarts", "1")
     wait_for("checkpoints/epoch_0001_step_00000[2-4].pt", tmp_path / "run", process)
     os.kill(process_of_rank(1, process.pid), signal.SIGKILL)
     code, out, err = finish(process)
@@ -120,6 +142,10 @@ def test_a_killed_rank_ends_the_job_and_a_restarted_one_goes_on_to_the_same_bits
     )
     assert_same(newest_state(tmp_path / "undisturbed")["state"], newest_state(tmp_path / "run")["state"])
     assert_same(newest_state(tmp_path / "undisturbed")["rows"], newest_state(tmp_path / "run")["rows"])
+    for name in ("undisturbed", "run"):
+        found = json.loads((tmp_path / name / "result.json").read_text())["unusual_images"]
+        assert found == {"JPEG CMYK": 2, "JPEG L": 2, "PNG RGB": 2, "damaged": 2}  # of both ranks
+        assert len((tmp_path / name / "unusual_images.csv").read_text().splitlines()) == 9
 
 
 def test_a_stopped_search_is_continued_by_one_process(

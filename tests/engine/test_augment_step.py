@@ -1,0 +1,100 @@
+"""Steps of a retraining: the average of its weights, and batches that BatchNorm cannot normalise."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from darts_sg.config import AugmentConfig
+from darts_sg.data import evaluation_batches
+from darts_sg.engine.augment import AugmentJob
+from darts_sg.engine.search import SearchJob
+from darts_sg.engine.setup import refuse_single_images
+from darts_sg.errors import UsageError
+from darts_sg.genotype import load_genotype
+from tests.engine.test_search_step import search_config, setting
+from tests.test_command_line import assert_same
+
+
+def augment_job(**options: object) -> AugmentJob:
+    """Of 24 or 48 images of 16×16 pixels."""
+    torch.manual_seed(0)
+    small = {"genotype": "DARTS_V1", "channels": 4, "cells": 3, "epochs": 4, "batch_size": 8, **options}
+    return AugmentJob(AugmentConfig(**small), load_genotype("DARTS_V1"), setting())  # type: ignore[arg-type]
+
+
+def test_the_average_is_the_sum_written_out_and_leaves_the_training_as_it_is() -> None:
+    decay = 0.7
+    job, plain = augment_job(ema=decay), augment_job()
+    states = []
+    torch.manual_seed(1)
+    for step in range(5):
+        job.step(3, step)  # with drop path
+        states.append(copy.deepcopy(job.network.state_dict()))
+    shares = [decay**4, *((1 - decay) * decay**k for k in (3, 2, 1, 0))]
+    expected = dict(states[-1])  # counters of batches are those of the newest
+    for name in (name for name, tensor in states[-1].items() if tensor.is_floating_point()):
+        terms = [share * state[name].double() for share, state in zip(shares, states, strict=True)]
+        expected[name] = torch.stack(terms).sum(0).float()
+    assert job.ema is not None
+    torch.testing.assert_close(dict(job.ema.module.state_dict()), expected, rtol=1e-5, atol=1e-6)
+    for name in ("stem.body.0.weight", "stem.body.1.running_mean"):
+        assert not torch.allclose(expected[name], states[-1][name], rtol=1e-3)
+    torch.manual_seed(1)
+    for step in range(5):
+        plain.step(3, step)
+    assert_same(dict(plain.network.state_dict()), dict(states[-1]))
+
+    x, y = next(evaluation_batches(job.test_images, job.setting.data.spec, 48))
+    network = job.subject.build().eval()
+    found = job.evaluate("test", job.test_images)
+    for kind, state in (("", states[-1]), ("ema_", expected)):
+        network.load_state_dict(state)
+        with torch.no_grad():
+            loss = F.cross_entropy(network(x)[0], y).item()
+        assert found[f"{kind}test_loss"] == pytest.approx(loss, rel=1e-4)
+    assert abs(found["ema_test_loss"] / found["test_loss"] - 1) > 1e-3
+    assert job.network.training
+    assert plain.evaluate("test", plain.test_images).keys() == {"test_loss", "test_accuracy"}
+
+
+@pytest.mark.parametrize(
+    ("job", "options", "refused"),
+    [
+        ("augment", {"train_images": 10}, False),
+        ("augment", {"train_images": 9}, True),  # in the auxiliary head
+        ("augment", {"train_images": 9, "auxiliary_weight": 0}, False),
+        ("augment", {"train_images": 9, "auxiliary_weight": 0, "network": "imagenet"}, True),
+        ("augment", {"train_images": 2, "batch_size": 1}, True),
+        ("search", {"train_images": 9}, False),
+        ("search", {"train_images": 9, "network": "imagenet"}, True),
+        ("search", {"train_images": 10, "validation_images": 9, "network": "imagenet"}, True),
+    ],
+    ids=str,
+)
+def test_a_single_image_is_refused_where_a_step_on_it_would_fail(
+    job: str, options: dict[str, object], refused: bool
+) -> None:
+    made: AugmentJob | SearchJob
+    if job == "augment":
+        made = trained = augment_job(**options)
+        streams, forward = [trained.train], lambda x: trained.subject.build()(x)
+    else:
+        made = searched = SearchJob(search_config(kernels="pytorch", **options), setting())
+        streams, forward = [searched.train, searched.validation], searched.forward_anew
+
+    def refuse() -> None:
+        for batches in streams:
+            refuse_single_images(batches, forward)
+
+    if refused:
+        with pytest.raises(UsageError, match=r"images in batches of \d (end with a|are) single image"):
+            refuse()
+        with pytest.raises(ValueError, match="more than 1 value per channel"):
+            made.step(0, made.steps_per_epoch - 1)
+    else:
+        state = torch.get_rng_state()
+        refuse()
+        assert torch.equal(torch.get_rng_state(), state)
+        made.step(0, made.steps_per_epoch - 1)
