@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from rich.table import Table
 
-from darts_sg import genotype_commands
+from darts_sg import diagnose_command, genotype_commands
 from darts_sg.cli import answer, console, refuse_existing, run_job_command
 from darts_sg.errors import UsageError
 from darts_sg.files import write_atomically
@@ -52,6 +52,7 @@ def build_parser(bench: bool = False) -> Parser:
     export.add_argument("--format", choices=["onnx", "torch"], required=True, help="onnx, or torch: torch.export")
     export.add_argument("-o", "--output", type=Path, help="file to write (default: NAME.onnx or NAME.pt2)")
     export.set_defaults(run=export_weights)
+    diagnose_command.add_parser(commands)
     data = commands.add_parser("data", help="prepare data")
     actions = data.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=Parser)
     subset = actions.add_parser("subset", help="list class-balanced, disjoint parts of ImageNet to search on")

@@ -24,6 +24,7 @@ ORDER = (
     "engine",
     "cli",
     "genotype_commands",
+    "diagnose_command",
     "__main__",
     "timm_models",
 )
@@ -31,7 +32,7 @@ ALLOWED = {layer: {*ORDER[: ORDER.index(layer)], layer} for layer in ORDER}
 ALLOWED["__init__"] = {*LEFTMOST}  # it is imported before all others
 ALLOWED["data"] = {"errors", "files", "registry", "data"}
 ALLOWED["analysis"] = {*ORDER[: ORDER.index("config")], "analysis"}
-for right_of_methods in ("config", "engine", "cli", "genotype_commands", "__main__", "timm_models"):
+for right_of_methods in ("config", "engine", "cli", "genotype_commands", "diagnose_command", "__main__", "timm_models"):
     ALLOWED[right_of_methods] |= {"data"} if right_of_methods == "config" else {"data", "analysis"}
 
 MODULES = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in sorted(PACKAGE.rglob("*.py"))}

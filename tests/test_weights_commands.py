@@ -201,7 +201,82 @@ def test_export_writes_a_model_that_others_can_run(job: str, format: str, capsys
     assert (code, err.strip()) == (2, f"darts-sg: {output} exists; choose another --output")
 
 
+DIAGNOSE = ["diagnose", "--data=figures", "--batches=4", "--batch-size=20"]
+
+
+def test_networks_are_diagnosed_on_the_same_images(capsys: Capture, tmp_path: Path) -> None:
+    files = [f"{name}.safetensors" for name in ("genotype/weights", "model/weights_epoch_0001", "model/weights")]
+    picture = tmp_path / "networks.svg"
+    code, out, err = in_process(capsys, *DIAGNOSE, *files, "--json", "-o", str(picture))
+    assert (code, err.strip()) == (0, str(picture))
+    assert picture.read_text().count("<svg") == 1
+    found = json.loads(out)
+    for text in ("4 minibatches of 20", "80 images", "80 test images", "folder (16; test part: test", "seed 0"):
+        assert text in found["setting"]
+    cells, early, late = found["networks"]
+    assert cells["label"] == "GDAS_V1, C=4, 3 cells, seed 0, epoch 2 of 2"
+    assert [row["label"] for row in (early, late)] == [
+        f"mobilenetv2_0.1, seed 0, epoch {epoch} of 2" for epoch in (1, 2)
+    ]
+    for row, file in zip(found["networks"], files, strict=True):
+        weights = read_weights(Path(file))
+        assert row["recorded_test_error"] == weights.metadata.test_error
+        assert row["params"] == sum(p.numel() for p in weights.build().parameters())
+        assert -1 <= row["cosine_minimum"] <= row["cosine_mean"] <= 1
+        assert row["confusion_bound"] >= 0
+        assert (row["cosine_minimum"] < 0) == (row["confusion_bound"] > 0) == (row["cosine_negative"] > 0)
+        assert [site["size"] * site["patch"] for site in row["features"]] == [16] * len(row["features"])
+        assert row["r2_mean"] == pytest.approx(sum(site["r2"] for site in row["features"]) / len(row["features"]))
+    assert early["cosine_mean"] != late["cosine_mean"]
+    assert early["r2_mean"] != late["r2_mean"]
+
+    code, out, _ = in_process(capsys, *DIAGNOSE, files[2], files[2], "--markdown")
+    _, _, header, _, *rows = out.strip().splitlines()
+    assert header.startswith("| network | parameters | test error, recorded |")
+    assert rows[0] == rows[1]  # the same images, and nothing of the first network in the second
+    assert f"| {late['label']} ({files[2]}) | {late['params']:,} |" in rows[0]
+    assert f"| {late['cosine_minimum']:+.3f} | {late['cosine_mean']:+.3f} |" in rows[0]
+
+    code, out, _ = in_process(capsys, *DIAGNOSE, files[2], "--seed=1", "--json")
+    assert json.loads(out)["networks"][0]["cosine_mean"] != late["cosine_mean"]
+
+
+def test_networks_of_different_data_are_not_compared(capsys: Capture, tmp_path: Path) -> None:
+    weights, other = read_weights(Path("model/weights.safetensors")), tmp_path / "other.safetensors"
+    metadata = replace(weights.metadata, data_fingerprint="0" * 16)
+    other.write_bytes(weights_bytes(weights.tensors, metadata))
+    code, _, err = in_process(capsys, *DIAGNOSE, str(weights.path), str(other))
+    assert code == 2
+    assert f"{other} was trained on other images" in err
+    assert len(err.strip().splitlines()) == 1
+    diverged = {name: t.float() * float("nan") if "classifier" in name else t for name, t in weights.tensors.items()}
+    other.write_bytes(weights_bytes(diverged, weights.metadata))
+    code, _, err = in_process(capsys, *DIAGNOSE, str(other))
+    assert code == 2
+    assert f"{other}: its gradients are not finite" in err
+
+
 BAD = {
+    "diagnosis of no file": ([*DIAGNOSE, "nowhere"], "nowhere cannot be read: it does not exist"),
+    "diagnosis of another file": ([*DIAGNOSE, "model/weights.safetensors", "genotype/report.md"], "not a weights file"),
+    "diagnosis without data": ([*DIAGNOSE, "model/weights.safetensors", "--data=nowhere"], "nowhere"),
+    "diagnosis on other data": (
+        [*DIAGNOSE, "model/weights.safetensors", "--data=three"],
+        "the images in three are not those that model/weights.safetensors was trained on",
+    ),
+    "diagnosis on too many images": (
+        [*DIAGNOSE, "model/weights.safetensors", "--batches=6"],
+        "6 batches of 20 are 120 images, and the training set of folder has 100; lower --batches",
+    ),
+    "diagnosis on one batch": ([*DIAGNOSE, "model/weights.safetensors", "--batches=1"], "expected 2 or more"),
+    "diagnosis as two texts": (
+        [*DIAGNOSE, "model/weights.safetensors", "--json", "--markdown"],
+        "choose one of --json and --markdown",
+    ),
+    "diagnosis to another picture": (
+        [*DIAGNOSE, "model/weights.safetensors", "-o", "x.gif"],
+        "expected a name that ends in .svg",
+    ),
     "keeping none": (["--genotype=DARTS_V2", "--keep-every=0"], "--keep-every must be at least 1"),
     "no file": (["--evaluate=nowhere"], "nowhere cannot be read: it does not exist"),
     "a folder": (["--evaluate=genotype"], "it is a folder"),
@@ -235,7 +310,7 @@ BAD = {
 def test_bad_input_gets_one_clear_line_and_exit_code_2(what: str, capsys: Capture) -> None:
     before = sorted(Path().iterdir())
     arguments, expected = BAD[what]
-    command = [] if arguments[0] == "export" else ["augment"]
+    command = [] if arguments[0] in ("export", "diagnose") else ["augment"]
     code, _, err = in_process(capsys, *command, *arguments)
     assert code == 2
     assert expected in err

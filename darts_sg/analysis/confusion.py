@@ -1,0 +1,85 @@
+"""Gradient confusion: how far the gradients of different minibatches of a network contradict each other.
+
+Sankararaman et al., The impact of neural network overparameterization on gradient confusion and stochastic gradient
+descent (ICML 2020): the losses f_i of the minibatches have the gradient confusion bound η ≥ 0 at the weights w if
+⟨∇f_i(w), ∇f_j(w)⟩ ≥ -η for all i ≠ j (definition 2.1). Their experiments (section 5) look at the cosines of pairs of
+gradients of minibatches, without dropout and weight decay: at the minimum, and at how closely they lie around 0. The
+lower the minimum and the wider the spread, the more confusion.
+
+Here f_i is the mean cross-entropy of minibatch i, of the logits alone: without label smoothing, auxiliary head and
+weight decay. BatchNorm takes the statistics of the minibatch, as in training; dropout and drop path are off.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+COLUMNS = 1 << 18  # of the gradients that are taken to float64 at a time
+
+
+class Gradients(NamedTuple):
+    """What is known of the gradients g_1 … g_B of B minibatches over all weights."""
+
+    gram: Tensor
+    """Their inner products: float64 (B, B), on the CPU."""
+    loss: float
+    """Mean of the losses."""
+
+    @property
+    def cosines(self) -> Tensor:
+        """Of all pairs i < j, float64 (B · (B - 1) / 2,); 0 with a gradient that is zero."""
+        norms = self.gram.diagonal().sqrt()
+        units = torch.where(norms > 0, 1 / norms, 0.0)
+        rows, columns = torch.triu_indices(*self.gram.shape, offset=1)
+        return (self.gram * units * units[:, None])[rows, columns].clamp(-1, 1)
+
+    @property
+    def bound(self) -> float:
+        """The gradient confusion bound: the smallest η ≥ 0 that the pairs keep to."""
+        rows, columns = torch.triu_indices(*self.gram.shape, offset=1)
+        return max(0.0, -self.gram[rows, columns].min().item())
+
+
+def measure_gradients(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Gradients:
+    """The gradients of a network, whose `forward` gives (logits, …), on minibatches (images, labels), two or more.
+
+    Every gradient is held once, in the precision of the weights, beside one more while it is computed; their products
+    are summed in float64 by parts. Weights, running statistics, modes and `grad` of the network stay as they are.
+    """
+    weights = [p for p in network.parameters() if p.requires_grad]
+    gradients, losses = list[Tensor](), list[float]()
+    with normalising_by_batch(network), torch.enable_grad():
+        for images, labels in batches:
+            loss = F.cross_entropy(network(images)[0], labels)
+            # an operation at a node that no cell output joins is reached by no gradient: zero
+            parts = torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
+            gradients.append(torch.cat([part.flatten() for part in parts]))
+            losses.append(loss.item())
+    gram = torch.zeros(len(gradients), len(gradients), dtype=torch.float64)
+    for parts in zip(*(gradient.split(COLUMNS) for gradient in gradients), strict=True):
+        block = torch.stack(parts).to("cpu", torch.float64)  # (B, COLUMNS)
+        gram += block @ block.T
+    return Gradients(gram, sum(losses) / len(losses))
+
+
+@contextmanager
+def normalising_by_batch(network: nn.Module) -> Iterator[None]:
+    """Eval mode, but with BatchNorm by the statistics of the batch, which leave the running ones untouched."""
+    modes = {module: module.training for module in network.modules()}
+    tracking = {m: m.track_running_stats for m in network.modules() if isinstance(m, _BatchNorm)}
+    try:
+        network.eval()
+        for norm in tracking:
+            norm.train()
+            norm.track_running_stats = False
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        for norm, tracks in tracking.items():
+            norm.track_running_stats = tracks
