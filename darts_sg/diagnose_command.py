@@ -98,7 +98,7 @@ def diagnosis_table(found: Sequence["Diagnosis"]) -> tuple[list[str], list[list[
     """Header and rows, a network each; R² by the sizes that there are in any of them, largest first."""
     sizes = sorted({site.size for diagnosis in found for site in diagnosis.retained}, reverse=True)
     header = ["network", "parameters", "test error, recorded", "training loss"]
-    header += ["cosine: minimum", "mean", "deviation", "negative"]
+    header += [f"cosine: {which}" for which in ("minimum", "mean", "deviation", "negative")]
     header += [f"R² at {size}×{size}" for size in sizes] + ["mean R²"]
     rows = []
     for diagnosis in found:

@@ -35,14 +35,16 @@ class Gradients(NamedTuple):
         """Of all pairs i < j, float64 (B · (B - 1) / 2,); 0 with a gradient that is zero."""
         norms = self.gram.diagonal().sqrt()
         units = torch.where(norms > 0, 1 / norms, 0.0)
-        rows, columns = torch.triu_indices(*self.gram.shape, offset=1)
-        return (self.gram * units * units[:, None])[rows, columns].clamp(-1, 1)
+        return self._pairs(self.gram * units * units[:, None]).clamp(-1, 1)
 
     @property
     def bound(self) -> float:
         """The gradient confusion bound: the smallest η ≥ 0 that the pairs keep to."""
-        rows, columns = torch.triu_indices(*self.gram.shape, offset=1)
-        return max(0.0, -self.gram[rows, columns].min().item())
+        return max(0.0, -self._pairs(self.gram).min().item())
+
+    def _pairs(self, matrix: Tensor) -> Tensor:
+        """The entries (i, j) of (B, B) with i < j."""
+        return matrix[torch.triu_indices(len(matrix), len(matrix), 1).unbind()]
 
 
 def measure_gradients(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Gradients:

@@ -1,5 +1,6 @@
 """Trained networks side by side as a picture: what their features hold of the image, and their gradients' cosines."""
 
+import bisect
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -13,13 +14,14 @@ from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter, Scala
 from numpy.typing import NDArray
 
 from darts_sg.analysis.information import Retained
-from darts_sg.analysis.sheet import CAPTION_SIZE, LIGHT, STYLES, wrap
+from darts_sg.analysis.sheet import CAPTION_SIZE, LABEL_SIZE, LIGHT, STYLES, text_width, wrap
 
 MARKERS = "^osDPX"  # by size of the features, largest first
 OTHERS = ("sep_conv", "dil_conv", "pool", "other", "skip")  # families that lend their colour to further networks
 PALEST = 0.4
 BINS = 40
 WIDTH, PANELS_HEIGHT, RIDGE_HEIGHT = 12.5, 5.4, 0.55  # inches
+LABEL_WIDTH = 370.0  # points
 
 
 class Portrait(NamedTuple):
@@ -27,7 +29,7 @@ class Portrait(NamedTuple):
 
     label: str
     name: str
-    """Networks of one name, which differ in seed or epoch, share a colour."""
+    """Of the network; those of one name, which differ in seed or epoch, share a colour."""
     block: str
     """What the blocks of a model are called; empty for a genotype."""
     retained: Sequence[Retained]
@@ -95,7 +97,7 @@ def _draw_sites(
                     markeredgecolor="white", markeredgewidth=0.6, zorder=3,
                 )  # fmt: skip
     lowest = min(site.r2 for portrait in portraits for site in portrait.retained)
-    shares.set_ylim(min(0.0, max(lowest, -0.5)) - 0.02, 1.02)
+    shares.set_ylim(min(0.0, max(lowest, -0.5)) - 0.02, 1.02)  # how far below a constant does not matter
     shares.set_title(
         "What the features carried on hold of the image", fontsize=10, fontweight="bold", loc="left", color=LIGHT.ink
     )
@@ -103,7 +105,11 @@ def _draw_sites(
     shares.tick_params(labelbottom=False)
     keys = [Line2D([], [], color=LIGHT.muted, marker=markers[size], linestyle="", markersize=5.5) for size in sizes]
     names = [f"{size}×{size}" for size in sizes]
-    shares.legend(keys, names, fontsize=8.5, frameon=True, framealpha=0.9, edgecolor=LIGHT.frame, loc="best")
+    style = {"fontsize": 8.5, "title_fontsize": 8.5, "framealpha": 0.9, "edgecolor": LIGHT.frame}
+    shares.add_artist(shares.legend(keys, names, title="features of", loc="upper right", **style))
+    lines = {portrait.name: color for portrait, (color, _) in zip(portraits, colors, strict=True)}
+    keys = [Line2D([], [], color=color, linewidth=1.6) for color in lines.values()]
+    shares.legend(keys, list(lines), loc="lower left", **style)
     channels.set_yscale("log")
     channels.set_ylabel("channels", fontsize=9, color=LIGHT.ink)
     channels.set_xlabel("depth: share of the blocks or cells that lie before", fontsize=9, color=LIGHT.ink)
@@ -116,6 +122,20 @@ def _draw_sites(
     channels.yaxis.set_major_locator(FixedLocator([2**k for k in range(first, last + 1, step)]))
     channels.yaxis.set_minor_locator(NullLocator())
     channels.yaxis.set_major_formatter(ScalarFormatter())
+
+
+def fitted(label: str) -> str:
+    """A label of at most LABEL_WIDTH; of a longer one the middle is left out, as paths differ at their ends."""
+
+    def shortened(kept: int) -> str:
+        return f"{label[: kept - kept // 2]}…{label[len(label) - kept // 2 :]}"
+
+    def is_wide(text: str) -> bool:
+        return text_width(text, LABEL_SIZE, "bold") > LABEL_WIDTH
+
+    if not is_wide(label):
+        return label
+    return shortened(bisect.bisect_left(range(len(label)), True, key=lambda kept: is_wide(shortened(kept))) - 1)
 
 
 def _draw_ridges(axes: Axes, portraits: Sequence[Portrait], colors: Sequence[tuple[str, float]]) -> None:
@@ -134,10 +154,12 @@ def _draw_ridges(axes: Axes, portraits: Sequence[Portrait], colors: Sequence[tup
         mean, least = portrait.cosines.mean(), portrait.cosines.min()
         axes.plot([mean, mean], [base, base + 0.68], color=LIGHT.ink, linewidth=1.2, zorder=3)
         axes.plot([least], [base], "|", color=LIGHT.ink, markersize=9, markeredgewidth=1.2, zorder=4)
-        axes.annotate(
-            portrait.label, (0, base + 0.74), xycoords=("axes fraction", "data"), va="bottom", fontsize=8.5,
-            fontweight="bold", color=color, alpha=max(opacity, 0.75),
+        name = axes.annotate(
+            fitted(portrait.label), (0, base + 0.74), xycoords=("axes fraction", "data"), va="bottom",
+            fontsize=LABEL_SIZE, fontweight="bold", color=color, zorder=5, in_layout=False,
         )  # fmt: skip
+        name.set_parse_math(False)
+        name.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1.5})
     axes.axvline(0, color=LIGHT.muted, linewidth=1, linestyle=(0, (4, 2)), zorder=1)
     axes.set_ylim(-0.15, len(portraits) + 0.05)
     axes.set_yticks([])

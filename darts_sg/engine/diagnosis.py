@@ -37,10 +37,10 @@ class Diagnosis:
 
     def portrait(self) -> Portrait:
         """What a picture shows of it."""
-        trained, m = self.weights.trained, self.weights.metadata
+        trained = self.weights.trained
         block = trained.family.title if isinstance(trained, Model) else ""
-        name = f"{trained.name} {m.network} {m.channels} {m.cells}"
-        return Portrait(self.label, name, block, self.retained, self.gradients.cosines.numpy())
+        cosines = self.gradients.cosines.numpy()
+        return Portrait(self.label, network_name(self.weights), block, self.retained, cosines)
 
     def r2(self, size: int | None = None) -> float | None:
         """Mean of the R² where features have this side, or of all; None if there are none."""
@@ -158,13 +158,19 @@ def load_data(weights: Weights, folder: Path) -> Dataset:
     return data.read_by(Reading(environment.usable_cores()))
 
 
+def network_name(weights: Weights) -> str:
+    """Which network it is, in few words."""
+    m = weights.metadata
+    size = "" if m.model else f", C={m.channels}, {m.cells} cells"
+    return f"{weights.trained.name}{size}{', imagenet shape' if m.network == 'imagenet' else ''}"
+
+
 def labels(files: Sequence[Weights]) -> list[str]:
-    """What tells the networks apart in a table: name, size, seed and epoch; where that is not enough, the file."""
+    """What tells the networks apart in a table: name, seed and epoch; where that is not enough, the file as well."""
     found = []
     for weights in files:
         m = weights.metadata
-        size = "" if m.model else f", C={m.channels}, {m.cells} cells"
-        found.append(f"{weights.trained.name}{size}, seed {m.seed}, epoch {m.epoch} of {m.epochs}")
+        found.append(f"{network_name(weights)}, seed {m.seed}, epoch {m.epoch} of {m.epochs}")
     counts = Counter(found)
     return [
         f"{label} ({weights.path})" if counts[label] > 1 else label for label, weights in zip(found, files, strict=True)

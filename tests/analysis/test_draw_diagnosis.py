@@ -2,10 +2,11 @@
 
 import numpy as np
 from matplotlib.colors import to_hex
+from matplotlib.legend import Legend
 
-from darts_sg.analysis.draw_diagnosis import Portrait, draw_diagnosis
+from darts_sg.analysis.draw_diagnosis import LABEL_WIDTH, Portrait, draw_diagnosis, fitted
 from darts_sg.analysis.information import Retained
-from darts_sg.analysis.sheet import STYLES
+from darts_sg.analysis.sheet import LABEL_SIZE, STYLES, text_width
 
 
 def portrait(label: str, name: str, block: str, seed: int) -> Portrait:
@@ -34,7 +35,10 @@ def test_the_picture_draws_what_was_measured() -> None:
     assert colors[0] == (red, 0.7)  # the earlier of two files
     assert colors[1] == (red, 1.0)
     assert len({color for color, _ in colors}) == 3
-    assert [text.get_text() for text in shares.get_legend().get_texts()] == ["32×32", "16×16", "8×8"]
+    legends = [child for child in shares.get_children() if isinstance(child, Legend)]
+    assert [[text.get_text() for text in legend.get_texts()] for legend in legends] == [
+        ["32×32", "16×16", "8×8"], ["mobilenext_0.5", "mobilenext_1.0", "DARTS_V2"],
+    ]  # fmt: skip
     assert [text.get_text() for text in ridges.texts] == [shown.label for shown in portraits]
     heights = [patch.get_data() for patch in ridges.patches]
     assert len(heights) == 4
@@ -44,3 +48,15 @@ def test_the_picture_draws_what_was_measured() -> None:
     assert caption.y0 >= 0
     assert caption.x1 <= figure.bbox.x1
     assert all(caption.y1 < axes.get_tightbbox().y0 for axes in (channels, ridges))
+
+
+def test_of_a_long_label_both_ends_are_kept() -> None:
+    label = f"mobilenext_0.59, seed 0 ({'a_folder/' * 8}weights_best.safetensors)"
+    short = fitted(label)
+    assert 0.95 * LABEL_WIDTH < text_width(short, LABEL_SIZE, "bold") <= LABEL_WIDTH
+    start, end = short.split("…")
+    assert label.startswith(start)
+    assert start.startswith("mobilenext_0.59, seed 0 (")
+    assert label.endswith(end)
+    assert end.endswith("/weights_best.safetensors)")
+    assert fitted("short") == "short"
