@@ -188,7 +188,8 @@ class SearchConfig(RunConfig):
     eigenvalue_every: int = option(0, "Search", free=True)
     """Measure the dominant eigenvalue of the validation loss's Hessian in the alphas after every so many epochs, and
     after the last; 0 for never. Where it grows, a search is about to collapse (RobustDARTS). On one fixed batch of at
-    most 64 validation images, in float64; changes nothing else of the run. COST"""
+    most 64 validation images, in float64; changes nothing else of the run. Takes as long as about 10 steps of the same
+    batch size with the native kernels, several times longer with --kernels pytorch on a CPU."""
     stop_eigenvalue: float | None = option(None, "Search")
     """End the search once the eigenvalue, averaged over 5 epochs, was less than this many times as large 5 epochs
     before, and return the genotype of then, but none before epoch 11. RobustDARTS: 0.75. Needs --eigenvalue-every 1.
