@@ -58,7 +58,7 @@ def add_parsers(commands: Any, parser_class: type[argparse.ArgumentParser]) -> N
     validate.set_defaults(run=validate_files)
     derive = actions.add_parser("derive", help="the best genotype of a search within bounds")
     derive.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="folder of a search, finished or not")
-    derive.add_argument("--epoch", type=positive, help="after this epoch (default: the last one there is)")
+    derive.add_argument("--epoch", type=positive, help="after this epoch (default: that of its genotype, or the last)")
     derive.add_argument("--max-params", type=quantity, metavar="N", help="at most N parameters: 2.45M, 3349342, …")
     derive.add_argument("--max-macs", type=quantity, metavar="N", help="at most N multiply-adds: 600M, …")
     derive.add_argument(

@@ -67,13 +67,14 @@ ENTROPY = Panel(
     "Entropy of the mixing weights",
     (("entropy_normal", "normal cell", NORMAL), ("entropy_reduce", "reduction cell", REDUCE)),
 )
-SEARCH_PANELS = (LOSS, ACCURACY, SKIPS, ENTROPY)
+EIGENVALUE = Panel("Dominant eigenvalue of ∇²L_val in the alphas", (("eigenvalue", "", VALIDATION),))
+SEARCH_PANELS = (LOSS, ACCURACY, SKIPS, ENTROPY, EIGENVALUE)
 RATE = Panel("Learning rate of the weights", (("learning_rate", "", TRAIN),))
 DROP_PATH = Panel("Drop path probability", (("drop_path_prob", "", TRAIN),))
 
 
 def draw_search_curves(rows: Sequence[Row]) -> Figure:
-    """Loss, accuracy, skip connections and entropy over the epochs of a search.
+    """Loss, accuracy, skip connections, entropy and eigenvalue over the epochs of a search.
 
     `rows` are those of metrics.csv; a column may be missing or nan. Raises UsageError if there is none.
     """

@@ -27,8 +27,9 @@ def derive_genotype(
     """Derive from the folder of a search, finished or not, the cells with the largest sum of mixing weights.
 
     Parameters and MACs are those of the network of that shape (by default the papers'), skips those of the normal
-    cell; `epoch` is by default the last. The bounds, and the share of the mixing weight that they leave, are written
-    into the provenance. Raises UsageError if `run_dir` is no search, or nothing keeps the bounds.
+    cell; `epoch` is by default the last, or the one that a search which was stopped early went back to. The bounds,
+    and the share of the mixing weight that they leave, are written into the provenance. Raises UsageError if
+    `run_dir` is no search, or nothing keeps the bounds.
     """
     record = read_search_epoch(run_dir, epoch)
     found, weights = record.genotype, strengths(record.weights)

@@ -51,12 +51,13 @@ def search_page(run: Run, epochs: Sequence[SearchEpoch]) -> str:
     data = json.dumps(_plain(search_data(run, epochs)), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     last, planned = epochs[-1].epoch, run.options.get("epochs")
     state = "Finished" if run.finished else "Not finished"
+    early = "" if run.stopped is None else f" Stopped early, with the genotype of epoch {run.stopped['chosen_epoch']}."
     again = "" if run.finished else f" To see more of them: python -m darts_sg report {run.shown_path}"
     missing = sorted({*range(1, last + 1)} - {record.epoch for record in epochs})
     without = f" Without a record: epoch {', '.join(map(str, missing))}." if missing else ""
     texts = {
         "title": run.title,
-        "state": f"{state}: {last} of {planned} epochs.{without}{again}",
+        "state": f"{state}: {last} of {planned} epochs.{early}{without}{again}",
         "data": run.data,
         "shape": SHAPE,
     }

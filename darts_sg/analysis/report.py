@@ -19,7 +19,7 @@ from darts_sg.networks.mobile import LAST_CHANNELS, STEM_CHANNELS, Model, find_m
 SHOWN_OPTIONS = (
     "recipe", "space", "genotype", "model", "finetune", "network", "epochs", "batch_size", "channels", "cells", "nodes",
     "learning_rate", "hypergradient", "alpha_learning_rate", "alpha_frozen_epochs", "partial_channels",
-    "edge_normalization", "penalty", "target_params", "target_macs",
+    "edge_normalization", "stop_eigenvalue", "stop_skips", "penalty", "target_params", "target_macs",
     "cutout_length", "colour_jitter", "drop_path_prob", "auxiliary_weight", "schedule", "warmup_epochs",
     "label_smoothing", "ema", "compile",
 )  # fmt: skip
@@ -57,7 +57,12 @@ def write_report(run_dir: Path, animate: bool = False) -> Path:
 def _head(run: Run) -> list[str]:
     done, planned = (int(run.rows[-1]["epoch"]) if run.rows else 0), run.options.get("epochs")
     spent = f" in {duration(run.rows[-1]['seconds'])}" if run.rows and "seconds" in run.rows[-1] else ""
-    if run.finished:
+    if run.finished and run.stopped is not None:
+        state = (
+            f"**Stopped early**: {done} of {planned} epochs{spent}, because {run.stopped['reason']}. The genotype is "
+            f"that of epoch {run.stopped['chosen_epoch']}."
+        )
+    elif run.finished:
         state = f"**Finished**: {done} epochs{spent}."
     else:
         written = (run.folder / "metrics.csv" if run.rows else run.folder / "config.yaml").stat().st_mtime
@@ -161,6 +166,8 @@ def _epochs(run: Run) -> list[str]:
 def _genotype(run: Run, genotype: Genotype, caption: str) -> list[str]:
     if run.job == "augment":
         source = "The genotype that is trained here"
+    elif run.stopped is not None:
+        source = f"Derived after epoch {run.stopped['chosen_epoch']} of a search on {run.data} that was stopped early"
     elif run.genotype_epoch is None:
         source = f"Derived at the end of the search on {run.data}"
     else:

@@ -43,6 +43,14 @@ class Run:
         return self.genotype is not None and self.genotype_epoch is None
 
     @property
+    def stopped(self) -> Mapping[str, Any] | None:
+        """Of a search that ended before its time: `after_epoch`, `chosen_epoch` and the `reason`."""
+        if self.job != "search" or self.genotype is None:
+            return None
+        found: Mapping[str, Any] | None = self.genotype.provenance.get("stopped_early")
+        return found
+
+    @property
     def title(self) -> str:
         model = self.options.get("model")
         what = "Search" if self.job == "search" else "Training" if model else "Retraining"
@@ -166,7 +174,7 @@ def search_epochs(run_dir: Path) -> list[int]:
 
 
 def read_search_epoch(run_dir: Path, epoch: int | None = None) -> SearchEpoch:
-    """What a search left after an epoch, by default the last.
+    """What a search left after an epoch, by default the one that its genotype is of, or the last so far.
 
     Raises UsageError if `run_dir` is no search or has no such epoch, or if a file of it is damaged.
     """
@@ -176,9 +184,11 @@ def read_search_epoch(run_dir: Path, epoch: int | None = None) -> SearchEpoch:
     there = search_epochs(run_dir)
     if not there:
         raise UsageError(f"{run_dir} has no finished epoch yet")
+    if epoch is None and run.stopped is not None:
+        epoch = run.stopped["chosen_epoch"]
     if epoch is not None and epoch not in there:
         raise UsageError(f"{run_dir} has no epoch {epoch}; there are {there[0]} to {there[-1]}")
-    return _read_search_epoch(run_dir, epoch or there[-1])
+    return _read_search_epoch(run_dir, there[-1] if epoch is None else epoch)
 
 
 def read_search_epochs(run_dir: Path) -> list[SearchEpoch]:

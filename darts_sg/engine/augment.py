@@ -1,6 +1,7 @@
 """The training of a derived network (DARTS paper, section 3.2), or of a model, from scratch."""
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from darts_sg.engine.subject import subject_of, with_channels
 from darts_sg.engine.weights import Metadata, Weights, read_weights, weights_bytes
 from darts_sg.errors import UsageError
 from darts_sg.genotype import Genotype, load_genotype
+from darts_sg.methods.early_stopping import Row
 from darts_sg.networks.derived import DerivedNetwork
 from darts_sg.networks.mobile import Model, find_model
 from darts_sg.ops import OPERATIONS
@@ -144,6 +146,9 @@ class AugmentJob:
             if epoch + 1 == self.num_epochs:
                 self._save_weights(run, kind, "", row, epoch)
         return row
+
+    def early_stop(self, rows: Sequence[Row]) -> None:
+        """Never: all epochs of a schedule are run."""
 
     def log_tensorboard(self, writer: Any, epoch: int) -> None:
         """The columns of metrics.csv are all there is."""

@@ -3,7 +3,7 @@
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import FrameType
 from typing import Any, NamedTuple, Protocol
@@ -17,6 +17,7 @@ from darts_sg.engine.checkpoint import checkpoints, load_newest, random_state, s
 from darts_sg.engine.distributed import Ranks, fingerprint
 from darts_sg.engine.run_dir import RunDir
 from darts_sg.errors import RunError
+from darts_sg.methods.early_stopping import EarlyStop, Row
 
 SYNC_STEPS = 20  # steps between two looks at the losses, which a GPU has to be waited for
 CHECKPOINT_FORMAT = 2
@@ -47,6 +48,9 @@ class Job(Protocol):
 
     def end_epoch(self, epoch: int, means: dict[str, float], run: RunDir) -> dict[str, float]:
         """Evaluate after an epoch; returns its columns of metrics.csv but epoch, images_per_second and seconds."""
+
+    def early_stop(self, rows: Sequence[Row]) -> EarlyStop | None:
+        """Whether the job is at its end after the last of `rows`, those of metrics.csv so far: depends on them only."""
 
     def log_tensorboard(self, writer: Any, epoch: int) -> None:
         """What goes to TensorBoard after an epoch beside the columns of metrics.csv."""
@@ -208,10 +212,16 @@ class Loop:
             stop_signals() as self.received,
             self.display.context(),
         ):
-            while self.epoch < self.job.num_epochs:
+            while not self._at_end():
                 self._run_epoch()
                 self._finish_epoch(writer)
         return self.rows
+
+    def _at_end(self) -> bool:
+        """The same on all ranks, which have the same rows, and after a resumption, which has them, too."""
+        if self.next_step or not self.rows:
+            return False
+        return self.epoch >= self.job.num_epochs or self.job.early_stop(self.rows) is not None
 
     def _run_epoch(self) -> None:
         self.last_saved = begun = time.monotonic()
@@ -248,7 +258,7 @@ class Loop:
         self.images, self.epoch_seconds = 0, 0.0
         self.display.epoch_done(self.epoch)
         self._save()
-        if self.epoch < self.job.num_epochs:
+        if not self._at_end():
             self._stop_or_save(saved=True)
 
     def _check_finite(self) -> None:
@@ -368,6 +378,10 @@ def summary(row: Mapping[str, float]) -> str:
             parts.append(f"{name.replace('_', ' ')} {100 * value:.2f}%")
         elif name.endswith("loss"):
             parts.append(f"{name.replace('_', ' ')} {value:.4f}")
+        elif name.startswith("skips"):
+            parts.append(f"{name.replace('_', ' ')} {value:.0f}")
+        elif name == "eigenvalue":
+            parts.append(f"eigenvalue {value:.4g}")
         elif name == "images_per_second":
             parts.append(f"{value:.1f} images/s")
         elif name == "seconds":

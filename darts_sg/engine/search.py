@@ -1,7 +1,8 @@
 """The search: alphas and weights learn in turns, each on its own half of the training images (DARTS, algorithm 1)."""
 
+import copy
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -17,8 +18,9 @@ from darts_sg import native
 from darts_sg.analysis.cost import CELLS, CHANNELS, choice_costs, count_macs, count_params, derived_cost, human
 from darts_sg.analysis.curves import draw_mixing_weights
 from darts_sg.analysis.report import write_report
+from darts_sg.analysis.run_folder import read_search_epoch
 from darts_sg.config import PENALTIES, SearchConfig
-from darts_sg.data import ImageFiles, Images, evaluation_batches, read_split
+from darts_sg.data import Augment, ImageFiles, Images, TrainBatches, evaluation_batches, read_split
 from darts_sg.derive import Bound, derive_bounded, entropy, frontier, strengths
 from darts_sg.engine.loop import Loop, StepResult
 from darts_sg.engine.run_dir import RunDir
@@ -47,6 +49,8 @@ from darts_sg.engine.steps import (
 )
 from darts_sg.errors import RunError, UsageError
 from darts_sg.genotype import Genotype
+from darts_sg.methods.early_stopping import EarlyStop, Row, stop_by_eigenvalue, stop_by_skips
+from darts_sg.methods.hessian import Vector, dominant_eigenvalue
 from darts_sg.methods.hypergradient import HYPERGRADIENTS, Hypergradient, VirtualStep, frozen
 from darts_sg.methods.penalties import Penalty
 from darts_sg.methods.relaxation import RELAXATIONS
@@ -54,6 +58,7 @@ from darts_sg.networks.supernet import Mixing, Supernet
 from darts_sg.spaces import parse_space
 
 ALPHA_BETAS = (0.5, 0.999)
+EIGENVALUE_IMAGES = 64  # one batch, as in the code of RobustDARTS
 
 
 class SearchJob:
@@ -78,6 +83,8 @@ class SearchJob:
         self.relaxation = RELAXATIONS[config.relaxation]
         self.penalties = penalties_of(config, self.space.operations)
         self.hypergradient = HYPERGRADIENTS[config.hypergradient]
+        if config.eigenvalue_every and setting.device.type == "mps":
+            raise UsageError("--eigenvalue-every needs float64, which mps does not have; leave it out, or --device cpu")
         self.weight_optimizer = weight_optimizer(self.weights, config)
         self.alpha_optimizer = torch.optim.Adam(
             self.alphas, config.alpha_learning_rate, betas=ALPHA_BETAS, weight_decay=config.alpha_weight_decay
@@ -144,7 +151,56 @@ class SearchJob:
             row[f"skips_{title}"] = float(skips)
         for title in ("normal", "reduce"):
             row[f"entropy_{title}"] = float(entropy(mixing[title]).mean())
+        if self.config.eigenvalue_every:
+            due = (epoch + 1) % self.config.eigenvalue_every == 0 or epoch + 1 == self.num_epochs
+            due = due and epoch >= self.config.alpha_frozen_epochs
+            row["eigenvalue"] = self.eigenvalue() if due else float("nan")
         return row
+
+    def early_stop(self, rows: Sequence[Row]) -> EarlyStop | None:
+        """By --stop-eigenvalue or --stop-skips, whichever finds a reason."""
+        config, found = self.config, None
+        if config.stop_eigenvalue is not None:
+            found = stop_by_eigenvalue(rows, config.stop_eigenvalue, config.alpha_frozen_epochs)
+        if config.stop_skips is not None:
+            found = found or stop_by_skips(rows, config.stop_skips, config.alpha_frozen_epochs)
+        return found
+
+    def eigenvalue(self) -> float:
+        """The dominant eigenvalue of the Hessian of the validation loss in the alphas, on one fixed batch.
+
+        Without augmentation but the crops of images in files, normalised by the statistics of the batch, as in a
+        training step. A copy of the supernet computes it, in float64: statistics, gradients and random numbers of the
+        run stay as they are. The first rank says at which alphas all take the gradient of their share.
+        """
+        ranks, spec = self.setting.ranks, self.setting.data.spec
+        size = min(self.config.batch_size, max(EIGENVALUE_IMAGES, 2 * ranks.size))
+        fixed = Augment(crop_padding=0, flip=False)
+        images, seed = self.validation_images, self.config.seed
+        x, y = TrainBatches(images, spec, size, fixed, seed, "eigenvalue", ranks.rank, ranks.size)[0]
+        supernet, x = copy.deepcopy(self.supernet).double(), x.double()
+        alphas = supernet.alphas()
+        for weight in supernet.weights():
+            weight.requires_grad_(False)
+
+        def gradient(point: Vector) -> Vector:
+            torch.nn.utils.vector_to_parameters(torch.from_numpy(point).to(x.device), alphas)
+            loss = F.cross_entropy(supernet(x, self.relaxation(supernet)), y)
+            found = ranks.mean(torch.autograd.grad(loss, alphas), len(y))
+            return torch.cat([g.flatten() for g in found]).cpu().numpy()
+
+        def for_all(point: Vector) -> Vector:
+            return gradient(ranks.from_first(lambda: point))
+
+        value = float("nan")
+        if ranks.leads:
+            value = dominant_eigenvalue(for_all, torch.cat([a.detach().flatten() for a in alphas]).cpu().numpy())
+            ranks.from_first(lambda: None)
+        else:
+            nothing: Vector | None = None
+            while (point := ranks.from_first(lambda: nothing)) is not None:
+                gradient(point)
+        return ranks.from_first(lambda: value)
 
     def log_tensorboard(self, writer: Any, epoch: int) -> None:
         figure = draw_mixing_weights(self.mixing(), self.space.operations, self.config.nodes)
@@ -156,10 +212,21 @@ class SearchJob:
             mixing: Mixing = self.relaxation(self.supernet)
         return {name: t.double().cpu().numpy() for name, t in mixing._asdict().items() if t is not None}
 
-    def derive(self, run: RunDir, epoch: int, measured: Mapping[str, Any] | None = None) -> Genotype:
-        """The genotype of the current alphas, with its provenance."""
+    def derive(
+        self,
+        run: RunDir,
+        epoch: int,
+        measured: Mapping[str, Any] | None = None,
+        mixing: Mapping[str, np.ndarray] | None = None,
+        stopped: EarlyStop | None = None,
+    ) -> Genotype:
+        """The genotype of the mixing weights after `epoch`, by default those of the current alphas.
+
+        With its provenance, `measured` and whether the search has `stopped` included.
+        """
         bounds = [Bound(p.name, p.costs, p.target) for p in self.penalties if p.target is not None]
-        normal, reduce = derive_bounded(*strengths(self.mixing()), self.space.operations, bounds)
+        weights = strengths(self.mixing() if mixing is None else mixing)
+        normal, reduce = derive_bounded(*weights, self.space.operations, bounds)
         config = self.config
         options = {k: v for k, v in config.as_dict().items() if k not in {"run_dir", "data", "time_budget", "threads"}}
         provenance = {
@@ -167,6 +234,7 @@ class SearchJob:
             "run": run.path.name,
             "command": f"python search.py --config {run.path.name}/config.yaml",
             "epoch": f"{epoch} of {config.epochs}",
+            **({} if stopped is None else {"stopped_early": stopped._asdict()}),
             "data": data_line(self.setting, config.data_note),
             "data_fingerprint": self.setting.data.fingerprint(),
             "train_images": len(self.train_images),
@@ -397,7 +465,16 @@ def run_search(config: SearchConfig, *, resume: Path | None = None, dry: bool = 
             "validation_loss": round(found.loss, 5),
             "search_seconds": round(loop.seconds, 1),
         }
-        genotype = job.derive(run, config.epochs, measured)
+        stopped = job.early_stop(loop.rows)
+        if stopped is None:
+            genotype = job.derive(run, config.epochs, measured)
+        else:
+            measured["after_epoch"] = stopped.after_epoch
+            chosen = read_search_epoch(run.path, stopped.chosen_epoch)
+            genotype = job.derive(run, stopped.chosen_epoch, measured, chosen.weights, stopped)
+            text = f"stopped after epoch {stopped.after_epoch} of {config.epochs}: {stopped.reason}"
+            run.log(text)
+            print(f"{text}; the genotype is that of epoch {stopped.chosen_epoch}")
         run.write("genotype.yaml", genotype.to_yaml())
         report = write_report(run.path)
         shape = config.network

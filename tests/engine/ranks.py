@@ -33,12 +33,17 @@ def in_double(network: nn.Module, *, frozen: bool) -> None:
             layer.eval()
 
 
-def search(ranks: Ranks, method: str) -> dict[str, Any]:
+def search_job(ranks: Ranks, method: str) -> SearchJob:
     torch.manual_seed(0)
     space = "sandglass_3x3+sep_conv_3x3+max_pool_3x3+skip_connect+none"
     config = search_config(space=space, hypergradient=method, kernels="pytorch", alpha_learning_rate=0.01, **BATCH)
     job = SearchJob(config, dataclasses.replace(setting(), ranks=ranks))
     in_double(job.supernet, frozen=True)
+    return job
+
+
+def search(ranks: Ranks, method: str) -> dict[str, Any]:
+    job = search_job(ranks, method)
     means = [job.step(0, step).means for step in range(job.steps_per_epoch)]
     return {"state": job.state_dict(), "means": means, "evaluation": job.evaluate()._asdict()}
 
@@ -77,6 +82,7 @@ def outcomes(ranks: Ranks, images: Path) -> dict[str, Any]:
         "first_order": search(ranks, "first_order"),
         "unrolled": search(ranks, "unrolled"),
         "augment": augment(ranks, frozen=True, num_steps=5),
+        "eigenvalue": search_job(ranks, "first_order").eigenvalue(),
         "statistics": augment(ranks, frozen=False, num_steps=1),
         "files": files(ranks, images),
     }

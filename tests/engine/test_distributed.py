@@ -84,6 +84,7 @@ def test_two_ranks_take_the_steps_of_one_process_and_hold_the_same_bits(two_rank
     for name in ("first_order", "unrolled", "augment"):
         torch.testing.assert_close(first[name], alone[name], rtol=1e-6, atol=1e-9)
         assert_same(first[name], second[name])
+    assert first["eigenvalue"] == second["eigenvalue"] == pytest.approx(alone["eigenvalue"], rel=1e-3)
     assert not torch.equal(first["random"], second["random"])
 
 
