@@ -41,7 +41,7 @@ enum Source : int64_t { EDGES = 0, NODES = 1, MIXED_NODES = 2 };  // what the gr
 constexpr int64_t CHUNKS = 8;  // parts of the batch whose weight gradients are summed apart
 constexpr int64_t ROWS_BYTES = 16384;  // of the rows that are computed at a time
 
-enum Part : int { SOME = 0, HALF = 1, WHOLE = 2 };  // how much of a vector there is
+enum Part : int { SOME = 0, QUARTER = 1, HALF = 2, WHOLE = 4 };  // how much of a vector there is
 
 template <class T>
 struct Simd {
@@ -50,14 +50,16 @@ struct Simd {
   static V load(const T* p) { return *reinterpret_cast<const V*>(p); }
   static void store(T* p, V v) { *reinterpret_cast<V*>(p) = v; }
   typedef T Half __attribute__((vector_size(32), aligned(sizeof(T)), may_alias));
-  template <size_t... I>
-  static V widened(Half half, std::index_sequence<I...>) {
-    return __builtin_shufflevector(half, Half{}, I...);
+  typedef T Quarter __attribute__((vector_size(16), aligned(sizeof(T)), may_alias));
+  template <class Few, size_t... I>
+  static V widened(Few few, std::index_sequence<I...>) {
+    return __builtin_shufflevector(few, Few{}, (I < sizeof(Few) / sizeof(T) ? I : sizeof(Few) / sizeof(T))...);
   }
   template <int Part>
   static V load(const T* p, int64_t count) {  // the first `count` of a vector
     if constexpr (Part == WHOLE) return load(p);
     if constexpr (Part == HALF) return widened(*reinterpret_cast<const Half*>(p), std::make_index_sequence<L>());
+    if constexpr (Part == QUARTER) return widened(*reinterpret_cast<const Quarter*>(p), std::make_index_sequence<L>());
     V v = {};
     for (int64_t i = 0; i < count; ++i) v[i] = p[i];
     return v;
@@ -65,8 +67,8 @@ struct Simd {
   template <int Part>
   static void store(T* p, V v, int64_t count) {
     if (Part == WHOLE) return store(p, v);
-    if (Part == HALF)
-      std::memcpy(p, &v, 32);
+    if (Part == HALF || Part == QUARTER)
+      std::memcpy(p, &v, Part * 16);
     else
       for (int64_t i = 0; i < count; ++i) p[i] = v[i];
   }
@@ -86,6 +88,8 @@ void for_vectors(int64_t C, F f) {
   for (; b + L <= C; b += L) f(b, L, std::integral_constant<int, WHOLE>());
   if (C - b == L / 2)
     f(b, C - b, std::integral_constant<int, HALF>());
+  else if (C - b == L / 4)
+    f(b, C - b, std::integral_constant<int, QUARTER>());
   else if (b < C)
     f(b, C - b, std::integral_constant<int, SOME>());
 }
@@ -164,11 +168,11 @@ class Ahead {
  public:
   // Three ranges of memory, null for none, and how often `some` will be called until they are needed.
   template <class T>
-  void aim(const T* const (&starts)[3], int64_t count, int64_t calls) {
+  void aim(const T* const (&starts)[3], const int64_t (&counts)[3], int64_t calls) {
     int64_t lines = 0;
     for (int i = 0; i < 3; ++i) {
       at_[i] = reinterpret_cast<const char*>(starts[i]);
-      end_[i] = starts[i] ? reinterpret_cast<const char*>(starts[i] + count) : nullptr;
+      end_[i] = starts[i] ? reinterpret_cast<const char*>(starts[i] + counts[i]) : nullptr;
       lines += (end_[i] - at_[i] + 63) / 64;
     }
     at_once_ = static_cast<int>((lines + calls - 1) / std::max<int64_t>(1, calls));
@@ -279,22 +283,24 @@ inline void pointwise_pixels(const T* in, int64_t in_Cp, int64_t C, const T* wei
     for (int b = 0; b < B; ++b) S::store(out + q * Cp + b * S::L, sum[q][b]);
 }
 
+// `pointwise` for B vectors of channels.
+template <class T, int B>
+inline void pointwise_vectors(const T* in, int64_t in_Cp, int64_t C, const T* weight, int64_t Cp, int64_t pixels,
+                              T* out) {
+  int64_t p = 0;
+  for (; p + 8 <= pixels; p += 8) pointwise_pixels<T, 8, B>(in + p * in_Cp, in_Cp, C, weight, Cp, out + p * Cp);
+  for (; p < pixels; ++p) pointwise_pixels<T, 1, B>(in + p * in_Cp, in_Cp, C, weight, Cp, out + p * Cp);
+}
+
 // A matrix product: in (pixels, in_Cp), its first C columns times weight (C, Cp), to out (pixels, Cp).
 template <class T>
 void pointwise(const T* in, int64_t in_Cp, int64_t C, const T* weight, int64_t Cp, int64_t pixels, T* out) {
   constexpr int64_t L = Simd<T>::L;
-  int64_t b = 0;
-  for (; b + 2 * L <= Cp; b += 2 * L) {
-    int64_t p = 0;
-    for (; p + 8 <= pixels; p += 8)
-      pointwise_pixels<T, 8, 2>(in + p * in_Cp, in_Cp, C, weight + b, Cp, out + p * Cp + b);
-    for (; p < pixels; ++p) pointwise_pixels<T, 1, 2>(in + p * in_Cp, in_Cp, C, weight + b, Cp, out + p * Cp + b);
-  }
-  for (; b < Cp; b += L) {
-    int64_t p = 0;
-    for (; p + 8 <= pixels; p += 8)
-      pointwise_pixels<T, 8, 1>(in + p * in_Cp, in_Cp, C, weight + b, Cp, out + p * Cp + b);
-    for (; p < pixels; ++p) pointwise_pixels<T, 1, 1>(in + p * in_Cp, in_Cp, C, weight + b, Cp, out + p * Cp + b);
+  for (int64_t b = 0, left = Cp / L, B; left > 0; b += B * L, left -= B) {
+    B = left == 4 ? 2 : std::min<int64_t>(left, 3);
+    if (B == 3) pointwise_vectors<T, 3>(in, in_Cp, C, weight + b, Cp, pixels, out + b);
+    if (B == 2) pointwise_vectors<T, 2>(in, in_Cp, C, weight + b, Cp, pixels, out + b);
+    if (B == 1) pointwise_vectors<T, 1>(in, in_Cp, C, weight + b, Cp, pixels, out + b);
   }
 }
 
@@ -511,6 +517,7 @@ struct Worker {  // a stage with its weights packed: what all threads share
     return s.first ? in + n * s.in_n + e / s.T * s.Ci : in + (n * E + e) * s.H * s.W * s.Ci;
   }
   int64_t in_pixel() const { return s.first ? s.in_pixel : s.Ci; }
+  bool own_input() const { return !s.first || E == 1; }  // which no other edge has brought to the cache
   const T* gamma(int64_t n, int64_t e) const {
     return static_cast<const T*>(s.gamma) + e * s.gamma_edge + n * s.gamma_image;
   }
@@ -695,8 +702,9 @@ void Worker<T>::forward() const {
     for (int64_t unit = 0; unit < s.N * E; ++unit) {
       if (exhausted) continue;
       const int64_t n = unit / E, e = unit % E;
-      if (!s.first && unit + 1 < s.N * E)
-        ahead.aim<T>({input((unit + 1) / E, (unit + 1) % E), nullptr, nullptr}, s.H * s.W * s.Ci, s.H * Cip / Sd::L);
+      if (own_input() && unit + 1 < s.N * E)
+        ahead.aim<T>({input((unit + 1) / E, (unit + 1) % E), nullptr, nullptr}, {s.H * s.W * in_pixel(), 0, 0},
+                     s.H * Cip / Sd::L);
       for (int64_t from = 0, loaded = 0, to; from < s.Ho; from = to) {
         to = std::min(from + R, s.Ho);
         load(n, e, loaded, needed(to), plane, ahead);
@@ -802,10 +810,12 @@ void Worker<T>::backward() const {
           const int64_t next_n = n + last_node, next_e = last_node ? state * s.T : e + 1;
           if (next_n < s.N) {
             const int64_t next = next_n * E + next_e;
-            ahead.aim<T>({static_cast<const T*>(s.out) + next * pixels * s.Co,
-                          s.source == EDGES ? static_cast<const T*>(s.gradient) + next * pixels * s.Co : nullptr,
-                          s.first ? nullptr : input(next_n, next_e)},
-                         pixels * s.Co, (2 * s.H * Cip + s.Ho * Cop) / Sd::L);
+            const int64_t size = pixels * s.Co;
+            const bool own_gradient = s.source == EDGES || (s.source == NODES && E == 1);
+            ahead.aim<T>({static_cast<const T*>(s.out) + next * size,
+                          own_gradient ? static_cast<const T*>(s.gradient) + next * size : nullptr,
+                          own_input() ? input(next_n, next_e) : nullptr},
+                         {size, size, s.H * s.W * in_pixel()}, (2 * s.H * Cip + s.Ho * Cop) / Sd::L);
           }
           if (scatter) std::memset(before, 0, static_cast<size_t>(Hp * Wp * Cip) * sizeof(T));
           std::memset(own_sums, 0, static_cast<size_t>(2 * Cip) * sizeof(T));

@@ -115,8 +115,8 @@ def run(inputs: Sequence[Tensor], gamma: Tensor, operations: Operations) -> list
     stages = operations.stages()
     weights = [weight for stage in stages for weight in stage.weights()]
     nodes: Tensor = _Run.apply(operations, gamma, len(inputs), *inputs, *weights)
-    counters = [stage.norm.num_batches_tracked for stage in stages if stage.norm is not None and stage.norm.training]
-    counters = [counter for counter in counters if counter is not None]
+    norms = [stage.norm for stage in stages if stage.norm is not None and stage.norm.training]
+    counters = [norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None]
     if counters:
         torch._foreach_add_(counters, 1)
     return [node.permute(0, 3, 1, 2) for node in nodes.unbind()]
@@ -264,10 +264,9 @@ class _Run(torch.autograd.Function):
         written = [False] * len(images)
         for o, operation in enumerate(operations.each):
             if not operation.stages:  # before the others, which add to what they find
-                to = mix.structure
-                to.identity, to.in_gradient = o, by_inputs[operation.input].data_ptr()
-                to.accumulate, written[operation.input] = written[operation.input], True
-                _call("identity_backward", dtype, to)
+                mix.structure.identity, mix.structure.in_gradient = o, by_inputs[operation.input].data_ptr()
+                mix.structure.accumulate, written[operation.input] = written[operation.input], True
+                _call("identity_backward", dtype, mix.structure)
         places = iter(by_weights)
         done, gammas = 0, _addresses(gamma)
         for o, operation in enumerate(operations.each):
@@ -287,8 +286,8 @@ class _Run(torch.autograd.Function):
                 layout.gradient, layout.source, layout.nodes = passed.data_ptr(), source, operations.T
                 layout.gamma, (layout.sum, layout.sum_y) = gammas[o], _addresses(sums)
                 layout.gamma_edge, layout.gamma_image = mix.structure.gamma_edge, mix.structure.gamma_image
-                found = found_of[i]
-                if stages[i].norm is not None and stages[i].norm.affine:
+                found, norm = found_of[i], stages[i].norm
+                if norm is not None and norm.affine:
                     for total, place in zip(sums, (found.pop(), found.pop()), strict=True):  # of bias, of weight
                         if place is not None:
                             place.copy_(total)
