@@ -145,8 +145,8 @@ def accelerator_rows(device: str, compiled: bool) -> Iterator[Row]:
             yield timed(name, textbook_step(shape), own, ROUNDS, *targets)
 
 
-def retraining_row() -> Row:
-    old, own = retraining_steps("DARTS_V2", 32)
+def retraining_row(native: bool) -> Row:
+    old, own = retraining_steps("DARTS_V2", 32, native=native)
     return timed(
         "retraining step of DARTS_V2, C=36, 20 cells, batch 32", old, own, 3, 1.5, 2.5, baseline_name="NCHW eager"
     )
@@ -327,7 +327,7 @@ def main(arguments: argparse.Namespace) -> None:
         for measure in search_rows(native).values():
             add(measure())
             environment.return_freed_memory()
-        add(*launch_rows(native), retraining_row(), loading_row(native))
+        add(*launch_rows(native), retraining_row(native), loading_row(native))
     for peer in others:
         name = f"first-order step, batch 16, darts, {peer.name}"
         own = own_step(Shape(space="darts"), native=native)

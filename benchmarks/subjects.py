@@ -206,7 +206,9 @@ def passes(shape: Shape, *, own: bool, native: bool = False) -> Step:
     return run
 
 
-def retraining_steps(name: str, batch: int, channels: int = 36, cells: int = 20) -> tuple[Step, Step]:
+def retraining_steps(
+    name: str, batch: int, channels: int = 36, cells: int = 20, *, native: bool = False
+) -> tuple[Step, Step]:
     """(as the original writes it, the package's) training step of a derived network with its auxiliary head."""
     genotype = load_genotype(name)
     options = {"network": "cifar", "channels": channels, "cells": cells, "num_classes": 10, "auxiliary": True}
@@ -215,6 +217,7 @@ def retraining_steps(name: str, batch: int, channels: int = 36, cells: int = 20)
     old = textbook.DerivedNetwork(genotype.as_dict(), **options)
     copy_tensors(old.parameters(), mine.parameters())
     mine = mine.to(memory_format=LAST)
+    mine.use_native(native)
     x, y = Shape(batch=batch).images()
 
     def step_of(net: nn.Module, x: Tensor) -> Step:

@@ -103,6 +103,11 @@ class RunConfig:
     """Have torch.compile make faster code: the network of augment in a minute or so; in a search each batch of edges,
     which on a CPU takes long and gains nothing. The last bits of the result differ from those without it."""
 
+    kernels: Literal["auto", "native", "pytorch"] = option("auto", "Training", free=True)
+    """What computes the operations of cells on a CPU: native (C++ kernels, compiled at the first run) or pytorch.
+    The last bits of a result depend on it. Default: native where there is a C++ compiler; a resumed run keeps its
+    own."""
+
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "image_size", "train_images", "validation_images", "threads"):
             self._at_least(name, 1)
@@ -166,10 +171,6 @@ class SearchConfig(RunConfig):
     unless --penalty says otherwise, and the genotype is derived within the bound."""
     target_macs: str = option("", "Search")
     """The same for multiply-adds, such as 600M."""
-    kernels: Literal["auto", "native", "pytorch"] = option("auto", "Search", free=True)
-    """What computes the candidate operations on a CPU: native (C++ kernels, compiled at the first search) or pytorch.
-    The last bits of a result depend on it. Default: native where there is a C++ compiler; a resumed run keeps its
-    own."""
     recompute: bool = option(False, "Search", free=True)
     """Compute each cell again in the backward pass instead of keeping what is in it: a fraction of the memory, the
     same bits, somewhat more time."""

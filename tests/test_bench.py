@@ -107,7 +107,10 @@ def test_the_whole_bench_prints_every_table(
     monkeypatch.setattr(speed, "peak_mib", lambda which, batch, threads: {"textbook": 800.0}.get(which, 200.0))
     monkeypatch.setattr(speed, "ROUNDS", 1)
     monkeypatch.setattr(speed, "SCALES", {"channels": (4,), "cells": (3,), "batch": (2,)})
-    monkeypatch.setattr(speed, "retraining_steps", lambda name, batch: subjects.retraining_steps(name, 2, 4, 3))
+    toy = {"channels": 4, "cells": 3}
+    monkeypatch.setattr(
+        speed, "retraining_steps", lambda name, batch, **how: subjects.retraining_steps(name, 2, **toy, **how)
+    )
     code, out, err = command(capsys, "--json", str(tmp_path / "all.json"))
     assert code == 0, err
     for title in ("each rewrite", "scaling", "roofline, first-order step, batch 64", "peak memory", "retraining step"):

@@ -18,6 +18,7 @@ from darts_sg.engine.setup import (
     EVALUATION_BATCH,
     Setting,
     autocast,
+    choose_kernels,
     compile_parts,
     dry_run,
     open_run,
@@ -79,6 +80,7 @@ class AugmentJob:
             if setting.device.type != "cuda":
                 raise UsageError("--sync-batchnorm is for GPUs, PyTorch has it for no CPU; leave it out")
             self.network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
+        setting.environment["kernels"] = self._use_kernels()
         self.ema = averaged_model(self.network, config.ema) if config.ema else None
         self.tested: dict[str, torch.nn.Module] = {"": self.network}
         if self.ema is not None:
@@ -245,6 +247,16 @@ class AugmentJob:
             "seconds": round(loop.seconds, 1),
             "code": self.setting.code(),
         }
+
+    def _use_kernels(self) -> str:
+        """Have the network computed by the kernels that the run asks for or was started with; says which."""
+        if not isinstance(self.network, DerivedNetwork):
+            if self.config.kernels == "native":
+                raise UsageError("--kernels native is for the network of a genotype, not for a model; leave it out")
+            return "pytorch"
+        chosen = choose_kernels(self.config, self.setting)
+        self.network.use_native(chosen == "native")
+        return chosen
 
     @functools.cached_property
     def _fingerprint(self) -> str:

@@ -50,5 +50,5 @@ def run_evaluation(config: AugmentConfig, path: Path) -> None:
     else:
         print(
             f"differs from the recorded {recorded} by {error - m.test_error:+.4f} points on the same images; another "
-            f"device, version of PyTorch (recorded: {m.torch}) or --compile changes the last bits"
+            f"device, version of PyTorch (recorded: {m.torch}), --kernels or --compile changes the last bits"
         )

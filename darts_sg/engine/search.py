@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from darts_sg import native
 from darts_sg.analysis.cost import CELLS, CHANNELS, choice_costs, count_macs, count_params, derived_cost, human
 from darts_sg.analysis.curves import draw_mixing_weights
 from darts_sg.analysis.report import write_report
@@ -28,6 +27,7 @@ from darts_sg.engine.setup import (
     EVALUATION_BATCH,
     Setting,
     autocast,
+    choose_kernels,
     compile_parts,
     dry_run,
     open_run,
@@ -369,35 +369,6 @@ def penalties_of(config: SearchConfig, operations: tuple[str, ...]) -> list[Pena
                 raise UsageError(f"--target-{name} {target:,}: the smallest network of this space has {smallest:,}")
         found.append(penalty)
     return found
-
-
-def choose_kernels(config: SearchConfig, setting: Setting) -> str:
-    """What computes the operations, native or pytorch: as asked, as the resumed run has it, or what is there.
-
-    Raises UsageError if the native kernels are asked for and cannot be had.
-    """
-    asked = wanted = config.kernels
-    if setting.device.type != "cpu" or config.compile or config.precision != "float32":
-        if asked == "native":
-            raise UsageError("--kernels native is for CPUs, float32 and no --compile; leave one of them out")
-        return "pytorch"
-    if asked == "auto" and setting.earlier:  # a run that does not say was started when there was no choice
-        wanted = setting.earlier["environment"].get("kernels", "pytorch")
-    if wanted == "pytorch":
-        return "pytorch"
-    try:
-        native.kernels(print)
-    except native.Unavailable as reason:
-        if asked == "native":
-            raise UsageError(f"--kernels native: {reason}; install one, or leave the option out") from None
-        if wanted == "native":
-            raise UsageError(
-                f"this run was started with the native kernels, but {reason}; install one, or add --kernels pytorch, "
-                "which changes the last bits of the result"
-            ) from None
-        print(f"note: {reason}; with one, searching on a CPU is about twice as fast")
-        return "pytorch"
-    return "native"
 
 
 def search_parts(config: SearchConfig, setting: Setting) -> list[Images]:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from darts_sg import native
 from darts_sg.config import RunConfig
 from darts_sg.data import Augment, Dataset, Images, Reading, TrainBatches, balanced_split, load_dataset
 from darts_sg.engine import environment
@@ -309,6 +310,35 @@ def compile_parts(parts: Iterable[torch.nn.Module], device: torch.device) -> Non
         raise UsageError(f"--compile needs a C++ compiler, and {compiler} is not there; install one or leave it out")
     for part in parts:
         part.compile(dynamic=False)
+
+
+def choose_kernels(config: RunConfig, setting: Setting) -> str:
+    """What computes the operations, native or pytorch: as asked, as the resumed run has it, or what is there.
+
+    Raises UsageError if the native kernels are asked for and cannot be had.
+    """
+    asked = wanted = config.kernels
+    if setting.device.type != "cpu" or config.compile or config.precision != "float32":
+        if asked == "native":
+            raise UsageError("--kernels native is for CPUs, float32 and no --compile; leave one of them out")
+        return "pytorch"
+    if asked == "auto" and setting.earlier:  # a run that does not say was started when there was no choice
+        wanted = setting.earlier["environment"].get("kernels", "pytorch")
+    if wanted == "pytorch":
+        return "pytorch"
+    try:
+        native.kernels(print)
+    except native.Unavailable as reason:
+        if asked == "native":
+            raise UsageError(f"--kernels native: {reason}; install one, or leave the option out") from None
+        if wanted == "native":
+            raise UsageError(
+                f"this run was started with the native kernels, but {reason}; install one, or add --kernels pytorch, "
+                "which changes the last bits of the result"
+            ) from None
+        print(f"note: {reason}; with one, a CPU is faster: a search about twice as fast")
+        return "pytorch"
+    return "native"
 
 
 def autocast(config: RunConfig, device: torch.device) -> torch.autocast:

@@ -4,12 +4,15 @@
 // Here a stage reads its input once, takes one edge of one image at a time through all its layers, a few rows at once
 // that stay in the processor's first cache, and writes one tensor, the output before BatchNorm. That BatchNorm and the
 // activation behind it are applied by whoever reads the tensor. The backward pass computes again what lies between.
+// A BatchNorm is y * inverse + offset; with weight and bias of its own (affine) it is y * scale + shift, and the sums
+// that its backward pass needs are still those of y * inverse + offset, for the weight may be zero.
 //
 // A plane is (pixels, channels), channels side by side, padded to whole vectors (`Cp`) and, around a convolution, with
 // a border of zeros. Sums over images are kept for each image and added in one order, so that the number of
 // threads changes no bit of any result.
 //
-// A pool is such a stage as well, without weights and once for each state instead of each edge.
+// A pool is such a stage as well, without weights and once for each state instead of each edge; its BatchNorm may be
+// missing.
 //
 // Tensors: input of the first stage (N, H, W, S * C) with any stride between pixels, all others (N, E, H, W, C) dense,
 // nodes (T, N, H, W, C); edge e = s * T + t leads from state s to node t, and for a pool T is 1. Names follow
@@ -38,7 +41,7 @@ enum Source : int64_t { EDGES = 0, NODES = 1, MIXED_NODES = 2 };  // what the gr
 constexpr int64_t CHUNKS = 8;  // parts of the batch whose weight gradients are summed apart
 constexpr int64_t ROWS_BYTES = 16384;  // of the rows that are computed at a time
 
-enum Part : int { SOME = 0, HALF = 1, WHOLE = 2 };  // how much of a vector there is
+enum Part : int { SOME = 0, QUARTER = 1, HALF = 2, WHOLE = 4 };  // how much of a vector there is
 
 template <class T>
 struct Simd {
@@ -47,14 +50,16 @@ struct Simd {
   static V load(const T* p) { return *reinterpret_cast<const V*>(p); }
   static void store(T* p, V v) { *reinterpret_cast<V*>(p) = v; }
   typedef T Half __attribute__((vector_size(32), aligned(sizeof(T)), may_alias));
-  template <size_t... I>
-  static V widened(Half half, std::index_sequence<I...>) {
-    return __builtin_shufflevector(half, Half{}, I...);
+  typedef T Quarter __attribute__((vector_size(16), aligned(sizeof(T)), may_alias));
+  template <class Few, size_t... I>
+  static V widened(Few few, std::index_sequence<I...>) {
+    return __builtin_shufflevector(few, Few{}, (I < sizeof(Few) / sizeof(T) ? I : sizeof(Few) / sizeof(T))...);
   }
   template <int Part>
   static V load(const T* p, int64_t count) {  // the first `count` of a vector
     if constexpr (Part == WHOLE) return load(p);
     if constexpr (Part == HALF) return widened(*reinterpret_cast<const Half*>(p), std::make_index_sequence<L>());
+    if constexpr (Part == QUARTER) return widened(*reinterpret_cast<const Quarter*>(p), std::make_index_sequence<L>());
     V v = {};
     for (int64_t i = 0; i < count; ++i) v[i] = p[i];
     return v;
@@ -62,8 +67,8 @@ struct Simd {
   template <int Part>
   static void store(T* p, V v, int64_t count) {
     if (Part == WHOLE) return store(p, v);
-    if (Part == HALF)
-      std::memcpy(p, &v, 32);
+    if (Part == HALF || Part == QUARTER)
+      std::memcpy(p, &v, Part * 16);
     else
       for (int64_t i = 0; i < count; ++i) p[i] = v[i];
   }
@@ -83,6 +88,8 @@ void for_vectors(int64_t C, F f) {
   for (; b + L <= C; b += L) f(b, L, std::integral_constant<int, WHOLE>());
   if (C - b == L / 2)
     f(b, C - b, std::integral_constant<int, HALF>());
+  else if (C - b == L / 4)
+    f(b, C - b, std::integral_constant<int, QUARTER>());
   else if (b < C)
     f(b, C - b, std::integral_constant<int, SOME>());
 }
@@ -161,11 +168,11 @@ class Ahead {
  public:
   // Three ranges of memory, null for none, and how often `some` will be called until they are needed.
   template <class T>
-  void aim(const T* const (&starts)[3], int64_t count, int64_t calls) {
+  void aim(const T* const (&starts)[3], const int64_t (&counts)[3], int64_t calls) {
     int64_t lines = 0;
     for (int i = 0; i < 3; ++i) {
       at_[i] = reinterpret_cast<const char*>(starts[i]);
-      end_[i] = starts[i] ? reinterpret_cast<const char*>(starts[i] + count) : nullptr;
+      end_[i] = starts[i] ? reinterpret_cast<const char*>(starts[i] + counts[i]) : nullptr;
       lines += (end_[i] - at_[i] + 63) / 64;
     }
     at_once_ = static_cast<int>((lines + calls - 1) / std::max<int64_t>(1, calls));
@@ -276,22 +283,24 @@ inline void pointwise_pixels(const T* in, int64_t in_Cp, int64_t C, const T* wei
     for (int b = 0; b < B; ++b) S::store(out + q * Cp + b * S::L, sum[q][b]);
 }
 
+// `pointwise` for B vectors of channels.
+template <class T, int B>
+inline void pointwise_vectors(const T* in, int64_t in_Cp, int64_t C, const T* weight, int64_t Cp, int64_t pixels,
+                              T* out) {
+  int64_t p = 0;
+  for (; p + 8 <= pixels; p += 8) pointwise_pixels<T, 8, B>(in + p * in_Cp, in_Cp, C, weight, Cp, out + p * Cp);
+  for (; p < pixels; ++p) pointwise_pixels<T, 1, B>(in + p * in_Cp, in_Cp, C, weight, Cp, out + p * Cp);
+}
+
 // A matrix product: in (pixels, in_Cp), its first C columns times weight (C, Cp), to out (pixels, Cp).
 template <class T>
 void pointwise(const T* in, int64_t in_Cp, int64_t C, const T* weight, int64_t Cp, int64_t pixels, T* out) {
   constexpr int64_t L = Simd<T>::L;
-  int64_t b = 0;
-  for (; b + 2 * L <= Cp; b += 2 * L) {
-    int64_t p = 0;
-    for (; p + 8 <= pixels; p += 8)
-      pointwise_pixels<T, 8, 2>(in + p * in_Cp, in_Cp, C, weight + b, Cp, out + p * Cp + b);
-    for (; p < pixels; ++p) pointwise_pixels<T, 1, 2>(in + p * in_Cp, in_Cp, C, weight + b, Cp, out + p * Cp + b);
-  }
-  for (; b < Cp; b += L) {
-    int64_t p = 0;
-    for (; p + 8 <= pixels; p += 8)
-      pointwise_pixels<T, 8, 1>(in + p * in_Cp, in_Cp, C, weight + b, Cp, out + p * Cp + b);
-    for (; p < pixels; ++p) pointwise_pixels<T, 1, 1>(in + p * in_Cp, in_Cp, C, weight + b, Cp, out + p * Cp + b);
+  for (int64_t b = 0, left = Cp / L, B; left > 0; b += B * L, left -= B) {
+    B = left == 4 ? 2 : std::min<int64_t>(left, 3);
+    if (B == 3) pointwise_vectors<T, 3>(in, in_Cp, C, weight + b, Cp, pixels, out + b);
+    if (B == 2) pointwise_vectors<T, 2>(in, in_Cp, C, weight + b, Cp, pixels, out + b);
+    if (B == 1) pointwise_vectors<T, 1>(in, in_Cp, C, weight + b, Cp, pixels, out + b);
   }
 }
 
@@ -411,17 +420,21 @@ extern "C" {
 
 // One stage, as darts_sg/native/chains.py fills it in. Pointers that are not needed are null.
 struct Stage {
-  int64_t N, S, T, H, W, Ho, Wo, Ci, Co, k, stride, dilation, pool, activation, first, training, threads;
+  int64_t N, S, T, H, W, Ho, Wo, Ci, Co, k, stride, dilation, pool, activation, first, norm, training, threads;
   int64_t in_n, in_pixel;            // strides of the first stage's input
   const void *in, *in_scale, *in_shift;  // input; its BatchNorm as y * scale + shift, each (E * Ci)
+  const void *in_inverse, *in_offset;    // the same before weight and bias
   const void *depthwise, *pointwise;     // (E * Ci, 1, k, k), (E * Co, Ci, 1, 1)
   void* out;                             // (N, E, Ho, Wo, Co) before BatchNorm
-  void *scale, *shift, *running_mean, *running_var;  // of this stage's BatchNorm, each (E * Co)
+  // of this stage's BatchNorm, each (E * Co); without weight and bias inverse is scale, and offset is shift
+  void *scale, *shift, *inverse, *offset, *running_mean, *running_var;
+  const void *weight, *bias;
   double momentum, eps;
   const void* gradient;              // of the normalised output (N, E, Ho, Wo, Co), or of the nodes
   int64_t source, nodes;             // how many nodes there are, for MIXED_NODES
-  const void* gamma;                 // NODES: (E), MIXED_NODES: (S * nodes)
-  const double *sum, *sum_y;         // over images and pixels of gradient and of gradient * normalised output
+  const void* gamma;                 // NODES: of each edge, MIXED_NODES: of each of S * nodes
+  int64_t gamma_edge, gamma_image;   // strides of gamma; between images 0 unless each has its own
+  const double *sum, *sum_y;         // over images and pixels of gradient and of gradient * (y * inverse + offset)
   void* in_gradient;                 // first: (N, H, W, S * Ci), else (N, E, H, W, Ci), of the normalised input
   int64_t accumulate;
   double *in_sum, *in_sum_y;         // (E * Ci), unless first
@@ -432,17 +445,18 @@ struct Stage {
 
 namespace {
 
-// out (pixels of `step` values) = the sum of gamma * node over T_ nodes (pixels, C) that lie `between` values apart.
+// out (pixels of `step` values) = the sum of gamma * node over T_ nodes (pixels, C) that lie `between` values apart,
+// and gamma's are `gamma_step` apart; with `add` it is added to what is there.
 template <class T>
-void mix_nodes(const T* nodes, int64_t between, const T* gamma, int64_t T_, int64_t pixels, int64_t C, T* out,
-               int64_t step) {
+void mix_nodes(const T* nodes, int64_t between, const T* gamma, int64_t gamma_step, int64_t T_, int64_t pixels,
+               int64_t C, T* out, int64_t step, bool add) {
   typedef Simd<T> Sd;
   for_vectors<T>(C, [&](int64_t b, int64_t count, auto part) {
     for (int64_t t = 0; t < T_; ++t) {
       const T* node = nodes + t * between + b;
       for (int64_t p = 0; p < pixels; ++p) {
-        typename Sd::V v = gamma[t] * Sd::template load<part>(node + p * C, count);
-        if (t > 0) v += Sd::template load<part>(out + p * step + b, count);
+        typename Sd::V v = gamma[t * gamma_step] * Sd::template load<part>(node + p * C, count);
+        if (t > 0 || add) v += Sd::template load<part>(out + p * step + b, count);
         Sd::template store<part>(out + p * step + b, v, count);
       }
     }
@@ -503,6 +517,10 @@ struct Worker {  // a stage with its weights packed: what all threads share
     return s.first ? in + n * s.in_n + e / s.T * s.Ci : in + (n * E + e) * s.H * s.W * s.Ci;
   }
   int64_t in_pixel() const { return s.first ? s.in_pixel : s.Ci; }
+  bool own_input() const { return !s.first || E == 1; }  // which no other edge has brought to the cache
+  const T* gamma(int64_t n, int64_t e) const {
+    return static_cast<const T*>(s.gamma) + e * s.gamma_edge + n * s.gamma_image;
+  }
 
   // The plane of a thread, with its border as it has to be.
   T* bordered(Scratch<T>& scratch) const {
@@ -551,14 +569,15 @@ struct Worker {  // a stage with its weights packed: what all threads share
     const T* y = static_cast<const T*>(s.out) + (n * E + e) * image + first;
     const T* g = static_cast<const T*>(s.gradient) + first;
     if (s.source == MIXED_NODES) {
-      mix_nodes<T>(g + n * image, s.N * image, static_cast<const T*>(s.gamma) + e * s.nodes, s.nodes,
-                   (to - from) * s.Wo, s.Co, mixed, s.Co);
+      mix_nodes<T>(g + n * image, s.N * image, gamma(n, e * s.nodes), s.gamma_edge, s.nodes, (to - from) * s.Wo, s.Co,
+                   mixed, s.Co, false);
       g = mixed;
     } else {
       g += (s.source == NODES ? t * s.N + n : n * E + e) * image;
     }
+    const T image_gamma = s.source == NODES && s.gamma_image ? *gamma(n, e) : T(1);
     for_vectors<T>(s.Co, [&](int64_t b, int64_t lanes, auto part) {
-      const V A = Sd::load(a + e * Cop + b), B = Sd::load(b_ + e * Cop + b), D = Sd::load(d + e * Cop + b);
+      const V A = image_gamma * Sd::load(a + e * Cop + b), B = Sd::load(b_ + e * Cop + b), D = Sd::load(d + e * Cop + b);
       for (int64_t h = 0; h < to - from; ++h) {
         ahead.some();
         for (int64_t w = 0; w < s.Wo; ++w) {
@@ -572,7 +591,7 @@ struct Worker {  // a stage with its weights packed: what all threads share
   }
 
   // The gradient of the activated input, rows [from, to) `row` values apart, through the activation to the input.
-  // own_sums: of it and of its product with the normalised input, each Cip.
+  // own_sums: of it and of its product with the normalised input (before weight and bias), each Cip.
   void pass_on(int64_t n, int64_t t, int64_t e, int64_t from, int64_t to, const T* by_input, int64_t row,
                const T* plane, T* own_sums, Ahead& ahead) const {
     T* target = static_cast<T*>(s.in_gradient);
@@ -581,10 +600,15 @@ struct Worker {  // a stage with its weights packed: what all threads share
     const bool add = s.first && (t > 0 || s.accumulate), relu = s.activation != NONE, relu6 = s.activation == RELU6;
     for_vectors<T>(s.Ci, [&](int64_t b, int64_t lanes, auto part) {
       const V zero = {}, six = zero + T(6);
-      V sum = Sd::load(own_sums + b), sum_y = Sd::load(own_sums + Cip + b);
+      V sum = Sd::load(own_sums + b), sum_y = Sd::load(own_sums + Cip + b), inverse = {}, offset = {};
+      if (s.in_inverse) {
+        inverse = Sd::template load<part>(static_cast<const T*>(s.in_inverse) + e * s.Ci + b, lanes);
+        offset = Sd::template load<part>(static_cast<const T*>(s.in_offset) + e * s.Ci + b, lanes);
+      }
       for (int64_t h = from; h < to; ++h) {
         const T *gradients = by_input + (scattered() ? h : h - from) * row + b;
         const T *seen = plane + ((h + pad) * Wp + pad) * Cip + b;
+        const T *y = input(n, e) + h * s.W * in_pixel() + b;
         T* p = target + h * s.W * step + b;
         ahead.some();
         for (int64_t w = 0; w < s.W; ++w) {
@@ -592,9 +616,10 @@ struct Worker {  // a stage with its weights packed: what all threads share
           const V active = Sd::load(seen + w * Cip);
           if (relu) v = active > zero ? v : zero;
           if (relu6) v = active < six ? v : zero;
-          if (!s.first) {  // where the gradient is not zero the activation has changed nothing
+          if (!s.first) {
             sum += v;
-            sum_y += v * active;
+            // without weight and bias: where the gradient is not zero the activation has changed nothing
+            sum_y += v * (s.in_inverse ? Sd::template load<part>(y + w * s.Ci, lanes) * inverse + offset : active);
           }
           if (add) v += Sd::template load<part>(p + w * step, lanes);
           Sd::template store<part>(p + w * step, v, lanes);
@@ -614,6 +639,13 @@ struct Worker {  // a stage with its weights packed: what all threads share
 template <class T>
 void finish_statistics(const Stage& s, int64_t channels, const double* mean, const double* squares) {
   T *scale = static_cast<T*>(s.scale), *shift = static_cast<T*>(s.shift);
+  if (!s.norm) {
+    std::fill(scale, scale + channels, T(1));
+    std::fill(shift, shift + channels, T(0));
+    return;
+  }
+  T *inverse = static_cast<T*>(s.inverse), *offset = static_cast<T*>(s.offset);
+  const T *weight = static_cast<const T*>(s.weight), *bias = static_cast<const T*>(s.bias);
   T *running_mean = static_cast<T*>(s.running_mean), *running_var = static_cast<T*>(s.running_var);
   const double pixels = static_cast<double>(s.Ho * s.Wo), count = pixels * static_cast<double>(s.N);
   std::vector<double> means(channels), variances(channels);
@@ -637,9 +669,13 @@ void finish_statistics(const Stage& s, int64_t channels, const double* mean, con
       running_mean[c] = static_cast<T>((1 - s.momentum) * running_mean[c] + s.momentum * m);
       running_var[c] = static_cast<T>((1 - s.momentum) * running_var[c] + s.momentum * unbiased);
     }
-    const double inverse = 1 / std::sqrt(v + s.eps);
-    scale[c] = static_cast<T>(inverse);
-    shift[c] = static_cast<T>(-m * inverse);
+    const double by = 1 / std::sqrt(v + s.eps);
+    inverse[c] = static_cast<T>(by);
+    offset[c] = static_cast<T>(-m * by);
+    if (weight) {
+      scale[c] = static_cast<T>(weight[c] * by);
+      shift[c] = static_cast<T>(bias[c] - m * by * weight[c]);
+    }
   }
 }
 
@@ -666,8 +702,9 @@ void Worker<T>::forward() const {
     for (int64_t unit = 0; unit < s.N * E; ++unit) {
       if (exhausted) continue;
       const int64_t n = unit / E, e = unit % E;
-      if (!s.first && unit + 1 < s.N * E)
-        ahead.aim<T>({input((unit + 1) / E, (unit + 1) % E), nullptr, nullptr}, s.H * s.W * s.Ci, s.H * Cip / Sd::L);
+      if (own_input() && unit + 1 < s.N * E)
+        ahead.aim<T>({input((unit + 1) / E, (unit + 1) % E), nullptr, nullptr}, {s.H * s.W * in_pixel(), 0, 0},
+                     s.H * Cip / Sd::L);
       for (int64_t from = 0, loaded = 0, to; from < s.Ho; from = to) {
         to = std::min(from + R, s.Ho);
         load(n, e, loaded, needed(to), plane, ahead);
@@ -729,13 +766,14 @@ void Worker<T>::backward() const {
   for (int64_t e = 0; e < E; ++e)
     for (int64_t c = 0; c < s.Co; ++c) {
       const double scale = static_cast<const T*>(s.scale)[e * s.Co + c];
-      const double shift = static_cast<const T*>(s.shift)[e * s.Co + c];
-      const double factor = scale * (s.source == NODES ? static_cast<const T*>(s.gamma)[e] : 1.0);
+      const double factor = scale * (s.source == NODES && !s.gamma_image ? *gamma(0, e) : 1.0);
       a.get()[e * Cop + c] = static_cast<T>(factor);
       if (!s.training) continue;
+      const double inverse = static_cast<const T*>(s.inverse)[e * s.Co + c];
+      const double offset = static_cast<const T*>(s.offset)[e * s.Co + c];
       const double mean = s.sum[e * s.Co + c] / count, mean_y = s.sum_y[e * s.Co + c] / count;
-      b_.get()[e * Cop + c] = static_cast<T>(-factor * scale * mean_y);
-      d.get()[e * Cop + c] = static_cast<T>(-factor * (mean + shift * mean_y));
+      b_.get()[e * Cop + c] = static_cast<T>(-factor * inverse * mean_y);
+      d.get()[e * Cop + c] = static_cast<T>(-factor * (mean + offset * mean_y));
     }
   // The gradient behind the convolution or pool is a plane with a border where the gradient before it is a
   // convolution or pool again (stride 1); elsewhere it is scattered to a plane as large as the input's.
@@ -772,10 +810,12 @@ void Worker<T>::backward() const {
           const int64_t next_n = n + last_node, next_e = last_node ? state * s.T : e + 1;
           if (next_n < s.N) {
             const int64_t next = next_n * E + next_e;
-            ahead.aim<T>({static_cast<const T*>(s.out) + next * pixels * s.Co,
-                          s.source == EDGES ? static_cast<const T*>(s.gradient) + next * pixels * s.Co : nullptr,
-                          s.first ? nullptr : input(next_n, next_e)},
-                         pixels * s.Co, (2 * s.H * Cip + s.Ho * Cop) / Sd::L);
+            const int64_t size = pixels * s.Co;
+            const bool own_gradient = s.source == EDGES || (s.source == NODES && E == 1);
+            ahead.aim<T>({static_cast<const T*>(s.out) + next * size,
+                          own_gradient ? static_cast<const T*>(s.gradient) + next * size : nullptr,
+                          own_input() ? input(next_n, next_e) : nullptr},
+                         {size, size, s.H * s.W * in_pixel()}, (2 * s.H * Cip + s.Ho * Cop) / Sd::L);
           }
           if (scatter) std::memset(before, 0, static_cast<size_t>(Hp * Wp * Cip) * sizeof(T));
           std::memset(own_sums, 0, static_cast<size_t>(2 * Cip) * sizeof(T));
@@ -870,14 +910,19 @@ extern "C" {
 
 // The share of all operations in the nodes: out (T, N, pixels, C) is the sum over operations o and states s of
 // gamma[o][e] * (y[o] * scale[o] + shift[o]), where y, scale and shift are those of edge e, or of state s if shared[o].
+// Each image may have a gamma of its own; the sums of the backward pass are then those of gamma * gradient.
 struct Mix {
   int64_t operations, N, S, T, pixels, C, threads;
   const void *const *y, *const *scale, *const *shift;  // for each operation; scale and shift may be null for 1 and 0
   const int64_t *image, *part, *pixel, *shared;  // for each operation: strides of y between images, edges, pixels
-  const void* gamma;                             // (operations, E)
+  const void* gamma;                             // (operations, E), or (operations, E, N)
+  int64_t gamma_edge, gamma_image;               // its strides between edges and images
   void* nodes;
   double *const *sum, *const *sum_y;  // backward, for each operation (E * C): of gradient and gradient * operation
-  void* in_gradient;                  // backward of the identity: (N, pixels, S * C)
+  // backward of the identity: which operation it is, and where its gradient goes, (N, pixels, S * C)
+  int64_t identity;
+  void* in_gradient;
+  int64_t accumulate;
 };
 
 }  // extern "C"
@@ -896,6 +941,9 @@ struct Mixer {
   const T* y(int64_t o, int64_t n, int64_t e) const {
     return static_cast<const T*>(m.y[o]) + n * m.image[o] + (m.shared[o] ? e / m.T : e) * m.part[o];
   }
+  const T* gamma(int64_t o, int64_t n, int64_t e) const {
+    return static_cast<const T*>(m.gamma) + (o * E + e) * m.gamma_edge + n * m.gamma_image;
+  }
   template <class P>
   V coefficient(const void* const* all, int64_t o, int64_t e, int64_t b, int64_t count, P part, T other) const {
     const T* from = static_cast<const T*>(all[o]);
@@ -903,7 +951,6 @@ struct Mixer {
   }
 
   void forward() const {
-    const T* gamma = static_cast<const T*>(m.gamma);
 #pragma omp parallel for schedule(static) num_threads(static_cast<int>(m.threads))
     for (int64_t unit = 0; unit < m.N * m.T; ++unit) {
       const int64_t n = unit / m.T, t = unit % m.T;
@@ -912,11 +959,11 @@ struct Mixer {
         V constant = {};
         for (int64_t o = 0; o < m.operations; ++o)
           for (int64_t e = t; e < E; e += m.T)
-            constant += gamma[o * E + e] * coefficient(m.shift, o, e, b, count, part, 0);
+            constant += *gamma(o, n, e) * coefficient(m.shift, o, e, b, count, part, 0);
         bool begun = false;
         for (int64_t o = 0; o < m.operations; ++o)
           for (int64_t e = t; e < E; e += m.T) {
-            const V factor = gamma[o * E + e] * coefficient(m.scale, o, e, b, count, part, 1);
+            const V factor = *gamma(o, n, e) * coefficient(m.scale, o, e, b, count, part, 1);
             const T* from = y(o, n, e) + b;
             for (int64_t p = 0; p < m.pixels; ++p) {
               __builtin_prefetch(from + (p + AHEAD) * m.pixel[o]);
@@ -950,9 +997,10 @@ struct Mixer {
               __builtin_prefetch(from + (p + AHEAD) * pixel);
               return gradient(p) * (Sd::template load<part>(from + p * pixel, count) * scale + shift);
             });
+            const double factor = m.gamma_image ? *gamma(o, n, e) : T(1);
             for (int64_t i = 0; i < count; ++i) {
-              sums.get()[(o * m.N + n) * channels + e * m.C + b + i] = sum[i];
-              sums_y.get()[(o * m.N + n) * channels + e * m.C + b + i] = sum_y[i];
+              sums.get()[(o * m.N + n) * channels + e * m.C + b + i] = factor * sum[i];
+              sums_y.get()[(o * m.N + n) * channels + e * m.C + b + i] = factor * sum_y[i];
             }
           }
       });
@@ -964,13 +1012,13 @@ struct Mixer {
   }
 
   void identity_backward() const {
-    const T* gamma = static_cast<const T*>(m.gamma) + (m.operations - 1) * E;  // the identity is the last operation
 #pragma omp parallel for schedule(static) num_threads(static_cast<int>(m.threads))
     for (int64_t unit = 0; unit < m.N * m.S; ++unit) {
       const int64_t n = unit / m.S, s = unit % m.S;
       T* out = static_cast<T*>(m.in_gradient) + (n * m.pixels * m.S + s) * m.C;
       const T* nodes = static_cast<const T*>(m.nodes) + n * m.pixels * m.C;
-      mix_nodes<T>(nodes, m.N * m.pixels * m.C, gamma + s * m.T, m.T, m.pixels, m.C, out, m.S * m.C);
+      mix_nodes<T>(nodes, m.N * m.pixels * m.C, gamma(m.identity, n, s * m.T), m.gamma_edge, m.T, m.pixels, m.C, out,
+                   m.S * m.C, m.accumulate);
     }
   }
 };

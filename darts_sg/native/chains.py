@@ -1,4 +1,4 @@
-"""The operations of a batch of edges, computed by the kernels of chains.cpp: the same function, with its gradients."""
+"""Operations and their sum in nodes, computed by the kernels of chains.cpp: the same function, with its gradients."""
 
 import ctypes
 from collections.abc import Sequence
@@ -20,32 +20,41 @@ EDGES, NODES, MIXED_NODES = range(3)  # what the gradient of a stage is given as
 @dataclass(frozen=True)
 class Stage:
     """An activation, a depthwise and a 1×1 convolution, each of them or none, and a BatchNorm, on all edges;
-    or a pool and a BatchNorm, on all states."""
+    or a pool and a BatchNorm or none, on all states."""
 
-    norm: nn.BatchNorm2d
+    norm: nn.BatchNorm2d | None
     activation: int = 0
     depthwise: nn.Conv2d | None = None
     pointwise: nn.Conv2d | None = None
     pool: nn.MaxPool2d | nn.AvgPool2d | None = None
 
     def weights(self) -> list[Tensor]:
-        return [layer.weight for layer in (self.depthwise, self.pointwise) if layer is not None]
+        layers = (self.depthwise, self.pointwise, self.norm)
+        return [p for layer in layers if layer is not None for p in (layer.weight, layer.bias) if p is not None]
+
+
+class Operation(NamedTuple):
+    """A chain of stages on each edge, a pool on each state, or, without stages, the states themselves."""
+
+    stages: Sequence[Stage] = ()
+    input: int = 0
+    """Which of the inputs it takes."""
+
+    @property
+    def shared(self) -> bool:
+        """Whether it has one output for each state, for all edges that leave it."""
+        return not self.stages or self.stages[0].pool is not None
 
 
 class Operations(NamedTuple):
-    """What leads from S states to T nodes, over E = S · T edges."""
+    """What leads from S states, side by side in an input, to T nodes, over E = S · T edges."""
 
     S: int
     T: int
-    chains: Sequence[Sequence[Stage]]
-    """Operations with weights, on each edge."""
-    pools: Sequence[Stage]
-    """Operations without weights, on each state."""
-    identity: bool
-    """Whether the states themselves are passed on."""
+    each: Sequence[Operation]
 
     def stages(self) -> list[Stage]:
-        return [*(stage for chain in self.chains for stage in chain), *self.pools]
+        return [stage for operation in self.each for stage in operation.stages]
 
 
 def stages_of(layers: Sequence[nn.Module], E: int) -> list[Stage] | None:
@@ -68,8 +77,9 @@ def stages_of(layers: Sequence[nn.Module], E: int) -> list[Stage] | None:
 
 
 def pool_of(layers: Sequence[nn.Module]) -> Stage | None:
-    """The stage of a 3×3 pool with its BatchNorm; None if the layers are something else."""
-    if len(layers) != 2 or type(layers[0]) not in POOLS or not isinstance(layers[1], nn.BatchNorm2d):
+    """The stage of a 3×3 pool, with its BatchNorm if it has one; None if the layers are something else."""
+    norm = layers[1] if len(layers) == 2 else None
+    if len(layers) > 2 or type(layers[0]) not in POOLS or not isinstance(norm, nn.BatchNorm2d | None):
         return None
     pool = cast(nn.MaxPool2d, layers[0])
     known = (pool.kernel_size, pool.padding) == (3, 1) and isinstance(pool.stride, int) and not pool.ceil_mode
@@ -77,7 +87,7 @@ def pool_of(layers: Sequence[nn.Module]) -> Stage | None:
         known = known and pool.dilation == 1
     else:
         known = known and not cast(nn.AvgPool2d, pool).count_include_pad
-    return Stage(layers[1], pool=pool) if known else None
+    return Stage(norm, pool=pool) if known else None
 
 
 def _is_depthwise(layer: nn.Module) -> bool:
@@ -94,15 +104,21 @@ def _is_pointwise(layer: nn.Module, E: int) -> bool:
     return layer.kernel_size == (1, 1) and layer.stride == (1, 1) and layer.padding == (0, 0) and layer.groups == E
 
 
-def run(x: Tensor, gamma: Tensor, operations: Operations) -> list[Tensor]:
+def run(inputs: Sequence[Tensor], gamma: Tensor, operations: Operations) -> list[Tensor]:
     """What the operations give to the T nodes: T tensors of (N, C, H', W').
 
-    x: (N, S · C, H, W) on a CPU, float32 or float64. gamma: (number of operations, E), the scale of each one's last
-    BatchNorm: those of the chains, then of the pools, then of the identity if there is one.
-    There is at least one chain or pool. Raises Unavailable if the kernels cannot be compiled.
+    inputs: each (N, S · C, H, W) on a CPU, all float32 or all float64. gamma: (number of operations, E), the scale of
+    each one's last BatchNorm, which then has no weight of its own; or (number of operations, E, N), a factor of each
+    one's output for each image, which gets no gradient.
+    Raises Unavailable if the kernels cannot be compiled.
     """
-    weights = [weight for stage in operations.stages() for weight in stage.weights()]
-    nodes: Tensor = _Run.apply(x, gamma, operations, *weights)
+    stages = operations.stages()
+    weights = [weight for stage in stages for weight in stage.weights()]
+    nodes: Tensor = _Run.apply(operations, gamma, len(inputs), *inputs, *weights)
+    norms = [stage.norm for stage in stages if stage.norm is not None and stage.norm.training]
+    counters = [norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None]
+    if counters:
+        torch._foreach_add_(counters, 1)
     return [node.permute(0, 3, 1, 2) for node in nodes.unbind()]
 
 
@@ -110,16 +126,18 @@ class _Stage(ctypes.Structure):  # as in chains.cpp
     _fields_ = [
         *((name, ctypes.c_int64) for name in (
             "N", "S", "T", "H", "W", "Ho", "Wo", "Ci", "Co", "k", "stride", "dilation", "pool", "activation", "first",
-            "training", "threads", "in_n", "in_pixel",
+            "norm", "training", "threads", "in_n", "in_pixel",
         )),
         *((name, ctypes.c_void_p) for name in (
-            "input", "in_scale", "in_shift", "depthwise", "pointwise", "out", "scale", "shift", "running_mean",
-            "running_var",
+            "input", "in_scale", "in_shift", "in_inverse", "in_offset", "depthwise", "pointwise", "out", "scale",
+            "shift", "inverse", "offset", "running_mean", "running_var", "weight", "bias",
         )),
         *((name, ctypes.c_double) for name in ("momentum", "eps")),
         ("gradient", ctypes.c_void_p),
         *((name, ctypes.c_int64) for name in ("source", "nodes")),
-        *((name, ctypes.c_void_p) for name in ("gamma", "sum", "sum_y", "in_gradient")),
+        ("gamma", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("gamma_edge", "gamma_image")),
+        *((name, ctypes.c_void_p) for name in ("sum", "sum_y", "in_gradient")),
         ("accumulate", ctypes.c_int64),
         *((name, ctypes.c_void_p) for name in ("in_sum", "in_sum_y", "depthwise_gradient", "pointwise_gradient")),
     ]  # fmt: skip
@@ -129,8 +147,13 @@ class _Mix(ctypes.Structure):  # as in chains.cpp
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("operations", "N", "S", "T", "pixels", "C", "threads")),
         *((name, ctypes.c_void_p) for name in (
-            "y", "scale", "shift", "image", "part", "pixel", "shared", "gamma", "nodes", "sum", "sum_y", "in_gradient",
+            "y", "scale", "shift", "image", "part", "pixel", "shared", "gamma",
         )),
+        *((name, ctypes.c_int64) for name in ("gamma_edge", "gamma_image")),
+        *((name, ctypes.c_void_p) for name in ("nodes", "sum", "sum_y")),
+        ("identity", ctypes.c_int64),
+        ("in_gradient", ctypes.c_void_p),
+        ("accumulate", ctypes.c_int64),
     ]  # fmt: skip
 
 
@@ -158,10 +181,19 @@ def _channels_last(x: Tensor) -> _Image:
 
 
 class _Result(NamedTuple):
-    """Of a stage: its output before BatchNorm (N, E, H, W, C), and that BatchNorm as y · scale + shift: (2, E · C)."""
+    """Of a stage: its output before BatchNorm (N, E, H, W, C), and that BatchNorm as y · scale + shift: (2, E · C).
+
+    With a weight and bias of its own the latter is (4, E · C): also as it is before these, y · inverse + offset.
+    """
 
     y: Tensor
     normalisation: Tensor
+
+    def scale_and_shift(self) -> list[int]:
+        return _addresses(self.normalisation)[:2]
+
+    def inverse_and_offset(self) -> list[int]:
+        return _addresses(self.normalisation)[-2:]
 
 
 def _addresses(x: Tensor) -> list[int]:
@@ -177,64 +209,75 @@ def takes(x: Tensor) -> bool:
 
 class _Run(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, gamma: Tensor, operations: Operations, *weights: Tensor) -> Tensor:
-        image = _channels_last(x)
+    def forward(ctx: Any, operations: Operations, gamma: Tensor, num_inputs: int, *tensors: Tensor) -> Tensor:
+        weights = tensors[num_inputs:]
+        images = [_channels_last(x) for x in tensors[:num_inputs]]
+        x = images[0].x
         gamma = gamma.contiguous()
         layouts: list[_Stage] = []
         results: list[_Result] = []
-        for stages, shared in [
-            *((chain, False) for chain in operations.chains),
-            *(([p], True) for p in operations.pools),
-        ]:
-            previous: _Result | None = None
-            for stage in stages:
-                layout = _layout(stage, image, previous, operations.S, 1 if shared else operations.T)
+        for operation in operations.each:
+            image, previous = images[operation.input], None
+            for stage in operation.stages:
+                layout = _layout(stage, image, previous, operations.S, 1 if operation.shared else operations.T)
                 E, C = layout.S * layout.T, layout.Co
-                result = _Result(x.new_empty(layout.N, E, layout.Ho, layout.Wo, C), x.new_empty(2, E * C))
+                affine = stage.norm is not None and stage.norm.affine
+                normalisation = x.new_empty(4 if affine else 2, E * C)
+                result = _Result(x.new_empty(layout.N, E, layout.Ho, layout.Wo, C), normalisation)
                 _fill(layout, stage, image, previous, result)
                 _call("stage_forward", x.dtype, layout)
                 layouts.append(layout)
                 results.append(result)
                 previous = result
-        nodes = x.new_empty(operations.T, x.shape[0], *results[-1].y.shape[2:])
-        mix = _Mixing(operations, image, results, gamma, nodes)
+        if results:
+            nodes = x.new_empty(operations.T, x.shape[0], *results[-1].y.shape[2:])
+        else:
+            N, C, H, W = x.shape
+            nodes = x.new_empty(operations.T, N, H, W, C // operations.S)
+        mix = _Mixing(operations, images, results, gamma, nodes)
         _call("mix_forward", x.dtype, mix.structure)
-        ctx.operations, ctx.layouts = operations, layouts
-        ctx.save_for_backward(image.x, gamma, *weights, *(tensor for result in results for tensor in result))
+        ctx.operations, ctx.layouts, ctx.num_inputs, ctx.num_weights = operations, layouts, num_inputs, len(weights)
+        saved = (tensor for result in results for tensor in result)
+        ctx.save_for_backward(gamma, *(image.x for image in images), *weights, *saved)
         return nodes
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
-        x, gamma, *tensors = ctx.saved_tensors
+        gamma, *tensors = ctx.saved_tensors
         operations: Operations = ctx.operations
-        num_weights = len(tensors) - len(_Result._fields) * len(ctx.layouts)
-        weights, saved = tensors[:num_weights], tensors[num_weights:]
+        images = [_channels_last(x) for x in tensors[: ctx.num_inputs]]
+        weights = tensors[ctx.num_inputs :][: ctx.num_weights]
+        saved = tensors[ctx.num_inputs + ctx.num_weights :]
         results = [_Result(*pair) for pair in zip(saved[::2], saved[1::2], strict=True)]
         gradient = gradients[0].contiguous()
-        image = _channels_last(x)
+        dtype, by_image = gradient.dtype, gamma.dim() == 3
 
-        mix = _Mixing(operations, image, results, gamma, gradient, backward=True)
-        _call("mix_backward", x.dtype, mix.structure)
-        by_gamma = mix.sums[:, 1].unflatten(-1, (gamma.shape[1], -1)).sum(dim=-1).to(gamma.dtype)
+        mix = _Mixing(operations, images, results, gamma, gradient, backward=True)
+        _call("mix_backward", dtype, mix.structure)
+        by_gamma = None if by_image else mix.sums[:, 1].unflatten(-1, (gamma.shape[1], -1)).sum(dim=-1).to(gamma.dtype)
 
         needed = ctx.needs_input_grad[3:]
-        by_weights = [torch.empty_like(w) if n else None for w, n in zip(weights, needed, strict=True)]
-        if not ctx.needs_input_grad[0] and not any(needed):
-            return None, by_gamma, None, *by_weights
-        N, C, H, W = x.shape
-        by_x = x.new_empty(N, H, W, C)
-        accumulate = operations.identity
-        if operations.identity:
-            mix.structure.in_gradient = by_x.data_ptr()
-            _call("identity_backward", x.dtype, mix.structure)
+        by_weights = [torch.empty_like(w) if n else None for w, n in zip(weights, needed[len(images) :], strict=True)]
+        if not any(needed):
+            return None, by_gamma, None, *(None for _ in needed)
+        by_inputs = [x.new_empty(x.shape[0], *x.shape[2:], x.shape[1]) for x, *_ in images]
+        written = [False] * len(images)
+        for o, operation in enumerate(operations.each):
+            if not operation.stages:  # before the others, which add to what they find
+                mix.structure.identity, mix.structure.in_gradient = o, by_inputs[operation.input].data_ptr()
+                mix.structure.accumulate, written[operation.input] = written[operation.input], True
+                _call("identity_backward", dtype, mix.structure)
         places = iter(by_weights)
         done, gammas = 0, _addresses(gamma)
-        for o, stages in enumerate([*operations.chains, *([pool] for pool in operations.pools)]):
-            gradients_of = [[next(places) for _ in stage.weights()] for stage in stages]
+        for o, operation in enumerate(operations.each):
+            stages, image = operation.stages, images[operation.input]
+            found_of = [[next(places) for _ in stage.weights()] for stage in stages]
             passed, sums, source = gradient, mix.sums[o], NODES
-            if stages[0].pool is not None:  # one gradient for a state, from all nodes
+            if operation.shared and operations.T > 1:  # one gradient for a state, from all nodes
                 source = MIXED_NODES
-                parts = sums.view(2, operations.S, operations.T, -1) * gamma[o].view(operations.S, operations.T, 1)
+                parts = sums.view(2, operations.S, operations.T, -1)
+                if not by_image:
+                    parts = parts * gamma[o].view(operations.S, operations.T, 1)
                 sums = parts.sum(dim=2).flatten(1)
             for i in reversed(range(len(stages))):
                 layout: _Stage = ctx.layouts[done + i]
@@ -242,23 +285,28 @@ class _Run(torch.autograd.Function):
                 _fill(layout, stages[i], image, previous, results[done + i])
                 layout.gradient, layout.source, layout.nodes = passed.data_ptr(), source, operations.T
                 layout.gamma, (layout.sum, layout.sum_y) = gammas[o], _addresses(sums)
-                found = gradients_of[i]
+                layout.gamma_edge, layout.gamma_image = mix.structure.gamma_edge, mix.structure.gamma_image
+                found, norm = found_of[i], stages[i].norm
+                if norm is not None and norm.affine:
+                    for total, place in zip(sums, (found.pop(), found.pop()), strict=True):  # of bias, of weight
+                        if place is not None:
+                            place.copy_(total)
                 by_pointwise = found.pop() if stages[i].pointwise is not None else None
                 by_depthwise = found.pop() if stages[i].depthwise is not None else None
                 layout.depthwise_gradient = None if by_depthwise is None else by_depthwise.data_ptr()
                 layout.pointwise_gradient = None if by_pointwise is None else by_pointwise.data_ptr()
                 if previous is None:
-                    to, to_sums = by_x, sums
-                    layout.accumulate, accumulate = accumulate, True
+                    to, to_sums = by_inputs[operation.input], sums
+                    layout.accumulate, written[operation.input] = written[operation.input], True
                 else:
                     to = torch.empty_like(previous.y)
-                    to_sums = torch.empty_like(previous.normalisation, dtype=torch.float64)
+                    to_sums = sums.new_empty(2, previous.normalisation.shape[1])
                     layout.in_sum, layout.in_sum_y = _addresses(to_sums)
                 layout.in_gradient = to.data_ptr()
-                _call("stage_backward", x.dtype, layout)
+                _call("stage_backward", dtype, layout)
                 passed, sums, source = to, to_sums, EDGES
             done += len(stages)
-        return by_x.permute(0, 3, 1, 2), by_gamma, None, *by_weights
+        return None, by_gamma, None, *(by_input.permute(0, 3, 1, 2) for by_input in by_inputs), *by_weights
 
 
 def _layout(stage: Stage, image: _Image, previous: _Result | None, S: int, T: int) -> _Stage:
@@ -270,8 +318,9 @@ def _layout(stage: Stage, image: _Image, previous: _Result | None, S: int, T: in
         N, _, H, W, C = previous.y.shape
     layout = _Stage(N=N, S=S, T=T, H=H, W=W, Ho=H, Wo=W, Ci=C, Co=C, stride=1, dilation=1, first=previous is None)
     layout.in_n, layout.in_pixel = image.image, image.pixel
-    layout.activation, layout.training = stage.activation, stage.norm.training
-    layout.momentum, layout.eps = cast(float, stage.norm.momentum), stage.norm.eps
+    layout.activation, layout.norm = stage.activation, stage.norm is not None
+    if stage.norm is not None:
+        layout.training, layout.momentum, layout.eps = stage.norm.training, stage.norm.momentum, stage.norm.eps
     if stage.depthwise is not None:
         layer = stage.depthwise
         layout.k, layout.stride, layout.dilation = layer.kernel_size[0], layer.stride[0], layer.dilation[0]
@@ -285,17 +334,22 @@ def _layout(stage: Stage, image: _Image, previous: _Result | None, S: int, T: in
 
 def _fill(layout: _Stage, stage: Stage, image: _Image, previous: _Result | None, result: _Result) -> None:
     """The addresses of a stage's tensors; they may have moved between forward and backward pass."""
-    norm = stage.norm
     layout.input = image.x.data_ptr() if previous is None else previous.y.data_ptr()
     if previous is not None:
-        layout.in_scale, layout.in_shift = _addresses(previous.normalisation)
+        layout.in_scale, layout.in_shift = previous.scale_and_shift()
+        if len(previous.normalisation) > 2:
+            layout.in_inverse, layout.in_offset = previous.inverse_and_offset()
     if stage.depthwise is not None:
         layout.depthwise = stage.depthwise.weight.data_ptr()
     if stage.pointwise is not None:
         layout.pointwise = stage.pointwise.weight.data_ptr()
-    layout.out, (layout.scale, layout.shift) = result.y.data_ptr(), _addresses(result.normalisation)
-    if norm.running_mean is not None and norm.running_var is not None:
+    layout.out, (layout.scale, layout.shift) = result.y.data_ptr(), result.scale_and_shift()
+    layout.inverse, layout.offset = result.inverse_and_offset()
+    norm = stage.norm
+    if norm is not None and norm.running_mean is not None and norm.running_var is not None:
         layout.running_mean, layout.running_var = norm.running_mean.data_ptr(), norm.running_var.data_ptr()
+    if norm is not None and norm.affine:
+        layout.weight, layout.bias = norm.weight.data_ptr(), norm.bias.data_ptr()
     layout.threads = torch.get_num_threads()
 
 
@@ -305,7 +359,7 @@ class _Mixing:
     def __init__(
         self,
         operations: Operations,
-        image: _Image,
+        images: Sequence[_Image],
         results: Sequence[_Result],
         gamma: Tensor,
         nodes: Tensor,
@@ -313,14 +367,16 @@ class _Mixing:
     ) -> None:
         T, N, H, W, C = nodes.shape
         ends, rows = 0, []  # y, scale, shift, strides between images, edges and pixels, whether shared
-        for chain in operations.chains:
-            ends += len(chain)
-            y, normalisation = results[ends - 1]
-            rows.append((y.data_ptr(), *_addresses(normalisation), y.stride(0), y.stride(1), C, 0))
-        for y, normalisation in results[ends:]:
-            rows.append((y.data_ptr(), *_addresses(normalisation), y.stride(0), y.stride(1), C, 1))
-        if operations.identity:
-            rows.append((image.x.data_ptr(), 0, 0, image.image, C, image.pixel, 1))
+        for operation in operations.each:
+            if operation.stages:
+                ends += len(operation.stages)
+                result = results[ends - 1]
+                y = result.y
+                normalisation = result.inverse_and_offset() if backward else result.scale_and_shift()
+                rows.append((y.data_ptr(), *normalisation, y.stride(0), y.stride(1), C, operation.shared))
+            else:
+                image = images[operation.input]
+                rows.append((image.x.data_ptr(), 0, 0, image.image, C, image.pixel, True))
         columns = [(ctypes.c_int64 * len(rows))(*column) for column in zip(*rows, strict=True)]
         self.sums = gamma.new_empty(len(rows), 2, gamma.shape[1] * C, dtype=torch.float64) if backward else gamma
         if backward:
@@ -330,5 +386,7 @@ class _Mixing:
         addresses = [ctypes.addressof(column) for column in columns]
         self.structure = _Mix(len(rows), N, operations.S, T, H * W, C, torch.get_num_threads(), *addresses[:7])
         self.structure.gamma, self.structure.nodes = gamma.data_ptr(), nodes.data_ptr()
+        by_image = gamma.dim() == 3
+        self.structure.gamma_edge, self.structure.gamma_image = (N, 1) if by_image else (1, 0)
         if backward:
             self.structure.sum, self.structure.sum_y = addresses[7:]

@@ -1,12 +1,14 @@
 """Networks built from a genotype, in the CIFAR and the ImageNet shape (DARTS paper, section 3.2 and 3.3)."""
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from darts_sg.errors import UsageError
 from darts_sg.genotype import NUM_INPUTS, Cell, Genotype
+from darts_sg.native import chains as native
 from darts_sg.networks.skeleton import (
     CellSpec,
     CifarStem,
@@ -18,7 +20,9 @@ from darts_sg.networks.skeleton import (
     join,
 )
 from darts_sg.ops import OPERATIONS
-from darts_sg.ops.drop_path import drop_path
+from darts_sg.ops.drop_path import drop_path, kept_paths
+from darts_sg.ops.operation import Residual
+from darts_sg.ops.primitives import ConvBN
 
 NetworkShape = Literal["cifar", "imagenet"]
 STEM_MULTIPLIER = 3
@@ -35,19 +39,69 @@ class DerivedCell(nn.Module):
             OPERATIONS[edge.operation].build(spec.C, 2 if spec.reduction and edge.state < NUM_INPUTS else 1, True)
             for _, edge in cell.edges()
         )
+        self.native = False  # whether the kernels of darts_sg.native compute what they know
+
+    def use_native(self, on: bool) -> None:
+        """See DerivedNetwork.use_native."""
+        self.native = on
+        layers = [list(op) if isinstance(op, ConvBN) else [] for op in (self.input_0, self.input_1)]
+        self.input_stages = [native.stages_of([nn.ReLU(), *chain], 1) if chain else None for chain in layers]
+        self.op_stages = [stages_of(op) for op in self.ops]
 
     def forward(self, s0: Tensor, s1: Tensor, drop_path_prob: float | Tensor | None) -> Tensor:
-        states = [self.input_0(s0), self.input_1(s1)]
-        ops = iter(self.ops)
+        """With `native` the states are given as they are before the ReLU between cells."""
+        states = [self._input(0, s0), self._input(1, s1)]
+        ops = iter(range(len(self.ops)))
         for node in self.cell.nodes:
-            terms = []
+            terms: list[Tensor] = []
+            chains: list[tuple[Tensor, Sequence[native.Stage], Tensor | None]] = []
             for edge in node:
-                op = next(ops)
-                term = op(states[edge.state])
+                i, x = next(ops), states[edge.state]
+                op = self.ops[i]
                 # an identity is never dropped, so that a node always keeps a path
-                terms.append(term if isinstance(op, nn.Identity) else drop_path(term, drop_path_prob))
+                prob = None if isinstance(op, nn.Identity) else drop_path_prob
+                stages = self.op_stages[i] if self.native and native.takes(x) else None
+                if stages is None:
+                    terms.append(drop_path(op(x), prob))
+                    continue
+                kept = kept_paths(x, prob)
+                chains.append((x, stages, kept))
+                if isinstance(op, Residual) and op.shortcut:
+                    chains.append((x, [], kept))
+            if chains:
+                terms.append(sum_of(chains))
             states.append(sum(terms[1:], terms[0]))
         return join([states[i] for i in self.cell.concat])
+
+    def _input(self, number: int, state: Tensor) -> Tensor:
+        if self.native:
+            stages = self.input_stages[number]
+            if stages is not None and native.takes(state):
+                return sum_of([(state, stages, None)])
+            state = torch.relu(state)
+        return cast(Tensor, self.get_submodule(f"input_{number}")(state))
+
+
+def stages_of(op: nn.Module) -> list[native.Stage] | None:
+    """An operation as the kernels of darts_sg.native compute it: no stages for the identity, None if they cannot."""
+    if isinstance(op, nn.Identity):
+        return []
+    if isinstance(op, Residual):
+        op = op.body
+    if isinstance(op, nn.Sequential):
+        return native.stages_of(list(op), 1)
+    pool = native.pool_of([op])
+    return None if pool is None else [pool]
+
+
+def sum_of(terms: Sequence[tuple[Tensor, Sequence[native.Stage], Tensor | None]]) -> Tensor:
+    """The sum of stages of inputs (N, C, H, W), each with a factor for each image or none, to (N, C', H', W')."""
+    inputs = list({id(x): x for x, *_ in terms}.values())
+    place = {id(x): i for i, x in enumerate(inputs)}
+    ones = inputs[0].new_ones(len(inputs[0]))
+    factors = torch.stack([ones if kept is None else kept.flatten() for *_, kept in terms])
+    each = [native.Operation(stages, place[id(x)]) for x, stages, _ in terms]
+    return native.run(inputs, factors[:, None], native.Operations(1, 1, each))[0]
 
 
 class AuxiliaryHead(nn.Module):
@@ -121,6 +175,16 @@ class DerivedNetwork(nn.Module):
         self.auxiliary_after = 2 * cells // 3
         self.auxiliary_head = AuxiliaryHead(C_out[self.auxiliary_after], num_classes, network) if auxiliary else None
         self.head = Head(C_out[-1], num_classes)
+        self.native = False
+
+    def use_native(self, on: bool) -> None:
+        """Whether the kernels of darts_sg.native compute what they can of the cells, on a CPU.
+
+        They must be there (darts_sg.native.kernels) by the first forward pass.
+        """
+        self.native = on
+        for cell in self.cells:
+            cast(DerivedCell, cell).use_native(on)
 
     def set_drop_path_prob(self, prob: float) -> None:
         """Drop path with this probability from now on, in train mode; 0 for none."""
@@ -133,7 +197,8 @@ class DerivedNetwork(nn.Module):
         auxiliary_logits = None
         for i, cell in enumerate(self.cells):
             output = cell(s0, s1, drop_path_prob)
-            s0, s1 = s1, output if i == len(self.cells) - 1 else between_cells(output)
+            as_it_is = self.native or i == len(self.cells) - 1  # the kernels take the ReLU with what follows it
+            s0, s1 = s1, output if as_it_is else between_cells(output)
             if i == self.auxiliary_after and self.auxiliary_head is not None and self.training:
                 auxiliary_logits = self.auxiliary_head(s1)
         return self.head(s1), auxiliary_logits

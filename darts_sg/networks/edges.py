@@ -213,12 +213,12 @@ class EdgeBatch(nn.Module):
                     given[e % self.T].append(weight[e] * edge_op(states[e // self.T]))
         if native_ops:
             gamma = [by_column[self.columns[i]] for i in fast]
-            chains = [stages for _, stages in native_ops if stages[0].pool is None]
-            pools = [stages[0] for _, stages in native_ops if stages[0].pool is not None]
+            each = [native.Operation(stages) for _, stages in native_ops]
             if passed_on is not None:
                 gamma.append(passed_on)
-            operations = native.Operations(self.S, self.T, chains, pools, passed_on is not None)
-            for node, part in enumerate(native.run(x, torch.stack(gamma), operations)):
+                each.append(native.Operation())
+            operations = native.Operations(self.S, self.T, each)
+            for node, part in enumerate(native.run([x], torch.stack(gamma), operations)):
                 given[node].append(part)
             passed_on = None
         if passed_on is not None:

@@ -130,7 +130,8 @@ class SupernetCell(nn.Module):
     def _input(self, number: int, state: Tensor) -> Tensor:
         stages = self.input_stages[number]
         if self.native and stages is not None and native.takes(state):
-            return native.run(state, state.new_ones(1, 1), native.Operations(1, 1, [stages], [], False))[0]
+            operations = native.Operations(1, 1, [native.Operation(stages)])
+            return native.run([state], state.new_ones(1, 1), operations)[0]
         return cast(Tensor, self.get_submodule(f"input_{number}")(state))
 
     def parts(self, prefix: str) -> Iterator[Part]:

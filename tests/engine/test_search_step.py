@@ -15,12 +15,13 @@ from darts_sg.data import Dataset, DataSpec, ImageSet
 from darts_sg.engine.augment import AugmentJob
 from darts_sg.engine.environment import describe
 from darts_sg.engine.run_dir import RunDir
-from darts_sg.engine.search import SearchJob, choose_kernels, penalties_of, split_sizes
-from darts_sg.engine.setup import Setting
+from darts_sg.engine.search import SearchJob, penalties_of, split_sizes
+from darts_sg.engine.setup import Setting, choose_kernels
 from darts_sg.engine.steps import evaluate, scheduled_learning_rate
 from darts_sg.errors import UsageError
 from darts_sg.genotype import load_genotype
 from darts_sg.methods.relaxation import softmax
+from darts_sg.networks.derived import DerivedNetwork
 from darts_sg.networks.edges import EdgeBatch
 from darts_sg.networks.mobile import find_model
 from tests.reference import textbook
@@ -287,6 +288,27 @@ def test_native_kernels_are_for_float32_without_compilation(options: dict[str, o
     assert choose_kernels(search_config(**options), where) == "pytorch"
     with pytest.raises(UsageError, match="leave one of them out"):
         choose_kernels(search_config(**options, kernels="native"), where)
+
+
+def test_a_retraining_has_kernels_too_but_not_for_models() -> None:
+    options = {"channels": 4, "cells": 3, "batch_size": 8}
+    for asked in ("native", "pytorch"):
+        if asked == "native":
+            try:
+                native.kernels()
+            except native.Unavailable:
+                continue
+        where = setting()
+        job = AugmentJob(AugmentConfig(genotype="DARTS_V2", kernels=asked, **options), load_genotype("DARTS_V2"), where)
+        assert where.environment["kernels"] == asked
+        assert isinstance(job.network, DerivedNetwork)
+        assert job.network.native == (asked == "native")
+    model = "mobilenetv2_0.1"
+    where = setting()
+    AugmentJob(AugmentConfig(model=model, batch_size=8), find_model(model), where)
+    assert where.environment["kernels"] == "pytorch"
+    with pytest.raises(UsageError, match="--kernels native is for the network of a genotype"):
+        AugmentJob(AugmentConfig(model=model, batch_size=8, kernels="native"), find_model(model), setting())
 
 
 def test_a_search_compiles_its_batches_of_edges(monkeypatch: pytest.MonkeyPatch) -> None:

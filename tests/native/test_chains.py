@@ -1,5 +1,6 @@
 """The C++ kernels: how they are had, and what the supernet's comparison with the textbook does not show."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,12 @@ from torch import Tensor
 
 from darts_sg import native
 from darts_sg.methods.relaxation import softmax
+from darts_sg.networks.derived import stages_of, sum_of
 from darts_sg.networks.supernet import Supernet
+from darts_sg.ops import OPERATIONS
+from darts_sg.ops.operation import Residual
 from darts_sg.spaces import parse_space
+from tests.reference.transfer import assert_equal_tensors, randomize
 
 
 @pytest.fixture
@@ -138,8 +143,9 @@ def test_frozen_weights_and_alphas_get_no_gradient() -> None:
 def test_stages_that_are_not_known_are_left_to_pytorch() -> None:
     from torch import nn
 
-    from darts_sg.native.chains import pool_of, stages_of
+    from darts_sg.native import chains
 
+    pool_of, stages_of = chains.pool_of, chains.stages_of
     norm = nn.BatchNorm2d(4, affine=False)
     assert stages_of([nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1, groups=4, bias=False), norm], 2) is not None
     for conv in (
@@ -154,3 +160,40 @@ def test_stages_that_are_not_known_are_left_to_pytorch() -> None:
     assert pool_of([nn.MaxPool2d(3, 2, padding=1), norm]) is not None
     assert pool_of([nn.MaxPool2d(2, 2), norm]) is None
     assert pool_of([nn.AvgPool2d(3, 1, padding=1), norm]) is None  # counts the border
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_an_operation_with_affine_norms_is_that_of_its_layers(name: str) -> None:
+    """Weights of BatchNorm that are zero or nearly so included, alone and in a sum with another operation."""
+    available()
+    for stride, size, C, training in ((1, (7, 9), 6, True), (2, (9, 7), 20, True), (1, (5, 5), 36, False)):
+        torch.manual_seed(0)
+        ops = [OPERATIONS[each].build(C, stride, True).double() for each in (name, "dil_conv_3x3")]
+        randomize(torch.nn.ModuleList(ops), seed=1)
+        for p in (p for op in ops for n in op.modules() if isinstance(n, torch.nn.BatchNorm2d) for p in [n.weight]):
+            p.data[:3] = torch.tensor([0.0, 1e-9, -2.0])[: len(p)]
+        mine = copy.deepcopy(ops)
+        stages = [stages_of(op) for op in mine]
+        if stages[0] is None:
+            assert name in ("none", "conv_7x1_1x7") or (name == "skip_connect" and stride == 2)
+            return
+        x = torch.randn(3, C, *size, dtype=torch.float64, requires_grad=True)
+        kept = torch.tensor([2.0, 0.0, 0.5], dtype=torch.float64)
+        parameters = [p for op in ops for p in op.parameters()]
+        their = [p for op in mine for p in op.parameters()]
+        for op in (*ops, *mine):
+            op.train(training)
+        expected = ops[0](x) * kept.view(-1, 1, 1, 1) + ops[1](x)
+        terms = [(x, stages[0], kept), (x, stages[1], None)]
+        if isinstance(mine[0], Residual) and mine[0].shortcut:
+            terms.insert(1, (x, [], kept))
+        actual = sum_of(terms)
+        by = torch.randn_like(expected)
+        assert_equal_tensors([actual], [expected])
+        assert_equal_tensors(
+            torch.autograd.grad((actual * by).sum(), [x, *their]),
+            torch.autograd.grad((expected * by).sum(), [x, *parameters]),
+            relative=1e-9,
+        )
+        buffers = [[b for op in each for b in op.buffers()] for each in (mine, ops)]
+        assert_equal_tensors(*buffers)

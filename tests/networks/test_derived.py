@@ -1,11 +1,13 @@
 """Derived networks against the textbook in float64, and against the published networks' exact counts."""
 
+import copy
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
+from darts_sg import native
 from darts_sg.analysis.cost import derived_cost
 from darts_sg.errors import UsageError
 from darts_sg.genotype import Cell, Edge, Genotype, load_genotype, zoo_names
@@ -41,6 +43,13 @@ def pair(genotype: Genotype, **options: object) -> tuple[nn.Module, nn.Module]:
     return actual, expected
 
 
+def native_kernels() -> None:
+    try:
+        native.kernels()
+    except native.Unavailable as reason:
+        pytest.skip(str(reason))
+
+
 def images(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
 
@@ -61,6 +70,56 @@ def test_network_is_the_textbook_one(network: str, size: int, name: str) -> None
     (logits, none), (wanted, _) = actual.eval()(x), expected.eval()(x)
     assert none is None
     assert_equal_tensors([logits], [wanted])
+
+
+@pytest.mark.parametrize(
+    ("name", "network", "size", "C"),
+    [("every", "cifar", (33, 45), 4), ("every", "imagenet", (96, 67), 9), ("DARTS_V1", "cifar", (9, 9), 20)],
+)
+def test_native_network_is_the_textbook_one(name: str, network: str, size: tuple[int, int], C: int) -> None:
+    """Drop path and the names of the state included: those of PyTorch's layers, with the same masks."""
+    native_kernels()
+    options = {"network": network, "channels": C, "cells": 4, "num_classes": 7, "auxiliary": True}
+    actual, expected = pair(GENOTYPES[name], **options)
+    layers = copy.deepcopy(actual)
+    actual.use_native(True)
+    x = images(4, 3, *size)
+    for training, prob in ((True, 0.0), (True, 0.4), (False, 0.4)):
+        if prob:
+            expected = layers  # the textbook has no drop path
+            expected.load_state_dict(actual.state_dict())
+        found = []
+        for net in (actual, expected):
+            if isinstance(net, DerivedNetwork):
+                net.set_drop_path_prob(prob)
+            torch.manual_seed(3)
+            outputs = [output for output in net.train(training)(x) if output is not None]
+            loss = sum(output.logsumexp(1).sum() for output in outputs)
+            used = [p for n, p in net.named_parameters() if training or not n.startswith("auxiliary")]
+            found.append((outputs, gradients(loss, used)))
+        assert_equal_tensors(found[0][0], found[1][0])
+        assert_equal_tensors(found[0][1], found[1][1], relative=1e-9)
+        assert_equal_tensors(actual.buffers(), expected.buffers())
+    assert list(actual.state_dict()) == list(layers.state_dict())
+
+
+def test_the_number_of_threads_changes_no_bit_of_a_native_network() -> None:
+    native_kernels()
+    net = DerivedNetwork(GENOTYPES["every"], channels=6, cells=3, num_classes=3)
+    net.use_native(True)
+    net.set_drop_path_prob(0.3)
+    s = [torch.randn(5, 18, 9, 9, generator=torch.Generator().manual_seed(i)) for i in range(2)]
+    cell, before, found = net.cells[0], torch.get_num_threads(), []
+    wanted = [p for o, op in zip(cell.op_stages, cell.ops, strict=True) if o is not None for p in op.parameters()]
+    try:
+        for number in (1, 2, 3):
+            torch.set_num_threads(number)
+            torch.manual_seed(0)
+            output = cell(*s, torch.tensor(0.3))
+            found.append([output.detach(), *torch.autograd.grad((output**2).sum(), wanted)])
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
 
 
 @pytest.mark.parametrize("size", [(28, 28), (33, 45)])
