@@ -14,6 +14,7 @@ from PIL import Image
 from darts_sg.__main__ import run
 from darts_sg.data.synthetic import FORMS, load_synthetic
 from darts_sg.engine.checkpoint import checkpoints
+from darts_sg.engine.diagnosis import labels
 from darts_sg.engine.export import EXPORT_FORMATS
 from darts_sg.engine.weights import read_weights, weights_bytes
 from tests.test_command_line import in_process
@@ -249,6 +250,10 @@ def test_networks_of_different_data_are_not_compared(capsys: Capture, tmp_path: 
     assert code == 2
     assert f"{other} was trained on other images" in err
     assert len(err.strip().splitlines()) == 1
+    averaged = replace(weights, metadata=replace(weights.metadata, ema=0.99))
+    first, *both = labels([averaged, weights, weights])
+    assert first == "mobilenetv2_0.1, seed 0, epoch 2 of 2, EMA"
+    assert both == [f"mobilenetv2_0.1, seed 0, epoch 2 of 2 ({weights.path})"] * 2
     diverged = {name: t.float() * float("nan") if "classifier" in name else t for name, t in weights.tensors.items()}
     other.write_bytes(weights_bytes(diverged, weights.metadata))
     code, _, err = in_process(capsys, *DIAGNOSE, str(other))

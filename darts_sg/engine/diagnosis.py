@@ -56,7 +56,7 @@ class Diagnosis:
             "label": self.label,
             "file": str(self.weights.path),
             **network,
-            **{key: getattr(m, key) for key in ("network", "channels", "cells", "seed", "epoch", "epochs")},
+            **{key: getattr(m, key) for key in ("network", "channels", "cells", "seed", "epoch", "epochs", "ema")},
             "params": self.params,
             "recorded_test_error": m.test_error,
             "train_loss": self.gradients.loss,
@@ -170,7 +170,8 @@ def labels(files: Sequence[Weights]) -> list[str]:
     found = []
     for weights in files:
         m = weights.metadata
-        found.append(f"{network_name(weights)}, seed {m.seed}, epoch {m.epoch} of {m.epochs}")
+        ema = "" if m.ema is None else ", EMA"
+        found.append(f"{network_name(weights)}, seed {m.seed}, epoch {m.epoch} of {m.epochs}{ema}")
     counts = Counter(found)
     return [
         f"{label} ({weights.path})" if counts[label] > 1 else label for label, weights in zip(found, files, strict=True)
