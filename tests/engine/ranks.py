@@ -67,13 +67,15 @@ def files(ranks: Ranks, images: Path) -> dict[str, Any]:
     data = load_dataset("imagenet", images, image_size=16)
     job = AugmentJob(config, load_genotype("DARTS_V2"), Setting(torch.device("cpu"), data, {}, {}, ranks))
     in_double(job.network, frozen=True)
-    means = [job.step(*divmod(position, job.steps_per_epoch)).means for position in range(2 * job.steps_per_epoch)]
-    batches = [[torch.cat(parts) for parts in zip(*ranks.gather(job.train[i]), strict=True)] for i in range(len(means))]
-    evaluation = job.evaluate("test", job.test_images)
+    means = [job.step(0, step).means for step in range(job.steps_per_epoch)]
     met_here = dict(data.unusual)
     job.share()
+    met = dict(data.unusual)
+    means += [job.step(1, step).means for step in range(job.steps_per_epoch)]
+    batches = [[torch.cat(parts) for parts in zip(*ranks.gather(job.train[i]), strict=True)] for i in range(len(means))]
+    evaluation = job.evaluate("test", job.test_images)
     state = job.state_dict()
-    unusual = {"met_here": met_here, "met": state.pop("unusual_images")}
+    unusual = {"met_here": met_here, "met": met, "in_the_end": state.pop("unusual_images")}
     return {"state": state, "means": means, "evaluation": evaluation, "batches": batches, "unusual": unusual}
 
 
