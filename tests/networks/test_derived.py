@@ -76,22 +76,22 @@ def test_network_is_the_textbook_one(network: str, size: int, name: str) -> None
     ("name", "network", "size", "C"),
     [("every", "cifar", (33, 45), 4), ("every", "imagenet", (96, 67), 9), ("DARTS_V1", "cifar", (9, 9), 20)],
 )
-def test_native_network_is_the_textbook_one(name: str, network: str, size: tuple[int, int], C: int) -> None:
-    """Drop path and the names of the state included: those of PyTorch's layers, with the same masks."""
+def test_native_network_is_that_of_its_layers(name: str, network: str, size: tuple[int, int], C: int) -> None:
+    """As PyTorch computes them, which is compared with the textbook above; drop path with the same masks included."""
     native_kernels()
     options = {"network": network, "channels": C, "cells": 4, "num_classes": 7, "auxiliary": True}
-    actual, expected = pair(GENOTYPES[name], **options)
-    layers = copy.deepcopy(actual)
-    actual.use_native(True)
+    expected = DerivedNetwork(GENOTYPES[name], **options).double()
+    randomize(expected, seed=1)
+    original = copy.deepcopy(expected)
+    original.use_native(True)
+    actual = copy.deepcopy(original)  # computes with its own weights, as an average of a network must
+    for p in original.parameters():
+        p.data.zero_()
     x = images(4, 3, *size)
     for training, prob in ((True, 0.0), (True, 0.4), (False, 0.4)):
-        if prob:
-            expected = layers  # the textbook has no drop path
-            expected.load_state_dict(actual.state_dict())
         found = []
         for net in (actual, expected):
-            if isinstance(net, DerivedNetwork):
-                net.set_drop_path_prob(prob)
+            net.set_drop_path_prob(prob)
             torch.manual_seed(3)
             outputs = [output for output in net.train(training)(x) if output is not None]
             loss = sum(output.logsumexp(1).sum() for output in outputs)
@@ -100,23 +100,23 @@ def test_native_network_is_the_textbook_one(name: str, network: str, size: tuple
         assert_equal_tensors(found[0][0], found[1][0])
         assert_equal_tensors(found[0][1], found[1][1], relative=1e-9)
         assert_equal_tensors(actual.buffers(), expected.buffers())
-    assert list(actual.state_dict()) == list(layers.state_dict())
+    assert list(actual.state_dict()) == list(expected.state_dict())
 
 
-def test_the_number_of_threads_changes_no_bit_of_a_native_network() -> None:
+def test_the_number_of_threads_changes_no_bit_of_a_native_cell() -> None:
     native_kernels()
-    net = DerivedNetwork(GENOTYPES["every"], channels=6, cells=3, num_classes=3)
-    net.use_native(True)
-    net.set_drop_path_prob(0.3)
-    s = [torch.randn(5, 18, 9, 9, generator=torch.Generator().manual_seed(i)) for i in range(2)]
-    cell, before, found = net.cells[0], torch.get_num_threads(), []
-    wanted = [p for o, op in zip(cell.op_stages, cell.ops, strict=True) if o is not None for p in op.parameters()]
+    cell = cell_of("sep_conv_5x5", "dil_conv_3x3", "sandglass_3x3", "inverted_residual_3x3", "max_pool_3x3").float()
+    cell.use_native(True)
+    s = images(5, 6, 9, 9).float()
+    before, found = torch.get_num_threads(), []
     try:
         for number in (1, 2, 3):
             torch.set_num_threads(number)
             torch.manual_seed(0)
-            output = cell(*s, torch.tensor(0.3))
-            found.append([output.detach(), *torch.autograd.grad((output**2).sum(), wanted)])
+            output = cell(s, s, torch.tensor(0.3))
+            loss = (output**2 * torch.linspace(1, 2, output.numel()).view_as(output)).sum()
+            wanted = [p for layers in (cell.input_0, cell.ops) for p in layers.parameters()]
+            found.append([output.detach(), *torch.autograd.grad(loss, wanted)])
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
