@@ -461,7 +461,9 @@ def test_derive_within_bounds_from_a_search(
     code, out, err = in_process(capsys, "genotype", "derive", str(run_dir), *shape, "-o", str(tmp_path / "free.yaml"))
     assert code == 0, err
     free = load_genotype(tmp_path / "free.yaml")
-    assert (free.normal, free.reduce) == (load_genotype(run_dir / "genotype.yaml").normal, free.reduce)
+    found = load_genotype(run_dir / "genotype.yaml")
+    assert (free.normal, free.reduce) == (found.normal, found.reduce)
+    assert free.provenance["measured"] == found.provenance["measured"]
     _, out, _ = in_process(capsys, "genotype", "derive", str(run_dir), *shape, "--pareto", "--json")
     points = json.loads(out)
     assert points[-1]["share"] == 1
@@ -473,6 +475,7 @@ def test_derive_within_bounds_from_a_search(
     bounded = load_genotype(output)
     assert bounded.name == "SMALL"
     assert bounded.provenance["derived"]["max_params"] == int(limit)
+    assert bounded.provenance["measured"] == {}  # of other cells than those that the search ended with
     assert bounded.provenance["seed"] == 0
     assert derived_cost(bounded, "cifar", 8, 5).params <= int(limit)
     picture = tmp_path / "frontier.svg"

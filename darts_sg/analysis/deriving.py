@@ -6,7 +6,7 @@ from types import MappingProxyType
 from typing import Any
 
 from darts_sg.analysis.cost import choice_costs
-from darts_sg.analysis.run_folder import read_search_epoch
+from darts_sg.analysis.run_folder import read_run, read_search_epoch
 from darts_sg.derive import Bound, derive_bounded, kept_weight, strengths
 from darts_sg.genotype import Genotype
 from darts_sg.networks.derived import NetworkShape
@@ -28,8 +28,9 @@ def derive_genotype(
 
     Parameters and MACs are those of the network of that shape (by default the papers'), skips those of the normal
     cell; `epoch` is by default the last, or the one that a search which was stopped early went back to. The bounds,
-    and the share of the mixing weight that they leave, are written into the provenance. Raises UsageError if
-    `run_dir` is no search, or nothing keeps the bounds.
+    and the share of the mixing weight that they leave, are written into the provenance; what the search measured at
+    its end stays in it where these are the cells that it ended with. Raises UsageError if `run_dir` is no search, or
+    nothing keeps the bounds.
     """
     record = read_search_epoch(run_dir, epoch)
     found, weights = record.genotype, strengths(record.weights)
@@ -44,5 +45,7 @@ def derive_genotype(
     facts: dict[str, Any] = {**limits, "mixing_weight_kept": round(share, 4), "network": network}
     facts |= {key: value for key, value in (("channels", channels), ("cells", cells)) if value}
     name = name or "_".join([found.name, *(f"{key[4:]}{value}" for key, value in limits.items())])
-    provenance = MappingProxyType({**found.provenance, "derived": facts})
+    final = read_run(run_dir).genotype
+    known = found if final is None or bounded != (final.normal, final.reduce) else final
+    provenance = MappingProxyType({**known.provenance, "derived": facts})
     return replace(found, name=name, normal=bounded[0], reduce=bounded[1], provenance=provenance)
