@@ -198,7 +198,10 @@ def test_save_replaces_the_file_and_leaves_nothing_else(tmp_path: Path) -> None:
 def test_the_zoo_is_valid_named_and_says_where_it_comes_from(name: str) -> None:
     genotype = load_genotype(name, known=OPERATIONS)
     assert genotype.name == name
-    assert genotype.provenance["kind"] in {"published", "found"}
+    assert genotype.provenance["kind"] in {"published", "searched"}
+    if genotype.provenance["kind"] == "searched":
+        assert {"command", "data", "data_fingerprint", "seed", "code", "options"} <= genotype.provenance.keys()
+        assert "validation_accuracy_percent" in genotype.provenance["measured"]
     assert parse_genotype(genotype.to_yaml(), known=OPERATIONS) == genotype
 
 
