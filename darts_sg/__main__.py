@@ -224,10 +224,10 @@ def rewrite_report(arguments: argparse.Namespace) -> None:
 def report_paper(arguments: argparse.Namespace) -> None:
     """Print the paper's experiment, or write it; a picture of it goes beside the file or into one."""
     from darts_sg.analysis.draw import save_figure
-    from darts_sg.analysis.draw_experiment import draw_experiment, drawable
-    from darts_sg.analysis.experiment_runs import read_experiment
-    from darts_sg.analysis.paper import TITLE, paper_report
-    from darts_sg.analysis.paper_data import report_dict
+    from darts_sg.analysis.experiment.as_dict import report_dict
+    from darts_sg.analysis.experiment.draw import draw_experiment, drawable
+    from darts_sg.analysis.experiment.read import read_experiment
+    from darts_sg.analysis.experiment.report import TITLE, paper_report
 
     output: Path | None = arguments.output
     written = output is not None and output.suffix == ".md"

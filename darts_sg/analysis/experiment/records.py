@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from darts_sg.analysis.cost import derived_counts
-from darts_sg.analysis.protocol import (
+from darts_sg.analysis.experiment.protocol import (
     BOUND,
     DARTS,
     IR,

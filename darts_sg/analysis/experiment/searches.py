@@ -1,7 +1,7 @@
 """The searches of the paper's experiment in Markdown."""
 
-from darts_sg.analysis.experiment import Experiment, Found, Search
-from darts_sg.analysis.protocol import BOUND, MAX_SKIPS, NAMES, SPACES, counted, spread
+from darts_sg.analysis.experiment.protocol import BOUND, MAX_SKIPS, NAMES, SPACES, counted, spread
+from darts_sg.analysis.experiment.records import Experiment, Found, Search
 from darts_sg.analysis.report import markdown_table
 
 ABSENT = "not measured"

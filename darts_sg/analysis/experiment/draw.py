@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from darts_sg.analysis.draw_comparison import Box, Mark, dress, place_names
-from darts_sg.analysis.experiment import Experiment, Setting, Trained
-from darts_sg.analysis.protocol import BOUND, DARTS, IR, SANDGLASS
+from darts_sg.analysis.experiment.protocol import BOUND, DARTS, IR, SANDGLASS
+from darts_sg.analysis.experiment.records import Experiment, Setting, Trained
 from darts_sg.analysis.sheet import LIGHT, STYLES
 from darts_sg.errors import UsageError
 

@@ -6,11 +6,11 @@ import pytest
 
 from darts_sg.analysis.cost import derived_cost, derived_counts
 from darts_sg.analysis.deriving import derive_genotype
-from darts_sg.analysis.experiment_runs import read_experiment
+from darts_sg.analysis.experiment.read import read_experiment
 from darts_sg.analysis.measured import same_cells
 from darts_sg.errors import UsageError
 from darts_sg.genotype import Cell, Edge, Genotype, load_genotype, renamed
-from tests.analysis.experiments import FULL, random_like, search_runs, search_with_weights, training_runs
+from tests.analysis.experiment.runs import FULL, random_like, search_runs, search_with_weights, training_runs
 from tests.analysis.runs import make_run, searched
 
 COLLAPSED = 3

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pytest
 from scipy import stats
 
-from darts_sg.analysis.protocol import (
+from darts_sg.analysis.experiment.protocol import (
     Condition,
     Difference,
     fewer_parameters,

@@ -2,10 +2,7 @@
 
 from typing import NamedTuple
 
-from darts_sg.analysis.experiment import Experiment, Trained
-from darts_sg.analysis.paper_searches import ABSENT, searches_section
-from darts_sg.analysis.paper_trainings import comparisons_section, retrainings_section, spreads_section
-from darts_sg.analysis.protocol import (
+from darts_sg.analysis.experiment.protocol import (
     CLAIM,
     DARTS,
     FULL,
@@ -19,6 +16,9 @@ from darts_sg.analysis.protocol import (
     spread,
     verdict,
 )
+from darts_sg.analysis.experiment.records import Experiment, Trained
+from darts_sg.analysis.experiment.searches import ABSENT, searches_section
+from darts_sg.analysis.experiment.trainings import comparisons_section, retrainings_section, spreads_section
 from darts_sg.analysis.report import markdown_table
 
 TITLE = "# The paper's experiment"

@@ -9,11 +9,11 @@ from scipy import stats
 
 from darts_sg.__main__ import run
 from darts_sg.analysis.cost import derived_cost
-from darts_sg.analysis.experiment_runs import read_experiment
-from darts_sg.analysis.paper import paper_report
+from darts_sg.analysis.experiment.read import read_experiment
+from darts_sg.analysis.experiment.report import paper_report
 from darts_sg.errors import UsageError
 from darts_sg.genotype import load_genotype
-from tests.analysis.experiments import ERRORS, FULL, search_runs, search_with_weights, training_runs
+from tests.analysis.experiment.runs import ERRORS, FULL, search_runs, search_with_weights, training_runs
 from tests.analysis.runs import make_run, searched
 
 SETTING = "cifar10 (noted; remarkable): C=16, 8 cells, 15 epochs of 4,000 images, cutout 0, drop path 0.2"

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 
-from darts_sg.analysis.experiment import Experiment, Setting, Trained
-from darts_sg.analysis.paper_searches import ABSENT
-from darts_sg.analysis.protocol import COMPARISONS, NAMES, SPACES, Spread, counted, spread
+from darts_sg.analysis.experiment.protocol import COMPARISONS, NAMES, SPACES, Spread, counted, spread
+from darts_sg.analysis.experiment.records import Experiment, Setting, Trained
+from darts_sg.analysis.experiment.searches import ABSENT
 from darts_sg.analysis.report import markdown_table
 
 

@@ -8,9 +8,7 @@ from typing import Any
 
 from darts_sg.analysis.cost import derived_counts
 from darts_sg.analysis.deriving import derive_genotype
-from darts_sg.analysis.experiment import Experiment, Found, Search, Setting, Trained
-from darts_sg.analysis.measured import machines, runs_in, setting, wiring
-from darts_sg.analysis.protocol import (
+from darts_sg.analysis.experiment.protocol import (
     BOUND,
     DARTS,
     FULL_SEARCH,
@@ -24,6 +22,8 @@ from darts_sg.analysis.protocol import (
     SPACES,
     steered_name,
 )
+from darts_sg.analysis.experiment.records import Experiment, Found, Search, Setting, Trained
+from darts_sg.analysis.measured import machines, runs_in, setting, wiring
 from darts_sg.analysis.run_folder import Run, search_epochs
 from darts_sg.genotype import Genotype, load_genotype
 
