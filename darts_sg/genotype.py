@@ -76,6 +76,31 @@ class Genotype:
         normal, reduce = (sum(e.operation == operation for _, e in c.edges()) for _, c in self.cells())
         return normal, reduce
 
+    @property
+    def origin(self) -> str:
+        """Where it comes from, in a line: the publication, or the seed, data and size of the search."""
+        known = self.provenance
+        if known.get("kind") != "searched":
+            return str(known.get("source", known.get("kind", "")))
+        seed = "" if known.get("seed") is None else f" of seed {known['seed']}"
+        bounded = (
+            " within bounds" if {"max_params", "max_macs", "max_skips"} & (known.get("derived") or {}).keys() else ""
+        )
+        return f"our own search{seed}{bounded}: {self.search_size}"
+
+    @property
+    def search_size(self) -> str:
+        """Data and size of the search that found it, in words."""
+        known, options = self.provenance, self.provenance.get("options") or {}
+        weights, alphas = (
+            f"{known[key]:,}" if isinstance(known.get(key), int) else "?"
+            for key in ("train_images", "validation_images")
+        )
+        return (
+            f"{known.get('data')}, C={options.get('channels')}, {options.get('cells')} cells, {weights} images for the "
+            f"weights and {alphas} for the alphas, {options.get('epochs')} epochs"
+        )
+
     def as_dict(self) -> dict[str, Any]:
         """The plain form that the YAML file holds."""
         return {

@@ -156,8 +156,7 @@ def list_genotypes(arguments: argparse.Namespace) -> None:
     for name in zoo_names():
         genotype = load_genotype(name)
         error = genotype.provenance.get("published", {}).get("cifar10_error")
-        source = genotype.provenance.get("source", genotype.provenance.get("kind", ""))
-        table.add_row(name, genotype.space, "" if error is None else f"{error:.2f}%", source)
+        table.add_row(name, genotype.space, "" if error is None else f"{error:.2f}%", genotype.origin)
     console().print(table)
 
 

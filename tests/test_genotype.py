@@ -202,6 +202,7 @@ def test_the_zoo_is_valid_named_and_says_where_it_comes_from(name: str) -> None:
     if genotype.provenance["kind"] == "searched":
         assert {"command", "data", "data_fingerprint", "seed", "code", "options"} <= genotype.provenance.keys()
         assert "validation_accuracy_percent" in genotype.provenance["measured"]
+        assert re.match(r"our own search of seed \d+: .* images for the weights and .* for the alphas", genotype.origin)
     assert parse_genotype(genotype.to_yaml(), known=OPERATIONS) == genotype
 
 

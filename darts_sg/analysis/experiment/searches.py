@@ -15,15 +15,9 @@ KINDS = {
 def searches_section(found: Experiment) -> list[str]:
     if not found.searches:
         return [f"No search was found: {ABSENT}."]
-    first = found.searches[0].plain.genotype.provenance
-    options = first.get("options") or {}
-    images = (f"{first[key]:,}" if first.get(key) else "?" for key in ("train_images", "validation_images"))
-    scale = (
-        f"All of one scale and one set of options: {first.get('data')}, C={options.get('channels')}, "
-        f"{options.get('cells')} cells, {next(images)} images for the weights and "
-        f"{next(images)} for the alphas, {options.get('epochs')} epochs"
-        + (" (the full scale of the protocol)." if found.full_searches else " (not the full scale of the protocol).")
-    )
+    full = "the full scale" if found.full_searches else "not the full scale"
+    size = found.searches[0].plain.genotype.search_size
+    scale = f"All of one scale and one set of options: {size} ({full} of the protocol)."
     if found.left_out:
         scale += f" Left out: {counted(range(found.left_out), 'search', 'searches')} of another scale or other options."
     header = [
