@@ -67,4 +67,5 @@ def stop_by_skips(rows: Sequence[Row], most: int, frozen_epochs: int = 0) -> Ear
     if not kept:
         return None
     after, chosen, skips = int(rows[-1]["epoch"]), int(kept[-1]["epoch"]), int(rows[-1]["skips_normal"])
-    return EarlyStop(after, chosen, f"the normal cell has {skips} skip connections, more than {most}")
+    plural = "" if skips == 1 else "s"
+    return EarlyStop(after, chosen, f"the normal cell has {skips} skip connection{plural}, more than {most}")
