@@ -25,7 +25,7 @@ from darts_sg.config import (
     load_recipe,
     recipe_names,
 )
-from darts_sg.engine.distributed import Ranks, leave
+from darts_sg.engine.distributed import Ranks, end, leave
 from darts_sg.engine.loop import Stopped
 from darts_sg.engine.weights import read_weights
 from darts_sg.errors import RunError, UsageError
@@ -271,4 +271,4 @@ def answer(command: Callable[[], None], prog: str) -> NoReturn:
         code, problem = 1, f"{where}{error.strerror or error}"
     if problem and speaks():
         print(f"{prog}: {problem}", file=sys.stderr)
-    sys.exit(code)
+    end(code)

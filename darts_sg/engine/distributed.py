@@ -9,13 +9,15 @@ its variance lacks what lies between the shares: that and the order of the sums 
 import hashlib
 import os
 import re
+import signal
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -224,6 +226,7 @@ def needing_all() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun now ends all that are left; this one says why first
         reason = re.sub(r"^\[.*?\] ", "", str(error)).split(". ")[0]  # without the place in Gloo's code
         raise RankLost(f"another process of this job is gone ({reason})") from None
 
@@ -232,6 +235,20 @@ def leave() -> None:
     """Dissolve the process group, if there is one, at the end of a run."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def end(code: int) -> NoReturn:
+    """Exit with `code`; a rank of several without the clean-up of the interpreter and of C++.
+
+    There a thread of Gloo's that is still up, or one that asks for the interpreter, ends the process with SIGABRT
+    ("terminate called without an active exception"), and torchrun takes a run that is done for one that failed.
+    """
+    if Ranks.from_environment().size == 1:
+        sys.exit(code)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # closed, or its reader is gone
+            stream.flush()
+    os._exit(code)
 
 
 def fingerprint(state: Any) -> str:

@@ -115,7 +115,8 @@ def stop_signals() -> Iterator[list[signal.Signals]]:
         yield received
     finally:
         for number, handler in previous.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) is note:  # SIGTERM is ignored since another rank was lost
+                signal.signal(number, handler)
 
 
 class Display:

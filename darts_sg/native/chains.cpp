@@ -7,7 +7,7 @@
 // A BatchNorm is y * inverse + offset; with weight and bias of its own (affine) it is y * scale + shift, and the sums
 // that its backward pass needs are still those of y * inverse + offset, for the weight may be zero.
 //
-// A plane is (pixels, channels), channels side by side, padded to whole vectors (`Cp`) and, around a convolution, with
+// A plane is (pixels, channels), channels side by side, padded to whole vectors, of 8 channels at least (`Cp`), and, around a convolution, with
 // a border of zeros. Sums over images are kept for each image and added in one order, so that the number of
 // threads changes no bit of any result.
 //
@@ -41,16 +41,27 @@ enum Source : int64_t { EDGES = 0, NODES = 1, MIXED_NODES = 2 };  // what the gr
 constexpr int64_t CHUNKS = 8;  // parts of the batch whose weight gradients are summed apart
 constexpr int64_t ROWS_BYTES = 16384;  // of the rows that are computed at a time
 
+// Size in bytes and number of the processor's vector registers. Wider vectors than these would be kept in memory.
+#if defined(__AVX512F__)
+constexpr int64_t BYTES = 64, REGISTERS = 32;
+#elif defined(__AVX__)
+constexpr int64_t BYTES = 32, REGISTERS = 16;
+#elif defined(__aarch64__)
+constexpr int64_t BYTES = 16, REGISTERS = 32;
+#else
+constexpr int64_t BYTES = 16, REGISTERS = 16;
+#endif
+
 enum Part : int { SOME = 0, QUARTER = 1, HALF = 2, WHOLE = 4 };  // how much of a vector there is
 
 template <class T>
 struct Simd {
-  typedef T V __attribute__((vector_size(64), aligned(sizeof(T)), may_alias));
-  static constexpr int64_t L = 64 / sizeof(T);
+  static constexpr int64_t L = BYTES / sizeof(T);
+  typedef T V __attribute__((vector_size(L * sizeof(T)), aligned(sizeof(T)), may_alias));
   static V load(const T* p) { return *reinterpret_cast<const V*>(p); }
   static void store(T* p, V v) { *reinterpret_cast<V*>(p) = v; }
-  typedef T Half __attribute__((vector_size(32), aligned(sizeof(T)), may_alias));
-  typedef T Quarter __attribute__((vector_size(16), aligned(sizeof(T)), may_alias));
+  typedef T Half __attribute__((vector_size(std::max<int64_t>(1, L / 2) * sizeof(T)), aligned(sizeof(T)), may_alias));
+  typedef T Quarter __attribute__((vector_size(std::max<int64_t>(1, L / 4) * sizeof(T)), aligned(sizeof(T)), may_alias));
   template <class Few, size_t... I>
   static V widened(Few few, std::index_sequence<I...>) {
     return __builtin_shufflevector(few, Few{}, (I < sizeof(Few) / sizeof(T) ? I : sizeof(Few) / sizeof(T))...);
@@ -68,7 +79,7 @@ struct Simd {
   static void store(T* p, V v, int64_t count) {
     if (Part == WHOLE) return store(p, v);
     if (Part == HALF || Part == QUARTER)
-      std::memcpy(p, &v, Part * 16);
+      std::memcpy(p, &v, Part * BYTES / 4);
     else
       for (int64_t i = 0; i < count; ++i) p[i] = v[i];
   }
@@ -76,8 +87,8 @@ struct Simd {
 
 template <class T>
 int64_t padded(int64_t C) {
-  constexpr int64_t L = Simd<T>::L;
-  return (C + L - 1) / L * L;
+  constexpr int64_t multiple = std::max<int64_t>(Simd<T>::L, 8);
+  return (C + multiple - 1) / multiple * multiple;
 }
 
 // Calls f(b, count, part) for each vector of channels: its first channel, how many there are, and the Part they are.
@@ -88,7 +99,7 @@ void for_vectors(int64_t C, F f) {
   for (; b + L <= C; b += L) f(b, L, std::integral_constant<int, WHOLE>());
   if (C - b == L / 2)
     f(b, C - b, std::integral_constant<int, HALF>());
-  else if (C - b == L / 4)
+  else if (b < C && C - b == L / 4)
     f(b, C - b, std::integral_constant<int, QUARTER>());
   else if (b < C)
     f(b, C - b, std::integral_constant<int, SOME>());
@@ -287,8 +298,10 @@ inline void pointwise_pixels(const T* in, int64_t in_Cp, int64_t C, const T* wei
 template <class T, int B>
 inline void pointwise_vectors(const T* in, int64_t in_Cp, int64_t C, const T* weight, int64_t Cp, int64_t pixels,
                               T* out) {
+  constexpr int P = std::min<int>(8, (REGISTERS - 1 - B) / B);  // beside the sums: B weights and one value
   int64_t p = 0;
-  for (; p + 8 <= pixels; p += 8) pointwise_pixels<T, 8, B>(in + p * in_Cp, in_Cp, C, weight, Cp, out + p * Cp);
+  for (; p + P <= pixels; p += P) pointwise_pixels<T, P, B>(in + p * in_Cp, in_Cp, C, weight, Cp, out + p * Cp);
+  for (; p + 2 <= pixels; p += 2) pointwise_pixels<T, 2, B>(in + p * in_Cp, in_Cp, C, weight, Cp, out + p * Cp);
   for (; p < pixels; ++p) pointwise_pixels<T, 1, B>(in + p * in_Cp, in_Cp, C, weight, Cp, out + p * Cp);
 }
 
@@ -844,7 +857,7 @@ void Worker<T>::backward() const {
             const T* in_rows = plane + from * s.stride * Wp * Cip;
             if (by_taps)
               with_size(s.k, [&](auto k) {
-                depthwise_weight<T, k, k == 7 ? 1 : k>(in_rows, Wp * Cip, s.stride, s.dilation, inside, G_row * Cip,
+                depthwise_weight<T, k, k * k <= REGISTERS - 4 ? k : 1>(in_rows, Wp * Cip, s.stride, s.dilation, inside, G_row * Cip,
                                                        to - from, s.Wo, Cip,
                                                        taps_gradient.get() + (chunk * E + e) * kk * Cip);
               });

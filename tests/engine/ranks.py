@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from darts_sg.config import AugmentConfig
 from darts_sg.data import load_dataset
 from darts_sg.engine.augment import AugmentJob
-from darts_sg.engine.distributed import Ranks, fingerprint, leave
+from darts_sg.engine.distributed import Ranks, end, fingerprint, leave
 from darts_sg.engine.search import SearchJob
 from darts_sg.engine.setup import Setting
 from darts_sg.errors import RunError
@@ -113,3 +113,4 @@ if __name__ == "__main__":
     told = disagreement(here, found["augment"]["state"])
     (Path(sys.argv[1]) / f"{here.rank}.txt").write_text(told)
     leave()
+    end(0)

@@ -17,7 +17,8 @@ import yaml
 from darts_sg.cli import parse
 from darts_sg.data import count_unusual
 from darts_sg.engine.checkpoint import checkpoints
-from darts_sg.engine.distributed import ALONE, Ranks
+from darts_sg.engine.distributed import ALONE, RankLost, Ranks, needing_all
+from darts_sg.engine.loop import stop_signals
 from darts_sg.errors import UsageError
 from tests.data.fakes import write_imagenet
 from tests.engine.ranks import outcomes
@@ -149,6 +150,16 @@ def test_a_killed_rank_ends_the_job_and_a_restarted_one_goes_on_to_the_same_bits
         found = json.loads((tmp_path / name / "result.json").read_text())["unusual_images"]
         assert found == {"JPEG CMYK": 2, "JPEG L": 2, "PNG RGB": 2, "damaged": 2}  # of both ranks
         assert len((tmp_path / name / "unusual_images.csv").read_text().splitlines()) == 9
+
+
+def test_a_rank_that_lost_another_is_not_ended_before_it_has_said_so() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(RankLost, match="another process of this job is gone"), stop_signals(), needing_all():
+            raise RuntimeError("Connection closed by peer")
+        signal.raise_signal(signal.SIGTERM)  # torchrun's, after the loop; it would end the tests
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_a_stopped_search_is_continued_by_one_process(
