@@ -1,6 +1,7 @@
 """The C++ kernels: how they are had, and what the supernet's comparison with the textbook does not show."""
 
 import copy
+import platform
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,28 @@ def test_they_work_where_nothing_can_be_kept(forgotten: Path, tmp_path: Path) ->
     forgotten.write_text("a file where the folder should be")
     available()
     assert hasattr(native.kernels(), "stage_forward_float")
+
+
+def processor_has(feature: str) -> bool:
+    path = Path("/proc/cpuinfo")
+    return platform.machine() == "x86_64" and path.is_file() and f" {feature} " in path.read_text().replace("\n", " ")
+
+
+@pytest.mark.parametrize(("options", "feature"), [("", "sse2"), ("-mavx2 -mfma", "avx2"), ("-mavx512f", "avx512f")])
+@pytest.mark.parametrize("channels", [5, 6, 8])
+def test_vectors_of_any_width_give_what_pytorch_gives(
+    channels: int, options: str, feature: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not processor_has(feature):
+        pytest.skip(f"this processor has no {feature}")
+    flags = ["-O1" if flag == "-O3" else "-march=x86-64" if flag == "-march=native" else flag for flag in native.FLAGS]
+    monkeypatch.setattr(native, "FLAGS", (*flags, *options.split()))
+    monkeypatch.setattr(native, "_loaded", [])
+    net = small_supernet(channels).double()
+    x = torch.randn(3, 3, 9, 9, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+    mine = gradients_of(net, x)
+    net.use_native(False)
+    assert_equal_tensors(mine, gradients_of(net, x))
 
 
 def gradients_of(net: Supernet, x: Tensor) -> list[Tensor]:
