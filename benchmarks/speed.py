@@ -296,9 +296,7 @@ def main(arguments: argparse.Namespace) -> None:
     missing = native_kernels()
     native = missing is None
     facts = machine_facts(device)
-    out.print(
-        f"{facts['device']}, {facts['threads']} threads, PyTorch {facts['torch']}, {facts['git']}", highlight=False
-    )
+    out.print(f"{environment.machine(device)}, PyTorch {facts['torch']}, {facts['git']}", highlight=False)
     if arguments.images:
         write_json(arguments.json, {"machine": facts, **images.measure(arguments.images, out)}, out)
         return

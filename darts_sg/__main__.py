@@ -169,7 +169,7 @@ def show_models(arguments: argparse.Namespace) -> None:
 def export_weights(arguments: argparse.Namespace) -> None:
     import torch
 
-    from darts_sg.engine.environment import device_name
+    from darts_sg.engine.environment import machine
     from darts_sg.engine.export import CHECKED_BATCHES, EXPORT_FORMATS, export
     from darts_sg.engine.weights import read_weights
 
@@ -195,8 +195,8 @@ def export_weights(arguments: argparse.Namespace) -> None:
         table.add_row(side.title, f"{side.size / 1e6:.2f}", difference, str(side.latency))
     out.print(table)
     out.print(
-        f"\nRun on rendered images, batches of {' and '.join(map(str, CHECKED_BATCHES))}; {device_name(cpu)}, "
-        f"{torch.get_num_threads()} threads, the two taking turns.",
+        f"\nRun on rendered images, batches of {' and '.join(map(str, CHECKED_BATCHES))}; {machine(cpu)}, "
+        "the two taking turns.",
         highlight=False,
     )
 

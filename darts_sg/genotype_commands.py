@@ -368,7 +368,7 @@ def show_comparison(arguments: argparse.Namespace) -> None:
     if arguments.latency:
         times = latency(genotypes, arguments.batch_size or 1, device, *shape)
         for row, found in zip(rows, times, strict=True):
-            row |= {"latency": found, "latency_batch": found.batch, **machine(device)}
+            row |= {"latency": found, "latency_batch": found.batch, **machine_fields(device)}
     if arguments.output is not None:
         figure = draw_comparison(rows, shape_text(*shape), arguments.network)
         for path in save_figure(figure, arguments.output.with_suffix(""), formats=(kind,)):
@@ -436,7 +436,7 @@ def show_cost(arguments: argparse.Namespace) -> None:
                 for stage in parts.stages
             ],
             "by_operation": [part._asdict() for part in parts.operations],
-            **machine(device),
+            **machine_fields(device),
             "latency_seconds": [time._asdict() for time in times],
         }
         print(json.dumps(content, indent=1))
@@ -454,12 +454,14 @@ def show_cost(arguments: argparse.Namespace) -> None:
             shares = [f"{100 * a / b:.1f}%" for a, b in ((part.params, cost.params), (part.macs, cost.macs))]
             table.add_row(part.name, f"{part.params:,}", shares[0], f"{part.macs:,}", shares[1])
         out.print(table)
-    where = "{device}, {threads} threads".format(**machine(device))
+    if times:
+        from darts_sg.engine import environment
+
     for time in times:
-        out.print(f"latency, batch {time.batch}: {time} on {where}", highlight=False)
+        out.print(f"latency, batch {time.batch}: {time} on {environment.machine(device)}", highlight=False)
 
 
-def machine(device: Any) -> dict[str, Any]:
+def machine_fields(device: Any) -> dict[str, Any]:
     """What must stand beside a latency that was measured on `device`."""
     import torch
 

@@ -125,7 +125,7 @@ def setting(run: Run) -> tuple[Any, ...]:
 
 def machines(runs: Iterable[Run]) -> tuple[str, ...]:
     """The machines of runs, each once."""
-    return tuple(dict.fromkeys(_machine(run) for run in runs))
+    return tuple(dict.fromkeys(run.machine for run in runs))
 
 
 def _scale(run: Run) -> str:
@@ -137,9 +137,3 @@ def _scale(run: Run) -> str:
         + (f" of {images:,} images" if isinstance(images, int) else "")
         + f", cutout {options.get('cutout_length')}, drop path {options.get('drop_path_prob'):g}"
     )
-
-
-def _machine(run: Run) -> str:
-    env = run.environment
-    name = str(env.get("device_name") or env.get("device") or "unknown machine")
-    return f"{name}, {env['threads']} threads" if env.get("threads") else name

@@ -82,9 +82,6 @@ def _setting(run: Run) -> list[str]:
         if isinstance(data.get(f"{part}_images"), int)
     ]
     options = [f"{key} {run.options[key]}" for key in SHOWN_OPTIONS if run.options.get(key) not in (None, "")]
-    device = " · ".join(str(env[key]) for key in ("device", "device_name") if env.get(key))
-    threads = f", {env['threads']} threads" if env.get("threads") else ""
-    threads += f", {env['processes']} processes" if env.get("processes", 1) > 1 else ""
     versions = [f"{key} {env[key]}" for key in ("darts_sg", "python", "torch") if env.get(key)]
     rows = [
         ("data", run.data + (f": {', '.join(images)} images" if images else "")),
@@ -92,7 +89,7 @@ def _setting(run: Run) -> list[str]:
         ("seed", run.options.get("seed")),
         ("started from the weights", _flat(env.get("finetuned_from"))),
         ("options", ", ".join(options)),
-        ("machine", device + threads),
+        ("machine", " · ".join(filter(None, [env.get("device") if env.get("device_name") else None, run.machine]))),
         ("versions", ", ".join(versions)),
         ("code", _flat(env.get("git"))),
         ("started", env.get("started")),

@@ -51,6 +51,17 @@ class Run:
         return found
 
     @property
+    def machine(self) -> str:
+        """The device's model, and how many threads and processes ran there."""
+        env = self.environment
+        parts = [str(env.get("device_name") or env.get("device") or "unknown machine")]
+        if threads := env.get("threads"):
+            parts.append("1 thread" if threads == 1 else f"{threads} threads")
+        if (processes := env.get("processes", 1)) > 1:
+            parts.append(f"{processes} processes")
+        return ", ".join(parts)
+
+    @property
     def title(self) -> str:
         model = self.options.get("model")
         what = "Search" if self.job == "search" else "Training" if model else "Retraining"

@@ -97,13 +97,12 @@ class Comparison:
     def setting(self) -> str:
         """What must be known of the figures, in two sentences."""
         described = next((w.data for w in self.files if w.metadata.data_note), self.files[0].data)
-        machine = f"{environment.device_name(self.device)}, {torch.get_num_threads()} threads"
         return (
             f"Gradients over all weights of the cross-entropy of {self.num_batches} minibatches of {self.batch_size} "
             f"training images each, without augmentation, normalised by minibatch, dropout and drop path off. "
             f"R² of the linear fit from the features carried on to the pixels of their patch, fitted on the same "
             f"{len(self.train):,} images, measured on {len(self.test):,} test images, at most {POSITIONS} positions "
-            f"each. Data: {described}; images chosen by seed {self.seed}; {machine}."
+            f"each. Data: {described}; images chosen by seed {self.seed}; {environment.machine(self.device)}."
         )
 
     def _choose(self, data: Dataset) -> tuple[Images, Images]:

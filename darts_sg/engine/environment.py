@@ -100,14 +100,22 @@ def git_state() -> str:
 
 
 def device_name(device: torch.device) -> str:
-    """The model of the processor."""
+    """The model of the GPU, or of the processor with its widest vectors (AVX2, AVX512), on which its speed depends."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+        name = platform.processor() or platform.machine()
+    vectors = torch.backends.cpu.get_cpu_capability()
+    return name if vectors == "DEFAULT" else f"{name}, {vectors}"
+
+
+def machine(device: torch.device) -> str:
+    """What must stand beside a time that was measured on `device`: its model, and the number of CPU threads."""
+    number = torch.get_num_threads()
+    return f"{device_name(device)}, {number} {'thread' if number == 1 else 'threads'}"
 
 
 def command_line(ranks: Ranks = ALONE) -> str:

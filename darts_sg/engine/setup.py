@@ -274,7 +274,7 @@ def dry_run(job: Job, config: RunConfig, setting: Setting, *, first_epoch: int, 
     steps = job.num_epochs * job.steps_per_epoch
     lines = [
         *facts,
-        f"device: {setting.device} ({environment.device_name(setting.device)}), {torch.get_num_threads()} threads"
+        f"device: {setting.device} ({environment.machine(setting.device)})"
         + (f", {setting.ranks.size} processes like it" if setting.ranks.size > 1 else ""),
         f"data: {config.dataset}{', ' + setting.data.remark if setting.data.remark else ''}",
         f"one step of batch {result.num_images}: {seconds:.2f} s ({result.num_images / seconds:.1f} images/s), "

@@ -129,7 +129,7 @@ def test_a_killed_rank_ends_the_job_and_a_restarted_one_goes_on_to_the_same_bits
     environment = yaml.safe_load((tmp_path / "undisturbed" / "config.yaml").read_text())["environment"]
     result = json.loads((tmp_path / "undisturbed" / "result.json").read_text())
     assert environment["processes"] == result["code"]["processes"] == 2
-    assert "1 threads, 2 processes" in (tmp_path / "undisturbed" / "report.md").read_text()
+    assert "1 thread, 2 processes" in (tmp_path / "undisturbed" / "report.md").read_text()
     assert environment["command"].startswith("torchrun --nproc-per-node 2 augment.py --dataset=imagenet")
 
     process = torchrun([*IMAGES, *EVERY_STEP, "--run-dir", "run"], tmp_path, "--max-restarts", "1")
