@@ -45,6 +45,11 @@ def build_parser(bench: bool = False) -> Parser:
     models.add_argument(
         "--network", choices=["cifar", "imagenet"], default="imagenet", help="shape (default: imagenet, at 224×224)"
     )
+    models.add_argument(
+        "--latency", action="store_true", help="measure inference and a training step here, the models taking turns"
+    )
+    models.add_argument("--batch-size", type=genotype_commands.positive, help="with --latency: images (default: 32)")
+    models.add_argument("--device", help="with --latency: where (default: cpu)")
     models.add_argument("--json", action="store_true", help="as JSON")
     models.set_defaults(run=show_models)
     export = commands.add_parser("export", help="trained weights as a model for other programs")
@@ -130,11 +135,21 @@ def show_spaces(arguments: argparse.Namespace) -> None:
 
 
 def show_models(arguments: argparse.Namespace) -> None:
+    from darts_sg.analysis.compare import model_latency
     from darts_sg.analysis.cost import IMAGE_SIZE, NUM_CLASSES, model_cost
+    from darts_sg.engine import environment
     from darts_sg.networks.mobile import MODELS, find_model
 
+    if not arguments.latency and (arguments.batch_size or arguments.device):
+        raise UsageError("--batch-size and --device are those of the latency; add --latency")
+    if arguments.batch_size == 1:
+        raise UsageError("--batch-size 1: BatchNorm in training needs two images or more")
+    device = environment.choose_device(arguments.device or "cpu")
     found = [find_model(name) for name in arguments.models or MODELS]
     costs = [model_cost(model, arguments.network) for model in found]
+    batch = arguments.batch_size or 32
+    environment.prepare_device(device, None)
+    times = model_latency(found, batch, device, arguments.network) if arguments.latency else []
     if arguments.json:
         rows = [
             {
@@ -146,17 +161,26 @@ def show_models(arguments: argparse.Namespace) -> None:
             }
             for model, cost in zip(found, costs, strict=True)
         ]
+        for row, (inference, training) in zip(rows, times, strict=False):
+            row |= {"inference_seconds": inference._asdict(), "training_seconds": training._asdict()}
+            row |= genotype_commands.machine_fields(device)
         print(json.dumps(rows, indent=1))
         return
     out, size = console(), IMAGE_SIZE[arguments.network]
     published = ("published: top-1", "published: parameters", "published: MACs", "published by")
     table = Table("model", "block", "parameters", "MACs", *published, box=None, pad_edge=False)
     for model, cost in zip(found, costs, strict=True):
-        row = [model.name, model.family.title, f"{cost.params:,}", f"{cost.macs:,}"]
+        cells = [model.name, model.family.title, f"{cost.params:,}", f"{cost.macs:,}"]
         if known := model.published:
-            row += [f"{known.accuracy:g}%", f"{known.params:g}M", f"{known.macs:g}M", known.source]
-        table.add_row(*row)
+            cells += [f"{known.accuracy:g}%", f"{known.params:g}M", f"{known.macs:g}M", known.source]
+        table.add_row(*cells)
     out.print(table)
+    if times:
+        speed = Table("model", "inference", "training step", box=None, pad_edge=False)
+        for model, (inference, training) in zip(found, times, strict=True):
+            speed.add_row(model.name, str(inference), str(training))
+        out.print(f"\nTime of {batch} images on {environment.machine(device)}:", highlight=False)
+        out.print(speed)
     out.print(
         f"\nParameters and MACs (convolutions and linear layers) are counted here, {arguments.network} shape: "
         f"{size}×{size} pixels, {NUM_CLASSES[arguments.network]} classes. Published accuracies are on ImageNet.\n"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import yaml
 from PIL import Image
 
 from darts_sg.__main__ import PROG, run
+from darts_sg.analysis import compare
 from darts_sg.analysis.cost import derived_cost, model_cost
 from darts_sg.analysis.run_folder import read_metrics
 from darts_sg.cli import answer
@@ -299,6 +301,8 @@ BAD = {
     "no genotype": (["augment"], "--genotype NAME_OR_PATH"),
     "genotype and model": (["augment", "--genotype", "DARTS_V2", "--model", "mobilenext_1.0"], "give one of them"),
     "unknown model": (["augment", "--model", "mobilenxt_1.0"], "did you mean 'mobilenext_1.0'?"),
+    "batch without latency": (["models", "--batch-size", "2"], "those of the latency; add --latency"),
+    "training step of one image": (["models", "--latency", "--batch-size", "1"], "needs two images or more"),
     "model of no width": (["models", "mobilenext_0"], "or another width: mobilenext_0.9"),
     "cells of a model": (["augment", "--model", "mobilenext_1.0", "--cells", "5"], "has no cells; leave it out"),
     "drop path of a model": (["augment", "--model", "mobilenext_1.0", "--recipe", "pc-darts"], "choose another recipe"),
@@ -430,6 +434,18 @@ def test_models_are_listed_with_counts_and_published_accuracies_apart(capsys: py
         "name": "mobilenext_0.9", "network": "cifar", "params": cost.params, "macs": cost.macs, "published": None,
     }  # fmt: skip
     assert registered["published"]["accuracy"] == 72.3
+
+
+def test_models_are_timed_side_by_side(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compare, "REPETITIONS", 2)
+    models = ("models", "mobilenext_0.1", "mobilenetv2_0.1", "--network", "cifar")
+    _, out, _ = in_process(capsys, *models, "--latency", "--batch-size", "2")
+    assert re.search(r"Time of 2 images on .* threads?:", out)
+    assert len(re.findall(r"mobilenet\S+_0\.1 +\S+ ms \(.*2 times\) +\S+ ms \(.*2 times\)", out)) == 2
+    _, out, _ = in_process(capsys, *models, "--latency", "--json")
+    for row in json.loads(out):
+        assert 0 < row["inference_seconds"]["median"] < row["training_seconds"]["median"]
+        assert row["inference_seconds"]["batch"] == row["training_seconds"]["batch"] == 32
 
 
 def test_list_spaces_draw_import(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

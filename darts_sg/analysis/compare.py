@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from darts_sg.analysis.cost import (
@@ -25,6 +26,7 @@ from darts_sg.analysis.measured import same_cells, scores
 from darts_sg.analysis.run_folder import Run
 from darts_sg.genotype import NUM_INPUTS, Cell, Genotype
 from darts_sg.networks.derived import DerivedNetwork, NetworkShape
+from darts_sg.networks.mobile import MobileNetwork, Model
 
 WARM_UP, REPETITIONS = 3, 20
 
@@ -184,7 +186,7 @@ def activation_bytes(
 
 
 class Latency(NamedTuple):
-    """Seconds of a forward pass: the median, the smallest and the largest of `repetitions`."""
+    """Seconds of a pass or a step: the median, the smallest and the largest of `repetitions`."""
 
     batch: int
     median: float
@@ -206,11 +208,44 @@ def latency(
     cells: int | None = None,
 ) -> list[Latency]:
     """Of each network in eval mode on `device`, after a warm-up; they take turns, so that all see the same machine."""
-    models = [_network(genotype, network, channels, cells).eval().to(device) for genotype in genotypes]
+    models = [_network(genotype, network, channels, cells).to(device) for genotype in genotypes]
+    return _inference(models, _images(batch, network, device))
+
+
+def model_latency(
+    models: Sequence[Model], batch: int, device: torch.device, network: NetworkShape = "imagenet"
+) -> list[tuple[Latency, Latency]]:
+    """Of each model's network: a pass in eval mode, and a training step (forward, backward, SGD with momentum).
+
+    After a warm-up; the networks take turns. `batch`: two or more images.
+    """
+    images = _images(batch, network, device)
+    labels = torch.arange(batch, device=device) % NUM_CLASSES[network]
+
+    def training_step(net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        optimizer.zero_grad()
+        F.cross_entropy(net(images)[0], labels).backward()
+        optimizer.step()
+
+    networks = [MobileNetwork(model, network=network, num_classes=NUM_CLASSES[network]) for model in models]
+    for net in networks:
+        net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    steps = [
+        functools.partial(training_step, net.train(), torch.optim.SGD(net.parameters(), 0.01, momentum=0.9))
+        for net in networks
+    ]
+    training = timed(steps, batch, device)
+    return list(zip(_inference(networks, images), training, strict=True))
+
+
+def _images(batch: int, network: NetworkShape, device: torch.device) -> Tensor:
     images = torch.randn(batch, 3, IMAGE_SIZE[network], IMAGE_SIZE[network], device=device)
-    images = images.to(memory_format=torch.channels_last)
+    return images.to(memory_format=torch.channels_last)
+
+
+def _inference(networks: Sequence[nn.Module], images: Tensor) -> list[Latency]:
     with torch.inference_mode():
-        return timed([functools.partial(model, images) for model in models], batch, device)
+        return timed([functools.partial(net.eval(), images) for net in networks], len(images), images.device)
 
 
 def timed(runs: Sequence[Callable[[], object]], batch: int, device: torch.device) -> list[Latency]:
