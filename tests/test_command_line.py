@@ -441,7 +441,7 @@ def test_models_are_timed_side_by_side(capsys: pytest.CaptureFixture[str], monke
     models = ("models", "mobilenext_0.1", "mobilenetv2_0.1", "--network", "cifar")
     _, out, _ = in_process(capsys, *models, "--latency", "--batch-size", "2")
     assert re.search(r"Time of 2 images on .* threads?:", out)
-    assert len(re.findall(r"mobilenet\S+_0\.1 +\S+ ms \(.*2 times\) +\S+ ms \(.*2 times\)", out)) == 2
+    assert len(re.findall(r"mobilene\S+_0\.1 +\S+ ms \(.*2 times\) +\S+ ms \(.*2 times\)", out)) == 2
     _, out, _ = in_process(capsys, *models, "--latency", "--json")
     for row in json.loads(out):
         assert 0 < row["inference_seconds"]["median"] < row["training_seconds"]["median"]
