@@ -4,6 +4,7 @@ With --images the reading of image files instead (benchmarks/images.py).
 """
 
 import argparse
+import functools
 import json
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,6 +36,8 @@ from darts_sg.errors import UsageError
 from darts_sg.files import write_atomically
 
 SCALES = {"channels": (8, 16, 32), "cells": (5, 8, 11), "batch": (8, 16, 32, 64)}
+RETRAINING = "retraining step of DARTS_V2, C=36, 20 cells, batch 32"
+LOADING = "augmentation and loading, share of a step of batch 64"
 ROUNDS = 3  # of what takes seconds; what takes longer gets two
 
 
@@ -147,18 +150,32 @@ def accelerator_rows(device: str, compiled: bool) -> Iterator[Row]:
 
 def retraining_row(native: bool) -> Row:
     old, own = retraining_steps("DARTS_V2", 32, native=native)
-    return timed(
-        "retraining step of DARTS_V2, C=36, 20 cells, batch 32", old, own, 3, 1.5, 2.5, baseline_name="NCHW eager"
-    )
+    return timed(RETRAINING, old, own, 3, 1.5, 2.5, baseline_name="NCHW eager")
 
 
 def loading_row(native: bool) -> Row:
     """The share of a step that making its two batches takes."""
     times = interleave({"step": own_step(Shape(batch=64), native=native), "loading": loading(64)}, ROUNDS)
     shares = [2 * load / step for load, step in zip(times["loading"], times["step"], strict=True)]
-    name = "augmentation and loading, share of a step of batch 64"
     middle = [median(times["step"]), 2 * median(times["loading"])]
-    return Row(name, "s", *middle, median(shares), (min(shares), max(shares)), ROUNDS, 0.02, 0.01, "a step", times)
+    return Row(LOADING, "s", *middle, median(shares), (min(shares), max(shares)), ROUNDS, 0.02, 0.01, "a step", times)
+
+
+def figures(native: bool) -> dict[str, Callable[[], list[Row]]]:
+    """All figures of a CPU, in the order in which they are measured; those of memory first, in a small process."""
+    alone: dict[str, Callable[[], Row]] = {
+        "peak memory of a step, batch 64": lambda: memory_row("peak memory of a step, batch 64", "own", 0.5, 0.35),
+        "peak memory with recomputation, batch 64": lambda: memory_row(
+            "peak memory with recomputation, batch 64", "recompute", 0.2, 0.12
+        ),
+        **search_rows(native),
+        RETRAINING: lambda: retraining_row(native),
+        LOADING: lambda: loading_row(native),
+    }
+    found: dict[str, Callable[[], list[Row]]] = {
+        name: functools.partial(lambda measure: [measure()], measure) for name, measure in alone.items()
+    }
+    return found | {"operator launches": lambda: launch_rows(native)}
 
 
 def ablation(native: bool, rounds: int) -> list[Row]:
@@ -268,6 +285,9 @@ def add_options(options: argparse.ArgumentParser) -> None:
     options.add_argument(
         "--images", type=Path, metavar="DIR", help="only how fast the image files below a folder are read, on one core"
     )
+    options.add_argument(
+        "--only", default="", metavar="TEXT", help="the figures with TEXT in their name, such as retraining"
+    )
     options.add_argument("--json", type=Path, metavar="FILE", help="write all figures as JSON")
     options.add_argument("--picture", type=Path, metavar="FILE", help="draw the ratios as bars (.svg, .png or .pdf)")
     options.add_argument(
@@ -300,6 +320,12 @@ def main(arguments: argparse.Namespace) -> None:
     if arguments.images:
         write_json(arguments.json, {"machine": facts, **images.measure(arguments.images, out)}, out)
         return
+    if arguments.only and (arguments.quick or device.type != "cpu"):
+        raise UsageError("--only chooses among the figures of a whole run on a CPU; leave out --quick and --device")
+    wanted = {name: measure for name, measure in figures(native).items() if arguments.only in name}
+    if not wanted:
+        names = "; ".join(figures(native))
+        raise UsageError(f"--only {arguments.only}: no figure has that in its name; there are: {names}")
     if missing:
         out.print(f"without the C++ kernels: {missing}", highlight=False)
     rows: list[Row] = []
@@ -318,21 +344,19 @@ def main(arguments: argparse.Namespace) -> None:
         name = "first-order step, batch 16"
         add(timed(name, textbook_step(shape), own_step(shape, native=native), 3, 6, 10), *launch_rows(native))
     else:
-        # in processes of their own, and first, while this one is still small
-        add(memory_row("peak memory of a step, batch 64", "own", 0.5, 0.35))
-        add(memory_row("peak memory with recomputation, batch 64", "recompute", 0.2, 0.12))
-        environment.keep_freed_memory()
-        for measure in search_rows(native).values():
-            add(measure())
+        for name, measure in wanted.items():
+            if not name.startswith("peak memory"):
+                environment.keep_freed_memory()
+            add(*measure())
             environment.return_freed_memory()
-        add(*launch_rows(native), retraining_row(native), loading_row(native))
     for peer in others:
         name = f"first-order step, batch 16, darts, {peer.name}"
         own = own_step(Shape(space="darts"), native=native)
         add(timed(name, peer.step(Shape(space="darts")), own, 2, None, None, baseline_name=peer.name))
     content: dict[str, Any] = {"machine": facts, "rows": [row.as_json() for row in rows]}
     out.print(table_of(rows, "\nagainst the textbook, interleaved (times: times faster; else: the part that is left)"))
-    if device.type == "cpu" and not arguments.quick:
+    whole = device.type == "cpu" and not arguments.quick and not arguments.only
+    if whole:
         steps = ablation(native, 2)
         out.print(table_of(steps, "\neach rewrite, first-order step, batch 16"))
         grown = scaling(native)
@@ -345,7 +369,7 @@ def main(arguments: argparse.Namespace) -> None:
         out.print(growth)
         content |= {"ablation": [row.as_json() for row in steps], "scaling": grown}
     of_shapes = [Shape()] if arguments.quick else [Shape(), Shape(space="darts"), Shape(batch=64)]
-    for shape in of_shapes if device.type == "cpu" else []:
+    for shape in of_shapes if whole or arguments.quick else []:
         bound = roofline(shape, native)
         names = {Shape(): "first-order step, batch 16", Shape(space="darts"): "first-order step, batch 16, darts"}
         row = next(r for r in rows if r.name == names.get(shape, "first-order step, batch 64"))

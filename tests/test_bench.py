@@ -122,6 +122,23 @@ def test_the_whole_bench_prints_every_table(
     assert len({row["name"] for row in content["rows"]}) == len(content["rows"])
 
 
+def test_only_the_figures_asked_for_are_measured(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speed, "Shape", Toy)
+    code, out, err = command(capsys, "--only", "batch 16, darts", "--json", str(tmp_path / "some.json"))
+    assert code == 0, err
+    assert "roofline" not in out
+    content = json.loads((tmp_path / "some.json").read_text())
+    assert content.keys() == {"machine", "rows"}
+    assert [row["name"] for row in content["rows"]] == ["first-order step, batch 16, darts"]
+    code, _, err = command(capsys, "--only", "nonsense")
+    assert code == 2
+    assert "no figure has that in its name; there are: peak memory of a step, batch 64; " in err
+    code, _, err = command(capsys, "--only", "retraining", "--quick")
+    assert (code, err.count("leave out --quick")) == (2, 1)
+
+
 CHECKOUTS = {
     "quark0": (
         "cnn/model_search.py",
