@@ -73,6 +73,7 @@ def test_the_steps_that_are_compared_do_the_same() -> None:
 
 def test_the_ways_of_a_gpu_run_on_any_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "Shape", Toy)
+    monkeypatch.setattr(speed, "ROUNDS", 1)
     rows = list(speed.accelerator_rows("cpu", compiled=False))
     assert [row.name for row in rows] == [
         f"first-order step on cpu, batch {batch}{how}" for batch in (16, 64) for how in ("", ", bfloat16")
