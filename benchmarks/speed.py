@@ -4,7 +4,6 @@ With --images the reading of image files instead (benchmarks/images.py).
 """
 
 import argparse
-import functools
 import json
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -162,20 +161,18 @@ def loading_row(native: bool) -> Row:
 
 
 def figures(native: bool) -> dict[str, Callable[[], list[Row]]]:
-    """All figures of a CPU, in the order in which they are measured; those of memory first, in a small process."""
-    alone: dict[str, Callable[[], Row]] = {
-        "peak memory of a step, batch 64": lambda: memory_row("peak memory of a step, batch 64", "own", 0.5, 0.35),
-        "peak memory with recomputation, batch 64": lambda: memory_row(
-            "peak memory with recomputation, batch 64", "recompute", 0.2, 0.12
-        ),
-        **search_rows(native),
-        RETRAINING: lambda: retraining_row(native),
-        LOADING: lambda: loading_row(native),
+    """All figures of a CPU, in the order in which they are measured; those of memory first, while this one is small."""
+    memory = {
+        "peak memory of a step, batch 64": ("own", 0.5, 0.35),
+        "peak memory with recomputation, batch 64": ("recompute", 0.2, 0.12),
     }
-    found: dict[str, Callable[[], list[Row]]] = {
-        name: functools.partial(lambda measure: [measure()], measure) for name, measure in alone.items()
+    return {
+        **{name: lambda name=name, how=how: [memory_row(name, *how)] for name, how in memory.items()},
+        **{name: lambda measure=measure: [measure()] for name, measure in search_rows(native).items()},
+        "operator launches": lambda: launch_rows(native),
+        RETRAINING: lambda: [retraining_row(native)],
+        LOADING: lambda: [loading_row(native)],
     }
-    return found | {"operator launches": lambda: launch_rows(native)}
 
 
 def ablation(native: bool, rounds: int) -> list[Row]:
@@ -322,10 +319,10 @@ def main(arguments: argparse.Namespace) -> None:
         return
     if arguments.only and (arguments.quick or device.type != "cpu"):
         raise UsageError("--only chooses among the figures of a whole run on a CPU; leave out --quick and --device")
-    wanted = {name: measure for name, measure in figures(native).items() if arguments.only in name}
+    known = figures(native)
+    wanted = {name: measure for name, measure in known.items() if arguments.only in name}
     if not wanted:
-        names = "; ".join(figures(native))
-        raise UsageError(f"--only {arguments.only}: no figure has that in its name; there are: {names}")
+        raise UsageError(f"--only {arguments.only}: no figure has that in its name; there are: {'; '.join(known)}")
     if missing:
         out.print(f"without the C++ kernels: {missing}", highlight=False)
     rows: list[Row] = []

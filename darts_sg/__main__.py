@@ -147,9 +147,10 @@ def show_models(arguments: argparse.Namespace) -> None:
     device = environment.choose_device(arguments.device or "cpu")
     found = [find_model(name) for name in arguments.models or MODELS]
     costs = [model_cost(model, arguments.network) for model in found]
-    batch = arguments.batch_size or 32
-    environment.prepare_device(device, None)
-    times = model_latency(found, batch, device, arguments.network) if arguments.latency else []
+    batch, times = arguments.batch_size or 32, []
+    if arguments.latency:
+        environment.prepare_device(device, None)
+        times = model_latency(found, batch, device, arguments.network)
     if arguments.json:
         rows = [
             {

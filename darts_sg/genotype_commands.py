@@ -415,7 +415,7 @@ def show_comparison(arguments: argparse.Namespace) -> None:
 def show_cost(arguments: argparse.Namespace) -> None:
     from darts_sg.analysis.compare import activation_bytes, anatomy, latency
     from darts_sg.analysis.cost import derived_cost
-    from darts_sg.engine.environment import choose_device
+    from darts_sg.engine.environment import choose_device, machine
     from darts_sg.genotype import load_genotype
     from darts_sg.ops import OPERATIONS
 
@@ -454,11 +454,8 @@ def show_cost(arguments: argparse.Namespace) -> None:
             shares = [f"{100 * a / b:.1f}%" for a, b in ((part.params, cost.params), (part.macs, cost.macs))]
             table.add_row(part.name, f"{part.params:,}", shares[0], f"{part.macs:,}", shares[1])
         out.print(table)
-    if times:
-        from darts_sg.engine import environment
-
     for time in times:
-        out.print(f"latency, batch {time.batch}: {time} on {environment.machine(device)}", highlight=False)
+        out.print(f"latency, batch {time.batch}: {time} on {machine(device)}", highlight=False)
 
 
 def machine_fields(device: Any) -> dict[str, Any]:

@@ -437,11 +437,11 @@ def test_models_are_listed_with_counts_and_published_accuracies_apart(capsys: py
 
 
 def test_models_are_timed_side_by_side(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compare, "REPETITIONS", 2)
+    monkeypatch.setattr(compare, "REPETITIONS", 5)
     models = ("models", "mobilenext_0.1", "mobilenetv2_0.1", "--network", "cifar")
     _, out, _ = in_process(capsys, *models, "--latency", "--batch-size", "2")
     assert re.search(r"Time of 2 images on .* threads?:", out)
-    assert len(re.findall(r"mobilene\S+_0\.1 +\S+ ms \(.*2 times\) +\S+ ms \(.*2 times\)", out)) == 2
+    assert len(re.findall(r"mobilene\S+_0\.1 +\S+ ms \(.*5 times\) +\S+ ms \(.*5 times\)", out)) == 2
     _, out, _ = in_process(capsys, *models, "--latency", "--json")
     for row in json.loads(out):
         assert 0 < row["inference_seconds"]["median"] < row["training_seconds"]["median"]

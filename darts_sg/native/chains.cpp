@@ -7,8 +7,8 @@
 // A BatchNorm is y * inverse + offset; with weight and bias of its own (affine) it is y * scale + shift, and the sums
 // that its backward pass needs are still those of y * inverse + offset, for the weight may be zero.
 //
-// A plane is (pixels, channels), channels side by side, padded to whole vectors, of 8 channels at least (`Cp`), and, around a convolution, with
-// a border of zeros. Sums over images are kept for each image and added in one order, so that the number of
+// A plane is (pixels, channels), channels side by side, padded to whole vectors, of 8 channels at least (`Cp`), and,
+// around a convolution, with a border of zeros. Sums over images are kept for each image and added in one order, so that the number of
 // threads changes no bit of any result.
 //
 // A pool is such a stage as well, without weights and once for each state instead of each edge; its BatchNorm may be
@@ -857,9 +857,9 @@ void Worker<T>::backward() const {
             const T* in_rows = plane + from * s.stride * Wp * Cip;
             if (by_taps)
               with_size(s.k, [&](auto k) {
-                depthwise_weight<T, k, k * k <= REGISTERS - 4 ? k : 1>(in_rows, Wp * Cip, s.stride, s.dilation, inside, G_row * Cip,
-                                                       to - from, s.Wo, Cip,
-                                                       taps_gradient.get() + (chunk * E + e) * kk * Cip);
+                depthwise_weight<T, k, k * k <= REGISTERS - 4 ? k : 1>(
+                    in_rows, Wp * Cip, s.stride, s.dilation, inside, G_row * Cip, to - from, s.Wo, Cip,
+                    taps_gradient.get() + (chunk * E + e) * kk * Cip);
               });
             // the gradient of the activated input: rows [finished, complete), `row` values apart
             const int64_t complete = to == s.Ho ? s.H : scatter ? 0 : to - G;
