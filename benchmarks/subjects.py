@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from darts_sg import native
 from darts_sg.data import Augment, DataSpec, ImageSet, TrainBatches
+from darts_sg.engine.graphs import Captured
 from darts_sg.genotype import load_genotype
 from darts_sg.methods.hypergradient import Hypergradient, VirtualStep, first_order, frozen, unrolled
 from darts_sg.methods.relaxation import softmax
@@ -154,8 +155,9 @@ def own_step(
     recompute: bool = False,
     precision: torch.dtype = torch.float32,
     compiled: bool = False,
+    captured: bool = False,
 ) -> Step:
-    """The step of darts_sg.engine.search, without its bookkeeping."""
+    """The step of darts_sg.engine.search, without its bookkeeping. captured: as a CUDA graph, on a GPU."""
     net = shape.supernet(native)
     net.recompute = recompute
     if compiled:
@@ -165,13 +167,16 @@ def own_step(
     batch = x.contiguous(memory_format=LAST), y
     weights, alphas = net.weights(), net.alphas()
     adam, sgd = torch.optim.Adam(alphas, **ADAM), torch.optim.SGD(weights, **SGD)
+    if x.is_cuda:
+        adam = torch.optim.Adam(alphas, **ADAM, fused=True, capturable=True)
+        sgd = torch.optim.SGD(weights, **SGD, fused=True)
 
     def objective(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == torch.bfloat16):
             logits = net(batch[0], softmax(net))
             return F.cross_entropy(logits, batch[1]), logits
 
-    def step() -> None:
+    def step() -> dict[str, Tensor]:
         buffers = [sgd.state[w].get("momentum_buffer") for w in weights]
         virtual = VirtualStep(SGD["lr"], SGD["momentum"], SGD["weight_decay"], buffers)
         method = unrolled if second_order else first_order
@@ -182,10 +187,15 @@ def own_step(
         adam.zero_grad()
         with frozen(alphas):
             sgd.zero_grad()
-            objective(batch)[0].backward()
+            loss = objective(batch)[0]
+            loss.backward()
             nn.utils.clip_grad_norm_(weights, CLIP)
             sgd.step()
+        return {"loss": loss.detach()}
 
+    if captured:
+        graph = Captured(step)
+        return lambda: graph(None)
     return step
 
 

@@ -104,9 +104,9 @@ class RunConfig:
     which on a CPU takes long and gains nothing. The last bits of the result differ from those without it."""
 
     kernels: Literal["auto", "native", "pytorch"] = option("auto", "Training", free=True)
-    """What computes the operations of cells on a CPU: native (C++ kernels, compiled at the first run) or pytorch.
-    The last bits of a result depend on it. Default: native where there is a C++ compiler; a resumed run keeps its
-    own."""
+    """What computes the operations of cells: native (on a CPU C++ kernels, in a search on a CUDA GPU Triton kernels, both
+    compiled at the first run) or pytorch. The last bits of a result depend on it. Default: native where there is a C++
+    compiler, or Triton; a resumed run keeps its own."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "image_size", "train_images", "validation_images", "threads"):
@@ -174,6 +174,9 @@ class SearchConfig(RunConfig):
     recompute: bool = option(False, "Search", free=True)
     """Compute each cell again in the backward pass instead of keeping what is in it: a fraction of the memory, the
     same bits, somewhat more time."""
+    capture: bool = option(True, "Search", free=True)
+    """On a CUDA GPU, capture the launches of a step once, as a CUDA graph, and replay them: the same bits, without
+    waiting for Python. Not with several processes, penalties or --compile, which run launch by launch."""
     relaxation: str = option("softmax", "Search")
     """How alphas become mixing weights: softmax."""
     partial_channels: int = option(1, "Search")

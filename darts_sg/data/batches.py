@@ -8,6 +8,7 @@ files are cropped at random sizes instead, and flipped, by the processes that re
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -190,7 +191,18 @@ def crop_and_flip(images: Tensor, offsets: Tensor, flips: Tensor, padding: int) 
     if padding:
         images = F.pad(images, (0, 0, padding, padding, padding, padding))
     image = torch.arange(batch, device=device)
-    return images[image[:, None, None], rows.to(device)[:, :, None], columns.to(device)[:, None, :]]
+    return images[image[:, None, None], sent(rows, device)[:, :, None], sent(columns, device)[:, None, :]]
+
+
+def sent(drawn: Tensor, device: torch.device) -> Tensor:
+    """What was drawn on the CPU, on the device; to a GPU it is sent without waiting for what it still has to do."""
+    return drawn.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else drawn.to(device)
+
+
+@cache
+def constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """The values as a tensor, which is sent to a device once."""
+    return torch.tensor(values, device=device)
 
 
 def normalise(images: Tensor, spec: DataSpec, colours: ColourDraws | None = None) -> Tensor:
@@ -198,7 +210,7 @@ def normalise(images: Tensor, spec: DataSpec, colours: ColourDraws | None = None
 
     uint8 (B, H, W, C) to float32 (B, C, H, W) in channels_last.
     """
-    mean, std = (torch.tensor(values, device=images.device) for values in (spec.mean, spec.std))
+    mean, std = constant(spec.mean, images.device), constant(spec.std, images.device)
     x = images.float().div_(255)
     if colours is not None:
         x = colour_jitter(x, colours)
@@ -215,6 +227,6 @@ def cutout_(x: Tensor, centres: Tensor, length: int) -> Tensor:
     for axis, size in enumerate(x.shape[2:]):
         start = centres[:, axis : axis + 1] - length // 2
         at = torch.arange(size)
-        spans.append(((at >= start) & (at < start + length)).to(x.device))  # (B, size)
+        spans.append(sent((at >= start) & (at < start + length), x.device))  # (B, size)
     rows, columns = spans
     return x.masked_fill_((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)

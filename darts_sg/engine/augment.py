@@ -35,7 +35,9 @@ from darts_sg.engine.steps import (
     apply_weight_step,
     averaged_model,
     evaluate_all,
+    load_optimizer,
     scheduled_learning_rate,
+    set_learning_rate,
     weight_optimizer,
 )
 from darts_sg.engine.subject import subject_of, with_channels
@@ -88,7 +90,7 @@ class AugmentJob:
         if config.compile:
             compile_parts([self.network], setting.device)
         self.weights = list(self.network.parameters())
-        self.optimizer = weight_optimizer(self.weights, config)
+        self.optimizer = weight_optimizer(self.weights, config, setting.device)
         self.best: dict[str, float] = {}
         """Of the weights and, under names that begin with EMA, of their average: the best epoch, by what it was judged,
         and its columns of the test."""
@@ -113,8 +115,8 @@ class AugmentJob:
             if auxiliary_logits is not None:
                 auxiliary_loss = F.cross_entropy(auxiliary_logits, y, label_smoothing=smoothing)
                 loss = main_loss + (self.config.auxiliary_weight or 0.0) * auxiliary_loss
-        rate, clip = self.learning_rate(epoch), self.config.gradient_clip
-        apply_weight_step(self.optimizer, self.weights, loss, rate, clip, ranks, len(y))
+        set_learning_rate(self.optimizer, self.learning_rate(epoch))
+        apply_weight_step(self.optimizer, self.weights, loss, self.config.gradient_clip, ranks, len(y))
         ranks.average_statistics(self.network, len(y))
         if self.ema is not None:
             self.ema.update_parameters(self.network)
@@ -188,7 +190,7 @@ class AugmentJob:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"])
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
         self.best = state["best"]

@@ -45,6 +45,7 @@ def prepare_device(device: torch.device, threads: int | None) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False
         torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # nobody reads it, and it is a launch each time
 
 
 def keep_freed_memory() -> None:

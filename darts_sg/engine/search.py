@@ -21,12 +21,14 @@ from darts_sg.analysis.run_folder import read_search_epoch
 from darts_sg.config import PENALTIES, SearchConfig
 from darts_sg.data import Augment, ImageFiles, Images, TrainBatches, evaluation_batches, read_split
 from darts_sg.derive import Bound, derive_bounded, entropy, frontier, strengths
+from darts_sg.engine.graphs import Captured
 from darts_sg.engine.loop import Loop, StepResult
 from darts_sg.engine.run_dir import RunDir
 from darts_sg.engine.setup import (
     EVALUATION_BATCH,
     Setting,
     autocast,
+    captures,
     choose_kernels,
     compile_parts,
     dry_run,
@@ -45,6 +47,8 @@ from darts_sg.engine.steps import (
     apply_weight_step,
     cosine_learning_rate,
     evaluate,
+    load_optimizer,
+    set_learning_rate,
     weight_optimizer,
 )
 from darts_sg.errors import RunError, UsageError
@@ -74,33 +78,68 @@ class SearchJob:
         self.validation = train_batches(self.validation_images, config, setting, "alphas")
         self.num_epochs, self.steps_per_epoch = config.epochs, len(self.train)
         self.supernet = to_device(self._build(), setting.device)
-        setting.environment["kernels"] = choose_kernels(config, setting)
+        setting.environment["kernels"] = choose_kernels(config, setting, on_gpu=True)
         self.supernet.recompute = config.recompute
         self.supernet.use_native(setting.environment["kernels"] == "native")
+        self.relaxation = RELAXATIONS[config.relaxation]
+        if setting.environment["kernels"] == "native" and setting.device.type == "cuda":
+            self._compile_ahead()
         if config.compile:
             compile_parts(self.supernet.edge_batches(), setting.device)
         self.weights, self.alphas = self.supernet.weights(), self.supernet.alphas()
-        self.relaxation = RELAXATIONS[config.relaxation]
         self.penalties = penalties_of(config, self.space.operations)
         self.hypergradient = HYPERGRADIENTS[config.hypergradient]
         if config.eigenvalue_every and setting.device.type == "mps":
             raise UsageError("--eigenvalue-every needs float64, which mps does not have; leave it out, or --device cpu")
-        self.weight_optimizer = weight_optimizer(self.weights, config)
+        self.weight_optimizer = weight_optimizer(self.weights, config, setting.device)
+        on_gpu = setting.device.type == "cuda"
         self.alpha_optimizer = torch.optim.Adam(
-            self.alphas, config.alpha_learning_rate, betas=ALPHA_BETAS, weight_decay=config.alpha_weight_decay
-        )
+            self.alphas, config.alpha_learning_rate, betas=ALPHA_BETAS, weight_decay=config.alpha_weight_decay,
+            fused=on_gpu or None, capturable=on_gpu,
+        )  # fmt: skip
+        self.captured = Captured(self._update) if captures(config, setting) else None
+
+    def _compile_ahead(self) -> None:
+        """Compile the Triton kernels of a step, all at a time instead of one after the other in the first steps."""
+        from darts_sg.native import gpu
+
+        print("preparing the Triton kernels for this GPU (the first time some minutes, later seconds)")
+        supernet = copy.deepcopy(self.supernet)
+        images = trial_batch(self.train_images, self.config, self.setting, self.config.batch_size)[0]
+
+        def passes() -> None:
+            for wanted in (supernet.alphas(), supernet.weights()):
+                with frozen(supernet.weights() if wanted[0] is supernet.alpha_normal else supernet.alphas()):
+                    with autocast(self.config, self.setting.device):
+                        total = supernet(images, self.relaxation(supernet)).sum()
+                    torch.autograd.grad(total, wanted)
+
+        gpu.compile_ahead(passes, self.setting.device)
 
     def learning_rate(self, epoch: int) -> float:
         return cosine_learning_rate(self.config, epoch)
 
     def step(self, epoch: int, step: int) -> StepResult:
-        position, ranks = epoch * self.steps_per_epoch + step, self.setting.ranks
-        train_batch = self.train[position]
-        num_images = len(train_batch[1])
-        means: dict[str, Tensor] = {}
+        position = epoch * self.steps_per_epoch + step
+        self.rate = self.learning_rate(epoch)
+        set_learning_rate(self.weight_optimizer, self.rate)
+        tensors: tuple[Tensor, ...] = self.train[position]
         if epoch >= self.config.alpha_frozen_epochs:
-            validation_batch = self.validation[position]
-            found = self._hypergradient(epoch, train_batch, validation_batch)
+            tensors += self.validation[position]
+        if self.captured is None:
+            means = self._update(*tensors)
+        else:  # the unrolled hypergradient has the learning rate in its launches
+            means = self.captured(None if self.config.hypergradient == "first_order" else self.rate, *tensors)
+        return StepResult(self.train.num_images(position), means)
+
+    def _update(self, *tensors: Tensor) -> dict[str, Tensor]:
+        """The step of the weights on a batch of training images and labels, before it, with a batch of validation
+        images and labels, that of the alphas; returns means over the images."""
+        train_batch, validation_batch = (tensors[0], tensors[1]), tensors[2:]
+        num_images, ranks = len(train_batch[1]), self.setting.ranks
+        means: dict[str, Tensor] = {}
+        if len(validation_batch) == 2:
+            found = self._hypergradient(train_batch, validation_batch)
             means |= self._penalize(found)
             right = accuracy(found.logits, validation_batch[1])
             means |= ranks.means(len(validation_batch[1]), validation_loss=found.loss, validation_accuracy=right)
@@ -111,14 +150,12 @@ class SearchJob:
                 self.weight_optimizer,
                 self.weights,
                 loss,
-                self.learning_rate(epoch),
                 self.config.gradient_clip,
                 ranks,
                 num_images,
             )
         ranks.average_statistics(self.supernet, num_images)
-        means |= ranks.means(num_images, train_loss=loss, train_accuracy=accuracy(logits, train_batch[1]))
-        return StepResult(self.train.num_images(position), means)
+        return means | ranks.means(num_images, train_loss=loss, train_accuracy=accuracy(logits, train_batch[1]))
 
     def objective(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Cross-entropy and logits of a batch under the current weights and alphas."""
@@ -274,8 +311,8 @@ class SearchJob:
         unexpected = [name for name in unexpected if not name.endswith("num_batches_tracked")]
         if missing or unexpected:
             raise RunError(f"checkpoint of another supernet: {missing or unexpected}")
-        self.weight_optimizer.load_state_dict(state["weight_optimizer"])
-        self.alpha_optimizer.load_state_dict(state["alpha_optimizer"])
+        load_optimizer(self.weight_optimizer, state["weight_optimizer"])
+        load_optimizer(self.alpha_optimizer, state["alpha_optimizer"])
         self.setting.data.unusual.update(state.get("unusual_images", {}))
 
     def forward_anew(self, x: Tensor) -> Tensor:
@@ -317,10 +354,10 @@ class SearchJob:
         )
 
     def _hypergradient(
-        self, epoch: int, train_batch: tuple[Tensor, Tensor], validation_batch: tuple[Tensor, Tensor]
+        self, train_batch: tuple[Tensor, Tensor], validation_batch: tuple[Tensor, Tensor]
     ) -> Hypergradient:
         buffers = [self.weight_optimizer.state[w].get("momentum_buffer") for w in self.weights]
-        virtual = VirtualStep(self.learning_rate(epoch), self.config.momentum, self.config.weight_decay, buffers)
+        virtual = VirtualStep(self.rate, self.config.momentum, self.config.weight_decay, buffers)
         return self.hypergradient(
             self.objective,
             self.weights,

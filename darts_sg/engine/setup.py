@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from darts_sg import native
-from darts_sg.config import RunConfig
+from darts_sg.config import RunConfig, SearchConfig
 from darts_sg.data import Augment, Dataset, Images, Reading, TrainBatches, balanced_split, load_dataset
 from darts_sg.engine import environment
 from darts_sg.engine.checkpoint import checkpoints, seed_everything
@@ -312,15 +313,24 @@ def compile_parts(parts: Iterable[torch.nn.Module], device: torch.device) -> Non
         part.compile(dynamic=False)
 
 
-def choose_kernels(config: RunConfig, setting: Setting) -> str:
+def choose_kernels(config: RunConfig, setting: Setting, *, on_gpu: bool = False) -> str:
     """What computes the operations, native or pytorch: as asked, as the resumed run has it, or what is there.
+
+    on_gpu: whether there are kernels for GPUs, too, for what is computed.
 
     Raises UsageError if the native kernels are asked for and cannot be had.
     """
     asked = wanted = config.kernels
-    if setting.device.type != "cpu" or config.compile or config.precision != "float32":
+    on_cpu = setting.device.type == "cpu"
+    if not on_cpu or config.compile or config.precision != "float32":
+        if not config.compile and not on_cpu and on_gpu and setting.device.type == "cuda" and asked != "pytorch":
+            if find_spec("triton") is not None:
+                return "native"
+            if asked == "native":
+                raise UsageError("--kernels native: on a GPU they need Triton; install it, or leave the option out")
         if asked == "native":
-            raise UsageError("--kernels native is for CPUs, float32 and no --compile; leave one of them out")
+            gpus = " or CUDA GPUs" if on_gpu else ""
+            raise UsageError(f"--kernels native is for CPUs with float32{gpus}, and no --compile; leave one of them out")
         return "pytorch"
     if asked == "auto" and setting.earlier:  # a run that does not say was started when there was no choice
         wanted = setting.earlier["environment"].get("kernels", "pytorch")
@@ -339,6 +349,12 @@ def choose_kernels(config: RunConfig, setting: Setting) -> str:
         print(f"note: {reason}; with one, a CPU is faster: a search about twice as fast")
         return "pytorch"
     return "native"
+
+
+def captures(config: SearchConfig, setting: Setting) -> bool:
+    """Whether the steps are captured: on a CUDA GPU, unless they say otherwise or do what cannot be captured."""
+    alone = setting.ranks.size == 1 and not config.penalties() and not config.compile
+    return config.capture and alone and setting.device.type == "cuda"
 
 
 def autocast(config: RunConfig, device: torch.device) -> torch.autocast:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from darts_sg.config import AugmentConfig, RunConfig
 from darts_sg.engine.distributed import ALONE, Ranks
 from darts_sg.errors import RunError
+
+CPU = torch.device("cpu")
 
 
 def cosine_learning_rate(config: RunConfig, epoch: int) -> float:
@@ -39,16 +41,46 @@ def scheduled_learning_rate(config: AugmentConfig, epoch: int) -> float:
     return scale * rate
 
 
-def weight_optimizer(parameters: Iterable[nn.Parameter], config: RunConfig) -> torch.optim.SGD:
-    """SGD with momentum and weight decay."""
-    return torch.optim.SGD(parameters, config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay)
+def weight_optimizer(
+    parameters: Iterable[nn.Parameter], config: RunConfig, device: torch.device = CPU
+) -> torch.optim.SGD:
+    """SGD with momentum and weight decay. On a CUDA GPU it is one launch and reads its learning rate there."""
+    on_gpu = device.type == "cuda"
+    rate: float | Tensor = config.learning_rate
+    return torch.optim.SGD(
+        parameters,
+        torch.tensor(rate, device=device) if on_gpu else rate,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        fused=on_gpu or None,
+    )
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Of all parameters, from now on."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Take over the `state_dict` of an optimizer of another device, too: how this one computes stays as it is."""
+    own: list[dict[str, Any]] = [
+        {name: group[name] for name in ("lr", "fused", "foreach", "capturable") if name in group}
+        for group in optimizer.param_groups
+    ]
+    groups = [{**saved, **kept} for saved, kept in zip(state["param_groups"], own, strict=True)]
+    optimizer.load_state_dict({**state, "param_groups": groups})
+    for group, kept in zip(optimizer.param_groups, own, strict=True):
+        group.update(kept)
 
 
 def apply_weight_step(
     optimizer: torch.optim.Optimizer,
     parameters: Sequence[Tensor],
     loss: Tensor,
-    learning_rate: float,
     clip: float,
     ranks: Ranks = ALONE,
     num_images: int = 1,
@@ -57,8 +89,6 @@ def apply_weight_step(
 
     The loss of several ranks is the mean over their images, of which this one has `num_images`.
     """
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     reached = [p for p in parameters if p.grad is not None]

@@ -110,8 +110,13 @@ def run(inputs: Sequence[Tensor], gamma: Tensor, operations: Operations) -> list
     inputs: each (N, S · C, H, W) on a CPU, all float32 or all float64. gamma: (number of operations, E), the scale of
     each one's last BatchNorm, which then has no weight of its own; or (number of operations, E, N), a factor of each
     one's output for each image, which gets no gradient.
+    On a GPU one input, and the first kind of gamma: see darts_sg.native.gpu.
     Raises Unavailable if the kernels cannot be compiled.
     """
+    if inputs[0].device.type == "cuda":
+        from darts_sg.native import gpu
+
+        return gpu.run(inputs[0], gamma, operations)
     stages = operations.stages()
     weights = [weight for stage in stages for weight in stage.weights()]
     nodes: Tensor = _Run.apply(operations, gamma, len(inputs), *inputs, *weights)
@@ -203,8 +208,17 @@ def _addresses(x: Tensor) -> list[int]:
 
 
 def takes(x: Tensor) -> bool:
-    """Whether `run` can be given x."""
+    """Whether `run` can be given x, and any stages."""
     return x.device.type == "cpu" and x.dtype in DTYPES
+
+
+def computes(x: Tensor, stages: Sequence[Stage]) -> bool:
+    """Whether `run` can be given x and these stages, on a CPU or on a GPU."""
+    if x.device.type == "cuda":
+        from darts_sg.native import gpu  # Triton is there where there is a GPU
+
+        return gpu.takes(x) and gpu.supports(stages)
+    return takes(x)
 
 
 class _Run(torch.autograd.Function):

@@ -235,9 +235,10 @@ class EdgeBatch(nn.Module):
 
     def _native_ops(self, x: Tensor) -> list[tuple[int, list[native.Stage]]]:
         """The operations that the kernels of darts_sg.native compute, by number: first the chains, then the pools."""
-        if not self.native or not native.takes(x):
+        if not self.native:
             return []
-        found = [(i, op.stages) for i, op in enumerate(self.ops) if isinstance(op, Stacked) and op.stages]
+        known = [(i, op.stages) for i, op in enumerate(self.ops) if isinstance(op, Stacked) and op.stages]
+        found = [(i, stages) for i, stages in known if native.computes(x, stages)]
         return sorted(found, key=lambda item: item[1][0].pool is not None)
 
     def _input(self, x: Tensor, phases: bool) -> Tensor:

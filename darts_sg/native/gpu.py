@@ -1,0 +1,509 @@
+"""What `chains.run` does, on a GPU: the kernels of triton_kernels.py one after the other, depth by depth.
+
+The stages of one depth of all operations share what is small: their statistics are one launch, the sums that their
+gradients need another.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from darts_sg.native import triton_kernels as kernels
+from darts_sg.native.chains import EDGES, MIXED_NODES, NODES, POOLS, Operation, Operations, Stage
+
+TILE = 1024  # pixels times channels that a program has in its registers at a time
+PROGRAMS = 1024  # of a launch, about: enough for a GPU's multiprocessors, and few enough for the sums of their parts
+
+
+class Geometry(NamedTuple):
+    """Sizes of a stage: E edges (states, for a pool) of N images, from H × W with C channels to Ho × Wo with Co."""
+
+    N: int
+    E: int
+    H: int
+    W: int
+    Ho: int
+    Wo: int
+    C: int
+    Co: int
+    K: int
+    stride: int
+    dilation: int
+    pool: int
+
+
+class Grid(NamedTuple):
+    """How the pixels of an edge are dealt out: to G programs, each `rounds` times BP pixels."""
+
+    G: int
+    rounds: int
+    BP: int
+
+    @classmethod
+    def of(cls, pixels: int, edges: int, channels: int) -> "Grid":
+        BP = max(16, TILE // channels)
+        blocks = -(-pixels // BP)
+        rounds = -(-blocks // max(1, PROGRAMS // edges))
+        return cls(-(-blocks // rounds), rounds, BP)
+
+
+@dataclass(eq=False)
+class Group:
+    """Stages of one depth with outputs of one size: y · norm[0] + norm[1] is the BatchNorm of all their channels."""
+
+    norm: Tensor
+    """(2, M)"""
+    grid: Grid
+    count: int
+    """Pixels of all images."""
+
+    @property
+    def M(self) -> int:
+        return self.norm.shape[1]
+
+    def part(self) -> Tensor:
+        """For the programs' sums, (G, 2, M)."""
+        return self.norm.new_empty(self.grid.G, 2, self.M)
+
+
+class Result(NamedTuple):
+    """Of a stage: its output (N, E, Ho, Wo, Co) before BatchNorm, the taps that a max pool chose, and its group, in
+    which its channels begin at `at`."""
+
+    y: Tensor
+    winner: Tensor | None
+    group: Group
+    at: int
+
+    def norm(self) -> Tensor:
+        return self.group.norm.view(-1)[self.at :]
+
+
+class Source(NamedTuple):
+    """What a stage reads: the states, or the result of the stage before, normalised on the way."""
+
+    x: Tensor
+    norm: Tensor | None
+    M: int
+    shared_by: int
+    """So many edges read the same."""
+    first: bool
+    pixel: int
+    """From one pixel to the next."""
+
+    @classmethod
+    def of(cls, operation: Operation, x: Tensor, T: int, before: Result | None) -> "Source":
+        if before is None:
+            return cls(x, None, 0, 1 if operation.shared else T, True, x.shape[1])
+        return cls(before.y, before.norm(), before.group.M, 1, False, before.y.shape[4])
+
+    def sizes(self) -> dict[str, Any]:
+        return {"FIRST": self.first, "IN_PIXEL": self.pixel, "NORM": self.norm is not None}
+
+
+def takes(x: Tensor) -> bool:
+    """Whether `run` can be given x."""
+    return x.device.type == "cuda" and x.dtype in (torch.float32, torch.bfloat16, torch.float64)
+
+
+def supports(stages: Sequence[Stage]) -> bool:
+    """Whether the kernels compute these stages: BatchNorms without weights, and a first stage that is no 1×1 alone."""
+    plain = all(stage.norm is not None and not stage.norm.affine for stage in stages)
+    return plain and (stages[0].pool is not None or stages[0].depthwise is not None)
+
+
+def run(x: Tensor, gamma: Tensor, operations: Operations) -> list[Tensor]:
+    """`chains.run` of the states x (N, S · C, H, W): chains first, then pools, then the states themselves, if they are
+    taken, too. gamma: (number of operations, E)."""
+    weights = [weight for stage in operations.stages() for weight in stage.weights()]
+    nodes: Tensor = _Run.apply(operations, gamma, x.contiguous(memory_format=torch.channels_last), *weights)
+    return [node.permute(0, 3, 1, 2) for node in nodes.unbind()]
+
+
+_recorded: list[dict[Any, tuple[Any, ...]]] = []
+
+
+def _launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **sizes: Any) -> None:
+    if not _recorded:
+        kernel[grid](*arguments, **sizes)
+        return
+    kinds = tuple(a.dtype if isinstance(a, Tensor) else type(a) for a in arguments)
+    plain = tuple(a.dtype if isinstance(a, Tensor) else a for a in arguments)
+    _recorded[0].setdefault((kernel, kinds, *sizes.items()), (kernel, plain, sizes))
+
+
+def compile_ahead(passes: Callable[[], object], device: torch.device) -> int:
+    """Compile the kernels that `passes` needs, as many at a time as there are cores; returns their number.
+
+    `passes` is called, but launches nothing: the tensors that kernels fill hold anything. Triton keeps what it has
+    compiled, so that this takes a minute or so for the first search of its kind on a machine, and seconds later.
+    """
+    _recorded.append({})
+    try:
+        passes()
+    finally:
+        found = list(_recorded.pop().values())
+    with ThreadPoolExecutor(initializer=torch.cuda.set_device, initargs=(device,)) as threads:
+        for kernel in [threads.submit(one.warmup, *plain, grid=(1,), **sizes) for one, plain, sizes in found]:
+            kernel.result()
+    return len(found)
+
+
+def _arithmetic(x: Tensor) -> tuple[torch.dtype, Any]:
+    return (torch.float64, tl.float64) if x.dtype == torch.float64 else (torch.float32, tl.float32)
+
+
+def _padded(C: int) -> int:
+    return max(16, triton.next_power_of_2(C))
+
+
+class _Run(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, operations: Operations, gamma: Tensor, x: Tensor, *weights: Tensor) -> Tensor:
+        gamma = gamma.contiguous()
+        forward = _Forward(operations, x)
+        mix = _Mix(operations, x, forward.chain_ends, forward.pool_ends, forward.norm_of_ends())
+        nodes = mix.forward(gamma)
+        flat = [result for results in forward.results for result in results]
+        ctx.operations = operations
+        ctx.groups = list({id(result.group): result.group for result in flat}.values())
+        ctx.places = [(ctx.groups.index(result.group), result.at, result.winner is None) for result in flat]
+        norms = [group.norm for group in ctx.groups]
+        for group in ctx.groups:
+            del group.norm  # saved below, so that recomputation can do without it
+        kept = [t for result in flat for t in result[:2] if t is not None]
+        ctx.save_for_backward(gamma, x, *mix[2:], *norms, *kept)
+        return nodes
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        gamma, x, chain_ends, pool_ends, norm, *saved = ctx.saved_tensors
+        operations: Operations = ctx.operations
+        gradient = gradients[0].contiguous()
+        mix = _Mix(operations, x, chain_ends, pool_ends, norm)
+        sums = mix.sums(gradient)
+        by_gamma = sums[:-1].sum(dim=-1).to(gamma.dtype)
+        by_x, *needed = ctx.needs_input_grad[2:]
+        if not by_x and not any(needed):
+            return None, by_gamma, None, *(None for _ in needed)
+        num_groups = len(ctx.groups)
+        groups = [Group(*three) for three in zip(saved, (g.grid for g in ctx.groups), (g.count for g in ctx.groups))]
+        tensors = iter(saved[num_groups:])
+        flat = iter(
+            Result(next(tensors), None if no_winner else next(tensors), groups[i], at)
+            for i, at, no_winner in ctx.places
+        )
+        results = [[next(flat) for _ in operation.stages] for operation in operations.each]
+        backward = _Backward(operations, x, gamma, results, gradient, sums, any(needed))
+        weights = (w if n else None for w, n in zip(backward.by_weights(), needed, strict=True))
+        return None, by_gamma, backward.by_x.permute(0, 3, 1, 2), *weights
+
+
+def _depths(operations: Operations) -> Iterator[tuple[int, list[tuple[int, Stage]]]]:
+    """Depth by depth the stages there are, with the numbers of their operations."""
+    for depth in range(max(len(operation.stages) for operation in operations.each)):
+        each = enumerate(operations.each)
+        yield depth, [(o, operation.stages[depth]) for o, operation in each if depth < len(operation.stages)]
+
+
+def _geometry(stage: Stage, N: int, E: int, H: int, W: int, C: int) -> Geometry:
+    K, stride, dilation, Co = 0, 1, 1, C
+    if stage.depthwise is not None:
+        K, stride, dilation = stage.depthwise.kernel_size[0], stage.depthwise.stride[0], stage.depthwise.dilation[0]
+    if stage.pool is not None:
+        K, stride = 3, cast(int, stage.pool.stride)
+    if stage.pointwise is not None:
+        Co = stage.pointwise.out_channels // E
+    pool = 0 if stage.pool is None else POOLS[type(stage.pool)]
+    return Geometry(N, E, H, W, -(-H // stride), -(-W // stride), C, Co, K, stride, dilation, pool)
+
+
+class _Forward:
+    """All stages of all operations: their results, and the last ones of chains, (O, N, E, H, W, C), and of pools,
+    (L, N, S, H, W, C), side by side."""
+
+    def __init__(self, operations: Operations, x: Tensor) -> None:
+        self.operations, self.x = operations, x
+        S, T = operations.S, operations.T
+        N, channels, H, W = x.shape
+        dtype, A = _arithmetic(x)
+        geometries: list[list[Geometry]] = []
+        for operation in operations.each:
+            sizes, E = (H, W, channels // S), S if operation.shared else S * T
+            geometries.append([])
+            for stage in operation.stages:
+                geometries[-1].append(one := _geometry(stage, N, E, *sizes))
+                sizes = one.Ho, one.Wo, one.Co
+        ends = [(of[-1], operation) for of, operation in zip(geometries, operations.each, strict=True) if of]
+        Ho, Wo = ends[0][0].Ho, ends[0][0].Wo
+        num_pools = sum(operation.shared for _, operation in ends)
+        self.chain_ends = x.new_empty(len(ends) - num_pools, N, S * T, Ho, Wo, channels // S)
+        self.pool_ends = x.new_empty(num_pools, N, S, Ho, Wo, channels // S)
+        last = iter([*self.chain_ends.unbind(), *self.pool_ends.unbind()])
+        last_of = {o: next(last) for o, operation in enumerate(operations.each) if operation.stages}
+        self.results: list[list[Result]] = [[] for _ in operations.each]
+        for depth, stages in _depths(operations):
+            alike: dict[tuple[Any, ...], list[tuple[int, Stage]]] = {}
+            for o, stage in stages:
+                assert stage.norm is not None
+                key = geometries[o][depth].Ho, geometries[o][depth].Wo, stage.norm.training, stage.norm.eps
+                alike.setdefault(key, []).append((o, stage))
+            for (*_, training, eps), members in alike.items():
+                shapes = [geometries[o][depth] for o, _ in members]
+                count = N * shapes[0].Ho * shapes[0].Wo
+                widest = _padded(max(max(one.C, one.Co) for one in shapes))
+                M = sum(one.E * one.Co for one in shapes)
+                norm = torch.empty(2, M, dtype=dtype, device=x.device)
+                group = Group(norm, Grid.of(count, max(one.E for one in shapes), widest), count)
+                part, at = group.part(), 0
+                for (o, stage), one in zip(members, shapes, strict=True):
+                    final = depth + 1 == len(operations.each[o].stages)
+                    y = last_of[o] if final else x.new_empty(N, one.E, one.Ho, one.Wo, one.Co)
+                    winner = torch.empty_like(y, dtype=torch.int8) if one.pool == 1 else None
+                    before = self.results[o][-1] if depth else None
+                    result = Result(y, winner, group, at)
+                    self._stage(stage, one, Source.of(operations.each[o], x, T, before), result, part)
+                    self.results[o].append(result)
+                    at += one.E * one.Co
+                _normalise([stage for _, stage in members], part, group, eps, training, A)
+
+    def _stage(self, stage: Stage, one: Geometry, source: Source, result: Result, part: Tensor) -> None:
+        grid = result.group.grid
+        _launch(
+            kernels.stage_forward, (grid.G, one.E),
+            *source[:3],
+            None if stage.depthwise is None else stage.depthwise.weight,
+            None if stage.pointwise is None else stage.pointwise.weight,
+            result.y, result.winner, part, result.group.M, result.at,
+            one.N, one.E, source.shared_by, one.H, one.W, one.Ho, one.Wo, grid.rounds,
+            C=one.C, Co=one.Co, CP=_padded(one.C), CoP=_padded(one.Co), BP=grid.BP,
+            K=one.K, STRIDE=one.stride, DILATION=one.dilation, POOL=one.pool, POINTWISE=stage.pointwise is not None,
+            ACTIVATION=stage.activation, A=_arithmetic(self.x)[1], PRECISION="ieee",
+            num_stages=1, **source.sizes(),
+        )  # fmt: skip
+
+    def norm_of_ends(self) -> Tensor:
+        """The BatchNorms of the last stages, (2, O · E · C + L · S · C)."""
+        ends = [results[-1] for results in self.results if results]
+        return torch.cat([end.group.norm[:, end.at :][:, : end.y.shape[1] * end.y.shape[4]] for end in ends], dim=1)
+
+
+def _normalise(stages: Sequence[Stage], part: Tensor, group: Group, eps: float, training: bool, A: Any) -> None:
+    """Fill in the group's BatchNorms, and let their running statistics take in the batch."""
+    norms = [stage.norm for stage in stages if stage.norm is not None]
+    means = [cast(Tensor, norm.running_mean) for norm in norms]
+    variances = [cast(Tensor, norm.running_var) for norm in norms]
+    if not training:
+        scale = (torch.cat(variances) + eps).rsqrt()
+        group.norm.copy_(torch.stack([scale, -torch.cat(means) * scale]))
+        return
+    stats, B = torch.empty_like(group.norm), 64
+    grid = (triton.cdiv(group.M, B),)
+    _launch(
+        kernels.statistics,
+        grid,
+        part,
+        group.norm,
+        stats,
+        group.M,
+        len(part),
+        float(group.count),
+        EPS=eps,
+        B=B,
+        R=32,
+        A=A,
+    )
+    sizes = [len(mean) for mean in means]
+    found = [piece for row in stats.to(means[0].dtype) for piece in row.split(sizes)]
+    torch._foreach_lerp_([*means, *variances], found, cast(float, norms[0].momentum))
+
+
+class _Mix(NamedTuple):
+    """The product of the last results with gamma."""
+
+    operations: Operations
+    x: Tensor
+    chains: Tensor
+    pools: Tensor
+    norm: Tensor
+
+    def _arguments(self) -> tuple[Any, ...]:
+        return self.chains, self.pools, self.x, self.norm, self.norm.shape[1]
+
+    def _sizes(self) -> dict[str, Any]:
+        C = self.chains.shape[-1]
+        identity = any(not operation.stages for operation in self.operations.each)
+        return {
+            "O": len(self.chains), "L": len(self.pools), "IDENTITY": identity, "S": self.operations.S,
+            "T": self.operations.T, "C": C, "CP": _padded(C), "A": _arithmetic(self.x)[1], "num_stages": 1,
+        }  # fmt: skip
+
+    def forward(self, gamma: Tensor) -> Tensor:
+        """The nodes (T, N, H, W, C)."""
+        _, N, _, H, W, C = self.chains.shape
+        T = self.operations.T
+        nodes = self.x.new_empty(T, N, H, W, C)
+        BP = max(16, TILE // _padded(C))
+        grid = (triton.cdiv(N * H * W, BP), T)
+        _launch(kernels.mix_forward, grid, *self._arguments(), gamma, nodes, N, H * W, BP=BP, **self._sizes())
+        return nodes
+
+    def sums(self, gradient: Tensor) -> Tensor:
+        """(number of operations + 1, E, C): over pixels, the node's gradient times each normalised output, and, last,
+        the gradient alone."""
+        _, N, E, H, W, C = self.chains.shape
+        rows = triton.next_power_of_2(len(self.operations.each) + 1)
+        grid = Grid.of(N * H * W, E, _padded(C))
+        part = torch.empty(grid.G, rows, E, C, dtype=_arithmetic(self.x)[0], device=self.x.device)
+        _launch(
+            kernels.mix_backward,
+            (grid.G, E),
+            *self._arguments(),
+            gradient,
+            part,
+            N,
+            H * W,
+            grid.rounds,
+            RP=rows,
+            BP=grid.BP,
+            **self._sizes(),
+        )
+        sums = part.sum(dim=0)
+        return torch.cat([sums[: len(self.operations.each)], sums[-1:]])
+
+
+class _Backward:
+    """Gradients of the states, (N, H, W, S · C), and of the weights, from that of the nodes."""
+
+    def __init__(
+        self,
+        operations: Operations,
+        x: Tensor,
+        gamma: Tensor,
+        results: Sequence[Sequence[Result]],
+        gradient: Tensor,
+        sums: Tensor,
+        weights: bool,
+    ) -> None:
+        self.operations, self.x, self.gamma, self.results = operations, x, gamma, results
+        N, channels, H, W = x.shape
+        self.S, self.T = operations.S, operations.T
+        self.dtype, self.A = _arithmetic(x)
+        self.by_x = x.new_empty(N, H, W, channels)
+        self.written = False
+        self._place_weights(weights)
+        C = channels // self.S
+        self.sizes = {"C": C, "CP": _padded(C), "BP": max(16, TILE // _padded(C)), "A": self.A, "num_stages": 1}
+        for o, operation in enumerate(operations.each):
+            if not operation.stages:
+                grid = (triton.cdiv(N * H * W, self.sizes["BP"]), self.S)
+                arguments = gradient, gamma, o * self.S * self.T, self.by_x, N, H * W, self.S, self.T
+                _launch(kernels.identity_backward, grid, *arguments, **self.sizes)
+                self.written = True
+        passed = [gradient for _ in operations.each]  # of each operation's stage that comes next
+        sums_of: list[tuple[Tensor, Tensor]] = [(sums[-1], row) for row in sums[:-1]]
+        for depth, stages in reversed(list(_depths(operations))):
+            parts: dict[int, tuple[Group, Tensor]] = {}  # of the stages before
+            for o, stage in stages:
+                before = results[o][depth - 1] if depth else None
+                part = None
+                if before is not None:
+                    part = parts.setdefault(id(before.group), (before.group, before.group.part()))[1]
+                last = depth + 1 == len(operations.each[o].stages)
+                passed[o] = self._stage(o, depth, stage, before, passed[o], sums_of[o], part, last)
+            totals = {key: part.sum(dim=0) for key, (_, part) in parts.items()}
+            for o, _ in stages:
+                if depth:
+                    before = results[o][depth - 1]
+                    one, other = totals[id(before.group)]
+                    sums_of[o] = one[before.at :], other[before.at :]
+
+    def _place_weights(self, wanted: bool) -> None:
+        """Give each weight its place in the row of gradients that every program writes its part of."""
+        self.places: dict[int, int] = {}
+        self.num_weights = 0
+        for stage in self.operations.stages():
+            for weight in stage.weights():
+                self.places[id(weight)] = self.num_weights
+                self.num_weights += weight.numel()
+        programs = [result.group.grid.G for results in self.results for result in results]
+        shape = (max(programs), self.num_weights)
+        self.part = torch.zeros(shape, dtype=self.dtype, device=self.x.device) if wanted else None
+
+    def by_weights(self) -> Iterator[Tensor | None]:
+        """In the order of the stages' weights, each laid out as its weight."""
+        total = None if self.part is None else self.part.sum(dim=0)
+        for stage in self.operations.stages():
+            for weight in stage.weights():
+                at = self.places[id(weight)]
+                yield None if total is None else total.as_strided(weight.shape, weight.stride(), at).to(weight.dtype)
+
+    def _stage(
+        self,
+        o: int,
+        depth: int,
+        stage: Stage,
+        before: Result | None,
+        gradient: Tensor,
+        sums: tuple[Tensor, Tensor],
+        part: Tensor | None,
+        last: bool,
+    ) -> Tensor:
+        """The gradient of the stage before's normalised output; of a first stage, the states' gradient takes it in."""
+        operation, result = self.operations.each[o], self.results[o][depth]
+        source = Source.of(operation, self.x, self.T, before)
+        N, E, Ho, Wo, Co = result.y.shape
+        if before is None:
+            (_, C, H, W), of = self.x.shape, None
+            C //= self.S
+        else:
+            (_, _, H, W, C), of = before.y.shape, before
+        one = _geometry(stage, N, E, H, W, C)
+        assert stage.norm is not None
+        whence = EDGES if not last else MIXED_NODES if operation.shared else NODES
+        grid = result.group.grid if of is None or one.K else of.group.grid
+        to = self.x.new_empty(N, E, Ho, Wo, C)
+        none = 0
+        depthwise = None if stage.depthwise is None else stage.depthwise.weight
+        pointwise = None if stage.pointwise is None else stage.pointwise.weight
+        shared = {
+            "C": C, "CP": _padded(C), "K": one.K, "STRIDE": one.stride, "DILATION": one.dilation, "POOL": one.pool,
+            "ACTIVATION": stage.activation, "A": self.A, "num_stages": 1, **source.sizes(),
+        }  # fmt: skip
+        weights = self.part is not None and one.pool == 0
+        unread = {} if weights or not one.K else {"FIRST": True, "IN_PIXEL": C, "NORM": False, "ACTIVATION": 0}
+        if unread and not one.pool:
+            unread |= {"K": 1, "STRIDE": 1, "DILATION": 1}
+        _launch(
+            kernels.stage_backward, (grid.G, E),
+            *source[:3], depthwise, pointwise, result.y, result.norm(), result.group.M,
+            gradient, self.gamma, o * self.S * self.T, *sums, to, part, none if of is None else of.group.M, none if of is None else of.at,
+            self.part, self.num_weights, self.places.get(id(depthwise), 0), self.places.get(id(pointwise), 0),
+            N, E, self.T, source.shared_by, H, W, Ho, Wo, float(result.group.count), grid.rounds,
+            Co=Co, CoP=_padded(Co), BP=grid.BP, KP=triton.next_power_of_2(one.K**2) if weights and one.K else 1,
+            POINTWISE=pointwise is not None, TRAINING=stage.norm.training, SOURCE=whence,
+            WEIGHTS=weights, PRECISION="ieee", **(shared | unread),
+        )  # fmt: skip
+        if not one.K:
+            return to
+        if of is None:
+            grid = Grid.of(N * H * W, self.S, _padded(C))
+            target, add = self.by_x, self.written
+            self.written = True
+            edges, inputs = self.S, E // self.S
+        else:
+            grid, target, add = of.group.grid, self.x.new_empty(N, E, H, W, C), False
+            edges, inputs = E, 1
+        _launch(
+            kernels.depthwise_backward, (grid.G, edges),
+            *source[:3], depthwise, result.winner, to, target,
+            part, none if of is None else of.group.M, none if of is None else of.at,
+            N, E, inputs, H, W, Ho, Wo, grid.rounds, BP=grid.BP, ADD=add, **shared,
+        )  # fmt: skip
+        return target

@@ -1,0 +1,86 @@
+"""The Triton kernels, on a GPU or, without one, in Triton's interpreter (see conftest.py)."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton", reason="Triton comes with PyTorch for GPUs, and is not installed here")
+
+from darts_sg.native import chains, gpu
+from darts_sg.networks.edges import EdgeBatch
+from darts_sg.networks.supernet import candidate
+from darts_sg.ops import OPERATIONS
+from tests.reference.transfer import assert_equal_tensors, randomize
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+EVERY = [name for name in OPERATIONS if name != "none"]
+
+
+@pytest.fixture(autouse=True)
+def small_programs_on_this_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several programs for an edge, and several rounds for each."""
+    monkeypatch.setattr(gpu, "TILE", 1024)
+    monkeypatch.setattr(gpu, "PROGRAMS", 4)
+    monkeypatch.setattr(chains, "computes", lambda x, stages: gpu.supports(stages))
+    monkeypatch.setattr(chains, "run", lambda inputs, gamma, operations: gpu.run(inputs[0], gamma, operations))
+
+
+def batch_of(names: list[str], S: int, T: int, C: int, stride: int) -> EdgeBatch:
+    edges = [[candidate(name, C, stride) for name in names] for _ in range(S * T)]
+    batch = EdgeBatch(edges, range(len(names)), S, C, stride)
+    randomize(batch, 0)
+    for layer in batch.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.num_batches_tracked = None  # as in a supernet
+    return batch.double().to(DEVICE, memory_format=torch.channels_last)
+
+
+def nodes_and_gradients(batch: EdgeBatch, states: list[Tensor], mixing: Tensor) -> list[Tensor]:
+    nodes = batch(states, mixing)
+    loss = sum((node * torch.linspace(-1, 1, node.numel(), device=DEVICE).view_as(node)).sum() for node in nodes)
+    wanted = [*states, mixing, *batch.parameters()]
+    return [*nodes, *torch.autograd.grad(loss, [t for t in wanted if t.requires_grad])]
+
+
+def compare(batch: EdgeBatch, C: int, size: int) -> None:
+    generator = torch.Generator().manual_seed(1)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(DEVICE)
+
+    whole = random(3, batch.S * C, size, size).contiguous(memory_format=torch.channels_last)
+    states = [part.requires_grad_() for part in whole.split(C, dim=1)]
+    mixing = random(batch.S * batch.T, len(batch.columns)).softmax(dim=1).requires_grad_()
+    other = copy.deepcopy(batch)
+    batch.native = True
+    assert_equal_tensors(nodes_and_gradients(batch, states, mixing), nodes_and_gradients(other, states, mixing))
+    assert_equal_tensors(batch.buffers(), other.buffers())
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_each_operation_gives_what_pytorch_gives(name: str, stride: int) -> None:
+    compare(batch_of([name], S=2, T=2, C=3, stride=stride), 3, 5 if stride == 1 else 6)
+
+
+@pytest.mark.parametrize(("S", "T", "stride", "size", "training"), [(2, 1, 2, 5, True), (1, 2, 1, 4, False)])
+def test_all_operations_together(S: int, T: int, stride: int, size: int, training: bool) -> None:
+    compare(batch_of(EVERY, S, T, 4, stride).train(training), 4, size)
+
+
+def test_frozen_weights_change_no_other_gradient() -> None:
+    batch = batch_of(["sep_conv_3x3", "sandglass_3x3", "max_pool_3x3", "skip_connect"], S=1, T=2, C=4, stride=1)
+    for weight in batch.parameters():
+        weight.requires_grad_(False)
+    compare(batch, 4, 4)
+
+
+def test_sums_of_programs_are_the_same_each_time() -> None:
+    batch = batch_of(["sep_conv_3x3", "avg_pool_3x3"], S=1, T=1, C=4, stride=1).float()
+    batch.native = True
+    x = torch.randn(4, 4, 6, 6, device=DEVICE).contiguous(memory_format=torch.channels_last).requires_grad_()
+    mixing = torch.full((1, 2), 0.5, device=DEVICE, requires_grad=True)
+    first, second = (nodes_and_gradients(batch, [x], mixing) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
