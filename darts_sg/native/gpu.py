@@ -149,7 +149,7 @@ def compile_ahead(passes: Callable[[], object], device: torch.device) -> int:
         passes()
     finally:
         found = list(_recorded.pop().values())
-    with ThreadPoolExecutor(initializer=torch.cuda.set_device, initargs=(device,)) as threads:
+    with ThreadPoolExecutor(initializer=torch.cuda.set_device, initargs=(device.index or 0,)) as threads:
         for kernel in [threads.submit(one.warmup, *plain, grid=(1,), **sizes) for one, plain, sizes in found]:
             kernel.result()
     return len(found)
