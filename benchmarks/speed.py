@@ -22,6 +22,7 @@ from benchmarks.memory import peak_mib
 from benchmarks.subjects import (
     Shape,
     Step,
+    compile_kernels,
     loading,
     native_kernels,
     own_step,
@@ -134,17 +135,35 @@ def launch_rows(native: bool) -> list[Row]:
 
 
 def accelerator_rows(device: str, compiled: bool) -> Iterator[Row]:
-    """First-order steps on a GPU, or on whatever device it is, in the ways a search can run them there."""
-    for batch in (16, 64):
+    """First-order steps on a GPU in the ways a search can run them there, all in turns with the textbook's."""
+    ways: dict[str, dict[str, Any]] = {
+        "": {"native": True, "captured": True},
+        ", bfloat16": {"native": True, "captured": True, "precision": torch.bfloat16},
+        ", launch by launch": {"native": True},
+        ", PyTorch kernels, captured": {"captured": True},
+        ", PyTorch kernels": {},
+    }
+    if compiled:
+        ways[", PyTorch kernels, bfloat16, compiled"] = {"precision": torch.bfloat16, "compiled": True}
+    for batch in (64, 16):
         shape = Shape(batch=batch, device=device)
-        ways: dict[str, dict[str, Any]] = {"": {}, ", bfloat16": {"precision": torch.bfloat16}}
-        if compiled:
-            ways[", bfloat16, compiled"] = {"precision": torch.bfloat16, "compiled": True}
-        for how, options in ways.items():
-            targets = (8, 15) if batch == 64 else (None, None)
-            own = own_step(shape, native=False, **options)
-            name = f"first-order step on {device}, batch {batch}{how}"
-            yield timed(name, textbook_step(shape), own, ROUNDS, *targets)
+        for precision in (torch.float32, torch.bfloat16):
+            compile_kernels(shape, precision)
+        steps = {how: own_step(shape, **{"native": False, **options}) for how, options in ways.items()}
+        times = interleave({"textbook": textbook_step(shape), **steps}, ROUNDS)
+        for how in ways:
+            ratios = [old / own for old, own in zip(times["textbook"], times[how], strict=True)]
+            yield Row(
+                f"first-order step on {device}, batch {batch}{how}",
+                "s",
+                median(times["textbook"]),
+                median(times[how]),
+                median(ratios),
+                (min(ratios), max(ratios)),
+                ROUNDS,
+                *((8, 15) if batch == 64 else (None, None)),
+                times={"baseline": times["textbook"], "own": times[how]},
+            )
 
 
 def retraining_row(native: bool) -> Row:

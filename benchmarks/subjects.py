@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from darts_sg import native
 from darts_sg.data import Augment, DataSpec, ImageSet, TrainBatches
-from darts_sg.engine.graphs import Captured
+from darts_sg.engine.graphs import WARM_UP, Captured
 from darts_sg.genotype import load_genotype
 from darts_sg.methods.hypergradient import Hypergradient, VirtualStep, first_order, frozen, unrolled
 from darts_sg.methods.relaxation import softmax
@@ -58,7 +58,12 @@ class Shape:
         operations = parse_space(self.space).operations
         net = Supernet(operations, channels=self.channels, cells=self.cells).to(memory_format=LAST)
         net.use_native(native)
-        return net.to(self.device)
+        net = net.to(self.device)
+        if native and self.device != "cpu":
+            from darts_sg.native import gpu
+
+            gpu.lay_out(net)
+        return net
 
     def textbook(self) -> tuple[nn.Module, list[Tensor]]:
         """The textbook's supernet with the weights and alphas of `supernet`."""
@@ -68,6 +73,22 @@ class Shape:
         net = net.to(self.device)
         copy_tensors(net.parameters(), mine.edge_form().values())
         return net, [alpha.detach().clone().requires_grad_() for alpha in mine.alphas()]
+
+
+def compile_kernels(shape: Shape, precision: torch.dtype) -> None:
+    """Compile the kernels of a step on a GPU, all at a time."""
+    from darts_sg.native import gpu
+
+    net, (x, _) = shape.supernet(native=True), shape.images()
+    x = x.contiguous(memory_format=LAST)
+
+    def passes() -> None:
+        for wanted, others in ((net.alphas(), net.weights()), (net.weights(), net.alphas())):
+            with frozen(others), torch.autocast("cuda", torch.bfloat16, enabled=precision == torch.bfloat16):
+                total = net(x, softmax(net)).sum()
+            torch.autograd.grad(total, wanted)
+
+    gpu.compile_ahead(passes, x.device)
 
 
 def alternating_step(
@@ -195,6 +216,8 @@ def own_step(
 
     if captured:
         graph = Captured(step)
+        for _ in range(WARM_UP + 1):
+            graph(None)
         return lambda: graph(None)
     return step
 

@@ -45,7 +45,8 @@ def prepare_device(device: torch.device, threads: int | None) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False
         torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # nobody reads it, and it is a launch each time
+        # memory that nobody reads need not be filled, which is a launch each time
+        setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 - typed as a module
 
 
 def keep_freed_memory() -> None:

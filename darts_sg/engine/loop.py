@@ -233,10 +233,10 @@ class Loop:
             self.images += result.num_images
             images_here += result.num_images
             self.next_step += 1
+            if len(self.meter.pending) >= SYNC_STEPS or self.next_step == self.job.steps_per_epoch:
+                self._check_finite()  # waits for a GPU
             now = time.monotonic()
             self.epoch_seconds = before + now - begun
-            if len(self.meter.pending) >= SYNC_STEPS or self.next_step == self.job.steps_per_epoch:
-                self._check_finite()
             self._show(images_here / (now - begun), now - begun, images_here)
             if self.next_step < self.job.steps_per_epoch:
                 self._stop_or_save(due=now - self.last_saved > self.checkpoint_seconds)

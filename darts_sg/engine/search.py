@@ -83,7 +83,7 @@ class SearchJob:
         self.supernet.use_native(setting.environment["kernels"] == "native")
         self.relaxation = RELAXATIONS[config.relaxation]
         if setting.environment["kernels"] == "native" and setting.device.type == "cuda":
-            self._compile_ahead()
+            self._prepare_gpu()
         if config.compile:
             compile_parts(self.supernet.edge_batches(), setting.device)
         self.weights, self.alphas = self.supernet.weights(), self.supernet.alphas()
@@ -99,11 +99,12 @@ class SearchJob:
         )  # fmt: skip
         self.captured = Captured(self._update) if captures(config, setting) else None
 
-    def _compile_ahead(self) -> None:
+    def _prepare_gpu(self) -> None:
         """Compile the Triton kernels of a step, all at a time instead of one after the other in the first steps."""
         from darts_sg.native import gpu
 
         print("preparing the Triton kernels for this GPU (the first time some minutes, later seconds)")
+        gpu.lay_out(self.supernet)
         supernet = copy.deepcopy(self.supernet)
         images = trial_batch(self.train_images, self.config, self.setting, self.config.batch_size)[0]
 

@@ -330,7 +330,9 @@ def choose_kernels(config: RunConfig, setting: Setting, *, on_gpu: bool = False)
                 raise UsageError("--kernels native: on a GPU they need Triton; install it, or leave the option out")
         if asked == "native":
             gpus = " or CUDA GPUs" if on_gpu else ""
-            raise UsageError(f"--kernels native is for CPUs with float32{gpus}, and no --compile; leave one of them out")
+            raise UsageError(
+                f"--kernels native is for CPUs with float32{gpus}, and no --compile; leave one of them out"
+            )
         return "pytorch"
     if asked == "auto" and setting.earlier:  # a run that does not say was started when there was no choice
         wanted = setting.earlier["environment"].get("kernels", "pytorch")

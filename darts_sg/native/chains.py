@@ -79,7 +79,7 @@ def stages_of(layers: Sequence[nn.Module], E: int) -> list[Stage] | None:
 def pool_of(layers: Sequence[nn.Module]) -> Stage | None:
     """The stage of a 3×3 pool, with its BatchNorm if it has one; None if the layers are something else."""
     norm = layers[1] if len(layers) == 2 else None
-    if len(layers) > 2 or type(layers[0]) not in POOLS or not isinstance(norm, nn.BatchNorm2d | None):
+    if len(layers) > 2 or not isinstance(layers[0], tuple(POOLS)) or not isinstance(norm, nn.BatchNorm2d | None):
         return None
     pool = cast(nn.MaxPool2d, layers[0])
     known = (pool.kernel_size, pool.padding) == (3, 1) and isinstance(pool.stride, int) and not pool.ceil_mode
@@ -88,6 +88,11 @@ def pool_of(layers: Sequence[nn.Module]) -> Stage | None:
     else:
         known = known and not cast(nn.AvgPool2d, pool).count_include_pad
     return Stage(norm, pool=pool) if known else None
+
+
+def kind_of(pool: nn.Module) -> int:
+    """Its number in POOLS."""
+    return next(number for kind, number in POOLS.items() if isinstance(pool, kind))
 
 
 def _is_depthwise(layer: nn.Module) -> bool:
@@ -339,7 +344,7 @@ def _layout(stage: Stage, image: _Image, previous: _Result | None, S: int, T: in
         layer = stage.depthwise
         layout.k, layout.stride, layout.dilation = layer.kernel_size[0], layer.stride[0], layer.dilation[0]
     if stage.pool is not None:
-        layout.k, layout.stride, layout.pool = 3, cast(int, stage.pool.stride), POOLS[type(stage.pool)]
+        layout.k, layout.stride, layout.pool = 3, cast(int, stage.pool.stride), kind_of(stage.pool)
     if stage.pointwise is not None:
         layout.Co = stage.pointwise.out_channels // (S * T)
     layout.Ho, layout.Wo = -(-H // layout.stride), -(-W // layout.stride)

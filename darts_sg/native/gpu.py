@@ -12,10 +12,10 @@ from typing import Any, NamedTuple, cast
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
+from torch import Tensor, nn
 
 from darts_sg.native import triton_kernels as kernels
-from darts_sg.native.chains import EDGES, MIXED_NODES, NODES, POOLS, Operation, Operations, Stage
+from darts_sg.native.chains import EDGES, MIXED_NODES, NODES, Operation, Operations, Stage, kind_of
 
 TILE = 1024  # pixels times channels that a program has in its registers at a time
 PROGRAMS = 1024  # of a launch, about: enough for a GPU's multiprocessors, and few enough for the sums of their parts
@@ -64,12 +64,13 @@ class Group:
     """Pixels of all images."""
 
     @property
-    def M(self) -> int:
+    def channels(self) -> int:
+        """M, of all stages."""
         return self.norm.shape[1]
 
     def part(self) -> Tensor:
         """For the programs' sums, (G, 2, M)."""
-        return self.norm.new_empty(self.grid.G, 2, self.M)
+        return self.norm.new_empty(self.grid.G, 2, self.channels)
 
 
 class Result(NamedTuple):
@@ -101,7 +102,7 @@ class Source(NamedTuple):
     def of(cls, operation: Operation, x: Tensor, T: int, before: Result | None) -> "Source":
         if before is None:
             return cls(x, None, 0, 1 if operation.shared else T, True, x.shape[1])
-        return cls(before.y, before.norm(), before.group.M, 1, False, before.y.shape[4])
+        return cls(before.y, before.norm(), before.group.channels, 1, False, before.y.shape[4])
 
     def sizes(self) -> dict[str, Any]:
         return {"FIRST": self.first, "IN_PIXEL": self.pixel, "NORM": self.norm is not None}
@@ -116,6 +117,21 @@ def supports(stages: Sequence[Stage]) -> bool:
     """Whether the kernels compute these stages: BatchNorms without weights, and a first stage that is no 1×1 alone."""
     plain = all(stage.norm is not None and not stage.norm.affine for stage in stages)
     return plain and (stages[0].pool is not None or stages[0].depthwise is not None)
+
+
+def taps(weight: Tensor) -> Tensor:
+    """A depthwise weight (E · C, 1, K, K) tap by tap, (K, K, 1, E · C): no copy of one that `lay_out` laid out."""
+    return weight.permute(2, 3, 1, 0).contiguous()
+
+
+def lay_out(module: nn.Module) -> None:
+    """Store the weights of all depthwise convolutions as the kernels read them: tap by tap, the channels side by side.
+
+    What they are to PyTorch, and in a checkpoint, stays the same.
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels > 1 and layer.kernel_size != (1, 1):
+            layer.weight.data = taps(layer.weight.data).permute(3, 2, 0, 1)
 
 
 def run(x: Tensor, gamma: Tensor, operations: Operations) -> list[Tensor]:
@@ -193,7 +209,7 @@ class _Run(torch.autograd.Function):
         if not by_x and not any(needed):
             return None, by_gamma, None, *(None for _ in needed)
         num_groups = len(ctx.groups)
-        groups = [Group(*three) for three in zip(saved, (g.grid for g in ctx.groups), (g.count for g in ctx.groups))]
+        groups = [Group(norm, g.grid, g.count) for norm, g in zip(saved[:num_groups], ctx.groups, strict=True)]
         tensors = iter(saved[num_groups:])
         flat = iter(
             Result(next(tensors), None if no_winner else next(tensors), groups[i], at)
@@ -220,7 +236,7 @@ def _geometry(stage: Stage, N: int, E: int, H: int, W: int, C: int) -> Geometry:
         K, stride = 3, cast(int, stage.pool.stride)
     if stage.pointwise is not None:
         Co = stage.pointwise.out_channels // E
-    pool = 0 if stage.pool is None else POOLS[type(stage.pool)]
+    pool = 0 if stage.pool is None else kind_of(stage.pool)
     return Geometry(N, E, H, W, -(-H // stride), -(-W // stride), C, Co, K, stride, dilation, pool)
 
 
@@ -278,9 +294,9 @@ class _Forward:
         _launch(
             kernels.stage_forward, (grid.G, one.E),
             *source[:3],
-            None if stage.depthwise is None else stage.depthwise.weight,
+            None if stage.depthwise is None else taps(stage.depthwise.weight),
             None if stage.pointwise is None else stage.pointwise.weight,
-            result.y, result.winner, part, result.group.M, result.at,
+            result.y, result.winner, part, result.group.channels, result.at,
             one.N, one.E, source.shared_by, one.H, one.W, one.Ho, one.Wo, grid.rounds,
             C=one.C, Co=one.Co, CP=_padded(one.C), CoP=_padded(one.Co), BP=grid.BP,
             K=one.K, STRIDE=one.stride, DILATION=one.dilation, POOL=one.pool, POINTWISE=stage.pointwise is not None,
@@ -303,20 +319,20 @@ def _normalise(stages: Sequence[Stage], part: Tensor, group: Group, eps: float, 
         scale = (torch.cat(variances) + eps).rsqrt()
         group.norm.copy_(torch.stack([scale, -torch.cat(means) * scale]))
         return
-    stats, B = torch.empty_like(group.norm), 64
-    grid = (triton.cdiv(group.M, B),)
+    stats, B = torch.empty_like(group.norm), 16
+    grid = (triton.cdiv(group.channels, B),)
     _launch(
         kernels.statistics,
         grid,
         part,
         group.norm,
         stats,
-        group.M,
+        group.channels,
         len(part),
         float(group.count),
         EPS=eps,
         B=B,
-        R=32,
+        R=128,
         A=A,
     )
     sizes = [len(mean) for mean in means]
@@ -340,7 +356,7 @@ class _Mix(NamedTuple):
         C = self.chains.shape[-1]
         identity = any(not operation.stages for operation in self.operations.each)
         return {
-            "O": len(self.chains), "L": len(self.pools), "IDENTITY": identity, "S": self.operations.S,
+            "CHAINS": len(self.chains), "POOLS": len(self.pools), "IDENTITY": identity, "S": self.operations.S,
             "T": self.operations.T, "C": C, "CP": _padded(C), "A": _arithmetic(self.x)[1], "num_stages": 1,
         }  # fmt: skip
 
@@ -442,7 +458,15 @@ class _Backward:
         for stage in self.operations.stages():
             for weight in stage.weights():
                 at = self.places[id(weight)]
-                yield None if total is None else total.as_strided(weight.shape, weight.stride(), at).to(weight.dtype)
+                if total is None:
+                    yield None
+                    continue
+                found = total[at : at + weight.numel()].to(weight.dtype)
+                channels, among, k, _ = weight.shape
+                if k > 1:
+                    yield found.view(k, k, among, channels).permute(3, 2, 0, 1)
+                else:
+                    yield found.as_strided(weight.shape, weight.stride(), found.storage_offset())
 
     def _stage(
         self,
@@ -469,29 +493,38 @@ class _Backward:
         whence = EDGES if not last else MIXED_NODES if operation.shared else NODES
         grid = result.group.grid if of is None or one.K else of.group.grid
         to = self.x.new_empty(N, E, Ho, Wo, C)
-        none = 0
-        depthwise = None if stage.depthwise is None else stage.depthwise.weight
+        depthwise = None if stage.depthwise is None else taps(stage.depthwise.weight)
         pointwise = None if stage.pointwise is None else stage.pointwise.weight
         shared = {
             "C": C, "CP": _padded(C), "K": one.K, "STRIDE": one.stride, "DILATION": one.dilation, "POOL": one.pool,
             "ACTIVATION": stage.activation, "A": self.A, "num_stages": 1, **source.sizes(),
         }  # fmt: skip
-        weights = self.part is not None and one.pool == 0
-        unread = {} if weights or not one.K else {"FIRST": True, "IN_PIXEL": C, "NORM": False, "ACTIVATION": 0}
-        if unread and not one.pool:
-            unread |= {"K": 1, "STRIDE": 1, "DILATION": 1}
+        of_before = (part, 0 if of is None else of.group.channels, 0 if of is None else of.at)
+        weights = self.part is not None and pointwise is not None
+        unread: dict[str, Any] = {}  # the same kernel for all that it does not read
+        if one.K and not weights:
+            unread = {"FIRST": True, "IN_PIXEL": C, "NORM": False, "ACTIVATION": 0}
+            if not one.pool:
+                unread |= {"K": 1, "STRIDE": 1, "DILATION": 1}
         _launch(
             kernels.stage_backward, (grid.G, E),
-            *source[:3], depthwise, pointwise, result.y, result.norm(), result.group.M,
-            gradient, self.gamma, o * self.S * self.T, *sums, to, part, none if of is None else of.group.M, none if of is None else of.at,
-            self.part, self.num_weights, self.places.get(id(depthwise), 0), self.places.get(id(pointwise), 0),
+            *source[:3], depthwise, pointwise, result.y, result.norm(), result.group.channels,
+            gradient, self.gamma, o * self.S * self.T, *sums, to, *of_before,
+            self.part, self.num_weights, self.places.get(id(pointwise), 0),
             N, E, self.T, source.shared_by, H, W, Ho, Wo, float(result.group.count), grid.rounds,
-            Co=Co, CoP=_padded(Co), BP=grid.BP, KP=triton.next_power_of_2(one.K**2) if weights and one.K else 1,
+            Co=Co, CoP=_padded(Co), BP=grid.BP,
             POINTWISE=pointwise is not None, TRAINING=stage.norm.training, SOURCE=whence,
             WEIGHTS=weights, PRECISION="ieee", **(shared | unread),
         )  # fmt: skip
         if not one.K:
             return to
+        if self.part is not None and stage.depthwise is not None:
+            several = {name: value for name, value in shared.items() if name != "POOL"}
+            _launch(
+                kernels.taps_backward, (grid.G, E, one.K),
+                *source[:3], to, self.part, self.num_weights, self.places[id(stage.depthwise.weight)],
+                N, E, source.shared_by, H, W, Ho, Wo, grid.rounds, BP=grid.BP, **several,
+            )  # fmt: skip
         if of is None:
             grid = Grid.of(N * H * W, self.S, _padded(C))
             target, add = self.by_x, self.written
@@ -503,7 +536,6 @@ class _Backward:
         _launch(
             kernels.depthwise_backward, (grid.G, edges),
             *source[:3], depthwise, result.winner, to, target,
-            part, none if of is None else of.group.M, none if of is None else of.at,
-            N, E, inputs, H, W, Ho, Wo, grid.rounds, BP=grid.BP, ADD=add, **shared,
+            *of_before, N, E, inputs, H, W, Ho, Wo, grid.rounds, BP=grid.BP, ADD=add, **shared,
         )  # fmt: skip
         return target

@@ -34,7 +34,9 @@ def _passed_back(gradient, v, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
-def _input(x, at, inside, c, C: tl.constexpr, scale, shift, NORM: tl.constexpr, ACTIVATION: tl.constexpr, A: tl.constexpr):
+def _input(
+    x, at, inside, c, C: tl.constexpr, scale, shift, NORM: tl.constexpr, ACTIVATION: tl.constexpr, A: tl.constexpr
+):
     """The activated input (BP, CP) at pixels that begin at the offsets `at` (BP,); zero where not `inside`."""
     mask = inside[:, None] & (c < C)[None, :]
     v = tl.load(x + at[:, None] + c[None, :], mask=mask, other=0.0).to(A)
@@ -48,7 +50,7 @@ def _input(x, at, inside, c, C: tl.constexpr, scale, shift, NORM: tl.constexpr, 
 
 @triton.jit
 def _convolved(
-    x, n, ho, wo, there, c, C: tl.constexpr, H, W, in_images, IN_PIXEL: tl.constexpr, scale, shift, weight,
+    x, n, ho, wo, there, c, C: tl.constexpr, H, W, in_images, IN_PIXEL: tl.constexpr, scale, shift, weight, between,
     K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, NORM: tl.constexpr, ACTIVATION: tl.constexpr,
     BP: tl.constexpr, CP: tl.constexpr, A: tl.constexpr,
 ):  # fmt: skip
@@ -61,7 +63,7 @@ def _convolved(
             inside = there & (h >= 0) & (h < H) & (w >= 0) & (w < W)
             at = (n * in_images + h * W + w) * IN_PIXEL
             v = _input(x, at, inside, c, C, scale, shift, NORM, ACTIVATION, A)
-            tap = tl.load(weight + c * (K * K) + i * K + j, mask=c < C, other=0.0).to(A)
+            tap = tl.load(weight + (i * K + j) * between + c, mask=c < C, other=0.0).to(A)
             total += v * tap[None, :]
     return total
 
@@ -70,7 +72,8 @@ def _convolved(
 def stage_forward(
     x, in_norm, in_M, depthwise, pointwise, y, winner, part, part_M, part_at,
     N, E, shared_by, H, W, Ho, Wo, rounds,
-    FIRST: tl.constexpr, IN_PIXEL: tl.constexpr, C: tl.constexpr, Co: tl.constexpr, CP: tl.constexpr, CoP: tl.constexpr, BP: tl.constexpr,
+    FIRST: tl.constexpr, IN_PIXEL: tl.constexpr, C: tl.constexpr, Co: tl.constexpr, CP: tl.constexpr,
+    CoP: tl.constexpr, BP: tl.constexpr,
     K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, POOL: tl.constexpr, POINTWISE: tl.constexpr,
     NORM: tl.constexpr, ACTIVATION: tl.constexpr, A: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -89,11 +92,11 @@ def stage_forward(
         x += source.to(tl.int64) * (H * W) * C
         in_images = E * H * W
     if K > 0 and POOL == 0:
-        depthwise += e * C * K * K
+        depthwise += e * C
     if POINTWISE:
         place = e * Co * C + co[None, :] * C + c[:, None]
         matrix = tl.load(pointwise + place, mask=(co < Co)[None, :] & (c < C)[:, None], other=0.0)
-    total, squares = tl.zeros((CoP,), A), tl.zeros((CoP,), A)
+    total, squares = tl.zeros((BP, CoP), A), tl.zeros((BP, CoP), A)
     for step in range(rounds):
         p = (g * rounds + step) * BP + tl.arange(0, BP)
         there = p < N * Ho * Wo
@@ -127,7 +130,7 @@ def stage_forward(
             out = out / count[:, None]
         elif K > 0:
             out = _convolved(
-                x, n, ho, wo, there, c, C, H, W, in_images, IN_PIXEL, scale, shift, depthwise,
+                x, n, ho, wo, there, c, C, H, W, in_images, IN_PIXEL, scale, shift, depthwise, E * C,
                 K, STRIDE, DILATION, NORM, ACTIVATION, BP, CP, A,
             )  # fmt: skip
         else:
@@ -141,11 +144,11 @@ def stage_forward(
         if POOL == MAX_POOL:
             tl.store(winner + to[:, None] + co[None, :], best.to(tl.int8), mask=mask)
         out = tl.where(mask, held.to(A), 0.0)
-        total += tl.sum(out, 0)
-        squares += tl.sum(out * out, 0)
-    to = part + g * 2 * part_M + part_at + e * Co + co
-    tl.store(to, total, mask=co < Co)
-    tl.store(to + part_M, squares, mask=co < Co)
+        total += out
+        squares += out * out
+    place = part + g * 2 * part_M + part_at + e * Co + co
+    tl.store(place, tl.sum(total, 0), mask=co < Co)
+    tl.store(place + part_M, tl.sum(squares, 0), mask=co < Co)
 
 
 @triton.jit(do_not_specialize=["M", "G", "count"])
@@ -174,11 +177,11 @@ def statistics(
 @triton.jit(do_not_specialize=["norm_M", "N", "P", "T"])
 def mix_forward(
     chains, pools, x, norm, norm_M, gamma, nodes, N, P,
-    O: tl.constexpr, L: tl.constexpr, IDENTITY: tl.constexpr, S: tl.constexpr, T, C: tl.constexpr, CP: tl.constexpr,
-    BP: tl.constexpr, A: tl.constexpr,
+    CHAINS: tl.constexpr, POOLS: tl.constexpr, IDENTITY: tl.constexpr, S: tl.constexpr, T,
+    C: tl.constexpr, CP: tl.constexpr, BP: tl.constexpr, A: tl.constexpr,
 ):  # fmt: skip
-    """nodes (T, N, P, C): the sum of gamma times the normalised outputs of O operations on edges, (O, N, E, P, C), of L
-    pools on states, (L, N, S, P, C), and of the states themselves."""
+    """nodes (T, N, P, C): the sum of gamma times the normalised outputs of chains on edges, (CHAINS, N, E, P, C), of pools
+    on states, (POOLS, N, S, P, C), and of the states themselves."""
     t = tl.program_id(1)
     p = tl.program_id(0) * BP + tl.arange(0, BP)
     there = p < N * P
@@ -187,7 +190,7 @@ def mix_forward(
     mask = there[:, None] & (c < C)[None, :]
     E = S * T
     total = tl.zeros((BP, CP), A)
-    for o in tl.static_range(O):
+    for o in tl.static_range(CHAINS):
         for s in tl.static_range(S):
             e = s * T + t
             factor = tl.load(gamma + o * E + e).to(A)
@@ -196,18 +199,18 @@ def mix_forward(
             at = ((n + o * N) * E + e) * P * C + r * C
             v = tl.load(chains + at[:, None] + c[None, :], mask=mask, other=0.0).to(A)
             total += v * scale[None, :] + shift[None, :]
-    for l in tl.static_range(L):
+    for i in tl.static_range(POOLS):
         for s in tl.static_range(S):
-            factor = tl.load(gamma + (O + l) * E + s * T + t).to(A)
-            at = ((n + l * N) * S + s) * P * C + r * C
+            factor = tl.load(gamma + (CHAINS + i) * E + s * T + t).to(A)
+            at = ((n + i * N) * S + s) * P * C + r * C
             v = tl.load(pools + at[:, None] + c[None, :], mask=mask, other=0.0).to(A)
-            place = norm + O * E * C + (l * S + s) * C + c
+            place = norm + CHAINS * E * C + (i * S + s) * C + c
             v = v * tl.load(place, mask=c < C, other=0.0).to(A)[None, :]
             v += tl.load(place + norm_M, mask=c < C, other=0.0).to(A)[None, :]
             total += v * factor
     if IDENTITY:
         for s in tl.static_range(S):
-            factor = tl.load(gamma + (O + L) * E + s * T + t).to(A)
+            factor = tl.load(gamma + (CHAINS + POOLS) * E + s * T + t).to(A)
             at = (n * P + r) * (S * C) + s * C
             total += tl.load(x + at[:, None] + c[None, :], mask=mask, other=0.0).to(A) * factor
     to = ((n + t * N) * P + r) * C
@@ -217,8 +220,8 @@ def mix_forward(
 @triton.jit(do_not_specialize=["norm_M", "N", "P", "rounds", "T"])
 def mix_backward(
     chains, pools, x, norm, norm_M, gradient, part, N, P, rounds,
-    O: tl.constexpr, L: tl.constexpr, IDENTITY: tl.constexpr, S: tl.constexpr, T, C: tl.constexpr, CP: tl.constexpr,
-    RP: tl.constexpr, BP: tl.constexpr, A: tl.constexpr,
+    CHAINS: tl.constexpr, POOLS: tl.constexpr, IDENTITY: tl.constexpr, S: tl.constexpr, T,
+    C: tl.constexpr, CP: tl.constexpr, RP: tl.constexpr, BP: tl.constexpr, A: tl.constexpr,
 ):  # fmt: skip
     """part (G, RP, E, C): the program's sums over pixels of the gradient of the node times each operation's normalised
     output; in row RP - 1 the sum of the gradient alone."""
@@ -236,31 +239,32 @@ def mix_backward(
         at = ((n + t * N) * P + r) * C
         d = tl.load(gradient + at[:, None] + c[None, :], mask=mask, other=0.0).to(A)
         sums += tl.where((row == RP - 1)[:, None], tl.sum(d, 0)[None, :], 0.0)
-        for o in tl.static_range(O):
+        for o in tl.static_range(CHAINS):
             scale = tl.load(norm + (o * E + e) * C + c, mask=c < C, other=0.0).to(A)
             shift = tl.load(norm + norm_M + (o * E + e) * C + c, mask=c < C, other=0.0).to(A)
             at = ((n + o * N) * E + e) * P * C + r * C
             v = tl.load(chains + at[:, None] + c[None, :], mask=mask, other=0.0).to(A)
             v = v * scale[None, :] + shift[None, :]
             sums += tl.where((row == o)[:, None], tl.sum(d * v, 0)[None, :], 0.0)
-        for l in tl.static_range(L):
-            at = ((n + l * N) * S + s) * P * C + r * C
+        for i in tl.static_range(POOLS):
+            at = ((n + i * N) * S + s) * P * C + r * C
             v = tl.load(pools + at[:, None] + c[None, :], mask=mask, other=0.0).to(A)
-            place = norm + O * E * C + (l * S + s) * C + c
+            place = norm + CHAINS * E * C + (i * S + s) * C + c
             v = v * tl.load(place, mask=c < C, other=0.0).to(A)[None, :]
             v += tl.load(place + norm_M, mask=c < C, other=0.0).to(A)[None, :]
-            sums += tl.where((row == O + l)[:, None], tl.sum(d * v, 0)[None, :], 0.0)
+            sums += tl.where((row == CHAINS + i)[:, None], tl.sum(d * v, 0)[None, :], 0.0)
         if IDENTITY:
             at = (n * P + r) * (S * C) + s * C
             v = tl.load(x + at[:, None] + c[None, :], mask=mask, other=0.0).to(A)
-            sums += tl.where((row == O + L)[:, None], tl.sum(d * v, 0)[None, :], 0.0)
+            sums += tl.where((row == CHAINS + POOLS)[:, None], tl.sum(d * v, 0)[None, :], 0.0)
     to = ((g * RP + row) * E + e) * C
     tl.store(part + to[:, None] + c[None, :], sums, mask=(c < C)[None, :])
 
 
 @triton.jit(do_not_specialize=["gamma_at", "N", "P", "T"])
 def identity_backward(
-    gradient, gamma, gamma_at, to, N, P, S: tl.constexpr, T, C: tl.constexpr, CP: tl.constexpr, BP: tl.constexpr, A: tl.constexpr
+    gradient, gamma, gamma_at, to, N, P, S: tl.constexpr, T, C: tl.constexpr, CP: tl.constexpr, BP: tl.constexpr,
+    A: tl.constexpr,
 ):  # fmt: skip
     """to (N, P, S · C): what the nodes give back to the states that they take as they are; the gamma of
     the identity, (E,), begins at gamma_at."""
@@ -280,17 +284,38 @@ def identity_backward(
     tl.store(to + at[:, None] + c[None, :], total.to(to.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["gamma_at", "in_M", "norm_M", "to_part_M", "to_part_at", "weights_M", "depthwise_at", "pointwise_at", "N", "E", "T", "shared_by", "H", "W", "Ho", "Wo", "count", "rounds"])
+@triton.jit(
+    do_not_specialize=[
+        "gamma_at",
+        "in_M",
+        "norm_M",
+        "to_part_M",
+        "to_part_at",
+        "weights_M",
+        "pointwise_at",
+        "N",
+        "E",
+        "T",
+        "shared_by",
+        "H",
+        "W",
+        "Ho",
+        "Wo",
+        "count",
+        "rounds",
+    ]
+)
 def stage_backward(
     x, in_norm, in_M, depthwise, pointwise, y, norm, norm_M,
-    gradient, gamma, gamma_at, sums, sums_y, to, to_part, to_part_M, to_part_at, weight_part, weights_M, depthwise_at, pointwise_at,
+    gradient, gamma, gamma_at, sums, sums_y, to, to_part, to_part_M, to_part_at, weight_part, weights_M, pointwise_at,
     N, E, T, shared_by, H, W, Ho, Wo, count, rounds,
-    FIRST: tl.constexpr, IN_PIXEL: tl.constexpr, C: tl.constexpr, Co: tl.constexpr, CP: tl.constexpr, CoP: tl.constexpr, BP: tl.constexpr, KP: tl.constexpr,
+    FIRST: tl.constexpr, IN_PIXEL: tl.constexpr, C: tl.constexpr, Co: tl.constexpr, CP: tl.constexpr,
+    CoP: tl.constexpr, BP: tl.constexpr,
     K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, POOL: tl.constexpr, POINTWISE: tl.constexpr,
     NORM: tl.constexpr, ACTIVATION: tl.constexpr, TRAINING: tl.constexpr, SOURCE: tl.constexpr,
     WEIGHTS: tl.constexpr, A: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Back through BatchNorm and the 1×1 convolution, with this program's part of the weights' gradients: weight_part
+    """Back through BatchNorm and the 1×1 convolution, with this program's part of its weights' gradients: weight_part
     (G, weights_M). The gamma of the operation begins at gamma_at.
 
     Writes the gradient of what the depthwise convolution or pool gave, (N, E, Ho, Wo, C), or, for a stage that has
@@ -298,7 +323,6 @@ def stage_backward(
     """
     g, e = tl.program_id(0), tl.program_id(1)
     c, co = tl.arange(0, CP), tl.arange(0, CoP)
-    tap = tl.arange(0, KP)
     gamma += gamma_at
     source = e // shared_by if FIRST else e
     scale, shift = tl.full((CP,), 1.0, A), tl.zeros((CP,), A)
@@ -312,7 +336,7 @@ def stage_backward(
         x += source.to(tl.int64) * (H * W) * C
         in_images = E * H * W
     if K > 0 and POOL == 0:
-        depthwise += e * C * K * K
+        depthwise += e * C
     if POINTWISE:
         row = e * Co * C + co[:, None] * C
         matrix = tl.load(pointwise + row + c[None, :], mask=(co < Co)[:, None] & (c < C)[None, :], other=0.0)
@@ -333,8 +357,7 @@ def stage_backward(
                 mean, mean_y = mean * factor, mean_y * factor
         mean, mean_y = mean / count, mean_y / count
     by_matrix = tl.zeros((CoP, CP), A)
-    by_taps = tl.zeros((KP, CP), A)
-    total, total_y = tl.zeros((CP,), A), tl.zeros((CP,), A)
+    total, total_y = tl.zeros((BP, CP), A), tl.zeros((BP, CP), A)
     for step in range(rounds):
         p = (g * rounds + step) * BP + tl.arange(0, BP)
         there = p < N * Ho * Wo
@@ -363,7 +386,7 @@ def stage_backward(
             if WEIGHTS:
                 if K > 0:
                     v = _convolved(
-                        x, n, ho, wo, there, c, C, H, W, in_images, IN_PIXEL, scale, shift, depthwise,
+                        x, n, ho, wo, there, c, C, H, W, in_images, IN_PIXEL, scale, shift, depthwise, E * C,
                         K, STRIDE, DILATION, NORM, ACTIVATION, BP, CP, A,
                     )  # fmt: skip
                 else:
@@ -378,43 +401,95 @@ def stage_backward(
                 rows = tl.minimum(ho * STRIDE + 1, H - 1) - tl.maximum(ho * STRIDE - 1, 0) + 1
                 columns = tl.minimum(wo * STRIDE + 1, W - 1) - tl.maximum(wo * STRIDE - 1, 0) + 1
                 d = d / (rows * columns).to(A)[:, None]
-            if WEIGHTS and POOL == 0:
-                for i in range(K):
-                    h = ho * STRIDE + (i - K // 2) * DILATION
-                    for j in tl.static_range(K):
-                        w = wo * STRIDE + (j - K // 2) * DILATION
-                        inside = there & (h >= 0) & (h < H) & (w >= 0) & (w < W)
-                        of = (n * in_images + h * W + w) * IN_PIXEL
-                        v = _input(x, of, inside, c, C, scale, shift, NORM, ACTIVATION, A)
-                        by_taps += tl.where((tap == i * K + j)[:, None], tl.sum(v * d, 0)[None, :], 0.0)
         else:
             of = (n * in_images + r) * IN_PIXEL
             v = tl.load(x + of[:, None] + c[None, :], mask=mask, other=0.0).to(A)
             v = v * scale[None, :] + shift[None, :]
             d = tl.where(mask, _passed_back(d, v, ACTIVATION), 0.0)
-            total += tl.sum(d, 0)
-            total_y += tl.sum(d * v, 0)
+            total += d
+            total_y += d * v
         tl.store(to + at[:, None] + c[None, :], d.to(to.dtype.element_ty), mask=mask)
     if K == 0:
         of = to_part + g * 2 * to_part_M + to_part_at + e * C + c
-        tl.store(of, total, mask=c < C)
-        tl.store(of + to_part_M, total_y, mask=c < C)
-    if WEIGHTS:
-        if POINTWISE:
-            of = weight_part + g.to(tl.int64) * weights_M + pointwise_at + e * Co * C
-            place = co[:, None] * C + c[None, :]
-            tl.store(of + place, by_matrix, mask=(co < Co)[:, None] & (c < C)[None, :])
-        if K > 0 and POOL == 0:
-            of = weight_part + g.to(tl.int64) * weights_M + depthwise_at + e * C * K * K
-            place = c[None, :] * (K * K) + tap[:, None]
-            tl.store(of + place, by_taps, mask=(tap < K * K)[:, None] & (c < C)[None, :])
+        tl.store(of, tl.sum(total, 0), mask=c < C)
+        tl.store(of + to_part_M, tl.sum(total_y, 0), mask=c < C)
+    if WEIGHTS and POINTWISE:
+        of = weight_part + g.to(tl.int64) * weights_M + pointwise_at + e * Co * C
+        place = co[:, None] * C + c[None, :]
+        tl.store(of + place, by_matrix, mask=(co < Co)[:, None] & (c < C)[None, :])
+
+
+@triton.jit(
+    do_not_specialize=["in_M", "weights_M", "depthwise_at", "N", "E", "shared_by", "H", "W", "Ho", "Wo", "rounds"]
+)
+def taps_backward(
+    x, in_norm, in_M, gradient, weight_part, weights_M, depthwise_at, N, E, shared_by, H, W, Ho, Wo, rounds,
+    FIRST: tl.constexpr, IN_PIXEL: tl.constexpr, C: tl.constexpr, CP: tl.constexpr, BP: tl.constexpr,
+    K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, NORM: tl.constexpr, ACTIVATION: tl.constexpr,
+    A: tl.constexpr,
+):  # fmt: skip
+    """The program's part of the gradients of a row of a depthwise convolution's weights, K taps side by side, from the
+    gradient (N, E, Ho, Wo, C) of its output: weight_part (G, weights_M)."""
+    g, e, i = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    c = tl.arange(0, CP)
+    source = e // shared_by if FIRST else e
+    scale, shift = tl.full((CP,), 1.0, A), tl.zeros((CP,), A)
+    if NORM:
+        scale = tl.load(in_norm + source * C + c, mask=c < C, other=0.0).to(A)
+        shift = tl.load(in_norm + in_M + source * C + c, mask=c < C, other=0.0).to(A)
+    if FIRST:
+        x += source * C
+        in_images = H * W
+    else:
+        x += source.to(tl.int64) * (H * W) * C
+        in_images = E * H * W
+    tap_0, tap_1, tap_2 = tl.zeros((BP, CP), A), tl.zeros((BP, CP), A), tl.zeros((BP, CP), A)
+    tap_3, tap_4, tap_5, tap_6 = tap_0, tap_0, tap_0, tap_0
+    for step in range(rounds):
+        p = (g * rounds + step) * BP + tl.arange(0, BP)
+        there = p < N * Ho * Wo
+        n, r = (p // (Ho * Wo)).to(tl.int64), p % (Ho * Wo)
+        ho, wo = r // Wo, r % Wo
+        at = ((n * E + e) * (Ho * Wo) + r) * C
+        d = tl.load(gradient + at[:, None] + c[None, :], mask=there[:, None] & (c < C)[None, :], other=0.0).to(A)
+        h = ho * STRIDE + (i - K // 2) * DILATION
+        for j in tl.static_range(K):
+            w = wo * STRIDE + (j - K // 2) * DILATION
+            inside = there & (h >= 0) & (h < H) & (w >= 0) & (w < W)
+            of = (n * in_images + h * W + w) * IN_PIXEL
+            v = d * _input(x, of, inside, c, C, scale, shift, NORM, ACTIVATION, A)
+            if j == 0:
+                tap_0 += v
+            elif j == 1:
+                tap_1 += v
+            elif j == 2:
+                tap_2 += v
+            elif j == 3:
+                tap_3 += v
+            elif j == 4:
+                tap_4 += v
+            elif j == 5:
+                tap_5 += v
+            else:
+                tap_6 += v
+    to = weight_part + g.to(tl.int64) * weights_M + depthwise_at + i * K * (E * C) + e * C + c
+    tl.store(to, tl.sum(tap_0, 0), mask=c < C)
+    tl.store(to + E * C, tl.sum(tap_1, 0), mask=c < C)
+    tl.store(to + 2 * E * C, tl.sum(tap_2, 0), mask=c < C)
+    if K >= 5:
+        tl.store(to + 3 * E * C, tl.sum(tap_3, 0), mask=c < C)
+        tl.store(to + 4 * E * C, tl.sum(tap_4, 0), mask=c < C)
+    if K >= 7:
+        tl.store(to + 5 * E * C, tl.sum(tap_5, 0), mask=c < C)
+        tl.store(to + 6 * E * C, tl.sum(tap_6, 0), mask=c < C)
 
 
 @triton.jit(do_not_specialize=["in_M", "part_M", "part_at", "N", "E", "T", "H", "W", "Ho", "Wo", "rounds"])
 def depthwise_backward(
     x, in_norm, in_M, depthwise, winner, gradient, to,
     part, part_M, part_at, N, E, T, H, W, Ho, Wo, rounds,
-    FIRST: tl.constexpr, IN_PIXEL: tl.constexpr, C: tl.constexpr, CP: tl.constexpr, BP: tl.constexpr, K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr,
+    FIRST: tl.constexpr, IN_PIXEL: tl.constexpr, C: tl.constexpr, CP: tl.constexpr, BP: tl.constexpr,
+    K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr,
     POOL: tl.constexpr, NORM: tl.constexpr, ACTIVATION: tl.constexpr, ADD: tl.constexpr, A: tl.constexpr,
 ):  # fmt: skip
     """Back through the depthwise convolution or pool and the activation, from gradient (N, E, Ho, Wo, C).
@@ -436,7 +511,7 @@ def depthwise_backward(
         x += s.to(tl.int64) * (H * W) * C
         to += s.to(tl.int64) * (H * W) * C
         in_images = E * H * W
-    total, total_y = tl.zeros((CP,), A), tl.zeros((CP,), A)
+    total, total_y = tl.zeros((BP, CP), A), tl.zeros((BP, CP), A)
     for step in range(rounds):
         p = (g * rounds + step) * BP + tl.arange(0, BP)
         there = p < N * H * W
@@ -459,7 +534,7 @@ def depthwise_backward(
                         won = tl.load(winner + at[:, None] + c[None, :], mask=mask, other=-1)
                         v = tl.where(won == i * K + j, v, 0.0)
                     if POOL == 0:
-                        tap = tl.load(depthwise + (e * C + c) * (K * K) + i * K + j, mask=c < C, other=0.0).to(A)
+                        tap = tl.load(depthwise + (i * K + j) * (E * C) + e * C + c, mask=c < C, other=0.0).to(A)
                         v = v * tap[None, :]
                     d += v
         mask = there[:, None] & (c < C)[None, :]
@@ -469,13 +544,13 @@ def depthwise_backward(
             v = v * scale[None, :] + shift[None, :]
             d = tl.where(mask, _passed_back(d, v, ACTIVATION), 0.0)
         if NORM:
-            total += tl.sum(d, 0)
-            total_y += tl.sum(d * v, 0)
+            total += d
+            total_y += d * v
         at = to + at[:, None] + c[None, :]
         if ADD:
             d += tl.load(at, mask=mask, other=0.0).to(A)
         tl.store(at, d.to(to.dtype.element_ty), mask=mask)
     if NORM:
         at = part + g * 2 * part_M + part_at + s * C + c
-        tl.store(at, total, mask=c < C)
-        tl.store(at + part_M, total_y, mask=c < C)
+        tl.store(at, tl.sum(total, 0), mask=c < C)
+        tl.store(at + part_M, tl.sum(total_y, 0), mask=c < C)

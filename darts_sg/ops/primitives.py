@@ -22,6 +22,22 @@ class Zero(nn.Module):
         return torch.zeros_like(x[..., :: self.stride, :: self.stride])
 
 
+class AvgPool(nn.AvgPool2d):
+    """3×3 average pool, padding not counted.
+
+    On a CUDA GPU it is computed with the channels outermost: up to version 2.13 PyTorch gives wrong gradients there for
+    padded average pools of tensors in channels_last, without a word (its issue 188344).
+    """
+
+    def __init__(self, stride: int) -> None:
+        super().__init__(3, stride, padding=1, count_include_pad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.is_cuda and x.is_contiguous(memory_format=torch.channels_last):
+            return super().forward(x.contiguous()).contiguous(memory_format=torch.channels_last)
+        return super().forward(x)
+
+
 class ConvBN(nn.Sequential):
     """1×1 convolution - BN: (N, C_in, H, W) to (N, C_out, H, W)."""
 
@@ -115,7 +131,7 @@ def max_pool_3x3(C: int, stride: int, affine: bool) -> nn.Module:
 
 @register_operation("avg_pool_3x3", "pool", "3×3 average pool, padding not counted")
 def avg_pool_3x3(C: int, stride: int, affine: bool) -> nn.Module:
-    return nn.AvgPool2d(3, stride, padding=1, count_include_pad=False)
+    return AvgPool(stride)
 
 
 @register_operation(

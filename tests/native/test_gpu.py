@@ -16,12 +16,13 @@ from tests.reference.transfer import assert_equal_tensors, randomize
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 EVERY = [name for name in OPERATIONS if name != "none"]
+SEVERAL = ["sep_conv_3x3", "dil_conv_3x3", "sandglass_3x3", "max_pool_3x3", "avg_pool_3x3", "skip_connect"]
 
 
 @pytest.fixture(autouse=True)
 def small_programs_on_this_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several programs for an edge, and several rounds for each."""
-    monkeypatch.setattr(gpu, "TILE", 1024)
+    monkeypatch.setattr(gpu, "TILE", 512)
     monkeypatch.setattr(gpu, "PROGRAMS", 4)
     monkeypatch.setattr(chains, "computes", lambda x, stages: gpu.supports(stages))
     monkeypatch.setattr(chains, "run", lambda inputs, gamma, operations: gpu.run(inputs[0], gamma, operations))
@@ -50,7 +51,7 @@ def compare(batch: EdgeBatch, C: int, size: int) -> None:
     def random(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64).to(DEVICE)
 
-    whole = random(3, batch.S * C, size, size).contiguous(memory_format=torch.channels_last)
+    whole = random(2, batch.S * C, size, size).contiguous(memory_format=torch.channels_last)
     states = [part.requires_grad_() for part in whole.split(C, dim=1)]
     mixing = random(batch.S * batch.T, len(batch.columns)).softmax(dim=1).requires_grad_()
     other = copy.deepcopy(batch)
@@ -62,12 +63,13 @@ def compare(batch: EdgeBatch, C: int, size: int) -> None:
 @pytest.mark.parametrize("name", EVERY)
 @pytest.mark.parametrize("stride", [1, 2])
 def test_each_operation_gives_what_pytorch_gives(name: str, stride: int) -> None:
-    compare(batch_of([name], S=2, T=2, C=3, stride=stride), 3, 5 if stride == 1 else 6)
+    S, T = (1, 2) if stride == 1 else (2, 1)
+    compare(batch_of([name], S, T, C=3, stride=stride), 3, size=4)
 
 
 @pytest.mark.parametrize(("S", "T", "stride", "size", "training"), [(2, 1, 2, 5, True), (1, 2, 1, 4, False)])
-def test_all_operations_together(S: int, T: int, stride: int, size: int, training: bool) -> None:
-    compare(batch_of(EVERY, S, T, 4, stride).train(training), 4, size)
+def test_several_operations_together(S: int, T: int, stride: int, size: int, training: bool) -> None:
+    compare(batch_of(SEVERAL, S, T, 4, stride).train(training), 4, size)
 
 
 def test_frozen_weights_change_no_other_gradient() -> None:
@@ -80,7 +82,7 @@ def test_frozen_weights_change_no_other_gradient() -> None:
 def test_sums_of_programs_are_the_same_each_time() -> None:
     batch = batch_of(["sep_conv_3x3", "avg_pool_3x3"], S=1, T=1, C=4, stride=1).float()
     batch.native = True
-    x = torch.randn(4, 4, 6, 6, device=DEVICE).contiguous(memory_format=torch.channels_last).requires_grad_()
+    x = torch.randn(4, 4, 4, 4, device=DEVICE).contiguous(memory_format=torch.channels_last).requires_grad_()
     mixing = torch.full((1, 2), 0.5, device=DEVICE, requires_grad=True)
     first, second = (nodes_and_gradients(batch, [x], mixing) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
