@@ -514,7 +514,10 @@ def test_derive_within_bounds_from_a_search(
     assert "weight kept" in out
 
 
-def test_compare_cost_export_validate(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_compare_cost_export_validate(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where there are no results to look through
     names = ["DARTS_V1", "DARTS_V2"]
     _, out, _ = in_process(capsys, "genotype", "compare", *names, "--json")
     assert [row["params"] for row in json.loads(out)] == [3_169_414, 3_349_342]
