@@ -27,6 +27,8 @@ from darts_sg.engine.weights import read_weights
 from darts_sg.genotype import load_genotype, renamed
 from darts_sg.networks.mobile import find_model
 
+pytestmark = [pytest.mark.usefixtures("rendered_once"), pytest.mark.xdist_group("command line")]  # one `undisturbed`
+
 ROOT = Path(__file__).parent.parent
 SHORT = ["--dataset=synthetic", "--batch-size=8", "--train-images=40", "--epochs=3", "--threads=1"]
 TINY = [*SHORT, "--channels=4", "--cells=3"]
@@ -85,7 +87,7 @@ def assert_same(a: object, b: object, where: str = "") -> None:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def undisturbed(rendered_once: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A finished run of each job: of both scripts, and of the console command, in this process, for the model."""
     folder = tmp_path_factory.mktemp("undisturbed")
     for job in ("search", "augment"):
@@ -521,18 +523,18 @@ def test_compare_cost_export_validate(
     names = ["DARTS_V1", "DARTS_V2"]
     _, out, _ = in_process(capsys, "genotype", "compare", *names, "--json")
     assert [row["params"] for row in json.loads(out)] == [3_169_414, 3_349_342]
-    _, out, _ = in_process(capsys, "genotype", "compare", *names, "--csv")
+    shape = ["--channels", "4", "--cells", "3"]
+    _, out, _ = in_process(capsys, "genotype", "compare", *names, *shape, "--csv")
     assert out.splitlines()[0].startswith("name,space,normal_operations")
     assert len(out.splitlines()) == 3
     _, out, _ = in_process(capsys, "genotype", "compare", *names, "--markdown")
     assert "| params | 3,169,414 | 3,349,342 |" in out
     picture = tmp_path / "comparison.svg"
-    small = ["--channels", "4", "--cells", "3", "--latency", "--batch-size", "2", "-o", str(picture)]
-    _, out, _ = in_process(capsys, "genotype", "compare", *names, *small)
+    timed = ["--latency", "--batch-size", "2", "-o", str(picture)]
+    _, out, _ = in_process(capsys, "genotype", "compare", *names, *shape, *timed)
     for text in ("edges shared with first", "latency batch", "threads", str(picture)):
         assert text in out
     assert "<svg" in picture.read_text()
-    shape = ["--channels", "4", "--cells", "3"]
     _, out, _ = in_process(capsys, "genotype", "cost", "DARTS_V2", *shape, "--batch-size", "2", "--json")
     content = json.loads(out)
     assert sum(part["params"] for part in content["by_operation"]) == content["params"]
@@ -570,6 +572,7 @@ def test_compare_finds_what_was_measured_in_run_folders(
     same = tmp_path / "mine.yaml"
     renamed(load_genotype("DARTS_V2"), "mine").save(same)
     compare = ["genotype", "compare", str(same), "DARTS_V1", "--results", str(undisturbed["augment"].parent)]
+    compare += ["--channels", "4", "--cells", "3"]
     code, out, err = in_process(capsys, *compare, "--json")
     assert code == 0, err
     mine, other = json.loads(out)
