@@ -27,7 +27,7 @@ from darts_sg.engine.weights import read_weights
 from darts_sg.genotype import load_genotype, renamed
 from darts_sg.networks.mobile import find_model
 
-pytestmark = [pytest.mark.usefixtures("rendered_once"), pytest.mark.xdist_group("command line")]  # one `undisturbed`
+pytestmark = pytest.mark.usefixtures("rendered_once")
 
 ROOT = Path(__file__).parent.parent
 SHORT = ["--dataset=synthetic", "--batch-size=8", "--train-images=40", "--epochs=3", "--threads=1"]

@@ -19,7 +19,7 @@ from tests.reference import textbook
 from tests.reference.transfer import assert_equal_tensors, copy_tensors, gradients, randomize
 
 EVERY = "+".join(OPERATIONS)
-PLAIN = {"channels": 4, "cells": 5, "num_classes": 7}
+PLAIN = {"channels": 4, "cells": 4, "num_classes": 7}
 IMAGENET = {**PLAIN, "network": "imagenet"}
 PARTIAL = {"channels": 8, "cells": 3, "num_classes": 7, "partial_channels": 4}
 FEW = {"num_nodes": 2}  # where there are many operations
