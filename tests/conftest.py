@@ -2,9 +2,14 @@
 interpreter, which has to be chosen before anything imports Triton."""
 
 import os
+from collections.abc import Iterator
 
+import numpy as np
+import pytest
 import torch
 from hypothesis import settings
+
+from darts_sg.data import ImageSet, synthetic
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
@@ -12,3 +17,22 @@ if not torch.cuda.is_available():
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 torch.set_num_threads(1)
+
+RENDERED: dict[tuple[int, int], ImageSet] = {}
+"""By the number of images and the state of the generator."""
+
+
+@pytest.fixture(scope="module")
+def rendered_once() -> Iterator[None]:
+    """Runs in this process on the rendered figures share them: rendering takes longer than a short run's training."""
+    render = synthetic.render
+
+    def known(num_images: int, rng: np.random.Generator) -> ImageSet:
+        key = num_images, rng.bit_generator.state["state"]["state"]
+        if key not in RENDERED:
+            RENDERED[key] = render(num_images, rng)
+        return RENDERED[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(synthetic, "render", known)
+        yield

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import peers, speed, subjects
+from benchmarks import machine, peers, speed, subjects
 from benchmarks.launches import count
 from benchmarks.speed import Row, interleave
 from darts_sg.__main__ import PROG, run
 from darts_sg.cli import answer
+from darts_sg.spaces import parse_space
 from tests.data.fakes import write_imagenet
 
 
@@ -21,6 +22,22 @@ class Toy(subjects.Shape):
     channels: int = 4
     cells: int = 3
     size: int = 8
+
+
+TOY_SPACES = {
+    "darts": "sep_conv_3x3+skip_connect",
+    "darts+sandglass": "sep_conv_3x3+skip_connect+sandglass_3x3",
+    "darts+sandglass+ir": "sep_conv_3x3+skip_connect+sandglass_3x3+inverted_residual_3x3",
+}
+
+
+@pytest.fixture
+def toy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Toy shapes in spaces of a few operations, and one round."""
+    monkeypatch.setattr(speed, "Shape", Toy)
+    for module in (subjects, machine):
+        monkeypatch.setattr(module, "parse_space", lambda text: parse_space(TOY_SPACES[text]))
+    monkeypatch.setattr(speed, "ROUNDS", 1)
 
 
 def command(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -71,9 +88,7 @@ def test_the_steps_that_are_compared_do_the_same() -> None:
             torch.testing.assert_close(a, b, rtol=1e-2, atol=2e-5)
 
 
-def test_the_ways_of_a_gpu_run_on_any_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speed, "Shape", Toy)
-    monkeypatch.setattr(speed, "ROUNDS", 1)
+def test_the_ways_of_a_gpu_run_on_any_device(toy: None) -> None:
     rows = list(speed.accelerator_rows("cpu", compiled=False))
     assert [row.name for row in rows] == [
         f"first-order step on cpu, batch {batch}{how}" for batch in (16, 64) for how in ("", ", bfloat16")
@@ -101,16 +116,15 @@ def test_quick_prints_the_table_and_writes_json_and_picture(
 
 
 def test_the_whole_bench_prints_every_table(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    toy: None, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(speed, "Shape", Toy)
     monkeypatch.setattr("benchmarks.machine.measured_peaks", lambda: (100.0, 10.0))
+    monkeypatch.setattr(speed, "interleave", lambda steps, rounds: interleave(steps, 1))
     monkeypatch.setattr(speed, "peak_mib", lambda which, batch, threads: {"textbook": 800.0}.get(which, 200.0))
-    monkeypatch.setattr(speed, "ROUNDS", 1)
     monkeypatch.setattr(speed, "SCALES", {"channels": (4,), "cells": (3,), "batch": (2,)})
-    toy = {"channels": 4, "cells": 3}
+    small = {"channels": 4, "cells": 3}
     monkeypatch.setattr(
-        speed, "retraining_steps", lambda name, batch, **how: subjects.retraining_steps(name, 2, **toy, **how)
+        speed, "retraining_steps", lambda name, batch, **how: subjects.retraining_steps(name, 2, **small, **how)
     )
     code, out, err = command(capsys, "--json", str(tmp_path / "all.json"))
     assert code == 0, err

@@ -1,5 +1,6 @@
 """The real command lines, end to end, as a user runs them."""
 
+import io
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,8 @@ from darts_sg.engine.checkpoint import checkpoints, read_torch
 from darts_sg.engine.weights import read_weights
 from darts_sg.genotype import load_genotype, renamed
 from darts_sg.networks.mobile import find_model
+
+pytestmark = pytest.mark.usefixtures("rendered_once")
 
 ROOT = Path(__file__).parent.parent
 SHORT = ["--dataset=synthetic", "--batch-size=8", "--train-images=40", "--epochs=3", "--threads=1"]
@@ -83,13 +87,17 @@ def assert_same(a: object, b: object, where: str = "") -> None:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A finished run of each job."""
+def undisturbed(rendered_once: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A finished run of each job: of both scripts, and of the console command, in this process, for the model."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    for job, command in JOBS.items():
-        code, out, err = finish(start([*command, "--run-dir", job], folder))
+    for job in ("search", "augment"):
+        code, out, err = finish(start([*JOBS[job], "--run-dir", job], folder))
         assert code == 0, err
         assert f"{job}/report.md" in out
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as said:
+        patch.chdir(folder)
+        run(["augment", *MODEL[1:], "--run-dir", "model"])
+    assert "model/report.md" in said.getvalue()
     return {job: folder / job for job in JOBS}
 
 
@@ -160,21 +168,28 @@ def test_a_model_is_trained_by_the_same_engine(undisturbed: dict[str, Path]) -> 
     assert rates == pytest.approx([0.1 / 3, 0.2 / 3, 0.1])
 
 
-def test_a_found_genotype_is_retrained_with_a_held_out_part(undisturbed: dict[str, Path], tmp_path: Path) -> None:
-    genotype = undisturbed["search"] / "genotype.yaml"
-    options = ["--genotype", str(genotype), "--validation-images", "20", "--epochs", "1", "--run-dir", "run"]
-    code, out, err = finish(start(["augment.py", *TINY, *options], tmp_path))
+def test_a_found_genotype_is_retrained_with_a_held_out_part(
+    undisturbed: dict[str, Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    genotype, run_dir = undisturbed["search"] / "genotype.yaml", tmp_path / "run"
+    options = ["--genotype", str(genotype), "--validation-images", "20", "--epochs", "1", "--run-dir", str(run_dir)]
+    code, out, err = in_process(capsys, "augment", *TINY, *options)
     assert code == 0, err
     assert "chosen on the validation images" in out
-    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    result = json.loads((run_dir / "result.json").read_text())
     assert result["best_chosen_on"] == "validation"
-    assert "validation_accuracy" in (tmp_path / "run" / "metrics.csv").read_text().splitlines()[0]
+    assert "validation_accuracy" in (run_dir / "metrics.csv").read_text().splitlines()[0]
 
 
 @pytest.mark.parametrize("job", JOBS)
 def test_killed_anywhere_and_continued_gives_the_same_bits(
-    job: str, undisturbed: dict[str, Path], tmp_path: Path
+    job: str,
+    undisturbed: dict[str, Path],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Continued in a process of its own, or in this one, which has run other jobs before."""
     run_dir = tmp_path / "run"
     process = start([*JOBS[job], *EVERY_STEP, "--run-dir", "run"], tmp_path)
     deadline = time.monotonic() + 120
@@ -185,7 +200,11 @@ def test_killed_anywhere_and_continued_gives_the_same_bits(
     process.kill()
     process.communicate()
     assert not (run_dir / "result.json").exists()
-    code, _, err = finish(start([JOBS[job][0], "--resume", "run"], tmp_path))
+    if job == "search":
+        code, _, err = finish(start(["search.py", "--resume", "run"], tmp_path))
+    else:
+        monkeypatch.chdir(tmp_path)
+        code, _, err = in_process(capsys, "augment", "--resume", "run")
     assert code == 0, err
     assert_same(newest_state(undisturbed[job])["state"], newest_state(run_dir)["state"])
     assert_same(newest_state(undisturbed[job])["rows"], newest_state(run_dir)["rows"])
@@ -196,9 +215,13 @@ def test_killed_anywhere_and_continued_gives_the_same_bits(
     assert job == "model" or load_genotype(undisturbed[job] / "genotype.yaml") == load_genotype(genotype)
 
 
-def test_signals_and_time_budgets_save_and_a_resumed_run_ends_with_the_same_bits(
-    undisturbed: dict[str, Path], tmp_path: Path
+def test_signals_and_time_budgets_save_and_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
+    undisturbed: dict[str, Path],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Each is continued from what the one before saved, and the last run ends with the bits of the undisturbed one."""
     run_dir = tmp_path / "run"
     process = start([*SEARCH, "--run-dir", "run"], tmp_path)
     deadline = time.monotonic() + 120
@@ -210,33 +233,25 @@ def test_signals_and_time_budgets_save_and_a_resumed_run_ends_with_the_same_bits
     code, out, err = finish(process)
     assert code == 128 + signal.SIGTERM, err
     assert "Continue with: python search.py --resume run" in out
-    code, out, err = finish(start(["search.py", "--resume", "run", "--time-budget", "0.0001"], tmp_path))
-    assert code == 0, err
-    assert "time budget used up" in out
-    assert not (run_dir / "genotype.yaml").exists()
-    code, out, err = finish(start(["search.py", "--resume", "run"], tmp_path))
-    assert code == 0, err
-    assert_same(newest_state(undisturbed["search"])["state"], newest_state(run_dir)["state"])
-
-
-def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(undisturbed: dict[str, Path], tmp_path: Path) -> None:
-    run_dir = tmp_path / "run"
-    code, _, err = finish(start([*SEARCH, "--run-dir", "run", "--time-budget", "0.0001", *EVERY_STEP], tmp_path))
-    assert code == 0, err
-    code, _, err = finish(start(["search.py", "--resume", "run", "--time-budget", "0.0001"], tmp_path))
-    assert code == 0, err
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        code, out, err = in_process(capsys, "search", "--resume", "run", "--time-budget", "0.0001")
+        assert code == 0, err
+        assert "time budget used up" in out
+        assert not (run_dir / "genotype.yaml").exists()
     _, newest = checkpoints(run_dir / "checkpoints")
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 0xFF
     newest.write_bytes(bytes(content))
-    code, _, err = finish(start(["search.py", "--resume", "run"], tmp_path))
+    code, _, err = in_process(capsys, "search", "--resume", "run")
     assert code == 0, err
     assert f"warning: damaged checkpoint passed over: {Path('run/checkpoints', newest.name)}" in err
     assert_same(newest_state(undisturbed["search"])["state"], newest_state(run_dir)["state"])
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
-    code, _, err = finish(start([*AUGMENT, "--learning-rate", "1e30", "--run-dir", "run"], tmp_path))
+def test_a_loss_that_is_not_finite_stops_the_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    arguments = [*AUGMENT[1:], "--learning-rate", "1e30", "--run-dir", str(tmp_path / "run")]
+    code, _, err = in_process(capsys, "augment", *arguments)
     assert code == 1
     assert "is not finite at epoch 1, step" in err
     assert "learning rate 1e+30" in err
@@ -501,22 +516,25 @@ def test_derive_within_bounds_from_a_search(
     assert "weight kept" in out
 
 
-def test_compare_cost_export_validate(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_compare_cost_export_validate(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where there are no results to look through
     names = ["DARTS_V1", "DARTS_V2"]
     _, out, _ = in_process(capsys, "genotype", "compare", *names, "--json")
     assert [row["params"] for row in json.loads(out)] == [3_169_414, 3_349_342]
-    _, out, _ = in_process(capsys, "genotype", "compare", *names, "--csv")
+    shape = ["--channels", "4", "--cells", "3"]
+    _, out, _ = in_process(capsys, "genotype", "compare", *names, *shape, "--csv")
     assert out.splitlines()[0].startswith("name,space,normal_operations")
     assert len(out.splitlines()) == 3
     _, out, _ = in_process(capsys, "genotype", "compare", *names, "--markdown")
     assert "| params | 3,169,414 | 3,349,342 |" in out
     picture = tmp_path / "comparison.svg"
-    small = ["--channels", "4", "--cells", "3", "--latency", "--batch-size", "2", "-o", str(picture)]
-    _, out, _ = in_process(capsys, "genotype", "compare", *names, *small)
+    timed = ["--latency", "--batch-size", "2", "-o", str(picture)]
+    _, out, _ = in_process(capsys, "genotype", "compare", *names, *shape, *timed)
     for text in ("edges shared with first", "latency batch", "threads", str(picture)):
         assert text in out
     assert "<svg" in picture.read_text()
-    shape = ["--channels", "4", "--cells", "3"]
     _, out, _ = in_process(capsys, "genotype", "cost", "DARTS_V2", *shape, "--batch-size", "2", "--json")
     content = json.loads(out)
     assert sum(part["params"] for part in content["by_operation"]) == content["params"]
@@ -554,6 +572,7 @@ def test_compare_finds_what_was_measured_in_run_folders(
     same = tmp_path / "mine.yaml"
     renamed(load_genotype("DARTS_V2"), "mine").save(same)
     compare = ["genotype", "compare", str(same), "DARTS_V1", "--results", str(undisturbed["augment"].parent)]
+    compare += ["--channels", "4", "--cells", "3"]
     code, out, err = in_process(capsys, *compare, "--json")
     assert code == 0, err
     mine, other = json.loads(out)

@@ -88,14 +88,23 @@ def derived_cost(
 
     Nothing is computed or allocated (meta device). Raises UsageError as DerivedNetwork does.
     """
-    size = image_size or IMAGE_SIZE[network]
+    shape = network, channels or CHANNELS[network], cells or CELLS[network]
+    return _derived_cost(
+        genotype, *shape, num_classes or NUM_CLASSES[network], image_size or IMAGE_SIZE[network], in_channels
+    )
+
+
+@functools.lru_cache(maxsize=256)
+def _derived_cost(
+    genotype: Genotype, network: NetworkShape, C: int, num_cells: int, num_classes: int, size: int, in_channels: int
+) -> Cost:
     with torch.device("meta"):
         model = DerivedNetwork(
             genotype,
             network=network,
-            channels=channels or CHANNELS[network],
-            cells=cells or CELLS[network],
-            num_classes=num_classes or NUM_CLASSES[network],
+            channels=C,
+            cells=num_cells,
+            num_classes=num_classes,
             in_channels=in_channels,
             auxiliary=True,
         ).eval()

@@ -180,8 +180,8 @@ def mix_forward(
     CHAINS: tl.constexpr, POOLS: tl.constexpr, IDENTITY: tl.constexpr, S: tl.constexpr, T,
     C: tl.constexpr, CP: tl.constexpr, BP: tl.constexpr, A: tl.constexpr,
 ):  # fmt: skip
-    """nodes (T, N, P, C): the sum of gamma times the normalised outputs of chains on edges, (CHAINS, N, E, P, C), of pools
-    on states, (POOLS, N, S, P, C), and of the states themselves."""
+    """nodes (T, N, P, C): the sum of gamma times the normalised outputs of chains on edges, (CHAINS, N, E, P, C), of
+    pools on states, (POOLS, N, S, P, C), and of the states themselves."""
     t = tl.program_id(1)
     p = tl.program_id(0) * BP + tl.arange(0, BP)
     there = p < N * P

@@ -44,7 +44,7 @@ def check_nothing_overlaps(figure: Figure) -> None:
 def test_nothing_overlaps_in_the_zoo(network: str) -> None:
     rows = []
     for genotype in (load_genotype(name) for name in (*zoo_names(), *FOUND)):
-        cost, published = derived_cost(genotype, network, 16, 5), genotype.provenance.get("published") or {}
+        cost, published = derived_cost(genotype, network, 16, 3), genotype.provenance.get("published") or {}
         errors = {f"published_{key}": published.get(key) for key in ("cifar10_error", "imagenet_top1_error")}
         errors["published_cifar10_error_deviation"] = published.get("cifar10_error_deviation")
         rows.append(row(genotype.name, cost.params, cost.macs) | errors)

@@ -265,7 +265,10 @@ def damage(folder: Path, case: str) -> None:
         ("space", "epoch_0002.npz: 'normal' has shape (14, 3), but 4 nodes and 9 operations need (14, 9)"),
     ],
 )
-def test_damaged_folders_get_one_clear_line(case: str, message: str, tmp_path: Path) -> None:
+def test_damaged_folders_get_one_clear_line(
+    case: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("darts_sg.analysis.report.save_figure", lambda figure, path: [])  # nothing of it is looked at
     folder = make_search(tmp_path / "run", done=2, epochs=2)
     damage(folder, case)
     with pytest.raises(UsageError, match=re.escape(message)) as caught:

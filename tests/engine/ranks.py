@@ -36,7 +36,8 @@ def in_double(network: nn.Module, *, frozen: bool) -> None:
 def search_job(ranks: Ranks, method: str) -> SearchJob:
     torch.manual_seed(0)
     space = "sandglass_3x3+sep_conv_3x3+max_pool_3x3+skip_connect+none"
-    config = search_config(space=space, hypergradient=method, kernels="pytorch", alpha_learning_rate=0.01, **BATCH)
+    small = {"space": space, "nodes": 1, "kernels": "pytorch", **BATCH}
+    config = search_config(hypergradient=method, alpha_learning_rate=0.01, **small)
     job = SearchJob(config, dataclasses.replace(setting(), ranks=ranks))
     in_double(job.supernet, frozen=True)
     return job

@@ -165,7 +165,7 @@ def test_a_rank_that_lost_another_is_not_ended_before_it_has_said_so() -> None:
 def test_a_stopped_search_is_continued_by_one_process(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    process = torchrun([*SEARCH, "--run-dir", "run"], tmp_path)
+    process = torchrun([*SEARCH, "--space", "sandglass_3x3+sep_conv_3x3+skip_connect", "--run-dir", "run"], tmp_path)
     wait_for("checkpoints/*.pt", tmp_path / "run", process)
     process.send_signal(signal.SIGTERM)
     code, out, _ = finish(process)

@@ -15,9 +15,11 @@ from darts_sg.methods import early_stopping
 from tests.engine.test_search_step import search_config, setting
 from tests.test_command_line import assert_same, in_process, newest_state
 
+pytestmark = pytest.mark.usefixtures("rendered_once")
+
 SMALL = {
     "dataset": "synthetic", "batch-size": 8, "train-images": 16, "validation-images": 16, "epochs": 7, "threads": 1,
-    "channels": 4, "cells": 3, "nodes": 2, "space": "sep_conv_3x3+skip_connect", "eigenvalue-every": 1,
+    "channels": 4, "cells": 3, "nodes": 1, "space": "sep_conv_3x3+skip_connect", "eigenvalue-every": 1,
     "stop-eigenvalue": 0.999,
 }  # fmt: skip
 COMMAND = ["search", *(f"--{name}={value}" for name, value in SMALL.items())]

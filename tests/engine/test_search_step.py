@@ -224,7 +224,7 @@ def test_the_alphas_of_a_short_search_are_those_of_the_textbook_step_by_step(ker
             pytest.skip(str(reason))
     torch.manual_seed(0)
     config = search_config(kernels=kernels, alpha_learning_rate=0.01, gradient_clip=0.5)
-    job = SearchJob(config, setting(160))
+    job = SearchJob(config, setting(96))
     job.supernet.double()
     objective = job.objective
     job.objective = lambda batch: objective((batch[0].double(), batch[1]))  # type: ignore[method-assign]
@@ -241,7 +241,7 @@ def test_the_alphas_of_a_short_search_are_those_of_the_textbook_step_by_step(ker
         mixing = [textbook.softmax_over_operations(alpha) for alpha in alphas]
         F.cross_entropy(old(batch[0].double(), *mixing), batch[1]).backward()
 
-    assert job.steps_per_epoch == 10
+    assert job.steps_per_epoch == 6
     for step in range(job.steps_per_epoch):
         backward(job.validation[step])
         adam.step()

@@ -98,7 +98,7 @@ def test_block_is_the_plain_one(family: str, num_blocks: int, ratio: int, C_in: 
 @pytest.mark.parametrize("name", ["mobilenext_1.4", "mobilenext_0.35", "mobilenetv2_1.4", "mobilenetv2_0.1"])
 def test_shapes(name: str, network: str, pixels: int, side: int) -> None:
     model = find_model(name)
-    with torch.device("meta"):
+    with torch.device("meta"), torch.no_grad():
         built = MobileNetwork(model, network=network, num_classes=5)
         x = torch.empty(2, 3, pixels, pixels)
         assert built.features(x).shape == (2, max(1280, round_width(1280 * model.width)), side, side)
