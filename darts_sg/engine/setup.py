@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -321,18 +320,12 @@ def choose_kernels(config: RunConfig, setting: Setting, *, on_gpu: bool = False)
     Raises UsageError if the native kernels are asked for and cannot be had.
     """
     asked = wanted = config.kernels
-    on_cpu = setting.device.type == "cpu"
-    if not on_cpu or config.compile or config.precision != "float32":
-        if not config.compile and not on_cpu and on_gpu and setting.device.type == "cuda" and asked != "pytorch":
-            if find_spec("triton") is not None:
-                return "native"
-            if asked == "native":
-                raise UsageError("--kernels native: on a GPU they need Triton; install it, or leave the option out")
+    if on_gpu and setting.device.type == "cuda" and not config.compile:
+        return _choose_triton(asked, setting)
+    if setting.device.type != "cpu" or config.compile or config.precision != "float32":
         if asked == "native":
-            gpus = " or CUDA GPUs" if on_gpu else ""
-            raise UsageError(
-                f"--kernels native is for CPUs with float32{gpus}, and no --compile; leave one of them out"
-            )
+            kinds = "CUDA GPUs, CPUs" if on_gpu else "CPUs"
+            raise UsageError(f"--kernels native is for {kinds} with float32, no --compile; leave one of them out")
         return "pytorch"
     if asked == "auto" and setting.earlier:  # a run that does not say was started when there was no choice
         wanted = setting.earlier["environment"].get("kernels", "pytorch")
@@ -351,6 +344,20 @@ def choose_kernels(config: RunConfig, setting: Setting, *, on_gpu: bool = False)
         print(f"note: {reason}; with one, a CPU is faster: a search about twice as fast")
         return "pytorch"
     return "native"
+
+
+def _choose_triton(asked: str, setting: Setting) -> str:
+    """As `choose_kernels`, on a CUDA GPU."""
+    earlier = setting.earlier.get("environment", {}).get("kernels")
+    if asked == "pytorch" or (asked == "auto" and earlier == "pytorch"):
+        return "pytorch"
+    missing = native.triton_missing(torch.cuda.get_device_capability(setting.device))
+    if missing is None:
+        return "native"
+    if asked == "native":
+        raise UsageError(f"--kernels native: {missing}; mend that, or leave the option out")
+    print(f"note: {missing}; with its kernels a search on a GPU is faster")
+    return "pytorch"
 
 
 def captures(config: SearchConfig, setting: Setting) -> bool:

@@ -1,4 +1,4 @@
-"""C++ kernels for CPUs: compiled when they are first asked for, and kept for the next time.
+"""C++ kernels for CPUs: compiled when they are first asked for, and kept for the next time. Triton kernels for GPUs.
 
 They are optional. Whatever they compute, darts_sg computes without them as well, in PyTorch.
 """
@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 SOURCE = Path(__file__).parent / "chains.cpp"
@@ -42,6 +43,17 @@ def kernels(tell: Callable[[str], None] = lambda message: None) -> ctypes.CDLL:
         except (OSError, RuntimeError, subprocess.SubprocessError) as error:
             raise Unavailable(" ".join(str(error).split())) from None
     return _loaded[0]
+
+
+def triton_missing(capability: tuple[int, int]) -> str | None:
+    """Why there are no Triton kernels for a GPU of this compute capability, in one line; None where there are."""
+    if find_spec("triton") is None:
+        return "Triton is not installed"
+    if not any(shutil.which(name) for name in (os.environ.get("CC") or "gcc", "clang")):
+        return "Triton needs a C compiler, and there is no gcc or clang (CC=… names another)"
+    if capability < (7, 0):
+        return "Triton needs a GPU of compute capability 7.0 or higher, and this one has {}.{}".format(*capability)
+    return None
 
 
 _loaded: list[ctypes.CDLL] = []

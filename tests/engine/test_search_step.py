@@ -13,11 +13,12 @@ from darts_sg.analysis.cost import derived_cost
 from darts_sg.config import AugmentConfig, SearchConfig
 from darts_sg.data import Dataset, DataSpec, ImageSet
 from darts_sg.engine.augment import AugmentJob
+from darts_sg.engine.distributed import Ranks
 from darts_sg.engine.environment import describe
 from darts_sg.engine.run_dir import RunDir
 from darts_sg.engine.search import SearchJob, penalties_of, split_sizes
-from darts_sg.engine.setup import Setting, choose_kernels
-from darts_sg.engine.steps import evaluate, scheduled_learning_rate
+from darts_sg.engine.setup import Setting, captures, choose_kernels
+from darts_sg.engine.steps import evaluate, load_optimizer, scheduled_learning_rate
 from darts_sg.errors import UsageError
 from darts_sg.genotype import load_genotype
 from darts_sg.methods.relaxation import softmax
@@ -288,6 +289,76 @@ def test_native_kernels_are_for_float32_without_compilation(options: dict[str, o
     assert choose_kernels(search_config(**options), where) == "pytorch"
     with pytest.raises(UsageError, match="leave one of them out"):
         choose_kernels(search_config(**options, kernels="native"), where)
+
+
+@pytest.fixture
+def on_gpu(monkeypatch: pytest.MonkeyPatch) -> Setting:
+    """A setting with a GPU that is not there."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr("darts_sg.native.find_spec", lambda name: object())
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+    return Setting(torch.device("cuda"), setting().data, {}, {})
+
+
+def test_a_search_on_a_gpu_has_triton_kernels_in_either_precision(on_gpu: Setting) -> None:
+    for options in ({}, {"precision": "bfloat16"}, {"kernels": "native"}):
+        assert choose_kernels(search_config(**options), on_gpu, on_gpu=True) == "native"
+    for options in ({"kernels": "pytorch"}, {"compile": True}):
+        assert choose_kernels(search_config(**options), on_gpu, on_gpu=True) == "pytorch"
+    assert choose_kernels(search_config(), on_gpu) == "pytorch"  # retraining has none
+    earlier = {"environment": {"kernels": "pytorch"}}
+    resumed = Setting(on_gpu.device, on_gpu.data, earlier, {})
+    assert choose_kernels(search_config(), resumed, on_gpu=True) == "pytorch"
+    assert choose_kernels(search_config(kernels="native"), resumed, on_gpu=True) == "native"
+
+
+@pytest.mark.parametrize(
+    ("name", "what", "reason"),
+    [
+        ("darts_sg.native.find_spec", lambda name: None, "Triton is not installed"),
+        ("shutil.which", lambda name: None, "no gcc or clang"),
+        ("torch.cuda.get_device_capability", lambda device: (6, 1), "this one has 6.1"),
+    ],
+)
+def test_without_triton_a_gpu_has_pytorch_and_says_why(
+    name: str,
+    what: object,
+    reason: str,
+    on_gpu: Setting,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(name, what)
+    assert choose_kernels(search_config(), on_gpu, on_gpu=True) == "pytorch"
+    assert reason in capsys.readouterr().out
+    with pytest.raises(UsageError, match=reason):
+        choose_kernels(search_config(kernels="native"), on_gpu, on_gpu=True)
+
+
+def test_steps_are_captured_on_one_gpu_unless_they_say_otherwise(on_gpu: Setting) -> None:
+    assert captures(search_config(), on_gpu)
+    for options in ({"capture": False}, {"compile": True}, {"penalty": "params:0.1"}):
+        assert not captures(search_config(**options), on_gpu)
+    assert not captures(search_config(), setting())
+    assert not captures(search_config(), Setting(on_gpu.device, on_gpu.data, {}, {}, Ranks(0, 2, 0, 2)))
+
+
+def test_an_optimizer_takes_over_a_state_but_not_how_it_was_computed() -> None:
+    states = []
+    for options in ({"foreach": True}, {"foreach": False}):
+        weight = torch.nn.Parameter(torch.ones(3))
+        optimizer = torch.optim.Adam([weight], 0.1, **options)
+        weight.grad = torch.arange(3.0)
+        optimizer.step()
+        states.append((optimizer, weight))
+    (first, _), (second, weight) = states
+    saved = first.state_dict()
+    saved["param_groups"][0]["lr"] = 0.7
+    load_optimizer(second, saved)
+    assert second.param_groups[0]["foreach"] is False
+    assert second.param_groups[0]["lr"] == 0.1  # set anew for each step
+    assert second.param_groups[0]["params"] == [weight]
+    assert second.state[weight]["step"] == 1
 
 
 def test_a_retraining_has_kernels_too_but_not_for_models() -> None:
