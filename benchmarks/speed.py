@@ -135,19 +135,24 @@ def launch_rows(native: bool) -> list[Row]:
 
 
 def accelerator_rows(device: str, compiled: bool) -> Iterator[Row]:
-    """First-order steps on a GPU in the ways a search can run them there, all in turns with the textbook's."""
+    """First-order steps on a GPU in the ways a search can run them there, all in turns with the textbook's.
+
+    On a device other than a CUDA GPU those that need no CUDA.
+    """
+    cuda = torch.device(device).type == "cuda"
     ways: dict[str, dict[str, Any]] = {
         "": {"native": True, "captured": True},
         ", bfloat16": {"native": True, "captured": True, "precision": torch.bfloat16},
         ", launch by launch": {"native": True},
         ", PyTorch kernels, captured": {"captured": True},
-        ", PyTorch kernels": {},
     }
+    ways = ways if cuda else {", PyTorch kernels, bfloat16": {"precision": torch.bfloat16}}
+    ways[", PyTorch kernels"] = {}
     if compiled:
         ways[", PyTorch kernels, bfloat16, compiled"] = {"precision": torch.bfloat16, "compiled": True}
     for batch in (64, 16):
         shape = Shape(batch=batch, device=device)
-        for precision in (torch.float32, torch.bfloat16):
+        for precision in (torch.float32, torch.bfloat16) if cuda else ():
             compile_kernels(shape, precision)
         steps = {how: own_step(shape, **{"native": False, **options}) for how, options in ways.items()}
         times = interleave({"textbook": textbook_step(shape), **steps}, ROUNDS)
