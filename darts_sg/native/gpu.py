@@ -18,7 +18,7 @@ from darts_sg.native import triton_kernels as kernels
 from darts_sg.native.chains import EDGES, MIXED_NODES, NODES, Operation, Operations, Stage, kind_of
 
 TILE = 1024  # pixels times channels that a program has in its registers at a time
-PROGRAMS = 1024  # of a launch, about: enough for a GPU's multiprocessors, and few enough for the sums of their parts
+PROGRAMS = 512  # of a launch, about: enough for a GPU's multiprocessors, and few enough for the sums of their parts
 
 
 class Geometry(NamedTuple):
@@ -187,14 +187,13 @@ class _Run(torch.autograd.Function):
         mix = _Mix(operations, x, forward.chain_ends, forward.pool_ends, forward.norm_of_ends())
         nodes = mix.forward(gamma)
         flat = [result for results in forward.results for result in results]
+        groups = list({id(result.group): result.group for result in flat}.values())
         ctx.operations = operations
-        ctx.groups = list({id(result.group): result.group for result in flat}.values())
-        ctx.places = [(ctx.groups.index(result.group), result.at, result.winner is None) for result in flat]
-        norms = [group.norm for group in ctx.groups]
-        for group in ctx.groups:
-            del group.norm  # saved below, so that recomputation can do without it
+        ctx.groups = [(group.grid, group.count) for group in groups]
+        ctx.places = [(groups.index(result.group), result.at, result.winner is None) for result in flat]
+        # all tensors are saved in this way and no other, so that recomputation can do without them
         kept = [t for result in flat for t in result[:2] if t is not None]
-        ctx.save_for_backward(gamma, x, *mix[2:], *norms, *kept)
+        ctx.save_for_backward(gamma, x, *mix[2:], *(group.norm for group in groups), *kept)
         return nodes
 
     @staticmethod
@@ -209,7 +208,7 @@ class _Run(torch.autograd.Function):
         if not by_x and not any(needed):
             return None, by_gamma, None, *(None for _ in needed)
         num_groups = len(ctx.groups)
-        groups = [Group(norm, g.grid, g.count) for norm, g in zip(saved[:num_groups], ctx.groups, strict=True)]
+        groups = [Group(norm, *rest) for norm, rest in zip(saved[:num_groups], ctx.groups, strict=True)]
         tensors = iter(saved[num_groups:])
         flat = iter(
             Result(next(tensors), None if no_winner else next(tensors), groups[i], at)
@@ -300,7 +299,7 @@ class _Forward:
             one.N, one.E, source.shared_by, one.H, one.W, one.Ho, one.Wo, grid.rounds,
             C=one.C, Co=one.Co, CP=_padded(one.C), CoP=_padded(one.Co), BP=grid.BP,
             K=one.K, STRIDE=one.stride, DILATION=one.dilation, POOL=one.pool, POINTWISE=stage.pointwise is not None,
-            ACTIVATION=stage.activation, A=_arithmetic(self.x)[1], PRECISION="ieee",
+            ACTIVATION=stage.activation, A=_arithmetic(self.x)[1],
             num_stages=1, **source.sizes(),
         )  # fmt: skip
 
@@ -514,7 +513,7 @@ class _Backward:
             N, E, self.T, source.shared_by, H, W, Ho, Wo, float(result.group.count), grid.rounds,
             Co=Co, CoP=_padded(Co), BP=grid.BP,
             POINTWISE=pointwise is not None, TRAINING=stage.norm.training, SOURCE=whence,
-            WEIGHTS=weights, PRECISION="ieee", **(shared | unread),
+            WEIGHTS=weights, **(shared | unread),
         )  # fmt: skip
         if not one.K:
             return to

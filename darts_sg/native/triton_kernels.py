@@ -75,7 +75,7 @@ def stage_forward(
     FIRST: tl.constexpr, IN_PIXEL: tl.constexpr, C: tl.constexpr, Co: tl.constexpr, CP: tl.constexpr,
     CoP: tl.constexpr, BP: tl.constexpr,
     K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, POOL: tl.constexpr, POINTWISE: tl.constexpr,
-    NORM: tl.constexpr, ACTIVATION: tl.constexpr, A: tl.constexpr, PRECISION: tl.constexpr,
+    NORM: tl.constexpr, ACTIVATION: tl.constexpr, A: tl.constexpr,
 ):  # fmt: skip
     """y before its BatchNorm, and this program's part of its sums and sums of squares over pixels: part (G, 2, M)."""
     g, e = tl.program_id(0), tl.program_id(1)
@@ -136,7 +136,7 @@ def stage_forward(
         else:
             out = _input(x, (n * in_images + r) * IN_PIXEL, there, c, C, scale, shift, NORM, ACTIVATION, A)
         if POINTWISE:
-            out = tl.dot(out.to(matrix.dtype), matrix, input_precision=PRECISION, out_dtype=A)
+            out = tl.dot(out.to(matrix.dtype), matrix, input_precision="ieee", out_dtype=A)
         held = out.to(y.dtype.element_ty)
         to = ((n * E + e) * (Ho * Wo) + r) * Co
         mask = there[:, None] & (co < Co)[None, :]
@@ -313,7 +313,7 @@ def stage_backward(
     CoP: tl.constexpr, BP: tl.constexpr,
     K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, POOL: tl.constexpr, POINTWISE: tl.constexpr,
     NORM: tl.constexpr, ACTIVATION: tl.constexpr, TRAINING: tl.constexpr, SOURCE: tl.constexpr,
-    WEIGHTS: tl.constexpr, A: tl.constexpr, PRECISION: tl.constexpr,
+    WEIGHTS: tl.constexpr, A: tl.constexpr,
 ):  # fmt: skip
     """Back through BatchNorm and the 1×1 convolution, with this program's part of its weights' gradients: weight_part
     (G, weights_M). The gamma of the operation begins at gamma_at.
@@ -392,8 +392,8 @@ def stage_backward(
                 else:
                     v = _input(x, (n * in_images + r) * IN_PIXEL, there, c, C, scale, shift, NORM, ACTIVATION, A)
                 held = tl.trans(d).to(matrix.dtype)
-                by_matrix += tl.dot(held, v.to(matrix.dtype), input_precision=PRECISION, out_dtype=A)
-            d = tl.dot(d.to(matrix.dtype), matrix, input_precision=PRECISION, out_dtype=A)
+                by_matrix += tl.dot(held, v.to(matrix.dtype), input_precision="ieee", out_dtype=A)
+            d = tl.dot(d.to(matrix.dtype), matrix, input_precision="ieee", out_dtype=A)
         mask = there[:, None] & (c < C)[None, :]
         at = ((n * E + e) * (Ho * Wo) + r) * C
         if K > 0:
