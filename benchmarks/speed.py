@@ -285,10 +285,10 @@ def draw_bars(rows: Sequence[Row], path: Path) -> None:
         axes.text(right + 0.2, y, f"{row.ratio:.1f}×  ({row.baseline:.2f} s to {row.value:.2f} s)", va="center")
     axes.set_yticks(range(len(timed_rows)), [row.name for row in timed_rows])
     axes.set_xlim(0, max(max(row.ratio, row.spread[1], row.aim or 0) for row in timed_rows) * 1.4)
-    axes.set_xlabel("times faster than the baseline (red: target, dotted: aim; dark line: range of the rounds)")
+    axes.set_xlabel("times faster than the baseline (red: at least, dotted: aim; dark: range of the rounds)")
     axes.spines[["top", "right"]].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    figure.savefig(path, bbox_inches="tight")
 
 
 def write_json(path: Path | None, content: Mapping[str, Any], out: Console) -> None:
