@@ -103,10 +103,12 @@ class SearchJob:
         """Compile the Triton kernels of a step, all at a time instead of one after the other in the first steps."""
         from darts_sg.native import gpu
 
-        print("preparing the Triton kernels for this GPU (the first time some minutes, later seconds)")
+        if self.setting.ranks.leads:
+            print("preparing the Triton kernels for this GPU (the first time some minutes, later seconds)")
         gpu.lay_out(self.supernet)
         supernet = copy.deepcopy(self.supernet)
-        images = trial_batch(self.train_images, self.config, self.setting, self.config.batch_size)[0]
+        # the kernels are the same for any number of images
+        images = trial_batch(self.train_images, self.config, self.setting, 2 * self.setting.ranks.size)[0]
 
         def passes() -> None:
             for wanted in (supernet.alphas(), supernet.weights()):
