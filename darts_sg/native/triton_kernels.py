@@ -49,6 +49,33 @@ def _input(
 
 
 @triton.jit
+def _pixels(block, N, pixels, BP: tl.constexpr):
+    """The BP pixels of a block: whether they are there, their images, and their numbers within these."""
+    p = block * BP + tl.arange(0, BP)
+    return p < N * pixels, (p // pixels).to(tl.int64), p % pixels
+
+
+@triton.jit
+def _source(
+    norm, M, source, c, E, H, W, C: tl.constexpr, CP: tl.constexpr,
+    FIRST: tl.constexpr, NORM: tl.constexpr, A: tl.constexpr,
+):  # fmt: skip
+    """Of the state (FIRST) or edge that a stage reads: where it begins, the pixels from one image to the next, and the
+    scale and shift of its BatchNorm, if it has one."""
+    scale, shift = tl.full((CP,), 1.0, A), tl.zeros((CP,), A)
+    if NORM:
+        scale = tl.load(norm + source * C + c, mask=c < C, other=0.0).to(A)
+        shift = tl.load(norm + M + source * C + c, mask=c < C, other=0.0).to(A)
+    if FIRST:
+        begin = source * C
+        images = H * W
+    else:
+        begin = source.to(tl.int64) * (H * W) * C
+        images = E * H * W
+    return begin, images, scale, shift
+
+
+@triton.jit
 def _convolved(
     x, n, ho, wo, there, c, C: tl.constexpr, H, W, in_images, IN_PIXEL: tl.constexpr, scale, shift, weight, between,
     K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, NORM: tl.constexpr, ACTIVATION: tl.constexpr,
@@ -81,16 +108,8 @@ def stage_forward(
     g, e = tl.program_id(0), tl.program_id(1)
     c, co = tl.arange(0, CP), tl.arange(0, CoP)
     source = e // shared_by if FIRST else e
-    scale, shift = tl.full((CP,), 1.0, A), tl.zeros((CP,), A)
-    if NORM:
-        scale = tl.load(in_norm + source * C + c, mask=c < C, other=0.0).to(A)
-        shift = tl.load(in_norm + in_M + source * C + c, mask=c < C, other=0.0).to(A)
-    if FIRST:
-        x += source * C
-        in_images = H * W
-    else:
-        x += source.to(tl.int64) * (H * W) * C
-        in_images = E * H * W
+    begin, in_images, scale, shift = _source(in_norm, in_M, source, c, E, H, W, C, CP, FIRST, NORM, A)
+    x += begin
     if K > 0 and POOL == 0:
         depthwise += e * C
     if POINTWISE:
@@ -98,9 +117,7 @@ def stage_forward(
         matrix = tl.load(pointwise + place, mask=(co < Co)[None, :] & (c < C)[:, None], other=0.0)
     total, squares = tl.zeros((BP, CoP), A), tl.zeros((BP, CoP), A)
     for step in range(rounds):
-        p = (g * rounds + step) * BP + tl.arange(0, BP)
-        there = p < N * Ho * Wo
-        n, r = (p // (Ho * Wo)).to(tl.int64), p % (Ho * Wo)
+        there, n, r = _pixels(g * rounds + step, N, Ho * Wo, BP)
         ho, wo = r // Wo, r % Wo
         if POOL == MAX_POOL:
             out = tl.full((BP, CP), float("-inf"), A)
@@ -183,9 +200,7 @@ def mix_forward(
     """nodes (T, N, P, C): the sum of gamma times the normalised outputs of chains on edges, (CHAINS, N, E, P, C), of
     pools on states, (POOLS, N, S, P, C), and of the states themselves."""
     t = tl.program_id(1)
-    p = tl.program_id(0) * BP + tl.arange(0, BP)
-    there = p < N * P
-    n, r = (p // P).to(tl.int64), p % P
+    there, n, r = _pixels(tl.program_id(0), N, P, BP)
     c = tl.arange(0, CP)
     mask = there[:, None] & (c < C)[None, :]
     E = S * T
@@ -232,9 +247,7 @@ def mix_backward(
     row = tl.arange(0, RP)
     sums = tl.zeros((RP, CP), A)
     for step in range(rounds):
-        p = (g * rounds + step) * BP + tl.arange(0, BP)
-        there = p < N * P
-        n, r = (p // P).to(tl.int64), p % P
+        there, n, r = _pixels(g * rounds + step, N, P, BP)
         mask = there[:, None] & (c < C)[None, :]
         at = ((n + t * N) * P + r) * C
         d = tl.load(gradient + at[:, None] + c[None, :], mask=mask, other=0.0).to(A)
@@ -270,9 +283,7 @@ def identity_backward(
     the identity, (E,), begins at gamma_at."""
     s = tl.program_id(1)
     gamma += gamma_at
-    p = tl.program_id(0) * BP + tl.arange(0, BP)
-    there = p < N * P
-    n, r = (p // P).to(tl.int64), p % P
+    there, n, r = _pixels(tl.program_id(0), N, P, BP)
     c = tl.arange(0, CP)
     mask = there[:, None] & (c < C)[None, :]
     total = tl.zeros((BP, CP), A)
@@ -325,16 +336,8 @@ def stage_backward(
     c, co = tl.arange(0, CP), tl.arange(0, CoP)
     gamma += gamma_at
     source = e // shared_by if FIRST else e
-    scale, shift = tl.full((CP,), 1.0, A), tl.zeros((CP,), A)
-    if NORM:
-        scale = tl.load(in_norm + source * C + c, mask=c < C, other=0.0).to(A)
-        shift = tl.load(in_norm + in_M + source * C + c, mask=c < C, other=0.0).to(A)
-    if FIRST:
-        x += source * C
-        in_images = H * W
-    else:
-        x += source.to(tl.int64) * (H * W) * C
-        in_images = E * H * W
+    begin, in_images, scale, shift = _source(in_norm, in_M, source, c, E, H, W, C, CP, FIRST, NORM, A)
+    x += begin
     if K > 0 and POOL == 0:
         depthwise += e * C
     if POINTWISE:
@@ -359,9 +362,7 @@ def stage_backward(
     by_matrix = tl.zeros((CoP, CP), A)
     total, total_y = tl.zeros((BP, CP), A), tl.zeros((BP, CP), A)
     for step in range(rounds):
-        p = (g * rounds + step) * BP + tl.arange(0, BP)
-        there = p < N * Ho * Wo
-        n, r = (p // (Ho * Wo)).to(tl.int64), p % (Ho * Wo)
+        there, n, r = _pixels(g * rounds + step, N, Ho * Wo, BP)
         ho, wo = r // Wo, r % Wo
         mask = there[:, None] & (co < Co)[None, :]
         at = ((n * E + e) * (Ho * Wo) + r) * Co
@@ -433,22 +434,12 @@ def taps_backward(
     g, e, i = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     c = tl.arange(0, CP)
     source = e // shared_by if FIRST else e
-    scale, shift = tl.full((CP,), 1.0, A), tl.zeros((CP,), A)
-    if NORM:
-        scale = tl.load(in_norm + source * C + c, mask=c < C, other=0.0).to(A)
-        shift = tl.load(in_norm + in_M + source * C + c, mask=c < C, other=0.0).to(A)
-    if FIRST:
-        x += source * C
-        in_images = H * W
-    else:
-        x += source.to(tl.int64) * (H * W) * C
-        in_images = E * H * W
+    begin, in_images, scale, shift = _source(in_norm, in_M, source, c, E, H, W, C, CP, FIRST, NORM, A)
+    x += begin
     tap_0, tap_1, tap_2 = tl.zeros((BP, CP), A), tl.zeros((BP, CP), A), tl.zeros((BP, CP), A)
     tap_3, tap_4, tap_5, tap_6 = tap_0, tap_0, tap_0, tap_0
     for step in range(rounds):
-        p = (g * rounds + step) * BP + tl.arange(0, BP)
-        there = p < N * Ho * Wo
-        n, r = (p // (Ho * Wo)).to(tl.int64), p % (Ho * Wo)
+        there, n, r = _pixels(g * rounds + step, N, Ho * Wo, BP)
         ho, wo = r // Wo, r % Wo
         at = ((n * E + e) * (Ho * Wo) + r) * C
         d = tl.load(gradient + at[:, None] + c[None, :], mask=there[:, None] & (c < C)[None, :], other=0.0).to(A)
@@ -499,23 +490,12 @@ def depthwise_backward(
     """
     g, s = tl.program_id(0), tl.program_id(1)
     c = tl.arange(0, CP)
-    scale, shift = tl.full((CP,), 1.0, A), tl.zeros((CP,), A)
-    if NORM:
-        scale = tl.load(in_norm + s * C + c, mask=c < C, other=0.0).to(A)
-        shift = tl.load(in_norm + in_M + s * C + c, mask=c < C, other=0.0).to(A)
-    if FIRST:
-        x += s * C
-        to += s * C
-        in_images = H * W
-    else:
-        x += s.to(tl.int64) * (H * W) * C
-        to += s.to(tl.int64) * (H * W) * C
-        in_images = E * H * W
+    begin, in_images, scale, shift = _source(in_norm, in_M, s, c, E, H, W, C, CP, FIRST, NORM, A)
+    x += begin
+    to += begin
     total, total_y = tl.zeros((BP, CP), A), tl.zeros((BP, CP), A)
     for step in range(rounds):
-        p = (g * rounds + step) * BP + tl.arange(0, BP)
-        there = p < N * H * W
-        n, r = (p // (H * W)).to(tl.int64), p % (H * W)
+        there, n, r = _pixels(g * rounds + step, N, H * W, BP)
         h, w = r // W, r % W
         d = tl.zeros((BP, CP), A)
         for t in range(T):
