@@ -77,12 +77,15 @@ class Row:
 def timed(
     name: str, baseline: Step, own: Step, rounds: int, at_least: float | None, aim: float | None, **more: Any
 ) -> Row:
-    times = interleave({"baseline": baseline, "own": own}, rounds)
+    return row_of(name, interleave({"baseline": baseline, "own": own}, rounds), at_least, aim, **more)
+
+
+def row_of(name: str, times: dict[str, list[float]], at_least: float | None, aim: float | None, **more: Any) -> Row:
+    """From the seconds of `baseline` and `own` in each round."""
     ratios = [b / o for b, o in zip(times["baseline"], times["own"], strict=True)]
     middle = [median(times[key]) for key in ("baseline", "own")]
-    return Row(
-        name, "s", *middle, median(ratios), (min(ratios), max(ratios)), rounds, at_least, aim, times=times, **more
-    )
+    spread = min(ratios), max(ratios)
+    return Row(name, "s", *middle, median(ratios), spread, len(ratios), at_least, aim, times=times, **more)
 
 
 def search_rows(native: bool) -> dict[str, Callable[[], Row]]:
@@ -156,19 +159,10 @@ def accelerator_rows(device: str, compiled: bool) -> Iterator[Row]:
             compile_kernels(shape, precision)
         steps = {how: own_step(shape, **{"native": False, **options}) for how, options in ways.items()}
         times = interleave({"textbook": textbook_step(shape), **steps}, ROUNDS)
+        targets = (8, 15) if batch == 64 else (None, None)
         for how in ways:
-            ratios = [old / own for old, own in zip(times["textbook"], times[how], strict=True)]
-            yield Row(
-                f"first-order step on {device}, batch {batch}{how}",
-                "s",
-                median(times["textbook"]),
-                median(times[how]),
-                median(ratios),
-                (min(ratios), max(ratios)),
-                ROUNDS,
-                *((8, 15) if batch == 64 else (None, None)),
-                times={"baseline": times["textbook"], "own": times[how]},
-            )
+            both = {"baseline": times["textbook"], "own": times[how]}
+            yield row_of(f"first-order step on {device}, batch {batch}{how}", both, *targets)
 
 
 def retraining_row(native: bool) -> Row:

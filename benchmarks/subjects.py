@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from darts_sg import native
 from darts_sg.data import Augment, DataSpec, ImageSet, TrainBatches
-from darts_sg.engine.graphs import WARM_UP, Captured
+from darts_sg.engine.graphs import WARM_UP, Captured, compile_step
 from darts_sg.genotype import load_genotype
 from darts_sg.methods.hypergradient import Hypergradient, VirtualStep, first_order, frozen, unrolled
 from darts_sg.methods.relaxation import softmax
@@ -56,13 +56,8 @@ class Shape:
     def supernet(self, native: bool) -> Supernet:
         torch.manual_seed(0)
         operations = parse_space(self.space).operations
-        net = Supernet(operations, channels=self.channels, cells=self.cells).to(memory_format=LAST)
+        net = Supernet(operations, channels=self.channels, cells=self.cells).to(self.device, memory_format=LAST)
         net.use_native(native)
-        net = net.to(self.device)
-        if native and self.device != "cpu":
-            from darts_sg.native import gpu
-
-            gpu.lay_out(net)
         return net
 
     def textbook(self) -> tuple[nn.Module, list[Tensor]]:
@@ -77,18 +72,9 @@ class Shape:
 
 def compile_kernels(shape: Shape, precision: torch.dtype) -> None:
     """Compile the kernels of a step on a GPU, all at a time."""
-    from darts_sg.native import gpu
-
     net, (x, _) = shape.supernet(native=True), shape.images()
-    x = x.contiguous(memory_format=LAST)
-
-    def passes() -> None:
-        for wanted, others in ((net.alphas(), net.weights()), (net.weights(), net.alphas())):
-            with frozen(others), torch.autocast("cuda", torch.bfloat16, enabled=precision == torch.bfloat16):
-                total = net(x, softmax(net)).sum()
-            torch.autograd.grad(total, wanted)
-
-    gpu.compile_ahead(passes, x.device)
+    autocast = torch.autocast("cuda", torch.bfloat16, enabled=precision == torch.bfloat16)
+    compile_step(net, softmax, x.contiguous(memory_format=LAST), autocast)
 
 
 def alternating_step(
@@ -187,10 +173,9 @@ def own_step(
     x, y = shape.images()
     batch = x.contiguous(memory_format=LAST), y
     weights, alphas = net.weights(), net.alphas()
-    adam, sgd = torch.optim.Adam(alphas, **ADAM), torch.optim.SGD(weights, **SGD)
-    if x.is_cuda:
-        adam = torch.optim.Adam(alphas, **ADAM, fused=True, capturable=True)
-        sgd = torch.optim.SGD(weights, **SGD, fused=True)
+    fused = x.is_cuda or None
+    adam = torch.optim.Adam(alphas, **ADAM, fused=fused, capturable=x.is_cuda)
+    sgd = torch.optim.SGD(weights, **SGD, fused=fused)
 
     def objective(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == torch.bfloat16):

@@ -1,10 +1,15 @@
 """Steps whose launches a GPU is given at once: captured as a CUDA graph, and replayed from then on."""
 
+import copy
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from darts_sg.methods.hypergradient import frozen
+from darts_sg.methods.relaxation import Relaxation
+from darts_sg.networks.supernet import Supernet
 
 WARM_UP = 2  # steps of a kind that run launch by launch, so that all they need is there before one is captured
 KEPT = 4  # kinds of steps that are kept
@@ -66,3 +71,23 @@ class Captured:
             values = torch.stack([value.detach().float() for value in means.values()])
         self.graphs[key] = _Graph(graph, inputs, list(means), values)
         return self.graphs[key]
+
+
+def compile_step(supernet: Supernet, relaxation: Relaxation, images: Tensor, autocast: torch.autocast) -> None:
+    """Compile the Triton kernels of a search step, all at a time instead of one after the other in the first steps.
+
+    They are the same for any number of images. The supernet is left as it is.
+    """
+    from darts_sg.native import gpu
+
+    net = copy.deepcopy(supernet)
+    alphas, weights = net.alphas(), net.weights()
+
+    def passes() -> None:
+        for wanted, others in ((alphas, weights), (weights, alphas)):
+            with frozen(others):
+                with autocast:
+                    total = net(images, relaxation(net)).sum()
+                torch.autograd.grad(total, wanted)
+
+    gpu.compile_ahead(passes, images.device)

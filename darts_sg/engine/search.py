@@ -21,7 +21,7 @@ from darts_sg.analysis.run_folder import read_search_epoch
 from darts_sg.config import PENALTIES, SearchConfig
 from darts_sg.data import Augment, ImageFiles, Images, TrainBatches, evaluation_batches, read_split
 from darts_sg.derive import Bound, derive_bounded, entropy, frontier, strengths
-from darts_sg.engine.graphs import Captured
+from darts_sg.engine.graphs import Captured, compile_step
 from darts_sg.engine.loop import Loop, StepResult
 from darts_sg.engine.run_dir import RunDir
 from darts_sg.engine.setup import (
@@ -83,7 +83,10 @@ class SearchJob:
         self.supernet.use_native(setting.environment["kernels"] == "native")
         self.relaxation = RELAXATIONS[config.relaxation]
         if setting.environment["kernels"] == "native" and setting.device.type == "cuda":
-            self._prepare_gpu()
+            if setting.ranks.leads:
+                print("preparing the Triton kernels for this GPU (the first time some minutes, later seconds)")
+            images = trial_batch(self.train_images, config, setting, 2 * setting.ranks.size)[0]
+            compile_step(self.supernet, self.relaxation, images, autocast(config, setting.device))
         if config.compile:
             compile_parts(self.supernet.edge_batches(), setting.device)
         self.weights, self.alphas = self.supernet.weights(), self.supernet.alphas()
@@ -98,26 +101,6 @@ class SearchJob:
             fused=on_gpu or None, capturable=on_gpu,
         )  # fmt: skip
         self.captured = Captured(self._update) if captures(config, setting) else None
-
-    def _prepare_gpu(self) -> None:
-        """Compile the Triton kernels of a step, all at a time instead of one after the other in the first steps."""
-        from darts_sg.native import gpu
-
-        if self.setting.ranks.leads:
-            print("preparing the Triton kernels for this GPU (the first time some minutes, later seconds)")
-        gpu.lay_out(self.supernet)
-        supernet = copy.deepcopy(self.supernet)
-        # the kernels are the same for any number of images
-        images = trial_batch(self.train_images, self.config, self.setting, 2 * self.setting.ranks.size)[0]
-
-        def passes() -> None:
-            for wanted in (supernet.alphas(), supernet.weights()):
-                with frozen(supernet.weights() if wanted[0] is supernet.alpha_normal else supernet.alphas()):
-                    with autocast(self.config, self.setting.device):
-                        total = supernet(images, self.relaxation(supernet)).sum()
-                    torch.autograd.grad(total, wanted)
-
-        gpu.compile_ahead(passes, self.setting.device)
 
     def learning_rate(self, epoch: int) -> float:
         return cosine_learning_rate(self.config, epoch)

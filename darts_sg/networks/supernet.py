@@ -226,13 +226,17 @@ class Supernet(nn.Module):
             self.beta_reduce = nn.Parameter(ALPHA_INIT_DEVIATION * torch.randn(E))
 
     def use_native(self, on: bool) -> None:
-        """Whether the kernels of darts_sg.native compute what they can of the operations, on a CPU.
+        """Whether the kernels of darts_sg.native compute what they can of the operations, on the device that it is on.
 
-        They must be there (darts_sg.native.kernels) by the first forward pass.
+        On a CPU they must be there (darts_sg.native.kernels) by the first forward pass.
         """
         for module in self.modules():
             if isinstance(module, EdgeBatch | SupernetCell):
                 module.native = on
+        if on and self.alpha_normal.is_cuda:
+            from darts_sg.native import gpu
+
+            gpu.lay_out(self)
 
     def edge_batches(self) -> list[EdgeBatch]:
         """The batches of edges of all cells: where nearly all of the work is."""
