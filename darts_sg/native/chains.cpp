@@ -8,8 +8,10 @@
 // that its backward pass needs are still those of y * inverse + offset, for the weight may be zero.
 //
 // A plane is (pixels, channels), channels side by side, padded to whole vectors, of 8 channels at least (`Cp`), and,
-// around a convolution, with a border of zeros. Sums over images are kept for each image and added in one order, so that the number of
-// threads changes no bit of any result.
+// around a convolution, with a border of zeros. Sums over images are kept for each image and added in one order, so
+// that the number of threads changes no bit of any result.
+//
+// Vectors may alias everything, so a loop reads what does not change in it from a constant of its own, not from `s`.
 //
 // A pool is such a stage as well, without weights and once for each state instead of each edge; its BatchNorm may be
 // missing.
@@ -195,21 +197,38 @@ class Ahead {
   }
 };
 
+// Keeps the compiler from computing all that it adds to `p` beforehand: so many addresses would lie in memory.
+template <class P>
+inline void hide(P& p) {
+  asm("" : "+r"(p));
+}
+
+// Keeps a vector in its register: the compiler would load it again for each product.
+template <class V>
+inline void keep(V& v) {
+#if defined(__aarch64__)
+  asm("" : "+w"(v));
+#elif defined(__x86_64__)
+  asm("" : "+v"(v));
+#endif
+}
+
 // out[q] = sum over the taps of in * weight, for P output pixels in a row and one vector of channels.
 template <class T, int K, int P>
 inline void depthwise_pixels(const T* in, int64_t in_row, int64_t in_step, int64_t tap, const T* weight, int64_t Cp,
                              T* out) {
   typedef Simd<T> S;
   typename S::V sum[P] = {};
+  for (int i = 0; i < K; ++i, in += in_row) {
+    const T* p = in;
 #pragma GCC unroll 8
-  for (int i = 0; i < K; ++i)
-#pragma GCC unroll 8
-    for (int j = 0; j < K; ++j) {
-      const typename S::V w = S::load(weight + (i * K + j) * Cp);
-      const T* p = in + i * in_row + j * tap;
+    for (int j = 0; j < K; ++j, p += tap, weight += Cp) {
+      hide(p);
+      const typename S::V w = S::load(weight);
 #pragma GCC unroll 8
       for (int q = 0; q < P; ++q) sum[q] += S::load(p + q * in_step) * w;
     }
+  }
 #pragma GCC unroll 8
   for (int q = 0; q < P; ++q) S::store(out + q * Cp, sum[q]);
 }
@@ -250,27 +269,40 @@ void depthwise_scatter(T* in, int64_t in_row, int64_t stride, int64_t dilation, 
       }
 }
 
-// Adds to gradient (K * K, Cp) the sum over the pixels of in * out, R rows of taps at a time.
-template <class T, int K, int R>
+// Adds to gradient (K * K, Cp) the sum over the pixels of in * out, R rows of taps at a time, for P pixels in a row
+// apart: an addition waits for the one before.
+template <class T, int K, int R, int P>
 void depthwise_weight(const T* in, int64_t in_row, int64_t stride, int64_t dilation, const T* out, int64_t out_row,
                       int64_t Ho, int64_t Wo, int64_t Cp, T* gradient) {
   typedef Simd<T> S;
   static_assert(K % R == 0, "whole groups of rows");
+  const int64_t step = stride * Cp, tap = dilation * Cp, row = dilation * in_row;
   for (int64_t b = 0; b < Cp; b += S::L)
     for (int first = 0; first < K; first += R) {
-      typename S::V sum[R * K] = {};
-      for (int64_t h = 0; h < Ho; ++h)
-        for (int64_t w = 0; w < Wo; ++w) {
-          const typename S::V g = S::load(out + h * out_row + w * Cp + b);
-          const T* p = in + (h * stride + first * dilation) * in_row + w * stride * Cp + b;
+      typename S::V sum[P][R * K] = {};
+      const auto add = [&](const T* p, const T* g, auto pixels) {
+        for (int q = 0; q < pixels; ++q, p += step, g += Cp) {
+          const typename S::V v = S::load(g);
+          const T* at = p;
 #pragma GCC unroll 8
-          for (int i = 0; i < R; ++i)
+          for (int i = 0; i < R; ++i, at += row) {
+            hide(at);
 #pragma GCC unroll 8
-            for (int j = 0; j < K; ++j) sum[i * K + j] += S::load(p + i * dilation * in_row + j * dilation * Cp) * g;
+            for (int j = 0; j < K; ++j) sum[q][i * K + j] += S::load(at + j * tap) * v;
+          }
         }
+      };
+      for (int64_t h = 0; h < Ho; ++h) {
+        const T *p = in + h * stride * in_row + first * row + b, *g = out + h * out_row + b;
+        int64_t w = 0;
+        for (; w + P <= Wo; w += P, p += P * step, g += P * Cp) add(p, g, std::integral_constant<int, P>());
+        for (; w < Wo; ++w, p += step, g += Cp) add(p, g, std::integral_constant<int, 1>());
+      }
       for (int i = 0; i < R * K; ++i) {
         T* to = gradient + (first * K + i) * Cp + b;
-        S::store(to, S::load(to) + sum[i]);
+        typename S::V total = sum[0][i];
+        for (int q = 1; q < P; ++q) total += sum[q][i];
+        S::store(to, S::load(to) + total);
       }
     }
 }
@@ -282,7 +314,10 @@ inline void pointwise_pixels(const T* in, int64_t in_Cp, int64_t C, const T* wei
   for (int64_t c = 0; c < C; ++c) {
     typename S::V w[B];
 #pragma GCC unroll 4
-    for (int b = 0; b < B; ++b) w[b] = S::load(weight + c * Cp + b * S::L);
+    for (int b = 0; b < B; ++b) {
+      w[b] = S::load(weight + c * Cp + b * S::L);
+      keep(w[b]);
+    }
 #pragma GCC unroll 8
     for (int q = 0; q < P; ++q)
 #pragma GCC unroll 4
@@ -317,24 +352,43 @@ void pointwise(const T* in, int64_t in_Cp, int64_t C, const T* weight, int64_t C
   }
 }
 
+// `pointwise_weight` for B vectors of channels, Q rows of the gradient at a time.
+template <class T, int Q, int B>
+inline void pointwise_weight_vectors(const T* out, int64_t out_Cp, int64_t C, const T* in, int64_t Cp, int64_t pixels,
+                                     T* gradient) {
+  typedef Simd<T> S;
+  for (int64_t c = 0; c < C; c += Q) {
+    typename S::V sum[Q][B] = {};
+    const T *o = out + c, *i = in;
+    for (int64_t p = 0; p < pixels; ++p, o += out_Cp, i += Cp) {
+      typename S::V v[B];
+#pragma GCC unroll 4
+      for (int b = 0; b < B; ++b) {
+        v[b] = S::load(i + b * S::L);
+        keep(v[b]);
+      }
+#pragma GCC unroll 8
+      for (int q = 0; q < Q; ++q)
+#pragma GCC unroll 4
+        for (int b = 0; b < B; ++b) sum[q][b] += o[q] * v[b];
+    }
+    for (int64_t q = 0; q < Q && c + q < C; ++q)
+      for (int b = 0; b < B; ++b) {
+        T* to = gradient + (c + q) * Cp + b * S::L;
+        S::store(to, S::load(to) + sum[q][b]);
+      }
+  }
+}
+
 // Adds to gradient (C, Cp) the product of out (pixels, out_Cp), its first C columns, transposed, and in (pixels, Cp).
 template <class T>
 void pointwise_weight(const T* out, int64_t out_Cp, int64_t C, const T* in, int64_t Cp, int64_t pixels, T* gradient) {
-  typedef Simd<T> S;
-  constexpr int Q = 8;  // out_Cp is a multiple of it
-  for (int64_t b = 0; b < Cp; b += S::L)
-    for (int64_t c = 0; c < C; c += Q) {
-      typename S::V sum[Q] = {};
-      for (int64_t p = 0; p < pixels; ++p) {
-        const typename S::V v = S::load(in + p * Cp + b);
-#pragma GCC unroll 8
-        for (int q = 0; q < Q; ++q) sum[q] += out[p * out_Cp + c + q] * v;
-      }
-      for (int64_t q = 0; q < Q && c + q < C; ++q) {
-        T* to = gradient + (c + q) * Cp + b;
-        S::store(to, S::load(to) + sum[q]);
-      }
-    }
+  constexpr int64_t L = Simd<T>::L;
+  constexpr int Q = REGISTERS >= 32 ? 8 : 4;  // out_Cp is a multiple of it
+  int64_t b = 0;
+  for (; b + 2 * L <= Cp; b += 2 * L)
+    pointwise_weight_vectors<T, Q, 2>(out, out_Cp, C, in + b, Cp, pixels, gradient + b);
+  for (; b < Cp; b += L) pointwise_weight_vectors<T, 8, 1>(out, out_Cp, C, in + b, Cp, pixels, gradient + b);
 }
 
 // 3x3 pools of a plane with a border of one pixel: -infinity for the maximum, which is the first one in its window.
@@ -547,21 +601,20 @@ struct Worker {  // a stage with its weights packed: what all threads share
 
   // Rows [from, to) of the input of edge e of image n, normalised and activated, into a plane with a border.
   void load(int64_t n, int64_t e, int64_t from, int64_t to, T* plane, Ahead& ahead) const {
-    const T* in = input(n, e);
-    const int64_t step = in_pixel();
-    for_vectors<T>(s.Ci, [&](int64_t b, int64_t count, auto part) {
-      const V scale = Sd::load(in_scale.get() + e * Cip + b), shift = Sd::load(in_shift.get() + e * Cip + b);
-      for (int64_t h = from; h < to; ++h) {
-        const T* source = in + h * s.W * step + b;
+    const int64_t step = in_pixel(), W = s.W, apart = Cip, activation = s.activation;
+    const bool scaled = s.in_scale;
+    for (int64_t h = from; h < to; ++h)
+      for_vectors<T>(s.Ci, [&](int64_t b, int64_t count, auto part) {
+        const V scale = Sd::load(in_scale.get() + e * Cip + b), shift = Sd::load(in_shift.get() + e * Cip + b);
+        const T* source = input(n, e) + h * W * step + b;
         T* target = plane + ((h + pad) * Wp + pad) * Cip + b;
         ahead.some();
-        for (int64_t w = 0; w < s.W; ++w) {
+        for (int64_t w = 0; w < W; ++w) {
           V v = Sd::template load<part>(source + w * step, count);
-          if (s.in_scale) v = v * scale + shift;
-          Sd::store(target + w * Cip, activate<T>(v, s.activation));
+          if (scaled) v = v * scale + shift;
+          Sd::store(target + w * apart, activate<T>(v, activation));
         }
-      }
-    });
+      });
   }
 
   // Rows [from, to) of the depthwise convolution or pool of a plane, to `out`.
@@ -589,18 +642,23 @@ struct Worker {  // a stage with its weights packed: what all threads share
       g += (s.source == NODES ? t * s.N + n : n * E + e) * image;
     }
     const T image_gamma = s.source == NODES && s.gamma_image ? *gamma(n, e) : T(1);
-    for_vectors<T>(s.Co, [&](int64_t b, int64_t lanes, auto part) {
-      const V A = image_gamma * Sd::load(a + e * Cop + b), B = Sd::load(b_ + e * Cop + b), D = Sd::load(d + e * Cop + b);
-      for (int64_t h = 0; h < to - from; ++h) {
+    const int64_t Wo = s.Wo, C = s.Co, apart = Cop, stride = s.stride, W = s.W;
+    const bool average = s.pool == AVERAGE;
+    for (int64_t h = 0; h < to - from; ++h)
+      for_vectors<T>(C, [&](int64_t b, int64_t lanes, auto part) {
+        const V A = image_gamma * Sd::load(a + e * Cop + b), B = Sd::load(b_ + e * Cop + b),
+                D = Sd::load(d + e * Cop + b);
+        const int64_t rows = average ? inside(from + h, stride, s.H) : 1;
+        const T *given = g + h * Wo * C + b, *output = y + h * Wo * C + b;
+        T* result = target + h * row * Cop + b;
         ahead.some();
-        for (int64_t w = 0; w < s.Wo; ++w) {
-          const int64_t p = (h * s.Wo + w) * s.Co + b;
-          V v = A * Sd::template load<part>(g + p, lanes) + (B * Sd::template load<part>(y + p, lanes) + D);
-          if (s.pool == AVERAGE) v /= static_cast<T>(inside(from + h, s.stride, s.H) * inside(w, s.stride, s.W));
-          Sd::store(target + (h * row + w) * Cop + b, v);
+        for (int64_t w = 0; w < Wo; ++w) {
+          V v = B * Sd::template load<part>(output + w * C, lanes) + D;
+          v = A * Sd::template load<part>(given + w * C, lanes) + v;
+          if (average) v /= static_cast<T>(rows * inside(w, stride, W));
+          Sd::store(result + w * apart, v);
         }
-      }
-    });
+      });
   }
 
   // The gradient of the activated input, rows [from, to) `row` values apart, through the activation to the input.
@@ -610,37 +668,38 @@ struct Worker {  // a stage with its weights packed: what all threads share
     T* target = static_cast<T*>(s.in_gradient);
     const int64_t step = s.first ? s.S * s.Ci : s.Ci;
     target += s.first ? n * s.H * s.W * step + e / s.T * s.Ci : (n * E + e) * s.H * s.W * s.Ci;
-    const bool add = s.first && (t > 0 || s.accumulate), relu = s.activation != NONE, relu6 = s.activation == RELU6;
-    for_vectors<T>(s.Ci, [&](int64_t b, int64_t lanes, auto part) {
-      const V zero = {}, six = zero + T(6);
-      V sum = Sd::load(own_sums + b), sum_y = Sd::load(own_sums + Cip + b), inverse = {}, offset = {};
-      if (s.in_inverse) {
-        inverse = Sd::template load<part>(static_cast<const T*>(s.in_inverse) + e * s.Ci + b, lanes);
-        offset = Sd::template load<part>(static_cast<const T*>(s.in_offset) + e * s.Ci + b, lanes);
-      }
-      for (int64_t h = from; h < to; ++h) {
+    const bool first = s.first, add = first && (t > 0 || s.accumulate), affine = s.in_inverse;
+    const bool relu = s.activation != NONE, relu6 = s.activation == RELU6;
+    const int64_t W = s.W, apart = Cip, in_step = in_pixel();
+    const V zero = {}, six = zero + T(6);
+    for (int64_t h = from; h < to; ++h)
+      for_vectors<T>(s.Ci, [&](int64_t b, int64_t lanes, auto part) {
+        V inverse = {}, offset = {}, sum = {}, sum_y = {};
+        if (affine) {
+          inverse = Sd::template load<part>(static_cast<const T*>(s.in_inverse) + e * s.Ci + b, lanes);
+          offset = Sd::template load<part>(static_cast<const T*>(s.in_offset) + e * s.Ci + b, lanes);
+        }
         const T *gradients = by_input + (scattered() ? h : h - from) * row + b;
         const T *seen = plane + ((h + pad) * Wp + pad) * Cip + b;
-        const T *y = input(n, e) + h * s.W * in_pixel() + b;
-        T* p = target + h * s.W * step + b;
+        const T *y = input(n, e) + h * W * in_step + b;
+        T* p = target + h * W * step + b;
         ahead.some();
-        for (int64_t w = 0; w < s.W; ++w) {
-          V v = Sd::load(gradients + w * Cip);
-          const V active = Sd::load(seen + w * Cip);
+        for (int64_t w = 0; w < W; ++w) {
+          V v = Sd::load(gradients + w * apart);
+          const V active = Sd::load(seen + w * apart);
           if (relu) v = active > zero ? v : zero;
           if (relu6) v = active < six ? v : zero;
-          if (!s.first) {
+          if (!first) {
             sum += v;
             // without weight and bias: where the gradient is not zero the activation has changed nothing
-            sum_y += v * (s.in_inverse ? Sd::template load<part>(y + w * s.Ci, lanes) * inverse + offset : active);
+            sum_y += v * (affine ? Sd::template load<part>(y + w * in_step, lanes) * inverse + offset : active);
           }
           if (add) v += Sd::template load<part>(p + w * step, lanes);
           Sd::template store<part>(p + w * step, v, lanes);
         }
-      }
-      Sd::store(own_sums + b, sum);
-      Sd::store(own_sums + Cip + b, sum_y);
-    });
+        Sd::store(own_sums + b, Sd::load(own_sums + b) + sum);
+        Sd::store(own_sums + Cip + b, Sd::load(own_sums + Cip + b) + sum_y);
+      });
   }
   bool scattered() const { return s.k && s.stride != 1; }
 
@@ -700,11 +759,11 @@ void Worker<T>::forward() const {
 #pragma omp parallel num_threads(static_cast<int>(s.threads))
   {
     Scratch<T>& scratch = Scratch<T>::of_thread();
-    T *plane = nullptr, *middle = nullptr, *output = nullptr, *sums = nullptr;
+    T *plane = nullptr, *middle = nullptr, *padded_output = nullptr, *sums = nullptr;
     try {
       plane = bordered(scratch);
-      middle = scratch.take(s.k ? R * s.Wo * Cip : 0);
-      output = scratch.take(s.pointwise ? R * s.Wo * Cop : 0);
+      middle = scratch.take(s.k && s.pointwise ? R * s.Wo * Cip : 0);
+      padded_output = scratch.take(s.Co < Cop ? R * s.Wo * Cop : 0);
       sums = scratch.take(3 * Cop);
     } catch (const std::bad_alloc&) {
       exhausted = true;
@@ -722,18 +781,21 @@ void Worker<T>::forward() const {
         to = std::min(from + R, s.Ho);
         load(n, e, loaded, needed(to), plane, ahead);
         loaded = needed(to);
-        const int64_t count = (to - from) * s.Wo;
-        const T* result = plane + from * Wp * Cip;
-        if (s.k) convolve(plane, e, from, to, middle), result = middle;
-        if (s.pointwise) {
-          pointwise<T>(result, Cip, s.Ci, matrix.get() + e * s.Ci * Cop, Cop, count, output);
-          result = output;
+        const int64_t count = (to - from) * s.Wo, C = s.Co, apart = Cop;
+        const T* before = plane + from * Wp * Cip;
+        T* out = static_cast<T*>(s.out) + (unit * pixels + from * s.Wo) * C;
+        T* result = C == apart ? out : padded_output;
+        if (s.k) {
+          T* to_where = s.pointwise ? middle : result;
+          convolve(plane, e, from, to, to_where);
+          before = to_where;
         }
-        T* out = static_cast<T*>(s.out) + (unit * pixels + from * s.Wo) * s.Co;
-        for_vectors<T>(s.Co, [&](int64_t b, int64_t lanes, auto part) {
+        if (s.pointwise) pointwise<T>(before, Cip, s.Ci, matrix.get() + e * s.Ci * Cop, Cop, count, result);
+        for_vectors<T>(C, [&](int64_t b, int64_t lanes, auto part) {
           const T* r = result + b;
-          for (int64_t p = 0; p < count; ++p)
-            Sd::template store<part>(out + p * s.Co + b, Sd::load(r + p * Cop), lanes);
+          if (result != out)
+            for (int64_t p = 0; p < count; ++p)
+              Sd::template store<part>(out + p * C + b, Sd::load(r + p * apart), lanes);
           if (!s.training) return;
           // sums of what differs from the first pixel, and of its square
           if (from == 0) {
@@ -742,17 +804,20 @@ void Worker<T>::forward() const {
             Sd::store(sums + 2 * Cop + b, V{});
           }
           const V pivot = Sd::load(sums + b);
-          V sum[2] = {}, square[2] = {};
+          V sum[4] = {}, square[4] = {};
           const auto add = [&](int64_t p, int q) {
-            const V v = Sd::load(r + p * Cop) - pivot;
+            const V v = Sd::load(r + p * apart) - pivot;
             sum[q] += v;
             square[q] += v * v;
           };
           int64_t p = 0;
-          for (; p + 2 <= count; p += 2) add(p, 0), add(p + 1, 1);
-          if (p < count) add(p, 0);
-          Sd::store(sums + Cop + b, Sd::load(sums + Cop + b) + (sum[0] + sum[1]));
-          Sd::store(sums + 2 * Cop + b, Sd::load(sums + 2 * Cop + b) + (square[0] + square[1]));
+          for (; p + 4 <= count; p += 4)
+#pragma GCC unroll 4
+            for (int q = 0; q < 4; ++q) add(p + q, q);
+          for (; p < count; ++p) add(p, 0);
+          Sd::store(sums + Cop + b, Sd::load(sums + Cop + b) + ((sum[0] + sum[1]) + (sum[2] + sum[3])));
+          Sd::store(sums + 2 * Cop + b,
+                    Sd::load(sums + 2 * Cop + b) + ((square[0] + square[1]) + (square[2] + square[3])));
         });
       }
       for (int64_t c = 0; s.training && c < s.Co; ++c) {
@@ -857,7 +922,8 @@ void Worker<T>::backward() const {
             const T* in_rows = plane + from * s.stride * Wp * Cip;
             if (by_taps)
               with_size(s.k, [&](auto k) {
-                depthwise_weight<T, k, k * k <= REGISTERS - 4 ? k : 1>(
+                constexpr int rows = k * k <= REGISTERS - 4 ? k : 1;
+                depthwise_weight<T, k, rows, rows * k < 8 ? 2 : 1>(
                     in_rows, Wp * Cip, s.stride, s.dilation, inside, G_row * Cip, to - from, s.Wo, Cip,
                     taps_gradient.get() + (chunk * E + e) * kk * Cip);
               });
