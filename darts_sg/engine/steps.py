@@ -52,7 +52,7 @@ def weight_optimizer(
         torch.tensor(rate, device=device) if on_gpu else rate,
         momentum=config.momentum,
         weight_decay=config.weight_decay,
-        fused=on_gpu or None,
+        fused=device.type in ("cpu", "cuda") or None,
     )
 
 

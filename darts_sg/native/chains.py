@@ -29,8 +29,16 @@ class Stage:
     pool: nn.MaxPool2d | nn.AvgPool2d | None = None
 
     def weights(self) -> list[Tensor]:
-        layers = (self.depthwise, self.pointwise, self.norm)
-        return [p for layer in layers if layer is not None for p in (layer.weight, layer.bias) if p is not None]
+        """Of its convolutions, then weight and bias of its BatchNorm, if it has them."""
+        found = [layer.weight for layer in (self.depthwise, self.pointwise) if layer is not None]
+        if self.norm is not None and self.norm.affine:
+            found += (self.norm.weight, self.norm.bias)
+        return found
+
+    @property
+    def num_weights(self) -> int:
+        affine = self.norm is not None and self.norm.affine
+        return (self.depthwise is not None) + (self.pointwise is not None) + 2 * affine
 
 
 class Operation(NamedTuple):
@@ -198,18 +206,24 @@ class _Result(NamedTuple):
 
     y: Tensor
     normalisation: Tensor
+    rows: list[int]
+    """The addresses of scale, shift, and then, if they are others, inverse and offset."""
+
+    @classmethod
+    def of(cls, y: Tensor, normalisation: Tensor) -> "_Result":
+        return cls(y, normalisation, _addresses(normalisation))
 
     def scale_and_shift(self) -> list[int]:
-        return _addresses(self.normalisation)[:2]
+        return self.rows[:2]
 
     def inverse_and_offset(self) -> list[int]:
-        return _addresses(self.normalisation)[-2:]
+        return self.rows[-2:]
 
 
 def _addresses(x: Tensor) -> list[int]:
     """Where the parts of x along its first dimension begin."""
-    step = x.stride(0) * x.element_size()
-    return [x.data_ptr() + i * step for i in range(x.shape[0])]
+    start, step = x.data_ptr(), x.stride(0) * x.element_size()
+    return list(range(start, start + len(x) * step, step)) if step else [start] * len(x)
 
 
 def takes(x: Tensor) -> bool:
@@ -242,7 +256,7 @@ class _Run(torch.autograd.Function):
                 E, C = layout.S * layout.T, layout.Co
                 affine = stage.norm is not None and stage.norm.affine
                 normalisation = x.new_empty(4 if affine else 2, E * C)
-                result = _Result(x.new_empty(layout.N, E, layout.Ho, layout.Wo, C), normalisation)
+                result = _Result.of(x.new_empty(layout.N, E, layout.Ho, layout.Wo, C), normalisation)
                 _fill(layout, stage, image, previous, result)
                 _call("stage_forward", x.dtype, layout)
                 layouts.append(layout)
@@ -256,18 +270,22 @@ class _Run(torch.autograd.Function):
         mix = _Mixing(operations, images, results, gamma, nodes)
         _call("mix_forward", x.dtype, mix.structure)
         ctx.operations, ctx.layouts, ctx.num_inputs, ctx.num_weights = operations, layouts, num_inputs, len(weights)
-        saved = (tensor for result in results for tensor in result)
-        ctx.save_for_backward(gamma, *(image.x for image in images), *weights, *saved)
+        saved = (tensor for result in results for tensor in (result.y, result.normalisation))
+        kept = [gamma, *(image.x for image in images), *weights, *saved]
+        ctx.save_for_backward(*kept)
+        ctx.places = [tensor.data_ptr() for tensor in kept]
         return nodes
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
-        gamma, *tensors = ctx.saved_tensors
+        kept = ctx.saved_tensors
+        moved = ctx.places != [tensor.data_ptr() for tensor in kept]  # if they were computed again, for one
+        gamma, *tensors = kept
         operations: Operations = ctx.operations
         images = [_channels_last(x) for x in tensors[: ctx.num_inputs]]
         weights = tensors[ctx.num_inputs :][: ctx.num_weights]
         saved = tensors[ctx.num_inputs + ctx.num_weights :]
-        results = [_Result(*pair) for pair in zip(saved[::2], saved[1::2], strict=True)]
+        results = [_Result.of(*pair) for pair in zip(saved[::2], saved[1::2], strict=True)]
         gradient = gradients[0].contiguous()
         dtype, by_image = gradient.dtype, gamma.dim() == 3
 
@@ -290,7 +308,7 @@ class _Run(torch.autograd.Function):
         done, gammas = 0, _addresses(gamma)
         for o, operation in enumerate(operations.each):
             stages, image = operation.stages, images[operation.input]
-            found_of = [[next(places) for _ in stage.weights()] for stage in stages]
+            found_of = [[next(places) for _ in range(stage.num_weights)] for stage in stages]
             passed, sums, source = gradient, mix.sums[o], NODES
             if operation.shared and operations.T > 1:  # one gradient for a state, from all nodes
                 source = MIXED_NODES
@@ -301,7 +319,8 @@ class _Run(torch.autograd.Function):
             for i in reversed(range(len(stages))):
                 layout: _Stage = ctx.layouts[done + i]
                 previous = results[done + i - 1] if i else None
-                _fill(layout, stages[i], image, previous, results[done + i])
+                if moved:
+                    _fill(layout, stages[i], image, previous, results[done + i])
                 layout.gradient, layout.source, layout.nodes = passed.data_ptr(), source, operations.T
                 layout.gamma, (layout.sum, layout.sum_y) = gammas[o], _addresses(sums)
                 layout.gamma_edge, layout.gamma_image = mix.structure.gamma_edge, mix.structure.gamma_image
@@ -338,8 +357,9 @@ def _layout(stage: Stage, image: _Image, previous: _Result | None, S: int, T: in
     layout = _Stage(N=N, S=S, T=T, H=H, W=W, Ho=H, Wo=W, Ci=C, Co=C, stride=1, dilation=1, first=previous is None)
     layout.in_n, layout.in_pixel = image.image, image.pixel
     layout.activation, layout.norm = stage.activation, stage.norm is not None
-    if stage.norm is not None:
-        layout.training, layout.momentum, layout.eps = stage.norm.training, stage.norm.momentum, stage.norm.eps
+    norm = stage.norm
+    if norm is not None:
+        layout.training, layout.momentum, layout.eps = norm.training, norm.momentum, norm.eps
     if stage.depthwise is not None:
         layer = stage.depthwise
         layout.k, layout.stride, layout.dilation = layer.kernel_size[0], layer.stride[0], layer.dilation[0]
@@ -352,7 +372,7 @@ def _layout(stage: Stage, image: _Image, previous: _Result | None, S: int, T: in
 
 
 def _fill(layout: _Stage, stage: Stage, image: _Image, previous: _Result | None, result: _Result) -> None:
-    """The addresses of a stage's tensors; they may have moved between forward and backward pass."""
+    """The addresses of a stage's tensors."""
     layout.input = image.x.data_ptr() if previous is None else previous.y.data_ptr()
     if previous is not None:
         layout.in_scale, layout.in_shift = previous.scale_and_shift()
@@ -364,11 +384,12 @@ def _fill(layout: _Stage, stage: Stage, image: _Image, previous: _Result | None,
         layout.pointwise = stage.pointwise.weight.data_ptr()
     layout.out, (layout.scale, layout.shift) = result.y.data_ptr(), result.scale_and_shift()
     layout.inverse, layout.offset = result.inverse_and_offset()
-    norm = stage.norm
-    if norm is not None and norm.running_mean is not None and norm.running_var is not None:
-        layout.running_mean, layout.running_var = norm.running_mean.data_ptr(), norm.running_var.data_ptr()
-    if norm is not None and norm.affine:
-        layout.weight, layout.bias = norm.weight.data_ptr(), norm.bias.data_ptr()
+    if (norm := stage.norm) is not None:
+        mean, var = norm.running_mean, norm.running_var
+        if mean is not None and var is not None:
+            layout.running_mean, layout.running_var = mean.data_ptr(), var.data_ptr()
+        if norm.affine:
+            layout.weight, layout.bias = norm.weight.data_ptr(), norm.bias.data_ptr()
     layout.threads = torch.get_num_threads()
 
 
