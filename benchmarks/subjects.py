@@ -173,9 +173,8 @@ def own_step(
     x, y = shape.images()
     batch = x.contiguous(memory_format=LAST), y
     weights, alphas = net.weights(), net.alphas()
-    fused = x.is_cuda or None
-    adam = torch.optim.Adam(alphas, **ADAM, fused=fused, capturable=x.is_cuda)
-    sgd = torch.optim.SGD(weights, **SGD, fused=fused)
+    adam = torch.optim.Adam(alphas, **ADAM, fused=x.is_cuda or None, capturable=x.is_cuda)
+    sgd = torch.optim.SGD(weights, **SGD, fused=True)
 
     def objective(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == torch.bfloat16):
