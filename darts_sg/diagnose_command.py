@@ -58,9 +58,6 @@ def two_or_more(text: str) -> int:
 
 
 def show_diagnosis(arguments: argparse.Namespace) -> None:
-    from darts_sg.analysis.draw import save_figure
-    from darts_sg.analysis.draw_diagnosis import draw_diagnosis
-    from darts_sg.analysis.report import markdown_table
     from darts_sg.engine.diagnosis import Comparison
 
     if arguments.json and arguments.markdown:
@@ -74,7 +71,24 @@ def show_diagnosis(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
         device=arguments.device,
     )
-    found, setting = list(comparison), comparison.setting()
+    found: list[Diagnosis] = []
+    try:
+        for diagnosis in comparison:  # minutes each
+            found.append(diagnosis)
+    except (KeyboardInterrupt, UsageError):
+        if found:
+            print(f"ended early: {len(found)} of {len(arguments.files)} networks were measured", file=sys.stderr)
+            show(found, comparison.setting(), kind, arguments)
+        raise
+    show(found, comparison.setting(), kind, arguments)
+
+
+def show(found: Sequence["Diagnosis"], setting: str, kind: str, arguments: argparse.Namespace) -> None:
+    """Print what was found of the networks, and draw it, if that is asked for, as a file of this kind."""
+    from darts_sg.analysis.draw import save_figure
+    from darts_sg.analysis.draw_diagnosis import draw_diagnosis
+    from darts_sg.analysis.report import markdown_table
+
     if arguments.output is not None:
         figure = draw_diagnosis([diagnosis.portrait() for diagnosis in found], setting)
         for path in save_figure(figure, arguments.output.with_suffix(""), formats=(kind,)):

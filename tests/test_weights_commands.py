@@ -14,9 +14,9 @@ from PIL import Image
 from darts_sg.__main__ import run
 from darts_sg.data.synthetic import FORMS, load_synthetic
 from darts_sg.engine.checkpoint import checkpoints
-from darts_sg.engine.diagnosis import labels
+from darts_sg.engine.diagnosis import Comparison, Diagnosis, labels
 from darts_sg.engine.export import EXPORT_FORMATS
-from darts_sg.engine.weights import read_weights, weights_bytes
+from darts_sg.engine.weights import Weights, read_weights, weights_bytes
 from tests.test_command_line import in_process
 
 Capture = pytest.CaptureFixture[str]
@@ -240,6 +240,22 @@ def test_networks_are_diagnosed_on_the_same_images(capsys: Capture, tmp_path: Pa
 
     code, out, _ = in_process(capsys, *DIAGNOSE, files[2], "--seed=1", "--json")
     assert json.loads(out)["networks"][0]["cosine_mean"] != late["cosine_mean"]
+
+
+def test_what_was_diagnosed_is_shown_when_the_rest_is_not(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    measure = Comparison._measure
+
+    def interrupted(self: Comparison, label: str, weights: Weights) -> Diagnosis:
+        if "mobilenet" in label:
+            raise KeyboardInterrupt
+        return measure(self, label, weights)
+
+    monkeypatch.setattr(Comparison, "_measure", interrupted)
+    files = ["genotype/weights.safetensors", "model/weights.safetensors"]
+    code, out, err = in_process(capsys, *DIAGNOSE, *files, "--markdown")
+    assert code == 130
+    assert err.startswith("ended early: 1 of 2 networks were measured\n")
+    assert [line.split(",")[0] for line in out.splitlines() if "seed 0, epoch" in line] == ["| GDAS_V1"]
 
 
 def test_networks_of_different_data_are_not_compared(capsys: Capture, tmp_path: Path) -> None:
