@@ -44,7 +44,7 @@ def scheduled_learning_rate(config: AugmentConfig, epoch: int) -> float:
 def weight_optimizer(
     parameters: Iterable[nn.Parameter], config: RunConfig, device: torch.device = CPU
 ) -> torch.optim.SGD:
-    """SGD with momentum and weight decay. On a CUDA GPU it is one launch and reads its learning rate there."""
+    """SGD with momentum and weight decay, fused but on MPS; on a CUDA GPU it reads its learning rate there."""
     on_gpu = device.type == "cuda"
     rate: float | Tensor = config.learning_rate
     return torch.optim.SGD(
