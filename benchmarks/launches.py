@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.subjects import Step
-from darts_sg.native import chains
+from darts_sg.native import cpu
 
 SILENT = {  # they compute nothing
     "aten.empty", "aten.empty_like", "aten.empty_strided", "aten.new_empty", "aten.new_empty_strided",
@@ -33,7 +33,7 @@ class Launches(TorchDispatchMode):
 def count(step: Step) -> Counter[str]:
     """Operators of one step, by name; backward passes and calls of the C++ kernels included."""
     step()
-    call = chains._call
+    call = cpu._call
 
     def counted(name: str, *arguments: Any) -> None:
         launches.counts[f"darts_sg.{name}"] += 1
@@ -42,7 +42,7 @@ def count(step: Step) -> Counter[str]:
     with (
         Launches() as launches,
         torch.autograd.set_multithreading_enabled(False),
-        patch.object(chains, "_call", counted),
+        patch.object(cpu, "_call", counted),
     ):
         step()
     return launches.counts

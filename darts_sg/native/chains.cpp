@@ -485,7 +485,7 @@ void pool_scatter(const T* in, int64_t row, int64_t stride, int64_t kind, int64_
 
 extern "C" {
 
-// One stage, as darts_sg/native/chains.py fills it in. Pointers that are not needed are null.
+// One stage, as darts_sg/native/cpu.py fills it in: 64 bits each. Pointers that are not needed are null.
 struct Stage {
   int64_t N, S, T, H, W, Ho, Wo, Ci, Co, k, stride, dilation, pool, activation, first, norm, training, threads;
   int64_t in_n, in_pixel;            // strides of the first stage's input
@@ -505,7 +505,7 @@ struct Stage {
   void* in_gradient;                 // first: (N, H, W, S * Ci), else (N, E, H, W, Ci), of the normalised input
   int64_t accumulate;
   double *in_sum, *in_sum_y;         // (E * Ci), unless first
-  void *depthwise_gradient, *pointwise_gradient;
+  void *depthwise_gradient, *pointwise_gradient, *weight_gradient, *bias_gradient;
 };
 
 }  // extern "C"
@@ -841,15 +841,25 @@ void Worker<T>::backward() const {
   // BatchNorm's backward: gradient * a + output * b + d
   Buffer<T> a(E * Cop), b_(E * Cop), d(E * Cop);
   const double count = static_cast<double>(s.N * pixels);
+  const auto total = [&](const double* parts, int64_t e, int64_t c) {
+    if (s.source != MIXED_NODES) return parts[e * s.Co + c];
+    double sum = 0;
+    for (int64_t t = e * s.nodes; t < (e + 1) * s.nodes; ++t)
+      sum += (s.gamma_image ? 1.0 : *gamma(0, t)) * parts[t * s.Co + c];
+    return sum;
+  };
   for (int64_t e = 0; e < E; ++e)
     for (int64_t c = 0; c < s.Co; ++c) {
       const double scale = static_cast<const T*>(s.scale)[e * s.Co + c];
-      const double factor = scale * (s.source == NODES && !s.gamma_image ? *gamma(0, e) : 1.0);
+      const double of_nodes = s.source == NODES && !s.gamma_image ? *gamma(0, e) : 1.0, factor = scale * of_nodes;
+      const double sum = total(s.sum, e, c), sum_y = total(s.sum_y, e, c);
+      if (s.weight_gradient) static_cast<T*>(s.weight_gradient)[e * s.Co + c] = static_cast<T>(of_nodes * sum_y);
+      if (s.bias_gradient) static_cast<T*>(s.bias_gradient)[e * s.Co + c] = static_cast<T>(of_nodes * sum);
       a.get()[e * Cop + c] = static_cast<T>(factor);
       if (!s.training) continue;
       const double inverse = static_cast<const T*>(s.inverse)[e * s.Co + c];
       const double offset = static_cast<const T*>(s.offset)[e * s.Co + c];
-      const double mean = s.sum[e * s.Co + c] / count, mean_y = s.sum_y[e * s.Co + c] / count;
+      const double mean = sum / count, mean_y = sum_y / count;
       b_.get()[e * Cop + c] = static_cast<T>(-factor * inverse * mean_y);
       d.get()[e * Cop + c] = static_cast<T>(-factor * (mean + offset * mean_y));
     }
@@ -998,10 +1008,9 @@ struct Mix {
   int64_t gamma_edge, gamma_image;               // its strides between edges and images
   void* nodes;
   double *const *sum, *const *sum_y;  // backward, for each operation (E * C): of gradient and gradient * operation
-  // backward of the identity: which operation it is, and where its gradient goes, (N, pixels, S * C)
-  int64_t identity;
-  void* in_gradient;
-  int64_t accumulate;
+  // for each identity where its gradient goes, (N, pixels, S * C), null elsewhere, and whether it is added to what is there
+  void* const* in_gradient;
+  const int64_t* accumulate;
 };
 
 }  // extern "C"
@@ -1090,19 +1099,36 @@ struct Mixer {
     }
   }
 
-  void identity_backward() const {
+  void identity_backward(int64_t o) const {
 #pragma omp parallel for schedule(static) num_threads(static_cast<int>(m.threads))
     for (int64_t unit = 0; unit < m.N * m.S; ++unit) {
       const int64_t n = unit / m.S, s = unit % m.S;
-      T* out = static_cast<T*>(m.in_gradient) + (n * m.pixels * m.S + s) * m.C;
+      T* out = static_cast<T*>(m.in_gradient[o]) + (n * m.pixels * m.S + s) * m.C;
       const T* nodes = static_cast<const T*>(m.nodes) + n * m.pixels * m.C;
-      mix_nodes<T>(nodes, m.N * m.pixels * m.C, gamma(m.identity, n, s * m.T), m.gamma_edge, m.T, m.pixels, m.C, out,
-                   m.S * m.C, m.accumulate);
+      mix_nodes<T>(nodes, m.N * m.pixels * m.C, gamma(o, n, s * m.T), m.gamma_edge, m.T, m.pixels, m.C, out, m.S * m.C,
+                   m.accumulate[o]);
     }
   }
 };
 
 }  // namespace
+
+// All stages in order, then the product with gamma.
+template <class T>
+void forward(const Mix& m, const Stage* stages, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) Worker<T>(stages[i], false).forward();
+  Mixer<T>(m).forward();
+}
+
+// The product's backward pass, that of identities, which are the first to write their gradients, then all stages.
+template <class T>
+void backward(const Mix& m, const Stage* stages, int64_t count) {
+  Mixer<T> mixer(m);
+  mixer.backward();
+  for (int64_t o = 0; o < m.operations; ++o)
+    if (m.in_gradient[o]) mixer.identity_backward(o);
+  for (int64_t i = 0; i < count; ++i) Worker<T>(stages[i], true).backward();
+}
 
 // 0, or 1 where memory was lacking.
 template <class F>
@@ -1116,14 +1142,8 @@ int done(F f) {
 }
 
 extern "C" {
-int stage_forward_float(const Stage* s) { return done([&] { Worker<float>(*s, false).forward(); }); }
-int stage_forward_double(const Stage* s) { return done([&] { Worker<double>(*s, false).forward(); }); }
-int stage_backward_float(const Stage* s) { return done([&] { Worker<float>(*s, true).backward(); }); }
-int stage_backward_double(const Stage* s) { return done([&] { Worker<double>(*s, true).backward(); }); }
-int mix_forward_float(const Mix* m) { return done([&] { Mixer<float>(*m).forward(); }); }
-int mix_forward_double(const Mix* m) { return done([&] { Mixer<double>(*m).forward(); }); }
-int mix_backward_float(const Mix* m) { return done([&] { Mixer<float>(*m).backward(); }); }
-int mix_backward_double(const Mix* m) { return done([&] { Mixer<double>(*m).backward(); }); }
-int identity_backward_float(const Mix* m) { return done([&] { Mixer<float>(*m).identity_backward(); }); }
-int identity_backward_double(const Mix* m) { return done([&] { Mixer<double>(*m).identity_backward(); }); }
+int forward_float(const Mix* m, const Stage* s, int64_t count) { return done([&] { forward<float>(*m, s, count); }); }
+int forward_double(const Mix* m, const Stage* s, int64_t count) { return done([&] { forward<double>(*m, s, count); }); }
+int backward_float(const Mix* m, const Stage* s, int64_t count) { return done([&] { backward<float>(*m, s, count); }); }
+int backward_double(const Mix* m, const Stage* s, int64_t count) { return done([&] { backward<double>(*m, s, count); }); }
 }

@@ -26,6 +26,7 @@ from darts_sg.ops.primitives import ConvBN
 
 NetworkShape = Literal["cifar", "imagenet"]
 STEM_MULTIPLIER = 3
+Sums = dict[tuple[int, ...], native.Operations]  # by the number of a sum, then those of its terms' inputs
 
 
 class DerivedCell(nn.Module):
@@ -40,10 +41,12 @@ class DerivedCell(nn.Module):
             for _, edge in cell.edges()
         )
         self.native = False  # whether the kernels of darts_sg.native compute what they know
+        self.sums: Sums = {}
 
     def use_native(self, on: bool) -> None:
         """See DerivedNetwork.use_native."""
         self.native = on
+        self.sums.clear()
         layers = [list(op) if isinstance(op, ConvBN) else [] for op in (self.input_0, self.input_1)]
         self.input_stages = [native.stages_of([nn.ReLU(), *chain], 1) if chain else None for chain in layers]
         self.op_stages = [stages_of(op) for op in self.ops]
@@ -52,7 +55,7 @@ class DerivedCell(nn.Module):
         """With `native` the states are given as they are before the ReLU between cells."""
         states = [self._input(0, s0), self._input(1, s1)]
         ops = iter(range(len(self.ops)))
-        for node in self.cell.nodes:
+        for number, node in enumerate(self.cell.nodes):
             terms: list[Tensor] = []
             chains: list[tuple[Tensor, Sequence[native.Stage], Tensor | None]] = []
             for edge in node:
@@ -69,7 +72,7 @@ class DerivedCell(nn.Module):
                 if isinstance(op, Residual) and op.shortcut:
                     chains.append((x, [], kept))
             if chains:
-                terms.append(sum_of(chains))
+                terms.append(sum_of(chains, self.sums, number))
             states.append(sum(terms[1:], terms[0]))
         return join([states[i] for i in self.cell.concat])
 
@@ -77,7 +80,7 @@ class DerivedCell(nn.Module):
         if self.native:
             stages = self.input_stages[number]
             if stages is not None and native.takes(state):
-                return sum_of([(state, stages, None)])
+                return sum_of([(state, stages, None)], self.sums, number - NUM_INPUTS)
             state = torch.relu(state)
         return cast(Tensor, self.get_submodule(f"input_{number}")(state))
 
@@ -94,14 +97,23 @@ def stages_of(op: nn.Module) -> list[native.Stage] | None:
     return None if pool is None else [pool]
 
 
-def sum_of(terms: Sequence[tuple[Tensor, Sequence[native.Stage], Tensor | None]]) -> Tensor:
-    """The sum of stages of inputs (N, C, H, W), each with a factor for each image or none, to (N, C', H', W')."""
+def sum_of(
+    terms: Sequence[tuple[Tensor, Sequence[native.Stage], Tensor | None]],
+    known: Sums,
+    number: int,
+) -> Tensor:
+    """The sum of stages of inputs (N, C, H, W), each with a factor for each image or none, to (N, C', H', W').
+
+    known: where what the stages are to the kernels is kept, under their number; they are the same each time.
+    """
     inputs = list({id(x): x for x, *_ in terms}.values())
     place = {id(x): i for i, x in enumerate(inputs)}
     ones = inputs[0].new_ones(len(inputs[0]))
     factors = torch.stack([ones if kept is None else kept.flatten() for *_, kept in terms])
-    each = [native.Operation(stages, place[id(x)]) for x, stages, _ in terms]
-    return native.run(inputs, factors[:, None], native.Operations(1, 1, each))[0]
+    key = number, *(place[id(x)] for x, *_ in terms)
+    if key not in known:
+        known[key] = native.Operations(1, 1, [native.Operation(stages, place[id(x)]) for x, stages, _ in terms])
+    return native.run(inputs, factors[:, None], known[key])[0]
 
 
 class AuxiliaryHead(nn.Module):

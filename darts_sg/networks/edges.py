@@ -160,6 +160,7 @@ class EdgeBatch(nn.Module):
         self.S, self.T, self.C, self.stride = num_states, len(operations) // num_states, C, stride
         self.columns = list(columns)
         self.native = False
+        self.operations: dict[tuple[int, ...], native.Operations] = {}  # as the kernels take them, by which these are
         self.ops = nn.ModuleList()
         for ops in zip(*operations, strict=True):  # ops: one operation, on every edge
             weightless = not any(True for _ in ops[0].parameters())
@@ -213,11 +214,14 @@ class EdgeBatch(nn.Module):
                     given[e % self.T].append(weight[e] * edge_op(states[e // self.T]))
         if native_ops:
             gamma = [by_column[self.columns[i]] for i in fast]
-            each = [native.Operation(stages) for _, stages in native_ops]
             if passed_on is not None:
                 gamma.append(passed_on)
-                each.append(native.Operation())
-            operations = native.Operations(self.S, self.T, each)
+            kind = (*fast, passed_on is not None)
+            if kind not in self.operations:
+                each = [native.Operation(stages) for _, stages in native_ops]
+                identity = [native.Operation()] if passed_on is not None else []
+                self.operations[kind] = native.Operations(self.S, self.T, each + identity)
+            operations = self.operations[kind]
             for node, part in enumerate(native.run([x], torch.stack(gamma), operations)):
                 given[node].append(part)
             passed_on = None

@@ -67,8 +67,10 @@ class SupernetCell(nn.Module):
         self.C_mixed = spec.C // partial_channels
         self.input_0, self.input_1 = input_layers(spec, affine=False)
         self.native = False  # whether the kernels of darts_sg.native compute these two
-        self.input_stages = [
-            native.stages_of(list(layers), 1) if isinstance(layers, ConvBN) else None
+        self.input_operations = [
+            native.Operations(1, 1, [native.Operation(native.stages_of(list(layers), 1) or [])])
+            if isinstance(layers, ConvBN)
+            else None
             for layers in (self.input_0, self.input_1)
         ]
         columns = [i for i, name in enumerate(operations) if name != "none"]
@@ -128,9 +130,8 @@ class SupernetCell(nn.Module):
         return join(nodes)
 
     def _input(self, number: int, state: Tensor) -> Tensor:
-        stages = self.input_stages[number]
-        if self.native and stages is not None and native.takes(state):
-            operations = native.Operations(1, 1, [native.Operation(stages)])
+        operations = self.input_operations[number]
+        if self.native and operations is not None and native.takes(state):
             return native.run([state], state.new_ones(1, 1), operations)[0]
         return cast(Tensor, self.get_submodule(f"input_{number}")(state))
 

@@ -71,7 +71,7 @@ def test_they_are_compiled_once(forgotten: Path, monkeypatch: pytest.MonkeyPatch
 def test_they_work_where_nothing_can_be_kept(forgotten: Path, tmp_path: Path) -> None:
     forgotten.write_text("a file where the folder should be")
     available()
-    assert hasattr(native.kernels(), "stage_forward_float")
+    assert hasattr(native.kernels(), "forward_float")
 
 
 def processor_has(feature: str) -> bool:
@@ -213,7 +213,7 @@ def test_an_operation_with_affine_norms_is_that_of_its_layers(name: str) -> None
         terms = [(x, stages[0], kept), (x, stages[1], None)]
         if isinstance(mine[0], Residual) and mine[0].shortcut:
             terms.insert(1, (x, [], kept))
-        actual = sum_of(terms)
+        actual = sum_of(terms, {}, 0)
         by = torch.randn_like(expected)
         assert_equal_tensors([actual], [expected])
         assert_equal_tensors(
