@@ -770,16 +770,19 @@ void Worker<T>::forward() const {
     }
 #pragma omp barrier
     Ahead ahead;
+    const T* in_plane = nullptr;
 #pragma omp for schedule(static)
     for (int64_t unit = 0; unit < s.N * E; ++unit) {
       if (exhausted) continue;
       const int64_t n = unit / E, e = unit % E;
+      const bool there = s.first && in_plane == input(n, e);  // the same state as that of the edge before
+      in_plane = input(n, e);
       if (own_input() && unit + 1 < s.N * E)
         ahead.aim<T>({input((unit + 1) / E, (unit + 1) % E), nullptr, nullptr}, {s.H * s.W * in_pixel(), 0, 0},
                      s.H * Cip / Sd::L);
       for (int64_t from = 0, loaded = 0, to; from < s.Ho; from = to) {
         to = std::min(from + R, s.Ho);
-        load(n, e, loaded, needed(to), plane, ahead);
+        if (!there) load(n, e, loaded, needed(to), plane, ahead);
         loaded = needed(to);
         const int64_t count = (to - from) * s.Wo, C = s.Co, apart = Cop;
         const T* before = plane + from * Wp * Cip;
@@ -894,6 +897,7 @@ void Worker<T>::backward() const {
       for (int64_t n = chunk * s.N / chunks; n < (chunk + 1) * s.N / chunks; ++n)
         for (int64_t t = 0; t < s.T; ++t) {
           const int64_t e = state * s.T + t;
+          const bool there = s.first && t > 0;  // the same state as that of the edge before
           const bool last_node = t + 1 == s.T;
           const int64_t next_n = n + last_node, next_e = last_node ? state * s.T : e + 1;
           if (next_n < s.N) {
@@ -903,13 +907,13 @@ void Worker<T>::backward() const {
             ahead.aim<T>({static_cast<const T*>(s.out) + next * size,
                           own_gradient ? static_cast<const T*>(s.gradient) + next * size : nullptr,
                           own_input() ? input(next_n, next_e) : nullptr},
-                         {size, size, s.H * s.W * in_pixel()}, (2 * s.H * Cip + s.Ho * Cop) / Sd::L);
+                         {size, size, s.H * s.W * in_pixel()}, ((there ? 1 : 2) * s.H * Cip + s.Ho * Cop) / Sd::L);
           }
           if (scatter) std::memset(before, 0, static_cast<size_t>(Hp * Wp * Cip) * sizeof(T));
           std::memset(own_sums, 0, static_cast<size_t>(2 * Cip) * sizeof(T));
           for (int64_t from = 0, loaded = 0, finished = 0, to; from < s.Ho; from = to) {
             to = std::min(from + R, s.Ho);
-            load(n, e, loaded, needed(to), plane, ahead);
+            if (!there) load(n, e, loaded, needed(to), plane, ahead);
             loaded = needed(to);
             // rows [from, to), G_row pixels apart
             T* inside = behind + (border ? ((from + G) * G_row + G) * Cip : 0);
@@ -1048,19 +1052,35 @@ struct Mixer {
         for (int64_t o = 0; o < m.operations; ++o)
           for (int64_t e = t; e < E; e += m.T)
             constant += *gamma(o, n, e) * coefficient(m.shift, o, e, b, count, part, 0);
+        // four terms at a time, so that the sum is fetched and stored seldom
+        const T* from[4] = {};
+        V factor[4];
+        int64_t step[4], terms = 0;
         bool begun = false;
+        const auto add = [&](auto count_of) {
+          constexpr int K = count_of;
+          for (int64_t p = 0; p < m.pixels; ++p) {
+            V v = begun ? Sd::template load<part>(out + p * m.C + b, count) : constant;
+#pragma GCC unroll 4
+            for (int k = 0; k < K; ++k) {
+              __builtin_prefetch(from[k] + (p + AHEAD) * step[k]);
+              v += factor[k] * Sd::template load<part>(from[k] + p * step[k], count);
+            }
+            Sd::template store<part>(out + p * m.C + b, v, count);
+          }
+          begun = true;
+          terms = 0;
+        };
         for (int64_t o = 0; o < m.operations; ++o)
           for (int64_t e = t; e < E; e += m.T) {
-            const V factor = *gamma(o, n, e) * coefficient(m.scale, o, e, b, count, part, 1);
-            const T* from = y(o, n, e) + b;
-            for (int64_t p = 0; p < m.pixels; ++p) {
-              __builtin_prefetch(from + (p + AHEAD) * m.pixel[o]);
-              const V before = begun ? Sd::template load<part>(out + p * m.C + b, count) : constant;
-              const V v = Sd::template load<part>(from + p * m.pixel[o], count);
-              Sd::template store<part>(out + p * m.C + b, before + factor * v, count);
-            }
-            begun = true;
+            factor[terms] = *gamma(o, n, e) * coefficient(m.scale, o, e, b, count, part, 1);
+            from[terms] = y(o, n, e) + b;
+            step[terms++] = m.pixel[o];
+            if (terms == 4) add(std::integral_constant<int, 4>());
           }
+        if (terms == 3) add(std::integral_constant<int, 3>());
+        if (terms == 2) add(std::integral_constant<int, 2>());
+        if (terms == 1) add(std::integral_constant<int, 1>());
       });
     }
   }
