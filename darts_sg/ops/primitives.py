@@ -52,10 +52,9 @@ class HalvingConv(nn.Module):
     zero row, so that both halves have the same size. With groups, each group of channels is treated so; groups that
     follow each other may share their channels of the input, which then are given once.
 
-    Computed as one 2×2 convolution of stride 2 whose kernels are zero but for one corner: (0, 0) in the first
-    half of the output channels, (1, 1) in the second. That spares the copy of the shifted input and the
-    concatenation; forward and backward take a quarter of the time on a CPU. On the meta device, where costs are
-    counted, the two convolutions are done as they are defined: zeros are no multiply-adds.
+    Computed as matrix products with the even pixels and with the odd ones, (0, 0) and (1, 1) of each 2×2, which are
+    brought together by one copy: forward and backward take a third of the time of a convolution on a CPU. On the meta
+    device, where costs are counted, the two convolutions are done as they are defined.
     """
 
     def __init__(self, C_in: int, C_out: int, groups: int = 1) -> None:
@@ -74,9 +73,14 @@ class HalvingConv(nn.Module):
             parts = [F.conv2d(x, self.conv_1.weight, stride=2, groups=groups)]
             parts.append(F.conv2d(x[..., 1:, 1:], self.conv_2.weight, stride=2, groups=groups))
             return torch.cat(parts, dim=1)
-        corners = [F.pad(self.conv_1.weight, (0, 1, 0, 1)), F.pad(self.conv_2.weight, (1, 0, 1, 0))]
-        kernel = torch.cat([corner.unflatten(0, (self.groups, -1)) for corner in corners], dim=1)
-        return F.conv2d(x, kernel.flatten(0, 1), stride=2, groups=groups)  # kernel (C_out, C_in / groups, 2, 2)
+        N, C, (h, w) = len(x), self.conv_1.weight.shape[1], (x.shape[2] // 2, x.shape[3] // 2)
+        pixels = x.permute(0, 2, 3, 1).reshape(N, h, 2, w, 2, groups, C).diagonal(dim1=2, dim2=4)
+        pixels = pixels.permute(5, 3, 0, 1, 2, 4).reshape(2, groups, N * h * w, C)
+        parts = []
+        for half, conv in zip(pixels, (self.conv_1, self.conv_2), strict=True):
+            y = half @ conv.weight.view(groups, -1, C).transpose(1, 2)
+            parts.append(y.view(groups, N, h, w, self.groups // groups, -1).permute(1, 2, 3, 0, 4, 5))
+        return torch.cat(parts, dim=-1).view(N, h, w, self.C_out).permute(0, 3, 1, 2)
 
 
 class HalvingConvBN(HalvingConv):
