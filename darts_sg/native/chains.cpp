@@ -16,8 +16,8 @@
 // A pool is such a stage as well, without weights and once for each state instead of each edge; its BatchNorm may be
 // missing.
 //
-// Tensors: input of the first stage (N, H, W, S * C) with any stride between pixels, all others (N, E, H, W, C) dense,
-// nodes (T, N, H, W, C); edge e = s * T + t leads from state s to node t, and for a pool T is 1. Names follow
+// Tensors: for each state the input of the first stage (N, H, W, C), with any stride between pixels, all others
+// (N, E, H, W, C) dense, each node (N, H, W, C); edge e = s * T + t leads from state s to node t, and for a pool T is 1. Names follow
 // darts_sg/networks/edges.py.
 
 #include <algorithm>
@@ -488,8 +488,9 @@ extern "C" {
 // One stage, as darts_sg/native/cpu.py fills it in: 64 bits each. Pointers that are not needed are null.
 struct Stage {
   int64_t N, S, T, H, W, Ho, Wo, Ci, Co, k, stride, dilation, pool, activation, first, norm, training, threads;
-  int64_t in_n, in_pixel;            // strides of the first stage's input
-  const void *in, *in_scale, *in_shift;  // input; its BatchNorm as y * scale + shift, each (E * Ci)
+  int64_t in_n, in_pixel;                // strides of the states
+  const void* const* states;             // S of them, the first stage's input
+  const void *in, *in_scale, *in_shift;  // that of the others; its BatchNorm as y * scale + shift, each (E * Ci)
   const void *in_inverse, *in_offset;    // the same before weight and bias
   const void *depthwise, *pointwise;     // (E * Ci, 1, k, k), (E * Co, Ci, 1, 1)
   void* out;                             // (N, E, Ho, Wo, Co) before BatchNorm
@@ -497,12 +498,14 @@ struct Stage {
   void *scale, *shift, *inverse, *offset, *running_mean, *running_var;
   const void *weight, *bias;
   double momentum, eps;
-  const void* gradient;              // of the normalised output (N, E, Ho, Wo, Co), or of the nodes
+  const void* gradient;              // of the normalised output (N, E, Ho, Wo, Co),
+  const void* const* given;          // or of the nodes, each (N, Ho, Wo, Co)
   int64_t source, nodes;             // how many nodes there are, for MIXED_NODES
   const void* gamma;                 // NODES: of each edge, MIXED_NODES: of each of S * nodes
   int64_t gamma_edge, gamma_image;   // strides of gamma; between images 0 unless each has its own
   const double *sum, *sum_y;         // over images and pixels of gradient and of gradient * (y * inverse + offset)
-  void* in_gradient;                 // first: (N, H, W, S * Ci), else (N, E, H, W, Ci), of the normalised input
+  void* in_gradient;                 // (N, E, H, W, Ci), of the normalised input,
+  void* const* to_states;            // or of each state, (N, H, W, Ci), and whether it is added to what is there
   int64_t accumulate;
   double *in_sum, *in_sum_y;         // (E * Ci), unless first
   void *depthwise_gradient, *pointwise_gradient, *weight_gradient, *bias_gradient;
@@ -512,19 +515,21 @@ struct Stage {
 
 namespace {
 
-// out (pixels of `step` values) = the sum of gamma * node over T_ nodes (pixels, C) that lie `between` values apart,
-// and gamma's are `gamma_step` apart; with `add` it is added to what is there.
+// out (pixels, C) = the sum over T_ nodes of gamma * node, each (pixels, C) from `at` on, where gamma's are `gamma_step`
+// apart; with `add` it is added to what is there.
 template <class T>
-void mix_nodes(const T* nodes, int64_t between, const T* gamma, int64_t gamma_step, int64_t T_, int64_t pixels,
-               int64_t C, T* out, int64_t step, bool add) {
+void mix_nodes(const void* const* nodes, int64_t at, const T* gamma, int64_t gamma_step, int64_t T_, int64_t pixels,
+               int64_t C, T* out, bool add) {
   typedef Simd<T> Sd;
   for_vectors<T>(C, [&](int64_t b, int64_t count, auto part) {
     for (int64_t t = 0; t < T_; ++t) {
-      const T* node = nodes + t * between + b;
+      const T* node = static_cast<const T*>(nodes[t]) + at + b;
+      const T factor = gamma[t * gamma_step];
+      const bool further = t > 0 || add;
       for (int64_t p = 0; p < pixels; ++p) {
-        typename Sd::V v = gamma[t * gamma_step] * Sd::template load<part>(node + p * C, count);
-        if (t > 0 || add) v += Sd::template load<part>(out + p * step + b, count);
-        Sd::template store<part>(out + p * step + b, v, count);
+        typename Sd::V v = factor * Sd::template load<part>(node + p * C, count);
+        if (further) v += Sd::template load<part>(out + p * C + b, count);
+        Sd::template store<part>(out + p * C + b, v, count);
       }
     }
   });
@@ -580,8 +585,8 @@ struct Worker {  // a stage with its weights packed: what all threads share
   }
 
   const T* input(int64_t n, int64_t e) const {
-    const T* in = static_cast<const T*>(s.in);
-    return s.first ? in + n * s.in_n + e / s.T * s.Ci : in + (n * E + e) * s.H * s.W * s.Ci;
+    if (s.first) return static_cast<const T*>(s.states[e / s.T]) + n * s.in_n;
+    return static_cast<const T*>(s.in) + (n * E + e) * s.H * s.W * s.Ci;
   }
   int64_t in_pixel() const { return s.first ? s.in_pixel : s.Ci; }
   bool own_input() const { return !s.first || E == 1; }  // which no other edge has brought to the cache
@@ -633,14 +638,14 @@ struct Worker {  // a stage with its weights packed: what all threads share
                  T* mixed, T* target, int64_t row, Ahead& ahead) const {
     const int64_t first = from * s.Wo * s.Co, image = pixels * s.Co;
     const T* y = static_cast<const T*>(s.out) + (n * E + e) * image + first;
-    const T* g = static_cast<const T*>(s.gradient) + first;
-    if (s.source == MIXED_NODES) {
-      mix_nodes<T>(g + n * image, s.N * image, gamma(n, e * s.nodes), s.gamma_edge, s.nodes, (to - from) * s.Wo, s.Co,
-                   mixed, s.Co, false);
-      g = mixed;
-    } else {
-      g += (s.source == NODES ? t * s.N + n : n * E + e) * image;
-    }
+    const T* g = mixed;
+    if (s.source == MIXED_NODES)
+      mix_nodes<T>(s.given, n * image + first, gamma(n, e * s.nodes), s.gamma_edge, s.nodes, (to - from) * s.Wo, s.Co,
+                   mixed, false);
+    else if (s.source == NODES)
+      g = static_cast<const T*>(s.given[t]) + n * image + first;
+    else
+      g = static_cast<const T*>(s.gradient) + (n * E + e) * image + first;
     const T image_gamma = s.source == NODES && s.gamma_image ? *gamma(n, e) : T(1);
     const int64_t Wo = s.Wo, C = s.Co, apart = Cop, stride = s.stride, W = s.W;
     const bool average = s.pool == AVERAGE;
@@ -665,9 +670,9 @@ struct Worker {  // a stage with its weights packed: what all threads share
   // own_sums: of it and of its product with the normalised input (before weight and bias), each Cip.
   void pass_on(int64_t n, int64_t t, int64_t e, int64_t from, int64_t to, const T* by_input, int64_t row,
                const T* plane, T* own_sums, Ahead& ahead) const {
-    T* target = static_cast<T*>(s.in_gradient);
-    const int64_t step = s.first ? s.S * s.Ci : s.Ci;
-    target += s.first ? n * s.H * s.W * step + e / s.T * s.Ci : (n * E + e) * s.H * s.W * s.Ci;
+    const int64_t step = s.Ci;
+    T* target = s.first ? static_cast<T*>(s.to_states[e / s.T]) + n * s.H * s.W * step
+                        : static_cast<T*>(s.in_gradient) + (n * E + e) * s.H * s.W * step;
     const bool first = s.first, add = first && (t > 0 || s.accumulate), affine = s.in_inverse;
     const bool relu = s.activation != NONE, relu6 = s.activation == RELU6;
     const int64_t W = s.W, apart = Cip, in_step = in_pixel();
@@ -903,9 +908,11 @@ void Worker<T>::backward() const {
           if (next_n < s.N) {
             const int64_t next = next_n * E + next_e;
             const int64_t size = pixels * s.Co;
-            const bool own_gradient = s.source == EDGES || (s.source == NODES && E == 1);
+            const T* own_gradient = s.source == EDGES             ? static_cast<const T*>(s.gradient) + next * size
+                                    : s.source == NODES && E == 1 ? static_cast<const T*>(s.given[0]) + next * size
+                                                                  : nullptr;
             ahead.aim<T>({static_cast<const T*>(s.out) + next * size,
-                          own_gradient ? static_cast<const T*>(s.gradient) + next * size : nullptr,
+                          own_gradient,
                           own_input() ? input(next_n, next_e) : nullptr},
                          {size, size, s.H * s.W * in_pixel()}, ((there ? 1 : 2) * s.H * Cip + s.Ho * Cop) / Sd::L);
           }
@@ -1001,19 +1008,21 @@ void Worker<T>::backward() const {
 
 extern "C" {
 
-// The share of all operations in the nodes: out (T, N, pixels, C) is the sum over operations o and states s of
+// The share of all operations in the nodes: each (N, pixels, C) is the sum over operations o and states s of
 // gamma[o][e] * (y[o] * scale[o] + shift[o]), where y, scale and shift are those of edge e, or of state s if shared[o].
 // Each image may have a gamma of its own; the sums of the backward pass are then those of gamma * gradient.
 struct Mix {
   int64_t operations, N, S, T, pixels, C, threads;
-  const void *const *y, *const *scale, *const *shift;  // for each operation; scale and shift may be null for 1 and 0
+  const void* const* y;                         // for each operation and state: the first of the edges that leave it
+  const void *const *scale, *const *shift;      // for each operation; may be null for 1 and 0
   const int64_t *image, *part, *pixel, *shared;  // for each operation: strides of y between images, edges, pixels
-  const void* gamma;                             // (operations, E), or (operations, E, N)
-  int64_t gamma_edge, gamma_image;               // its strides between edges and images
-  void* nodes;
+  const void* gamma;                            // (operations, E), or (operations, E, N)
+  int64_t gamma_edge, gamma_image;              // its strides between edges and images
+  void* const* nodes;                           // T of (N, pixels, C)
   double *const *sum, *const *sum_y;  // backward, for each operation (E * C): of gradient and gradient * operation
-  // for each identity where its gradient goes, (N, pixels, S * C), null elsewhere, and whether it is added to what is there
-  void* const* in_gradient;
+  // for each identity and state where its gradient goes, (N, pixels, C), null elsewhere, and for each identity whether
+  // it is added to what is there
+  void* const* to_states;
   const int64_t* accumulate;
 };
 
@@ -1031,7 +1040,8 @@ struct Mixer {
   explicit Mixer(const Mix& mix) : m(mix), E(mix.S * mix.T) {}
 
   const T* y(int64_t o, int64_t n, int64_t e) const {
-    return static_cast<const T*>(m.y[o]) + n * m.image[o] + (m.shared[o] ? e / m.T : e) * m.part[o];
+    const T* of_state = static_cast<const T*>(m.y[o * m.S + e / m.T]);
+    return of_state + n * m.image[o] + (m.shared[o] ? 0 : e % m.T * m.part[o]);
   }
   const T* gamma(int64_t o, int64_t n, int64_t e) const {
     return static_cast<const T*>(m.gamma) + (o * E + e) * m.gamma_edge + n * m.gamma_image;
@@ -1046,7 +1056,7 @@ struct Mixer {
 #pragma omp parallel for schedule(static) num_threads(static_cast<int>(m.threads))
     for (int64_t unit = 0; unit < m.N * m.T; ++unit) {
       const int64_t n = unit / m.T, t = unit % m.T;
-      T* out = static_cast<T*>(m.nodes) + (t * m.N + n) * m.pixels * m.C;
+      T* out = static_cast<T*>(m.nodes[t]) + n * m.pixels * m.C;
       for_vectors<T>(m.C, [&](int64_t b, int64_t count, auto part) {
         V constant = {};
         for (int64_t o = 0; o < m.operations; ++o)
@@ -1091,7 +1101,7 @@ struct Mixer {
 #pragma omp parallel for schedule(static) num_threads(static_cast<int>(m.threads))
     for (int64_t unit = 0; unit < m.N * m.T; ++unit) {
       const int64_t n = unit / m.T, t = unit % m.T;
-      const T* g = static_cast<const T*>(m.nodes) + (t * m.N + n) * m.pixels * m.C;
+      const T* g = static_cast<const T*>(m.nodes[t]) + n * m.pixels * m.C;
       for_vectors<T>(m.C, [&](int64_t b, int64_t count, auto part) {
         const auto gradient = [&](int64_t p) { return Sd::template load<part>(g + p * m.C + b, count); };
         const V sum = sum_over<T>(m.pixels, gradient);
@@ -1123,10 +1133,9 @@ struct Mixer {
 #pragma omp parallel for schedule(static) num_threads(static_cast<int>(m.threads))
     for (int64_t unit = 0; unit < m.N * m.S; ++unit) {
       const int64_t n = unit / m.S, s = unit % m.S;
-      T* out = static_cast<T*>(m.in_gradient[o]) + (n * m.pixels * m.S + s) * m.C;
-      const T* nodes = static_cast<const T*>(m.nodes) + n * m.pixels * m.C;
-      mix_nodes<T>(nodes, m.N * m.pixels * m.C, gamma(o, n, s * m.T), m.gamma_edge, m.T, m.pixels, m.C, out, m.S * m.C,
-                   m.accumulate[o]);
+      const int64_t image = n * m.pixels * m.C;
+      mix_nodes<T>(m.nodes, image, gamma(o, n, s * m.T), m.gamma_edge, m.T, m.pixels, m.C,
+                   static_cast<T*>(m.to_states[o * m.S + s]) + image, m.accumulate[o]);
     }
   }
 };
@@ -1146,7 +1155,7 @@ void backward(const Mix& m, const Stage* stages, int64_t count) {
   Mixer<T> mixer(m);
   mixer.backward();
   for (int64_t o = 0; o < m.operations; ++o)
-    if (m.in_gradient[o]) mixer.identity_backward(o);
+    if (m.to_states[o * m.S]) mixer.identity_backward(o);
   for (int64_t i = 0; i < count; ++i) Worker<T>(stages[i], true).backward();
 }
 

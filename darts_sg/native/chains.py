@@ -48,7 +48,7 @@ class Operation(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Operations:
-    """What leads from S states, side by side in an input, to T nodes, over E = S · T edges.
+    """What leads from the S states of each input to T nodes, over E = S · T edges.
 
     Made once and given to each `run`, for they keep what is the same in all of these.
     """
@@ -115,22 +115,22 @@ def _is_pointwise(layer: nn.Module, E: int) -> bool:
     return layer.kernel_size == (1, 1) and layer.stride == (1, 1) and layer.padding == (0, 0) and layer.groups == E
 
 
-def run(inputs: Sequence[Tensor], gamma: Tensor, operations: Operations) -> list[Tensor]:
+def run(states: Sequence[Tensor], gamma: Tensor, operations: Operations) -> list[Tensor]:
     """What the operations give to the T nodes: T tensors of (N, C, H', W').
 
-    inputs: each (N, S · C, H, W) on a CPU, all float32 or all float64. gamma: (number of operations, E), the scale of
-    each one's last BatchNorm, which then has no weight of its own; or (number of operations, E, N), a factor of each
-    one's output for each image, which gets no gradient.
-    On a GPU one input, and the first kind of gamma: see darts_sg.native.gpu.
+    states: on a CPU the S states of the first input, then of the next, each (N, C, H, W), all float32 or all float64;
+    those of an input are of one shape. On a GPU one input, its states side by side: (N, S · C, H, W).
+    gamma: (number of operations, E), the scale of each one's last BatchNorm, which then has no weight of its own; or,
+    on a CPU, (number of operations, E, N), a factor of each one's output for each image, which gets no gradient.
     Raises Unavailable if the kernels cannot be compiled.
     """
-    if inputs[0].device.type == "cuda":
+    if states[0].device.type == "cuda":
         from darts_sg.native import gpu  # Triton is there where there is a GPU
 
-        return gpu.run(inputs[0], gamma, operations)
+        return gpu.run(states[0], gamma, operations)
     from darts_sg.native import cpu
 
-    return cpu.run(inputs, gamma, operations)
+    return cpu.run(states, gamma, operations)
 
 
 def takes(x: Tensor) -> bool:

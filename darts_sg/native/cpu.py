@@ -19,20 +19,18 @@ from darts_sg.native.chains import DTYPES, EDGES, MIXED_NODES, NODES, Operation,
 
 # the structures of chains.cpp
 STAGE = (
-    "N", "S", "T", "H", "W", "Ho", "Wo", "Ci", "Co", "k", "stride", "dilation", "pool", "activation", "first", "norm",
-    "training", "threads", "in_n", "in_pixel", "in", "in_scale", "in_shift", "in_inverse", "in_offset", "depthwise",
-    "pointwise", "out", "scale", "shift", "inverse", "offset", "running_mean", "running_var", "weight", "bias",
-    "momentum", "eps", "gradient", "source", "nodes", "gamma", "gamma_edge", "gamma_image", "sum", "sum_y",
-    "in_gradient", "accumulate", "in_sum", "in_sum_y", "depthwise_gradient", "pointwise_gradient", "weight_gradient",
-    "bias_gradient",
+    "N", "S", "T", "H", "W", "Ho", "Wo", "Ci", "Co", "k", "stride", "dilation", "pool", "activation", "first",
+    "norm", "training", "threads", "in_n", "in_pixel", "states", "in", "in_scale", "in_shift", "in_inverse",
+    "in_offset", "depthwise", "pointwise", "out", "scale", "shift", "inverse", "offset", "running_mean",
+    "running_var", "weight", "bias", "momentum", "eps", "gradient", "given", "source", "nodes", "gamma",
+    "gamma_edge", "gamma_image", "sum", "sum_y", "in_gradient", "to_states", "accumulate", "in_sum", "in_sum_y",
+    "depthwise_gradient", "pointwise_gradient", "weight_gradient", "bias_gradient",
 )  # fmt: skip
-OF_EACH_BEFORE = ("y", "scale", "shift", "image", "part", "pixel", "shared")  # pointers to one for each operation
-OF_EACH_AFTER = ("sum", "sum_y", "in_gradient", "accumulate")
+OF_OPERATIONS = ("scale", "shift", "image", "part", "pixel", "shared")  # pointers to one for each operation
 MIX = (
-    "operations", "N", "S", "T", "pixels", "C", "threads", *OF_EACH_BEFORE, "gamma", "gamma_edge", "gamma_image",
-    "nodes", *OF_EACH_AFTER,
+    "operations", "N", "S", "T", "pixels", "C", "threads", "y", *OF_OPERATIONS, "gamma", "gamma_edge", "gamma_image",
+    "nodes", "sum", "sum_y", "to_states", "accumulate",
 )  # fmt: skip
-OF_EACH = OF_EACH_BEFORE + OF_EACH_AFTER
 ALIGNED = 64  # bytes that parts of a tensor begin at multiples of
 Words = NDArray[np.int64]
 
@@ -71,7 +69,7 @@ class _Table:
 
 
 class _Images(NamedTuple):
-    """An input's shape (N, C, H, W), and where its values stand: strides between images and between pixels."""
+    """The shape of a state (N, C, H, W), and where its values stand: strides between images and between pixels."""
 
     shape: torch.Size
     image: int
@@ -116,17 +114,26 @@ class _Part:
 
 
 class Plan:
-    """For inputs of one kind: the tables, and the tensors that their addresses are of."""
+    """For inputs of one kind: the tables, and the tensors that their addresses are of.
+
+    inputs: of each the states' shape and strides, which are the same for all its states.
+    """
 
     def __init__(self, operations: Operations, inputs: Sequence[_Images], gamma: Tensor) -> None:
         self.operations, self.inputs, self.N = operations, inputs, inputs[0].shape[0]
-        self.stages = operations.stages()
-        self.norms = [stage.norm for stage in self.stages]
+        S, T, num_ops = operations.S, operations.T, len(operations.each)
+        self.norms = [stage.norm for stage in operations.stages()]
         self.by_image = gamma.dim() == 3
         self.gamma_strides = {"gamma_edge": self.N, "gamma_image": 1} if self.by_image else {"gamma_edge": 1}
         self.value_size = gamma.element_size()
         self.normalisations = _Part("normalisations", self.value_size)
         self.sums = _Part("sums", 8)
+        # what the structures point to stands between the product with gamma and the stages
+        sizes = dict.fromkeys(("y", "to_states"), num_ops * S) | {"nodes": T}
+        sizes |= dict.fromkeys((*OF_OPERATIONS, "sum", "sum_y", "accumulate"), num_ops)
+        sizes |= {f"{name} {i}": S for name in ("states", "to_states") for i in range(len(inputs))}
+        self.places = dict(zip(sizes, np.cumsum([len(MIX), *sizes.values()]).tolist(), strict=False))
+        self.first_stage = len(MIX) + sum(sizes.values())
         self.results: list[_Result] = []
         forward: list[dict[str, Value]] = []
         weights = statistics = 0
@@ -142,24 +149,27 @@ class Plan:
             _, _, H, W, C = self.results[-1].shape
         else:
             _, C, H, W = inputs[0].shape
-            C //= operations.S
-        self.nodes_shape = (operations.T, self.N, H, W, C)
+        self.node_shape = (self.N, H, W, C)
         self.counts = {
-            "itself": 1, "nodes": 1, "gamma": 1, "normalisations": 1, "inputs": len(inputs), "weights": weights,
+            "itself": 1, "nodes": T, "gamma": 1, "normalisations": 1, "inputs": len(inputs) * S, "weights": weights,
             "outputs": len(self.results), "statistics": statistics, "sums": 1, "passed": 2,
-            "by_inputs": len(inputs), "by_weights": weights,
+            "by_inputs": len(inputs) * S, "by_weights": weights,
         }  # fmt: skip
-        num_ops = len(operations.each)
-        self.sums_shape = (num_ops, 2, operations.S * operations.T, C)
+        self.sums_shape = (num_ops, 2, S * T, C)
         self.sums.take(int(np.prod(self.sums_shape)))  # they come first
         self.passed_bytes = [0, 0]
-        self.first_stage = len(MIX) + len(OF_EACH) * num_ops
-        stage_rows = [[row.get(name, 0) for name in STAGE] for row in forward]
-        self.forward = _Table([*self._mix(backward=False), *stage_rows], self.counts)
         self.order: list[int] = []  # of the stages in the backward pass
-        mix = self._mix(backward=True)
-        stage_rows = [[row.get(name, 0) for name in STAGE] for row in self._backward(forward)]
-        self.backward = _Table([*mix, *stage_rows], self.counts)
+        self.forward = self._table(forward, backward=False)
+        self.backward = self._table(list(self._backward(forward)), backward=True)
+
+    def _table(self, rows: Sequence[dict[str, Value]], *, backward: bool) -> _Table:
+        parts = self._pointed_to(backward)
+        mix = self._mix() | {name: self._pointer(name) for name in MIX if name in parts}
+        words = [[mix.get(name, 0) for name in MIX], *(parts[name] for name in self.places)]
+        return _Table([*words, *([row.get(name, 0) for name in STAGE] for row in rows)], self.counts)
+
+    def _pointer(self, name: str) -> Address:
+        return Address("itself", 0, 8 * self.places[name])
 
     def _stage(
         self, operation: Operation, stage: Stage, previous: _Result | None, weights: int, statistics: int
@@ -169,8 +179,7 @@ class Plan:
         row: dict[str, Value] = {"S": S, "T": T, "activation": stage.activation, "stride": 1, "dilation": 1}
         if previous is None:
             _, C, H, W = images.shape
-            C //= S
-            row |= {"in": Address("inputs", operation.input), "first": 1}
+            row |= {"states": self._pointer(f"states {operation.input}"), "first": 1}
         else:
             _, _, H, W, C = previous.shape
             row |= {"in": previous.y, "in_scale": previous.scale, "in_shift": previous.shift}
@@ -212,40 +221,44 @@ class Plan:
     def _pair(self, values: int) -> tuple[Address, Address]:
         return self.normalisations.take(values), self.normalisations.take(values)
 
-    def _mix(self, backward: bool) -> Iterator[list[Value]]:
-        """The product with gamma, and then for each of OF_EACH a row of its values for all operations."""
-        operations, num_ops = self.operations, len(self.operations.each)
-        T, N, H, W, C = self.nodes_shape
-        of_each: dict[str, list[Value]] = {name: [] for name in OF_EACH}
+    def _mix(self) -> dict[str, Value]:
+        N, H, W, C = self.node_shape
+        size = {"N": N, "pixels": H * W, "C": C, "S": self.operations.S, "T": self.operations.T}
+        return {"operations": len(self.operations.each), "gamma": Address("gamma"), **size, **self.gamma_strides}
+
+    def _pointed_to(self, backward: bool) -> dict[str, list[Value]]:
+        """What the structures point to: lists of numbers and of further pointers."""
+        S, T = self.operations.S, self.operations.T
+        _, H, W, C = self.node_shape
+        found: dict[str, list[Value]] = {name: [] for name in self.places}
+        found["nodes"] += [Address("nodes", t) for t in range(T)]
+        for i in range(len(self.inputs)):
+            found[f"states {i}"] += [Address("inputs", i * S + state) for state in range(S)]
+            to = [Address("by_inputs", i * S + state) for state in range(S)]
+            found[f"to_states {i}"] += to if backward else [0] * S
         ends, written = 0, [False] * len(self.inputs)
-        for o, operation in enumerate(operations.each):
-            row: dict[str, Value] = {"shared": operation.shared}
-            if backward:
-                row |= self._sums(o)
+        for o, operation in enumerate(self.operations.each):
+            place = operation.input
+            row: dict[str, Value] = {"shared": operation.shared, **(self._sums(o) if backward else {})}
             if operation.stages:
                 ends += len(operation.stages)
                 result = self.results[ends - 1]
-                _, E, _, _, _ = result.shape
-                row |= {"y": result.y, "image": E * H * W * C, "part": H * W * C, "pixel": C}
-                if backward:
-                    row |= {"scale": result.inverse, "shift": result.offset}
-                else:
-                    row |= {"scale": result.scale, "shift": result.shift}
+                E, part = result.shape[1], H * W * C
+                row |= {"image": E * part, "part": part, "pixel": C}
+                normalisation = (result.inverse, result.offset) if backward else (result.scale, result.shift)
+                row["scale"], row["shift"] = normalisation
+                size = E // S * part * self.value_size
+                found["y"] += [result.y._replace(offset=state * size) for state in range(S)]
+                found["to_states"] += [0] * S
             else:
-                place = operation.input
                 images = self.inputs[place]
-                row |= {"y": Address("inputs", place), "image": images.image, "part": C, "pixel": images.pixel}
-                if backward:
-                    row |= {"in_gradient": Address("by_inputs", place), "accumulate": written[place]}
-                    written[place] = True
-            for name, column in of_each.items():
-                column.append(row.get(name, 0))
-        starts = {name: len(MIX) + i * num_ops for i, name in enumerate(OF_EACH)}
-        mix: dict[str, Value] = {"operations": num_ops, "N": N, "S": operations.S, "T": T, "pixels": H * W, "C": C}
-        mix |= {name: Address("itself", 0, 8 * start) for name, start in starts.items()}
-        mix |= {"gamma": Address("gamma"), "nodes": Address("nodes"), **self.gamma_strides}
-        yield [mix.get(name, 0) for name in MIX]
-        yield from of_each.values()
+                row |= {"image": images.image, "pixel": images.pixel, "accumulate": written[place]}
+                found["y"] += found[f"states {place}"]
+                found["to_states"] += found[f"to_states {place}"]
+                written[place] = True
+            for name in (*OF_OPERATIONS, "sum", "sum_y", "accumulate"):
+                found[name].append(row.get(name, 0))
+        return found
 
     def _sums(self, o: int) -> dict[str, Value]:
         """Where those of an operation's edges are: of the gradient, and of its product with the operation."""
@@ -263,7 +276,7 @@ class Plan:
             # one gradient for a state, from all nodes
             mixed = operation.shared and self.operations.T > 1
             passed: dict[str, Value] = {
-                "gradient": Address("nodes"), "source": MIXED_NODES if mixed else NODES, "nodes": self.operations.T,
+                "given": self._pointer("nodes"), "source": MIXED_NODES if mixed else NODES, "nodes": self.operations.T,
                 "gamma": Address("gamma", 0, o * size), **self.gamma_strides, **self._sums(o),
             }  # fmt: skip
             for i in reversed(range(len(operation.stages))):
@@ -273,7 +286,7 @@ class Plan:
                         row[f"{name}_gradient"] = Address("by_weights", weight.number)
                 if i == 0:
                     place = operation.input
-                    row |= {"in_gradient": Address("by_inputs", place), "accumulate": written[place]}
+                    row |= {"to_states": self._pointer(f"to_states {place}"), "accumulate": written[place]}
                     written[place] = True
                 else:
                     shape = self.results[done + i - 1].shape
@@ -311,16 +324,24 @@ def _call(name: str, dtype: torch.dtype, words: Words, first_stage: int, count: 
         raise MemoryError("not enough memory for the planes of the C++ kernels")
 
 
-def run(inputs: Sequence[Tensor], gamma: Tensor, operations: Operations) -> list[Tensor]:
-    """`chains.run` of inputs on a CPU. Raises Unavailable if the kernels cannot be compiled."""
+def run(states: Sequence[Tensor], gamma: Tensor, operations: Operations) -> list[Tensor]:
+    """`chains.run` of states on a CPU. Raises Unavailable if the kernels cannot be compiled."""
     stages = operations.stages()
     weights = [weight for stage in stages for weight in stage.weights()]
-    nodes: Tensor = _Run.apply(operations, gamma, len(inputs), *inputs, *weights)
+    nodes: tuple[Tensor, ...] = _Run.apply(operations, gamma, len(states), *states, *weights)
     norms = [stage.norm for stage in stages if stage.norm is not None and stage.norm.training]
     counters = [norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None]
     if counters:
         torch._foreach_add_(counters, 1)
-    return [node.permute(0, 3, 1, 2) for node in nodes.unbind()]
+    return [node.permute(0, 3, 1, 2) for node in nodes]
+
+
+def _inputs(states: Sequence[Tensor], S: int) -> tuple[list[Tensor], list[_Images]]:
+    """All states as the kernels can read them, and what is the same for the S states of each input."""
+    taken = [_channels_last(x) for x in states]
+    if any(images != taken[i // S * S][1] for i, (_, images) in enumerate(taken)):
+        taken = [_channels_last(x.contiguous(memory_format=torch.channels_last)) for x in states]
+    return [x for x, _ in taken], [images for _, images in taken[::S]]
 
 
 def _starts(tensors: Sequence[Tensor | None]) -> list[int]:
@@ -329,17 +350,18 @@ def _starts(tensors: Sequence[Tensor | None]) -> list[int]:
 
 class _Run(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, operations: Operations, gamma: Tensor, num_inputs: int, *tensors: Tensor) -> Tensor:
-        inputs, images = zip(*(_channels_last(x) for x in tensors[:num_inputs]), strict=True)
-        gamma, weights = gamma.contiguous(), tensors[num_inputs:]
-        plan = _plan(operations, images, gamma)
-        nodes = gamma.new_empty(plan.nodes_shape)
+    def forward(
+        ctx: Any, operations: Operations, gamma: Tensor, num_states: int, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        states, inputs = _inputs(tensors[:num_states], operations.S)
+        gamma, weights = gamma.contiguous(), tensors[num_states:]
+        plan = _plan(operations, inputs, gamma)
+        nodes = [gamma.new_empty(plan.node_shape) for _ in range(operations.T)]
         normalisations = plan.normalisations.tensor(gamma)
         outputs = [gamma.new_empty(result.shape) for result in plan.results]
         statistics = [t for norm in plan.norms for t in _statistics(norm)]
-        words = plan.forward.with_addresses(
-            _starts([None, nodes, gamma, normalisations, *inputs, *weights, *outputs, *statistics])
-        )
+        tensors = (*nodes, gamma, normalisations, *states, *weights, *outputs)
+        words = plan.forward.with_addresses(_starts([None, *tensors, *statistics]))
         stages = plan.set_threads(words)
         training = [norm is not None and norm.training for norm in plan.norms]
         stages[:, STAGE.index("training")] = training
@@ -347,30 +369,29 @@ class _Run(torch.autograd.Function):
         stages.view(np.float64)[:, STAGE.index("momentum")] = momenta
         _call("forward", gamma.dtype, words, plan.first_stage, len(stages))
         ctx.plan, ctx.training = plan, training
-        ctx.save_for_backward(gamma, normalisations, *inputs, *weights, *outputs)
-        return nodes
+        ctx.save_for_backward(gamma, normalisations, *states, *weights, *outputs)
+        return tuple(nodes)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
         plan: Plan = ctx.plan
-        num_inputs, num_weights = plan.counts["inputs"], plan.counts["weights"]
+        num_states, num_weights = plan.counts["inputs"], plan.counts["weights"]
         gamma, normalisations, *tensors = ctx.saved_tensors
-        inputs, weights = tensors[:num_inputs], tensors[num_inputs:][:num_weights]
-        gradient = gradients[0].contiguous()
+        states, weights = tensors[:num_states], tensors[num_states:][:num_weights]
         needed = ctx.needs_input_grad[3:]
         sums = plan.sums.tensor(gamma)
-        by_inputs: list[Tensor] = []
+        by_states: list[Tensor] = []
         by_weights: list[Tensor | None] = []
         passed: list[Tensor] = []
         if any(needed):
-            by_inputs = [x.new_empty(x.shape[0], *x.shape[2:], x.shape[1]) for x in inputs]
-            by_weights = [torch.empty_like(w) if n else None for w, n in zip(weights, needed[num_inputs:], strict=True)]
+            by_states = [x.new_empty(x.shape[0], *x.shape[2:], x.shape[1]) for x in states]
+            by_weights = [torch.empty_like(w) if n else None for w, n in zip(weights, needed[num_states:], strict=True)]
             passed = [gamma.new_empty(size, dtype=torch.uint8) for size in plan.passed_bytes]
         statistics = [0] * plan.counts["statistics"]
-        before = [gradient, gamma, normalisations, *tensors]
+        before = [*(gradient.contiguous() for gradient in gradients), gamma, normalisations, *tensors]
         starts = [0, *_starts(before), *statistics, sums.data_ptr()]
-        after = _starts([*passed, *by_inputs, *by_weights])
-        words = plan.backward.with_addresses(starts + (after or [0] * (2 + num_inputs + num_weights)))
+        after = _starts([*passed, *by_states, *by_weights])
+        words = plan.backward.with_addresses(starts + (after or [0] * (2 + num_states + num_weights)))
         stages = plan.set_threads(words)
         stages[:, STAGE.index("training")] = np.array(ctx.training)[plan.order]
         _call("backward", gamma.dtype, words, plan.first_stage, len(stages) if any(needed) else 0)
@@ -378,8 +399,9 @@ class _Run(torch.autograd.Function):
         if not plan.by_image and ctx.needs_input_grad[1]:
             by_channel = sums.view(torch.float64)[: int(np.prod(plan.sums_shape))].view(plan.sums_shape)
             by_gamma = by_channel[:, 1].sum(dim=-1).to(gamma.dtype)
-        by_images = [by_input.permute(0, 3, 1, 2) for by_input in by_inputs] or [None] * num_inputs
-        return None, by_gamma, None, *by_images, *(by_weights or [None] * num_weights)
+        if not any(needed):
+            return None, by_gamma, None, *(None for _ in needed)
+        return None, by_gamma, None, *(by_state.permute(0, 3, 1, 2) for by_state in by_states), *by_weights
 
 
 def _statistics(norm: nn.BatchNorm2d | None) -> tuple[Tensor | None, Tensor | None]:

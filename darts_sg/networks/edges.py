@@ -175,9 +175,14 @@ class EdgeBatch(nn.Module):
 
     def forward(self, states: Sequence[Tensor], weights: Tensor) -> list[Tensor]:
         """What the states (N, C, H, W) give to each of the T nodes; weights: (E, num_operations)."""
-        x = join(states) if self.S > 1 else states[0]
-        native_ops = self._native_ops(x)
+        native_ops = self._native_ops(states[0])
         fast = [i for i, _ in native_ops]
+        apart = (
+            native_ops
+            and not states[0].is_cuda
+            and all(i in fast or isinstance(op, nn.Identity) for i, op in enumerate(self.ops))
+        )
+        x = states[0] if self.S == 1 or apart else join(states)
         rest = [op for i, op in enumerate(self.ops) if isinstance(op, Chain) and i not in fast]
         rectified = torch.relu(x) if any(op.relu for op in rest) else x
         inputs: dict[tuple[bool, bool], Tensor] = {}
@@ -222,7 +227,7 @@ class EdgeBatch(nn.Module):
                 identity = [native.Operation()] if passed_on is not None else []
                 self.operations[kind] = native.Operations(self.S, self.T, each + identity)
             operations = self.operations[kind]
-            for node, part in enumerate(native.run([x], torch.stack(gamma), operations)):
+            for node, part in enumerate(native.run([x] if x.is_cuda else states, torch.stack(gamma), operations)):
                 given[node].append(part)
             passed_on = None
         if passed_on is not None:

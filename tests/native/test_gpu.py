@@ -25,7 +25,7 @@ def small_programs_on_this_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "TILE", 512)
     monkeypatch.setattr(gpu, "PROGRAMS", 4)
     monkeypatch.setattr(chains, "computes", lambda x, stages: gpu.supports(stages))
-    monkeypatch.setattr(chains, "run", lambda inputs, gamma, operations: gpu.run(inputs[0], gamma, operations))
+    monkeypatch.setattr(chains, "run", lambda states, *others: gpu.run(torch.cat(list(states), dim=1), *others))
 
 
 def batch_of(names: list[str], S: int, T: int, C: int, stride: int) -> EdgeBatch:
