@@ -73,7 +73,7 @@ class HalvingConv(nn.Module):
             parts = [F.conv2d(x, self.conv_1.weight, stride=2, groups=groups)]
             parts.append(F.conv2d(x[..., 1:, 1:], self.conv_2.weight, stride=2, groups=groups))
             return torch.cat(parts, dim=1)
-        N, C, (h, w) = len(x), self.conv_1.weight.shape[1], (x.shape[2] // 2, x.shape[3] // 2)
+        N, C, (h, w) = x.shape[0], self.conv_1.weight.shape[1], (x.shape[2] // 2, x.shape[3] // 2)
         pixels = x.permute(0, 2, 3, 1).reshape(N, h, 2, w, 2, groups, C).diagonal(dim1=2, dim2=4)
         pixels = pixels.permute(5, 3, 0, 1, 2, 4).reshape(2, groups, N * h * w, C)
         parts = []
