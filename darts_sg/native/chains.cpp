@@ -17,8 +17,8 @@
 // missing.
 //
 // Tensors: for each state the input of the first stage (N, H, W, C), with any stride between pixels, all others
-// (N, E, H, W, C) dense, each node (N, H, W, C); edge e = s * T + t leads from state s to node t, and for a pool T is 1. Names follow
-// darts_sg/networks/edges.py.
+// (N, E, H, W, C) dense, each node (N, H, W, C); edge e = s * T + t leads from state s to node t, and for a pool T is 1.
+// Names follow darts_sg/networks/edges.py.
 
 #include <algorithm>
 #include <atomic>

@@ -50,12 +50,12 @@ class _Table:
     """Words, in which addresses are missing until it is known where each tensor is."""
 
     def __init__(self, rows: Sequence[Sequence[Value]], counts: dict[str, int]) -> None:
-        self._first = dict(zip(counts, np.cumsum([0, *counts.values()]).tolist(), strict=False))
+        first = dict(zip(counts, np.cumsum([0, *counts.values()]).tolist(), strict=False))
         words = [value for row in rows for value in row]
         self._words = np.array([0 if isinstance(value, Address) else value for value in words], dtype=np.int64)
         found = [(i, value) for i, value in enumerate(words) if isinstance(value, Address)]
         self._places = np.array([i for i, _ in found], dtype=np.int64)
-        self._tensors = np.array([self._first[value.kind] + value.number for _, value in found], dtype=np.int64)
+        self._tensors = np.array([first[value.kind] + value.number for _, value in found], dtype=np.int64)
         self._offsets = np.array([value.offset for _, value in found], dtype=np.int64)
 
     def with_addresses(self, starts: Sequence[int]) -> Words:

@@ -67,11 +67,12 @@ class SupernetCell(nn.Module):
         self.C_mixed = spec.C // partial_channels
         self.input_0, self.input_1 = input_layers(spec, affine=False)
         self.native = False  # whether the kernels of darts_sg.native compute these two
-        self.input_operations = [
-            native.Operations(1, 1, [native.Operation(native.stages_of(list(layers), 1) or [])])
-            if isinstance(layers, ConvBN)
-            else None
+        stages = [
+            native.stages_of(list(layers), 1) if isinstance(layers, ConvBN) else None
             for layers in (self.input_0, self.input_1)
+        ]
+        self.input_operations = [
+            None if chain is None else native.Operations(1, 1, [native.Operation(chain)]) for chain in stages
         ]
         columns = [i for i, name in enumerate(operations) if name != "none"]
         built = {
