@@ -7,14 +7,14 @@ import sys
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from rich.table import Table
 
 from darts_sg import diagnose_command, genotype_commands
-from darts_sg.cli import answer, console, refuse_existing, run_job_command
 from darts_sg.errors import UsageError
 from darts_sg.files import write_atomically
+from darts_sg.terminal import answer, console, refuse_existing
 
 PROG = "darts-sg"
 
@@ -278,6 +278,13 @@ def report_paper(arguments: argparse.Namespace) -> None:
         print(paper_report(found), end="")
 
 
+def run_job(job: Literal["search", "augment"], argv: Sequence[str], prog: str) -> None:
+    """The job `search` or `augment`, which needs torch; what only looks at genotypes does without it."""
+    from darts_sg.cli import run_job_command
+
+    run_job_command(job, argv, prog)
+
+
 def run_demo(arguments: argparse.Namespace) -> None:
     """Search, derive and retrain with the recipe `demo`; ends by naming the run folders and their reports."""
     folder = arguments.run_dir or Path("runs") / f"demo-{datetime.now():%Y%m%d-%H%M%S}"
@@ -286,10 +293,10 @@ def run_demo(arguments: argparse.Namespace) -> None:
     searched, trained = folder / "search", folder / "augment"
     options = ["--recipe", "demo", "--run-dir", str(searched)]
     print(f"1. search: python search.py {' '.join(options)}")
-    run_job_command("search", options, PROG)
+    run_job("search", options, PROG)
     options = ["--recipe", "demo", "--genotype", str(searched / "genotype.yaml"), "--run-dir", str(trained)]
     print(f"\n2. retrain: python augment.py {' '.join(options)}")
-    run_job_command("augment", options, PROG)
+    run_job("augment", options, PROG)
     print(f"\nsearched:  {searched}, report {searched / 'report.md'}")
     print(f"retrained: {trained}, report {trained / 'report.md'}")
 
@@ -297,9 +304,9 @@ def run_demo(arguments: argparse.Namespace) -> None:
 def run(argv: Sequence[str]) -> None:
     """Carry out a command line; raises UsageError for what is wrong with it."""
     if argv and argv[0] == "search":
-        run_job_command("search", argv[1:], f"{PROG} search")
+        run_job("search", argv[1:], f"{PROG} search")
     elif argv and argv[0] == "augment":
-        run_job_command("augment", argv[1:], f"{PROG} augment")
+        run_job("augment", argv[1:], f"{PROG} augment")
     else:
         arguments = build_parser(bench=list(argv[:1]) == ["bench"]).parse_args(argv)
         arguments.run(arguments)

@@ -3,7 +3,7 @@
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import fields
 from pathlib import Path
@@ -11,12 +11,13 @@ from typing import Any, NamedTuple, NoReturn, TypeVar, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentParser
-from rich.console import Console
 
 from darts_sg.config import (
     JOBS,
+    AugmentConfig,
     Job,
     RunConfig,
+    SearchConfig,
     default_recipe,
     flag,
     help_texts,
@@ -25,10 +26,9 @@ from darts_sg.config import (
     load_recipe,
     recipe_names,
 )
-from darts_sg.engine.distributed import Ranks, end, leave
-from darts_sg.engine.loop import Stopped
+from darts_sg.engine.distributed import Ranks
 from darts_sg.engine.weights import read_weights
-from darts_sg.errors import RunError, UsageError
+from darts_sg.errors import UsageError
 
 Config = TypeVar("Config", bound=RunConfig)
 
@@ -215,60 +215,21 @@ def refuse_training(options: dict[str, Any], defaults: dict[str, Any], weights: 
 
 
 def run_job_command(job: Job, argv: Sequence[str], prog: str) -> None:
-    """search.py and augment.py: parse, then print the options, or run."""
-    from darts_sg.config import AugmentConfig, SearchConfig
-    from darts_sg.engine.augment import run_augment
-    from darts_sg.engine.evaluation import run_evaluation
-    from darts_sg.engine.search import run_search
-
+    """search.py and augment.py: parse, then print the options, or import what runs them, and run."""
     leads = Ranks.from_environment().leads
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(sys.stdout if leads else nowhere):
         config, resume, dry, show, evaluate = parse(job, argv, prog)
         if show:
             print(yaml.safe_dump(config.as_dict(), sort_keys=False, allow_unicode=True, width=110), end="")
         elif isinstance(config, SearchConfig):
+            from darts_sg.engine.search import run_search
+
             run_search(config, resume=resume, dry=dry)
         elif isinstance(config, AugmentConfig) and evaluate is not None:
+            from darts_sg.engine.evaluation import run_evaluation
+
             run_evaluation(config, evaluate)
         elif isinstance(config, AugmentConfig):
+            from darts_sg.engine.augment import run_augment
+
             run_augment(config, resume=resume, dry=dry)
-
-
-def refuse_existing(output: Path) -> None:
-    """UsageError if there is something at `output`: no command overwrites a file."""
-    if output.exists():
-        raise UsageError(f"{output} exists; choose another --output")
-
-
-def console() -> Console:
-    """A console that wraps at the terminal's width, and not at all when piped."""
-    return Console() if sys.stdout.isatty() else Console(width=240)
-
-
-def answer(command: Callable[[], None], prog: str) -> NoReturn:
-    """Run a command and exit: 0 when it is done, 2 with one line when it cannot be done as asked, 1 when it failed."""
-    code, problem, speaks = 0, "", Ranks.from_environment().speaks
-    try:
-        command()
-        sys.stdout.flush()
-        leave()
-    except Stopped as stopped:
-        if speaks():
-            print(stopped, flush=True)
-        code = stopped.exit_code
-        leave()
-    except UsageError as error:
-        code, problem = 2, str(error)
-    except RunError as error:
-        code, problem = 1, str(error)
-    except KeyboardInterrupt:
-        code, problem = 130, "interrupted"
-    except BrokenPipeError:
-        sys.stderr.close()
-        code = 141
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        code, problem = 1, f"{where}{error.strerror or error}"
-    if problem and speaks():
-        print(f"{prog}: {problem}", file=sys.stderr)
-    end(code)

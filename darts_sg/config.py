@@ -19,6 +19,7 @@ from darts_sg.methods.hypergradient import HYPERGRADIENTS
 from darts_sg.methods.relaxation import RELAXATIONS
 from darts_sg.networks.derived import NetworkShape
 from darts_sg.networks.mobile import find_model
+from darts_sg.quantity import parse_quantity
 from darts_sg.registry import unknown_name
 from darts_sg.spaces import parse_space
 
@@ -347,15 +348,6 @@ class AugmentConfig(RunConfig):
 
 CELL_DEFAULTS = {"channels": 36, "cells": 20, "auxiliary_weight": 0.4, "drop_path_prob": 0.2}
 PENALTIES = ("params", "macs")
-SUFFIXES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
-
-
-def parse_quantity(option_flag: str, text: str) -> int:
-    """3349342, 2.45M, 600M, … as a number; UsageError naming the option if it is none."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([kMG]?)", text)
-    if found is None:
-        raise UsageError(f"{option_flag}: expected a number such as 2.45M, found {text!r}")
-    return round(float(found[1]) * SUFFIXES[found[2]])
 
 
 JOBS: dict[str, type[RunConfig]] = {"search": SearchConfig, "augment": AugmentConfig}

@@ -6,8 +6,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse
-from scipy.optimize import Bounds, LinearConstraint, milp
 
 from darts_sg.errors import UsageError
 from darts_sg.genotype import NUM_INPUTS, Cell, Edge
@@ -157,6 +155,9 @@ def derive_bounded(
         for half in (0, 1)
         for node in range(num_nodes_of(rows // 2))
     ]
+    from scipy import sparse  # here, for they take half a second to load
+    from scipy.optimize import Bounds, LinearConstraint, milp
+
     ones = np.ones((1, num_operations))
     an_edge = sparse.kron(sparse.eye(rows), ones)  # at most one operation
     members = sparse.csr_matrix(

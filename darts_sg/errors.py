@@ -1,4 +1,4 @@
-"""The two errors a user sees as one clear line, without a traceback."""
+"""The errors a user sees as one clear line, without a traceback."""
 
 
 class UsageError(ValueError):
@@ -7,3 +7,11 @@ class UsageError(ValueError):
 
 class RunError(RuntimeError):
     """A run that had begun cannot go on: the message names what happened and how to continue (exit code 1)."""
+
+
+class Stopped(RunError):
+    """The run was asked to end early and has saved itself."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

@@ -11,7 +11,7 @@ import pytest
 import darts_sg
 
 PACKAGE = Path(darts_sg.__file__).parent
-LEFTMOST = ("errors", "registry", "files", "formats", "genotype")
+LEFTMOST = ("errors", "registry", "files", "quantity", "formats", "genotype")
 ORDER = (
     *LEFTMOST,
     "native",
@@ -22,6 +22,7 @@ ORDER = (
     "methods",
     "config",
     "engine",
+    "terminal",
     "cli",
     "genotype_commands",
     "diagnose_command",
@@ -32,7 +33,7 @@ ALLOWED = {layer: {*ORDER[: ORDER.index(layer)], layer} for layer in ORDER}
 ALLOWED["__init__"] = {*LEFTMOST}  # it is imported before all others
 ALLOWED["data"] = {"errors", "files", "registry", "data"}
 ALLOWED["analysis"] = {*ORDER[: ORDER.index("config")], "analysis"}
-for right_of_methods in ("config", "engine", "cli", "genotype_commands", "diagnose_command", "__main__", "timm_models"):
+for right_of_methods in ORDER[ORDER.index("config") :]:
     ALLOWED[right_of_methods] |= {"data"} if right_of_methods == "config" else {"data", "analysis"}
 
 MODULES = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in sorted(PACKAGE.rglob("*.py"))}
@@ -68,6 +69,11 @@ def test_the_leftmost_modules_need_no_torch() -> None:
     names = ", ".join(f"darts_sg.{name}" for name in LEFTMOST)
     code = f"import sys, {names}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_what_only_looks_at_genotypes_needs_no_torch() -> None:
+    code = "import sys; from darts_sg.__main__ import run; run(['genotype', 'list']); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False, stdout=subprocess.DEVNULL).returncode == 0
 
 
 def test_the_textbook_knows_nothing_of_the_package() -> None:

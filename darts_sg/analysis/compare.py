@@ -10,17 +10,17 @@ from typing import Any, Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from darts_sg.analysis.cost import (
     CELLS,
     CHANNELS,
     IMAGE_SIZE,
-    LAYERS,
     NUM_CLASSES,
+    MacCounter,
     count_params,
     derived_cost,
     saved_bytes,
+    uninitialised,
 )
 from darts_sg.analysis.measured import same_cells, scores
 from darts_sg.analysis.run_folder import Run
@@ -145,24 +145,29 @@ def _sum(name: str, parts: Iterable[Part]) -> Part:
 def anatomy(
     genotype: Genotype, network: NetworkShape = "cifar", channels: int | None = None, cells: int | None = None
 ) -> Anatomy:
-    """What each cell and each operation of the network costs, by torch's own counter (auxiliary head excluded)."""
+    """What each cell and each operation of the network costs, counted by MacCounter (auxiliary head excluded)."""
+    counter = MacCounter()
     shapes: dict[nn.Module, tuple[int, int]] = {}
+    macs: dict[nn.Module, int] = {}
+
+    def begin(module: nn.Module, inputs: Any) -> None:
+        macs[module] = -counter.macs
 
     def note(module: nn.Module, inputs: Any, output: Any) -> None:
+        macs[module] += counter.macs
         last = output[-1] if isinstance(output, tuple) else output
         shapes[module] = (last.shape[1], last.shape[2] if last.ndim == 4 else 1)
 
-    with torch.device("meta"):
-        model = _network(genotype, network, channels, cells, auxiliary=True).eval()
-        for module in (model.stem, *model.cells, model.head):
-            module.register_forward_hook(note)
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            model(torch.empty(1, 3, IMAGE_SIZE[network], IMAGE_SIZE[network]))
-    counts = counter.get_flop_counts()
+    model = uninitialised(lambda: _network(genotype, network, channels, cells, auxiliary=True))
+    for module in [*model.stem.modules(), *model.cells.modules(), *model.head.modules()]:
+        module.register_forward_pre_hook(begin)
+        module.register_forward_hook(note)
+    with counter, torch.no_grad():
+        model(torch.empty(0, 3, IMAGE_SIZE[network], IMAGE_SIZE[network]))
 
     def part(name: str, path: str) -> Part:
-        found = counts.get(f"DerivedNetwork.{path}", {})
-        return Part(name, count_params(model.get_submodule(path)), sum(found.get(layer, 0) for layer in LAYERS) // 2)
+        module = model.get_submodule(path)
+        return Part(name, count_params(module), macs[module])
 
     stages = [Stage("stem", "stem", None, shapes[model.stem], (part("stem", "stem"),))]
     for i, (cell, spec) in enumerate(zip(model.cells, model.specs, strict=True)):

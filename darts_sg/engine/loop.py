@@ -16,7 +16,7 @@ from torch import Tensor
 from darts_sg.engine.checkpoint import checkpoints, load_newest, random_state, save_checkpoint, set_random_state
 from darts_sg.engine.distributed import Ranks, fingerprint
 from darts_sg.engine.run_dir import RunDir
-from darts_sg.errors import RunError
+from darts_sg.errors import RunError, Stopped
 from darts_sg.methods.early_stopping import EarlyStop, Row
 
 SYNC_STEPS = 20  # steps between two looks at the losses, which a GPU has to be waited for
@@ -61,14 +61,6 @@ class Job(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
-
-
-class Stopped(RunError):
-    """The run was asked to end early and has saved itself."""
-
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
 
 
 class Meter:

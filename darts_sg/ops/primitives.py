@@ -54,7 +54,7 @@ class HalvingConv(nn.Module):
 
     Computed as matrix products with the even pixels and with the odd ones, (0, 0) and (1, 1) of each 2×2, which are
     brought together by one copy: forward and backward take half of the time of a convolution or less on a CPU. On the
-    meta device, where costs are counted, the two convolutions are done as they are defined.
+    meta device or a batch without images, where costs are counted, the two convolutions are done as they are defined.
     """
 
     def __init__(self, C_in: int, C_out: int, groups: int = 1) -> None:
@@ -69,7 +69,7 @@ class HalvingConv(nn.Module):
         if H % 2 or W % 2:
             x = F.pad(x, (0, W % 2, 0, H % 2))
         groups = x.shape[1] // self.conv_1.weight.shape[1]
-        if x.is_meta:
+        if x.is_meta or not x.shape[0]:
             parts = [F.conv2d(x, self.conv_1.weight, stride=2, groups=groups)]
             parts.append(F.conv2d(x[..., 1:, 1:], self.conv_2.weight, stride=2, groups=groups))
             return torch.cat(parts, dim=1)
