@@ -773,7 +773,6 @@ void Worker<T>::forward() const {
     } catch (const std::bad_alloc&) {
       exhausted = true;
     }
-#pragma omp barrier
     Ahead ahead;
     const T* in_plane = nullptr;
 #pragma omp for schedule(static)
@@ -893,7 +892,6 @@ void Worker<T>::backward() const {
     } catch (const std::bad_alloc&) {
       exhausted = true;
     }
-#pragma omp barrier
     Ahead ahead;
 #pragma omp for schedule(static)
     for (int64_t unit = 0; unit < chunks * s.S; ++unit) {
@@ -1009,16 +1007,19 @@ void Worker<T>::backward() const {
 extern "C" {
 
 // The share of all operations in the nodes: each (N, pixels, C) is the sum over operations o and states s of
-// gamma[o][e] * (y[o] * scale[o] + shift[o]), where y, scale and shift are those of edge e, or of state s if shared[o].
+// gamma[o][e] * (y[o] * scale[o] + shift[o]), where y, scale and shift are those of edge e, or of state s if shared[o],
+// and of what other batches of edges have given to the node.
 // Each image may have a gamma of its own; the sums of the backward pass are then those of gamma * gradient.
 struct Mix {
   int64_t operations, N, S, T, pixels, C, threads;
   const void* const* y;                         // for each operation and state: the first of the edges that leave it
   const void *const *scale, *const *shift;      // for each operation; may be null for 1 and 0
   const int64_t *image, *part, *pixel, *shared;  // for each operation: strides of y between images, edges, pixels
+  const int64_t* stages;                         // of each operation, how many
   const void* gamma;                            // (operations, E), or (operations, E, N)
   int64_t gamma_edge, gamma_image;              // its strides between edges and images
   void* const* nodes;                           // T of (N, pixels, C)
+  const void* const* onto;                      // forward: what is in the nodes already, null for nothing
   double *const *sum, *const *sum_y;  // backward, for each operation (E * C): of gradient and gradient * operation
   // for each identity and state where its gradient goes, (N, pixels, C), null elsewhere, and for each identity whether
   // it is added to what is there
@@ -1052,25 +1053,27 @@ struct Mixer {
     return from ? Sd::template load<part>(from + (m.shared[o] ? e / m.T : e) * m.C + b, count) : V{} + other;
   }
 
-  void forward() const {
+  // The share of operations [from, to), added to what is in the nodes.
+  void forward(int64_t from_op, int64_t to_op) const {
 #pragma omp parallel for schedule(static) num_threads(static_cast<int>(m.threads))
     for (int64_t unit = 0; unit < m.N * m.T; ++unit) {
       const int64_t n = unit / m.T, t = unit % m.T;
       T* out = static_cast<T*>(m.nodes[t]) + n * m.pixels * m.C;
       for_vectors<T>(m.C, [&](int64_t b, int64_t count, auto part) {
         V constant = {};
-        for (int64_t o = 0; o < m.operations; ++o)
+        for (int64_t o = from_op; o < to_op; ++o)
           for (int64_t e = t; e < E; e += m.T)
             constant += *gamma(o, n, e) * coefficient(m.shift, o, e, b, count, part, 0);
         // four terms at a time, so that the sum is fetched and stored seldom
         const T* from[4] = {};
         V factor[4];
         int64_t step[4], terms = 0;
-        bool begun = false;
+        const T* before = from_op ? static_cast<const T*>(m.nodes[t]) : static_cast<const T*>(m.onto[t]);
+        if (before) before += n * m.pixels * m.C;
         const auto add = [&](auto count_of) {
           constexpr int K = count_of;
           for (int64_t p = 0; p < m.pixels; ++p) {
-            V v = begun ? Sd::template load<part>(out + p * m.C + b, count) : constant;
+            V v = before ? constant + Sd::template load<part>(before + p * m.C + b, count) : constant;
 #pragma GCC unroll 4
             for (int k = 0; k < K; ++k) {
               __builtin_prefetch(from[k] + (p + AHEAD) * step[k]);
@@ -1078,10 +1081,11 @@ struct Mixer {
             }
             Sd::template store<part>(out + p * m.C + b, v, count);
           }
-          begun = true;
+          before = out;
+          constant = V{};
           terms = 0;
         };
-        for (int64_t o = 0; o < m.operations; ++o)
+        for (int64_t o = from_op; o < to_op; ++o)
           for (int64_t e = t; e < E; e += m.T) {
             factor[terms] = *gamma(o, n, e) * coefficient(m.scale, o, e, b, count, part, 1);
             from[terms] = y(o, n, e) + b;
@@ -1095,9 +1099,10 @@ struct Mixer {
     }
   }
 
-  void backward() const {
+  // The sums of operation o, and where it is an identity its gradient.
+  void backward(int64_t o) const {
     const int64_t channels = E * m.C;
-    Buffer<double> sums(m.operations * m.N * channels), sums_y(m.operations * m.N * channels);
+    Buffer<double> sums(m.N * channels), sums_y(m.N * channels);
 #pragma omp parallel for schedule(static) num_threads(static_cast<int>(m.threads))
     for (int64_t unit = 0; unit < m.N * m.T; ++unit) {
       const int64_t n = unit / m.T, t = unit % m.T;
@@ -1105,28 +1110,25 @@ struct Mixer {
       for_vectors<T>(m.C, [&](int64_t b, int64_t count, auto part) {
         const auto gradient = [&](int64_t p) { return Sd::template load<part>(g + p * m.C + b, count); };
         const V sum = sum_over<T>(m.pixels, gradient);
-        for (int64_t o = 0; o < m.operations; ++o)
-          for (int64_t e = t; e < E; e += m.T) {
-            const V scale = coefficient(m.scale, o, e, b, count, part, 1);
-            const V shift = coefficient(m.shift, o, e, b, count, part, 0);
-            const T* from = y(o, n, e) + b;
-            const int64_t pixel = m.pixel[o];
-            const V sum_y = sum_over<T>(m.pixels, [&](int64_t p) {
-              __builtin_prefetch(from + (p + AHEAD) * pixel);
-              return gradient(p) * (Sd::template load<part>(from + p * pixel, count) * scale + shift);
-            });
-            const double factor = m.gamma_image ? *gamma(o, n, e) : T(1);
-            for (int64_t i = 0; i < count; ++i) {
-              sums.get()[(o * m.N + n) * channels + e * m.C + b + i] = factor * sum[i];
-              sums_y.get()[(o * m.N + n) * channels + e * m.C + b + i] = factor * sum_y[i];
-            }
+        for (int64_t e = t; e < E; e += m.T) {
+          const V scale = coefficient(m.scale, o, e, b, count, part, 1);
+          const V shift = coefficient(m.shift, o, e, b, count, part, 0);
+          const T* from = y(o, n, e) + b;
+          const int64_t pixel = m.pixel[o];
+          const V sum_y = sum_over<T>(m.pixels, [&](int64_t p) {
+            __builtin_prefetch(from + (p + AHEAD) * pixel);
+            return gradient(p) * (Sd::template load<part>(from + p * pixel, count) * scale + shift);
+          });
+          const double factor = m.gamma_image ? *gamma(o, n, e) : T(1);
+          for (int64_t i = 0; i < count; ++i) {
+            sums.get()[n * channels + e * m.C + b + i] = factor * sum[i];
+            sums_y.get()[n * channels + e * m.C + b + i] = factor * sum_y[i];
           }
+        }
       });
     }
-    for (int64_t o = 0; o < m.operations; ++o) {
-      sum_images(sums.get() + o * m.N * channels, m.N, channels, m.sum[o]);
-      sum_images(sums_y.get() + o * m.N * channels, m.N, channels, m.sum_y[o]);
-    }
+    sum_images(sums.get(), m.N, channels, m.sum[o]);
+    sum_images(sums_y.get(), m.N, channels, m.sum_y[o]);
   }
 
   void identity_backward(int64_t o) const {
@@ -1142,21 +1144,33 @@ struct Mixer {
 
 }  // namespace
 
-// All stages in order, then the product with gamma.
+// The operations' stages in order. Their share of the nodes is added when four terms of each node are complete, or all
+// are, while the caches may still hold them.
 template <class T>
-void forward(const Mix& m, const Stage* stages, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) Worker<T>(stages[i], false).forward();
-  Mixer<T>(m).forward();
+void forward(const Mix& m, const Stage* stages) {
+  Mixer<T> mixer(m);
+  for (int64_t o = 0, mixed = 0; o < m.operations; ++o) {
+    for (int64_t i = 0; i < m.stages[o]; ++i) Worker<T>(*stages++, false).forward();
+    if ((o + 1 - mixed) * m.S < 4 && o + 1 < m.operations) continue;
+    mixer.forward(mixed, o + 1);
+    mixed = o + 1;
+  }
 }
 
-// The product's backward pass, that of identities, which are the first to write their gradients, then all stages.
+// Identities are the first to write the gradients of the states, then the operations with stages.
 template <class T>
-void backward(const Mix& m, const Stage* stages, int64_t count) {
+void backward(const Mix& m, const Stage* stages, bool sums_alone) {
   Mixer<T> mixer(m);
-  mixer.backward();
-  for (int64_t o = 0; o < m.operations; ++o)
+  for (int64_t o = 0; o < m.operations; ++o) {
+    if (m.stages[o]) continue;
+    mixer.backward(o);
     if (m.to_states[o * m.S]) mixer.identity_backward(o);
-  for (int64_t i = 0; i < count; ++i) Worker<T>(stages[i], true).backward();
+  }
+  for (int64_t o = 0; o < m.operations; ++o) {
+    if (!m.stages[o]) continue;
+    mixer.backward(o);
+    for (int64_t i = 0; i < m.stages[o] && !sums_alone; ++i) Worker<T>(*stages++, true).backward();
+  }
 }
 
 // 0, or 1 where memory was lacking.
@@ -1171,8 +1185,9 @@ int done(F f) {
 }
 
 extern "C" {
-int forward_float(const Mix* m, const Stage* s, int64_t count) { return done([&] { forward<float>(*m, s, count); }); }
-int forward_double(const Mix* m, const Stage* s, int64_t count) { return done([&] { forward<double>(*m, s, count); }); }
-int backward_float(const Mix* m, const Stage* s, int64_t count) { return done([&] { backward<float>(*m, s, count); }); }
-int backward_double(const Mix* m, const Stage* s, int64_t count) { return done([&] { backward<double>(*m, s, count); }); }
+int forward_float(const Mix* m, const Stage* s) { return done([&] { forward<float>(*m, s); }); }
+int forward_double(const Mix* m, const Stage* s) { return done([&] { forward<double>(*m, s); }); }
+// The gradients of gamma alone, or all.
+int backward_float(const Mix* m, const Stage* s, int64_t all) { return done([&] { backward<float>(*m, s, !all); }); }
+int backward_double(const Mix* m, const Stage* s, int64_t all) { return done([&] { backward<double>(*m, s, !all); }); }
 }

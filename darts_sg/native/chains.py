@@ -115,22 +115,24 @@ def _is_pointwise(layer: nn.Module, E: int) -> bool:
     return layer.kernel_size == (1, 1) and layer.stride == (1, 1) and layer.padding == (0, 0) and layer.groups == E
 
 
-def run(states: Sequence[Tensor], gamma: Tensor, operations: Operations) -> list[Tensor]:
+def run(states: Sequence[Tensor], gamma: Tensor, operations: Operations, onto: Sequence[Tensor] = ()) -> list[Tensor]:
     """What the operations give to the T nodes: T tensors of (N, C, H', W').
 
     states: on a CPU the S states of the first input, then of the next, each (N, C, H, W), all float32 or all float64;
     those of an input are of one shape. On a GPU one input, its states side by side: (N, S · C, H, W).
     gamma: (number of operations, E), the scale of each one's last BatchNorm, which then has no weight of its own; or,
     on a CPU, (number of operations, E, N), a factor of each one's output for each image, which gets no gradient.
+    onto: T tensors (N, C, H', W') that are added, or none.
     Raises Unavailable if the kernels cannot be compiled.
     """
     if states[0].device.type == "cuda":
         from darts_sg.native import gpu  # Triton is there where there is a GPU
 
-        return gpu.run(states[0], gamma, operations)
+        nodes = gpu.run(states[0], gamma, operations)
+        return [before + node for before, node in zip(onto, nodes, strict=True)] if onto else nodes
     from darts_sg.native import cpu
 
-    return cpu.run(states, gamma, operations)
+    return cpu.run(states, gamma, operations, onto)
 
 
 def takes(x: Tensor) -> bool:

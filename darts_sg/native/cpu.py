@@ -26,10 +26,10 @@ STAGE = (
     "gamma_edge", "gamma_image", "sum", "sum_y", "in_gradient", "to_states", "accumulate", "in_sum", "in_sum_y",
     "depthwise_gradient", "pointwise_gradient", "weight_gradient", "bias_gradient",
 )  # fmt: skip
-OF_OPERATIONS = ("scale", "shift", "image", "part", "pixel", "shared")  # pointers to one for each operation
+OF_OPERATIONS = ("scale", "shift", "image", "part", "pixel", "shared", "stages")  # pointers to one for each operation
 MIX = (
     "operations", "N", "S", "T", "pixels", "C", "threads", "y", *OF_OPERATIONS, "gamma", "gamma_edge", "gamma_image",
-    "nodes", "sum", "sum_y", "to_states", "accumulate",
+    "nodes", "onto", "sum", "sum_y", "to_states", "accumulate",
 )  # fmt: skip
 ALIGNED = 64  # bytes that parts of a tensor begin at multiples of
 Words = NDArray[np.int64]
@@ -117,9 +117,10 @@ class Plan:
     """For inputs of one kind: the tables, and the tensors that their addresses are of.
 
     inputs: of each the states' shape and strides, which are the same for all its states.
+    onto: whether there is something in the nodes already.
     """
 
-    def __init__(self, operations: Operations, inputs: Sequence[_Images], gamma: Tensor) -> None:
+    def __init__(self, operations: Operations, inputs: Sequence[_Images], gamma: Tensor, onto: bool) -> None:
         self.operations, self.inputs, self.N = operations, inputs, inputs[0].shape[0]
         S, T, num_ops = operations.S, operations.T, len(operations.each)
         self.norms = [stage.norm for stage in operations.stages()]
@@ -129,7 +130,7 @@ class Plan:
         self.normalisations = _Part("normalisations", self.value_size)
         self.sums = _Part("sums", 8)
         # what the structures point to stands between the product with gamma and the stages
-        sizes = dict.fromkeys(("y", "to_states"), num_ops * S) | {"nodes": T}
+        sizes = dict.fromkeys(("y", "to_states"), num_ops * S) | {"nodes": T, "onto": T}
         sizes |= dict.fromkeys((*OF_OPERATIONS, "sum", "sum_y", "accumulate"), num_ops)
         sizes |= {f"{name} {i}": S for name in ("states", "to_states") for i in range(len(inputs))}
         self.places = dict(zip(sizes, np.cumsum([len(MIX), *sizes.values()]).tolist(), strict=False))
@@ -152,7 +153,7 @@ class Plan:
         self.node_shape = (self.N, H, W, C)
         self.counts = {
             "itself": 1, "nodes": T, "gamma": 1, "normalisations": 1, "inputs": len(inputs) * S, "weights": weights,
-            "outputs": len(self.results), "statistics": statistics, "sums": 1, "passed": 2,
+            "outputs": len(self.results), "statistics": statistics, "onto": T if onto else 0, "sums": 1, "passed": 2,
             "by_inputs": len(inputs) * S, "by_weights": weights,
         }  # fmt: skip
         self.sums_shape = (num_ops, 2, S * T, C)
@@ -232,6 +233,7 @@ class Plan:
         _, H, W, C = self.node_shape
         found: dict[str, list[Value]] = {name: [] for name in self.places}
         found["nodes"] += [Address("nodes", t) for t in range(T)]
+        found["onto"] += [0 if backward or not self.counts["onto"] else Address("onto", t) for t in range(T)]
         for i in range(len(self.inputs)):
             found[f"states {i}"] += [Address("inputs", i * S + state) for state in range(S)]
             to = [Address("by_inputs", i * S + state) for state in range(S)]
@@ -239,7 +241,8 @@ class Plan:
         ends, written = 0, [False] * len(self.inputs)
         for o, operation in enumerate(self.operations.each):
             place = operation.input
-            row: dict[str, Value] = {"shared": operation.shared, **(self._sums(o) if backward else {})}
+            row: dict[str, Value] = {"shared": operation.shared, "stages": len(operation.stages)}
+            row |= self._sums(o) if backward else {}
             if operation.stages:
                 ends += len(operation.stages)
                 result = self.results[ends - 1]
@@ -309,26 +312,27 @@ class Plan:
         return rows
 
 
-def _plan(operations: Operations, inputs: Sequence[_Images], gamma: Tensor) -> Plan:
-    key = gamma.dtype, gamma.dim(), *inputs
+def _plan(operations: Operations, inputs: Sequence[_Images], gamma: Tensor, *, onto: bool) -> Plan:
+    key = gamma.dtype, gamma.dim(), onto, *inputs
     plan: Plan | None = operations.plans.get(key)
     if plan is None:
-        plan = operations.plans[key] = Plan(operations, inputs, gamma)
+        plan = operations.plans[key] = Plan(operations, inputs, gamma, onto)
     return plan
 
 
-def _call(name: str, dtype: torch.dtype, words: Words, first_stage: int, count: int) -> None:
+def _call(name: str, dtype: torch.dtype, words: Words, first_stage: int, *more: int) -> None:
     start = words.ctypes.data
-    arguments = ctypes.c_void_p(start), ctypes.c_void_p(start + 8 * first_stage), ctypes.c_int64(count)
+    arguments = ctypes.c_void_p(start), ctypes.c_void_p(start + 8 * first_stage), *map(ctypes.c_int64, more)
     if getattr(kernels(), f"{name}_{DTYPES[dtype]}")(*arguments):
         raise MemoryError("not enough memory for the planes of the C++ kernels")
 
 
-def run(states: Sequence[Tensor], gamma: Tensor, operations: Operations) -> list[Tensor]:
+def run(states: Sequence[Tensor], gamma: Tensor, operations: Operations, onto: Sequence[Tensor] = ()) -> list[Tensor]:
     """`chains.run` of states on a CPU. Raises Unavailable if the kernels cannot be compiled."""
     stages = operations.stages()
     weights = [weight for stage in stages for weight in stage.weights()]
-    nodes: tuple[Tensor, ...] = _Run.apply(operations, gamma, len(states), *states, *weights)
+    before = [node.permute(0, 2, 3, 1).contiguous() for node in onto]
+    nodes: tuple[Tensor, ...] = _Run.apply(operations, gamma, len(states), len(onto), *states, *before, *weights)
     norms = [stage.norm for stage in stages if stage.norm is not None and stage.norm.training]
     counters = [norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None]
     if counters:
@@ -351,23 +355,24 @@ def _starts(tensors: Sequence[Tensor | None]) -> list[int]:
 class _Run(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, operations: Operations, gamma: Tensor, num_states: int, *tensors: Tensor
+        ctx: Any, operations: Operations, gamma: Tensor, num_states: int, num_onto: int, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
         states, inputs = _inputs(tensors[:num_states], operations.S)
-        gamma, weights = gamma.contiguous(), tensors[num_states:]
-        plan = _plan(operations, inputs, gamma)
+        onto, weights = tensors[num_states : num_states + num_onto], tensors[num_states + num_onto :]
+        gamma = gamma.contiguous()
+        plan = _plan(operations, inputs, gamma, onto=num_onto > 0)
         nodes = [gamma.new_empty(plan.node_shape) for _ in range(operations.T)]
         normalisations = plan.normalisations.tensor(gamma)
         outputs = [gamma.new_empty(result.shape) for result in plan.results]
         statistics = [t for norm in plan.norms for t in _statistics(norm)]
         tensors = (*nodes, gamma, normalisations, *states, *weights, *outputs)
-        words = plan.forward.with_addresses(_starts([None, *tensors, *statistics]))
+        words = plan.forward.with_addresses(_starts([None, *tensors, *statistics, *onto]))
         stages = plan.set_threads(words)
         training = [norm is not None and norm.training for norm in plan.norms]
         stages[:, STAGE.index("training")] = training
         momenta = [0.0 if norm is None else cast(float, norm.momentum) for norm in plan.norms]
         stages.view(np.float64)[:, STAGE.index("momentum")] = momenta
-        _call("forward", gamma.dtype, words, plan.first_stage, len(stages))
+        _call("forward", gamma.dtype, words, plan.first_stage)
         ctx.plan, ctx.training = plan, training
         ctx.save_for_backward(gamma, normalisations, *states, *weights, *outputs)
         return tuple(nodes)
@@ -375,10 +380,10 @@ class _Run(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
         plan: Plan = ctx.plan
-        num_states, num_weights = plan.counts["inputs"], plan.counts["weights"]
+        num_states, num_onto, num_weights = (plan.counts[kind] for kind in ("inputs", "onto", "weights"))
         gamma, normalisations, *tensors = ctx.saved_tensors
         states, weights = tensors[:num_states], tensors[num_states:][:num_weights]
-        needed = ctx.needs_input_grad[3:]
+        needed = ctx.needs_input_grad[4 : 4 + num_states] + ctx.needs_input_grad[4 + num_states + num_onto :]
         sums = plan.sums.tensor(gamma)
         by_states: list[Tensor] = []
         by_weights: list[Tensor | None] = []
@@ -387,21 +392,23 @@ class _Run(torch.autograd.Function):
             by_states = [x.new_empty(x.shape[0], *x.shape[2:], x.shape[1]) for x in states]
             by_weights = [torch.empty_like(w) if n else None for w, n in zip(weights, needed[num_states:], strict=True)]
             passed = [gamma.new_empty(size, dtype=torch.uint8) for size in plan.passed_bytes]
-        statistics = [0] * plan.counts["statistics"]
-        before = [*(gradient.contiguous() for gradient in gradients), gamma, normalisations, *tensors]
-        starts = [0, *_starts(before), *statistics, sums.data_ptr()]
+        not_here = [0] * (plan.counts["statistics"] + num_onto)
+        gradients = tuple(gradient.contiguous() for gradient in gradients)
+        starts = [0, *_starts([*gradients, gamma, normalisations, *tensors]), *not_here, sums.data_ptr()]
         after = _starts([*passed, *by_states, *by_weights])
         words = plan.backward.with_addresses(starts + (after or [0] * (2 + num_states + num_weights)))
         stages = plan.set_threads(words)
         stages[:, STAGE.index("training")] = np.array(ctx.training)[plan.order]
-        _call("backward", gamma.dtype, words, plan.first_stage, len(stages) if any(needed) else 0)
+        _call("backward", gamma.dtype, words, plan.first_stage, any(needed))
         by_gamma = None
         if not plan.by_image and ctx.needs_input_grad[1]:
             by_channel = sums.view(torch.float64)[: int(np.prod(plan.sums_shape))].view(plan.sums_shape)
             by_gamma = by_channel[:, 1].sum(dim=-1).to(gamma.dtype)
+        by_onto = gradients[:num_onto]
         if not any(needed):
-            return None, by_gamma, None, *(None for _ in needed)
-        return None, by_gamma, None, *(by_state.permute(0, 3, 1, 2) for by_state in by_states), *by_weights
+            return None, by_gamma, None, None, *[None] * num_states, *by_onto, *[None] * num_weights
+        by_inputs = (by_state.permute(0, 3, 1, 2) for by_state in by_states)
+        return None, by_gamma, None, None, *by_inputs, *by_onto, *by_weights
 
 
 def _statistics(norm: nn.BatchNorm2d | None) -> tuple[Tensor | None, Tensor | None]:

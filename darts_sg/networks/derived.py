@@ -17,12 +17,13 @@ from darts_sg.networks.skeleton import (
     between_cells,
     cell_specs,
     input_layers,
+    input_operations,
     join,
+    through_input,
 )
 from darts_sg.ops import OPERATIONS
 from darts_sg.ops.drop_path import drop_path, kept_paths
 from darts_sg.ops.operation import Residual
-from darts_sg.ops.primitives import ConvBN
 
 NetworkShape = Literal["cifar", "imagenet"]
 STEM_MULTIPLIER = 3
@@ -47,8 +48,7 @@ class DerivedCell(nn.Module):
         """See DerivedNetwork.use_native."""
         self.native = on
         self.sums.clear()
-        layers = [list(op) if isinstance(op, ConvBN) else [] for op in (self.input_0, self.input_1)]
-        self.input_stages = [native.stages_of([nn.ReLU(), *chain], 1) if chain else None for chain in layers]
+        self.input_operations = [input_operations(layer) for layer in (self.input_0, self.input_1)]
         self.op_stages = [stages_of(op) for op in self.ops]
 
     def forward(self, s0: Tensor, s1: Tensor, drop_path_prob: float | Tensor | None) -> Tensor:
@@ -77,12 +77,10 @@ class DerivedCell(nn.Module):
         return join([states[i] for i in self.cell.concat])
 
     def _input(self, number: int, state: Tensor) -> Tensor:
-        if self.native:
-            stages = self.input_stages[number]
-            if stages is not None and native.takes(state):
-                return sum_of([(state, stages, None)], self.sums, number - NUM_INPUTS)
-            state = torch.relu(state)
-        return cast(Tensor, self.get_submodule(f"input_{number}")(state))
+        layer = self.get_submodule(f"input_{number}")
+        if not self.native:
+            return cast(Tensor, layer(state))
+        return through_input(state, layer, self.input_operations[number] if native.takes(state) else None)
 
 
 def stages_of(op: nn.Module) -> list[native.Stage] | None:

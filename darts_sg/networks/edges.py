@@ -173,8 +173,10 @@ class EdgeBatch(nn.Module):
             else:
                 self.ops.append(Chain(ops))
 
-    def forward(self, states: Sequence[Tensor], weights: Tensor) -> list[Tensor]:
-        """What the states (N, C, H, W) give to each of the T nodes; weights: (E, num_operations)."""
+    def forward(self, states: Sequence[Tensor], weights: Tensor, onto: Sequence[Tensor] = ()) -> list[Tensor]:
+        """What the states (N, C, H, W) give to each of the T nodes, added to what is in `onto`, if there is anything.
+
+        weights: (E, num_operations)."""
         native_ops = self._native_ops(states[0])
         fast = [i for i, _ in native_ops]
         apart = (
@@ -189,7 +191,7 @@ class EdgeBatch(nn.Module):
         shared: list[Tensor] = []
         coefficients: list[Tensor] = []
         sums: dict[bool, Tensor] = {}  # whether in phases, to (N, E · C, …)
-        given: list[list[Tensor]] = [[] for _ in range(self.T)]
+        given: list[list[Tensor]] = [[node] for node in onto] or [[] for _ in range(self.T)]
         halves = x.shape[-2] % 2 == 0 and x.shape[-1] % 2 == 0
         passed_on: Tensor | None = None  # weights of the identity
         by_column = weights.unbind(dim=1)
@@ -227,7 +229,9 @@ class EdgeBatch(nn.Module):
                 identity = [native.Operation()] if passed_on is not None else []
                 self.operations[kind] = native.Operations(self.S, self.T, each + identity)
             operations = self.operations[kind]
-            for node, part in enumerate(native.run([x] if x.is_cuda else states, torch.stack(gamma), operations)):
+            before = [parts.pop(0) for parts in given if onto]
+            given_to = native.run([x] if x.is_cuda else states, torch.stack(gamma), operations, before)
+            for node, part in enumerate(given_to):
                 given[node].append(part)
             passed_on = None
         if passed_on is not None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from darts_sg.errors import UsageError
+from darts_sg.native import chains as native
 from darts_sg.ops.primitives import ConvBN, HalvingConvBN
 
 
@@ -49,10 +50,25 @@ def input_layers(spec: CellSpec, affine: bool) -> tuple[nn.Module, nn.Module]:
     """The layers that bring c_{k-2} and c_{k-1} to C channels and to the size of c_{k-1}: ReLU - 1×1 - BN.
 
     Their ReLU is not in them: every state between cells is looked at through a ReLU only, by the two cells that
-    follow and by the auxiliary head, so `between_cells` takes it once and in place.
+    follow and by the auxiliary head, so `between_cells` takes it once and in place; but see `through_input`.
     """
     older = HalvingConvBN if spec.reduction_before else ConvBN
     return older(spec.C_pp, spec.C, affine=affine), ConvBN(spec.C_p, spec.C, affine=affine)
+
+
+def input_operations(layer: nn.Module) -> native.Operations | None:
+    """An input layer and the ReLU before it as the kernels of darts_sg.native take them; None if they cannot."""
+    stages = native.stages_of([nn.ReLU(), *layer], 1) if isinstance(layer, ConvBN) else None
+    return None if stages is None else native.Operations(1, 1, [native.Operation(stages)])
+
+
+def through_input(state: Tensor, layer: nn.Module, operations: native.Operations | None) -> Tensor:
+    """A state through an input layer, where the kernels are used: they take the ReLU on the way, so that the state may
+    be given as it is before it. operations: those of the layer."""
+    if operations is None:
+        rectified: Tensor = layer(torch.relu(state))
+        return rectified
+    return native.run([state], state.new_ones(1, 1), operations)[0]
 
 
 def between_cells(state: Tensor) -> Tensor:

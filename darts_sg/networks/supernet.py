@@ -27,10 +27,11 @@ from darts_sg.networks.skeleton import (
     between_cells,
     cell_specs,
     input_layers,
+    input_operations,
     join,
+    through_input,
 )
 from darts_sg.ops import OPERATIONS
-from darts_sg.ops.primitives import ConvBN
 
 ALPHA_INIT_DEVIATION = 1e-3  # alphas start at 1e-3 · N(0, 1)
 
@@ -67,13 +68,7 @@ class SupernetCell(nn.Module):
         self.C_mixed = spec.C // partial_channels
         self.input_0, self.input_1 = input_layers(spec, affine=False)
         self.native = False  # whether the kernels of darts_sg.native compute these two
-        stages = [
-            native.stages_of(list(layers), 1) if isinstance(layers, ConvBN) else None
-            for layers in (self.input_0, self.input_1)
-        ]
-        self.input_operations = [
-            None if chain is None else native.Operations(1, 1, [native.Operation(chain)]) for chain in stages
-        ]
+        self.input_operations = [input_operations(layer) for layer in (self.input_0, self.input_1)]
         columns = [i for i, name in enumerate(operations) if name != "none"]
         built = {
             (state, node): [candidate(operations[i], self.C_mixed, self.stride(state)) for i in columns]
@@ -104,12 +99,11 @@ class SupernetCell(nn.Module):
         sizes = [len(edges) for edges in self.edge_lists]
         rows_of = weights[self.rows].split(sizes)
         edge_weights_of = None if edge_weights is None else edge_weights[self.rows].split(sizes)
-        given: list[list[Tensor]] = [[] for _ in range(self.num_nodes)]
-        passed: list[list[Tensor]] = [[] for _ in range(self.num_nodes)]
+        given: list[Tensor] = []  # to the nodes that are not complete, so far
+        passed: list[Tensor] = []  # the channels that are handed on to them
         states = [self._input(0, s0), self._input(1, s1)]
         nodes: list[Tensor] = []
         for i, batch in enumerate(self._batches()):
-            first = self.num_nodes - batch.T
             mixed, others = states, []
             if self.K > 1:
                 split = [state.split((self.C_mixed, state.shape[1] - self.C_mixed), dim=1) for state in states]
@@ -119,22 +113,25 @@ class SupernetCell(nn.Module):
                 ones = weights.new_ones(sizes[i])
                 coefficients = ones if edge_weights_of is None else edge_weights_of[i]
                 whole = others[0] if batch.S == 1 else join(others)
-                for n, part in enumerate(mix([whole], coefficients[None], batch.S, batch.T), start=first):
-                    passed[n].append(part)
-            for n, part in enumerate(batch(mixed, rows_of[i]), start=first):
-                given[n].append(part)
-            complete = sum(given[i][1:], given[i][0])
+                parts = mix([whole], coefficients[None], batch.S, batch.T)
+                passed = [node + part for node, part in zip(passed, parts, strict=True)] if passed else parts
+            complete, *given = batch(mixed, rows_of[i], given)
             if self.K > 1:
-                complete = F.channel_shuffle(join([complete, sum(passed[i][1:], passed[i][0])]), self.K)
+                handed_on, *passed = passed
+                complete = F.channel_shuffle(join([complete, handed_on]), self.K)
             nodes.append(complete)
             states = [complete]
         return join(nodes)
 
     def _input(self, number: int, state: Tensor) -> Tensor:
-        operations = self.input_operations[number]
-        if self.native and operations is not None and native.takes(state):
-            return native.run([state], state.new_ones(1, 1), operations)[0]
-        return cast(Tensor, self.get_submodule(f"input_{number}")(state))
+        layer = self.get_submodule(f"input_{number}")
+        if self.takes(state):
+            return through_input(state, layer, self.input_operations[number])
+        return cast(Tensor, layer(state))
+
+    def takes(self, state: Tensor) -> bool:
+        """Whether it may be given a state as it is before the ReLU between cells."""
+        return self.native and native.takes(state)
 
     def parts(self, prefix: str) -> Iterator[Part]:
         """The layers of the cell of the papers, edge by edge, in its order."""
@@ -256,17 +253,17 @@ class Supernet(nn.Module):
 
     def forward(self, x: Tensor, mixing: Mixing) -> Tensor:
         s0, s1 = self.stem(x)
-        for cell in self.cells:
+        for cell in cast(Sequence[SupernetCell], self.cells):
             if cell.reduction:
                 weights, edge_weights = mixing.reduce, mixing.edge_reduce
             else:
                 weights, edge_weights = mixing.normal, mixing.edge_normal
             last = cell is self.cells[-1]  # with it the backward pass begins: nothing is gained by forgetting it
             if self.recompute and not last and torch.is_grad_enabled():
-                output = recomputed(cast(SupernetCell, cell), s0, s1, weights, edge_weights)
+                output = recomputed(cell, s0, s1, weights, edge_weights)
             else:
                 output = cell(s0, s1, weights, edge_weights)
-            s0, s1 = s1, output if last else between_cells(output)
+            s0, s1 = s1, output if last or cell.takes(output) else between_cells(output)
         return self.head(s1)
 
     def edge_form(
