@@ -237,9 +237,9 @@ def retraining_steps(
     mine.use_native(native)
     x, y = Shape(batch=batch).images()
 
-    def step_of(net: nn.Module, x: Tensor) -> Step:
+    def step_of(net: nn.Module, x: Tensor, fused: bool) -> Step:
         weights = list(net.parameters())
-        sgd = torch.optim.SGD(weights, **SGD)
+        sgd = torch.optim.SGD(weights, **SGD, fused=fused)
 
         def step() -> None:
             sgd.zero_grad()
@@ -250,7 +250,7 @@ def retraining_steps(
 
         return step
 
-    return step_of(old, x), step_of(mine, x.contiguous(memory_format=LAST))
+    return step_of(old, x, fused=False), step_of(mine, x.contiguous(memory_format=LAST), fused=True)
 
 
 def loading(batch: int) -> Step:
