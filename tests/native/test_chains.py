@@ -12,7 +12,8 @@ from torch import Tensor
 from darts_sg import native
 from darts_sg.methods.relaxation import softmax
 from darts_sg.networks.derived import stages_of, sum_of
-from darts_sg.networks.supernet import Supernet
+from darts_sg.networks.edges import EdgeBatch
+from darts_sg.networks.supernet import Supernet, candidate
 from darts_sg.ops import OPERATIONS
 from darts_sg.ops.operation import Residual
 from darts_sg.spaces import parse_space
@@ -72,6 +73,25 @@ def test_they_work_where_nothing_can_be_kept(forgotten: Path, tmp_path: Path) ->
     forgotten.write_text("a file where the folder should be")
     available()
     assert hasattr(native.kernels(), "forward_float")
+
+
+@pytest.mark.parametrize("names", [["sep_conv_3x3", "max_pool_3x3", "skip_connect"], ["skip_connect", "avg_pool_3x3"]])
+def test_what_is_in_the_nodes_already_is_added(names: list[str]) -> None:
+    available()
+    torch.manual_seed(0)
+    batch = EdgeBatch([[candidate(name, 5, 1) for name in names] for _ in range(2)], range(len(names)), 1, 5, 1)
+    randomize(batch.double(), seed=0)
+    x, *onto = torch.randn(3, 2, 5, 4, 4, dtype=torch.float64).requires_grad_().unbind()
+    weights = torch.rand(2, len(names), dtype=torch.float64, requires_grad=True)
+    found = []
+    for kernels in (False, True):
+        batch.native = kernels
+        nodes = batch([x], weights, onto)
+        wanted = [x, *onto, weights, *batch.parameters()]
+        found.append([*nodes, *torch.autograd.grad(sum((node**2).sum() for node in nodes), wanted)])
+    alone = batch([x], weights)
+    assert_equal_tensors(*found)
+    assert_equal_tensors(found[1][:2], [node + before for node, before in zip(alone, onto, strict=True)])
 
 
 def processor_has(feature: str) -> bool:
