@@ -18,7 +18,7 @@ demo: .venv/installed
 	$(BIN)/python -m darts_sg demo
 
 test: .venv/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup $(ARGS)
 
 bench: .venv/installed
 	$(BIN)/python -m darts_sg bench $(ARGS)

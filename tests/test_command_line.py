@@ -27,7 +27,8 @@ from darts_sg.genotype import load_genotype, renamed
 from darts_sg.networks.mobile import find_model
 from darts_sg.terminal import answer
 
-pytestmark = pytest.mark.usefixtures("rendered_once")
+# one worker makes the runs that the tests here share
+pytestmark = [pytest.mark.usefixtures("rendered_once"), pytest.mark.xdist_group("command line")]
 
 ROOT = Path(__file__).parent.parent
 SHORT = ["--dataset=synthetic", "--batch-size=8", "--train-images=40", "--epochs=3", "--threads=1"]

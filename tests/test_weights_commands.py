@@ -19,6 +19,8 @@ from darts_sg.engine.export import EXPORT_FORMATS
 from darts_sg.engine.weights import Weights, read_weights, weights_bytes
 from tests.test_command_line import in_process
 
+pytestmark = pytest.mark.xdist_group("weights")  # one worker makes what all share
+
 Capture = pytest.CaptureFixture[str]
 SHORT = ["--dataset=folder", "--data=figures", "--batch-size=20", "--image-size=16", "--threads=1", "--epochs=2"]
 JOBS = {

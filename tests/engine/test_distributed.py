@@ -24,6 +24,8 @@ from tests.data.fakes import write_imagenet
 from tests.engine.ranks import outcomes
 from tests.test_command_line import AUGMENT, EVERY_STEP, ROOT, SEARCH, assert_same, finish, in_process, newest_state
 
+pytestmark = pytest.mark.xdist_group("ranks")  # one worker makes what all share
+
 IMAGES = [
     "augment.py", "--dataset=imagenet", "--data=images", "--image-size=16", "--genotype=DARTS_V2", "--channels=4",
     "--cells=3", "--batch-size=8", "--epochs=3", "--threads=1", "--workers=0", "--drop-path-prob=0.3", "--ema=0.9",
