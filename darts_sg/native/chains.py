@@ -128,8 +128,7 @@ def run(states: Sequence[Tensor], gamma: Tensor, operations: Operations, onto: S
     if states[0].device.type == "cuda":
         from darts_sg.native import gpu  # Triton is there where there is a GPU
 
-        nodes = gpu.run(states[0], gamma, operations)
-        return [before + node for before, node in zip(onto, nodes, strict=True)] if onto else nodes
+        return gpu.run(states[0], gamma, operations, onto)
     from darts_sg.native import cpu
 
     return cpu.run(states, gamma, operations, onto)

@@ -229,7 +229,7 @@ class EdgeBatch(nn.Module):
                 identity = [native.Operation()] if passed_on is not None else []
                 self.operations[kind] = native.Operations(self.S, self.T, each + identity)
             operations = self.operations[kind]
-            before = [parts.pop(0) for parts in given if onto]
+            before = [parts.pop(0) for parts in given] if onto else []
             given_to = native.run([x] if x.is_cuda else states, torch.stack(gamma), operations, before)
             for node, part in enumerate(given_to):
                 given[node].append(part)

@@ -1,7 +1,6 @@
 """The Triton kernels, on a GPU or, without one, in Triton's interpreter (see conftest.py)."""
 
 import copy
-from collections.abc import Sequence
 
 import pytest
 import torch
@@ -26,14 +25,7 @@ def small_programs_on_this_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "TILE", 512)
     monkeypatch.setattr(gpu, "PROGRAMS", 4)
     monkeypatch.setattr(chains, "computes", lambda x, stages: gpu.supports(stages))
-
-    def run(
-        states: Sequence[Tensor], gamma: Tensor, operations: chains.Operations, onto: Sequence[Tensor] = ()
-    ) -> list[Tensor]:
-        nodes = gpu.run(torch.cat(list(states), dim=1), gamma, operations)
-        return [before + node for before, node in zip(onto, nodes, strict=True)] if onto else nodes
-
-    monkeypatch.setattr(chains, "run", run)
+    monkeypatch.setattr(chains, "run", lambda states, *others: gpu.run(torch.cat(list(states), dim=1), *others))
 
 
 def batch_of(names: list[str], S: int, T: int, C: int, stride: int) -> EdgeBatch:
