@@ -38,14 +38,14 @@ def batch_of(names: list[str], S: int, T: int, C: int, stride: int) -> EdgeBatch
     return batch.double().to(DEVICE, memory_format=torch.channels_last)
 
 
-def nodes_and_gradients(batch: EdgeBatch, states: list[Tensor], mixing: Tensor) -> list[Tensor]:
-    nodes = batch(states, mixing)
+def nodes_and_gradients(batch: EdgeBatch, states: list[Tensor], mixing: Tensor, onto: list[Tensor]) -> list[Tensor]:
+    nodes = batch(states, mixing, onto)
     loss = sum((node * torch.linspace(-1, 1, node.numel(), device=DEVICE).view_as(node)).sum() for node in nodes)
-    wanted = [*states, mixing, *batch.parameters()]
+    wanted = [*states, mixing, *onto, *batch.parameters()]
     return [*nodes, *torch.autograd.grad(loss, [t for t in wanted if t.requires_grad])]
 
 
-def compare(batch: EdgeBatch, C: int, size: int) -> None:
+def compare(batch: EdgeBatch, C: int, size: int, *, onto: bool = False) -> None:
     generator = torch.Generator().manual_seed(1)
 
     def random(*shape: int) -> Tensor:
@@ -54,9 +54,11 @@ def compare(batch: EdgeBatch, C: int, size: int) -> None:
     whole = random(2, batch.S * C, size, size).contiguous(memory_format=torch.channels_last)
     states = [part.requires_grad_() for part in whole.split(C, dim=1)]
     mixing = random(batch.S * batch.T, len(batch.columns)).softmax(dim=1).requires_grad_()
+    side = -(-size // batch.stride)
+    given = [random(2, C, side, side).requires_grad_() for _ in range(batch.T if onto else 0)]
     other = copy.deepcopy(batch)
     batch.native = True
-    assert_equal_tensors(nodes_and_gradients(batch, states, mixing), nodes_and_gradients(other, states, mixing))
+    assert_equal_tensors(*(nodes_and_gradients(one, states, mixing, given) for one in (batch, other)))
     assert_equal_tensors(batch.buffers(), other.buffers())
 
 
@@ -70,7 +72,7 @@ def test_each_operation_gives_what_pytorch_gives(name: str, stride: int) -> None
 
 @pytest.mark.parametrize(("S", "T", "stride", "size", "training"), [(2, 1, 2, 5, True), (1, 2, 1, 4, False)])
 def test_several_operations_together(S: int, T: int, stride: int, size: int, training: bool) -> None:
-    compare(batch_of(SEVERAL, S, T, 4, stride).train(training), 4, size)
+    compare(batch_of(SEVERAL, S, T, 4, stride).train(training), 4, size, onto=True)
 
 
 def test_frozen_weights_change_no_other_gradient() -> None:
@@ -85,5 +87,5 @@ def test_sums_of_programs_are_the_same_each_time() -> None:
     batch.native = True
     x = torch.randn(4, 4, 4, 4, device=DEVICE).contiguous(memory_format=torch.channels_last).requires_grad_()
     mixing = torch.full((1, 2), 0.5, device=DEVICE, requires_grad=True)
-    first, second = (nodes_and_gradients(batch, [x], mixing) for _ in range(2))
+    first, second = (nodes_and_gradients(batch, [x], mixing, []) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
