@@ -14,8 +14,8 @@ PACKAGE = Path(darts_sg.__file__).parent
 LEFTMOST = ("errors", "registry", "files", "quantity", "formats", "genotype")
 ORDER = (
     *LEFTMOST,
-    "native",
     "ops",
+    "native",
     "spaces",
     "derive",
     "networks",

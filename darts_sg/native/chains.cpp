@@ -14,7 +14,8 @@
 // Vectors may alias everything, so a loop reads what does not change in it from a constant of its own, not from `s`.
 //
 // A pool is such a stage as well, without weights and once for each state instead of each edge; its BatchNorm may be
-// missing.
+// missing. So is a skip connection of stride 2, a 1x1 convolution of the even pixels, (0, 0) of each 2x2, beside one of
+// the odd ones, (1, 1): a product with both side by side, in which either sees its own half.
 //
 // Tensors: for each state the input of the first stage (N, H, W, C), with any stride between pixels, all others
 // (N, E, H, W, C) dense, each node (N, H, W, C); edge e = s * T + t leads from state s to node t, and for a pool T is 1.
@@ -493,6 +494,7 @@ struct Stage {
   const void *in, *in_scale, *in_shift;  // that of the others; its BatchNorm as y * scale + shift, each (E * Ci)
   const void *in_inverse, *in_offset;    // the same before weight and bias
   const void *depthwise, *pointwise;     // (E * Ci, 1, k, k), (E * Co, Ci, 1, 1)
+  const void* odd;                       // of the odd pixels, (E * (Co - Co / 2), Ci, 1, 1); pointwise: of the even ones
   void* out;                             // (N, E, Ho, Wo, Co) before BatchNorm
   // of this stage's BatchNorm, each (E * Co); without weight and bias inverse is scale, and offset is shift
   void *scale, *shift, *inverse, *offset, *running_mean, *running_var;
@@ -508,7 +510,7 @@ struct Stage {
   void* const* to_states;            // or of each state, (N, H, W, Ci), and whether it is added to what is there
   int64_t accumulate;
   double *in_sum, *in_sum_y;         // (E * Ci), unless first
-  void *depthwise_gradient, *pointwise_gradient, *weight_gradient, *bias_gradient;
+  void *depthwise_gradient, *pointwise_gradient, *odd_gradient, *weight_gradient, *bias_gradient;
 };
 
 }  // extern "C"
@@ -549,15 +551,18 @@ struct Worker {  // a stage with its weights packed: what all threads share
   typedef typename Sd::V V;
   const Stage& s;
   const int64_t E, Cip, Cop, kk, pad, Hp, Wp, pixels;
+  const int64_t Cm, Cmp;  // channels that the 1x1 convolution sees, and those of its plane
   const int64_t R;  // output rows that are computed at a time
   Buffer<T> taps, flipped, matrix, transposed, in_scale, in_shift;
 
   explicit Worker(const Stage& stage, bool backward)
       : s(stage), E(s.S * s.T), Cip(padded<T>(s.Ci)), Cop(padded<T>(s.Co)), kk(s.k * s.k),
-        pad(s.k ? s.dilation * (s.k / 2) : 0), Hp(s.H + 2 * pad), Wp(s.W + 2 * pad), pixels(s.Ho * s.Wo),
+        pad(s.k ? s.dilation * (s.k / 2) : 0), Hp(s.odd ? 2 * s.Ho : s.H + 2 * pad),
+        Wp(s.odd ? 2 * s.Wo : s.W + 2 * pad), pixels(s.Ho * s.Wo), Cm(s.odd ? 2 * Cip : s.Ci),
+        Cmp(s.odd ? 2 * Cip : Cip),
         R(std::clamp<int64_t>(ROWS_BYTES / (s.Wo * std::max(Cip, Cop) * sizeof(T)), 1, s.Ho)),
         taps(s.depthwise ? E * kk * Cip : 0), flipped(backward && s.k && s.pool != MAX ? E * kk * Cip : 0),
-        matrix(s.pointwise ? E * s.Ci * Cop : 0), transposed(backward && s.pointwise ? E * s.Co * Cip : 0),
+        matrix(s.pointwise ? E * Cm * Cop : 0), transposed(backward && s.pointwise ? E * s.Co * Cmp : 0),
         in_scale(E * Cip), in_shift(E * Cip) {
     if (s.pool == AVERAGE && backward) std::fill(flipped.get(), flipped.get() + E * kk * Cip, T(1));
     const T* w = static_cast<const T*>(s.depthwise);
@@ -574,14 +579,23 @@ struct Worker {  // a stage with its weights packed: what all threads share
           in_shift.get()[e * Cip + c] = static_cast<const T*>(s.in_shift)[e * s.Ci + c];
         }
       }
-      if (const T* m = static_cast<const T*>(s.pointwise))
-        for (int64_t o = 0; o < s.Co; ++o)
-          for (int64_t c = 0; c < s.Ci; ++c) {
-            const T value = m[(e * s.Co + o) * s.Ci + c];
-            matrix.get()[(e * s.Ci + c) * Cop + o] = value;
-            if (backward) transposed.get()[(e * s.Co + o) * Cip + c] = value;
-          }
+      for (int64_t o = 0; s.pointwise && o < s.Co; ++o) {
+        const T* m = weight_row<const T>(s.pointwise, s.odd, e, o);
+        for (int64_t c = 0; c < s.Ci; ++c) {
+          matrix.get()[(e * Cm + c + half(o)) * Cop + o] = m[c];
+          if (backward) transposed.get()[(e * s.Co + o) * Cmp + c + half(o)] = m[c];
+        }
+      }
     }
+  }
+
+  // Where output o of a 1x1 convolution begins in what it sees, and what weight it has, Ci values, in either of two tensors.
+  int64_t half(int64_t o) const { return s.odd && o >= s.Co / 2 ? Cip : 0; }
+  template <class W, class P>
+  W* weight_row(P* even, P* odd, int64_t e, int64_t o) const {
+    const int64_t first = odd ? s.Co / 2 : s.Co;
+    if (o < first) return static_cast<W*>(even) + (e * first + o) * s.Ci;
+    return static_cast<W*>(odd) + (e * (s.Co - first) + o - first) * s.Ci;
   }
 
   const T* input(int64_t n, int64_t e) const {
@@ -602,7 +616,9 @@ struct Worker {  // a stage with its weights packed: what all threads share
   }
 
   // How many rows of the input must have been loaded before `last`, exclusive, output rows can be computed.
-  int64_t needed(int64_t last) const { return last == s.Ho ? s.H : std::min(s.H, (last - 1) * s.stride + pad + 1); }
+  int64_t needed(int64_t last) const {
+    return last == s.Ho ? s.H : std::min(s.H, (last - 1) * s.stride + pad + (s.odd ? 2 : 1));
+  }
 
   // Rows [from, to) of the input of edge e of image n, normalised and activated, into a plane with a border.
   void load(int64_t n, int64_t e, int64_t from, int64_t to, T* plane, Ahead& ahead) const {
@@ -622,10 +638,26 @@ struct Worker {  // a stage with its weights packed: what all threads share
       });
   }
 
-  // Rows [from, to) of the depthwise convolution or pool of a plane, to `out`.
+  // Calls f for each output pixel of rows [from, to): its number, and where its even and its odd pixel are in a plane.
+  template <class F>
+  void for_pairs(int64_t from, int64_t to, F f) const {
+    for (int64_t h = from; h < to; ++h)
+      for (int64_t w = 0; w < s.Wo; ++w)
+        f((h - from) * s.Wo + w, (2 * h * Wp + 2 * w) * Cip, ((2 * h + 1) * Wp + 2 * w + 1) * Cip);
+  }
+
+  // Whether the 1x1 convolution sees something else than the plane.
+  bool has_middle() const { return s.k || s.odd; }
+
+  // Rows [from, to) of the depthwise convolution or pool of a plane, or of its pairs of pixels, to `out`.
   void convolve(const T* plane, int64_t e, int64_t from, int64_t to, T* out) const {
-    const int64_t row = Wp * Cip;
+    const int64_t row = Wp * Cip, bytes = Cip * sizeof(T);
     const T* in = plane + from * s.stride * row;
+    if (s.odd)
+      return for_pairs(from, to, [&](int64_t p, int64_t even, int64_t odd) {
+        std::memcpy(out + p * Cmp, plane + even, bytes);
+        std::memcpy(out + p * Cmp + Cip, plane + odd, bytes);
+      });
     if (s.pool) return pool<T>(in, row, s.stride, s.pool, from, to, s.H, s.W, s.Wo, Cip, out);
     with_size(s.k, [&](auto k) {
       depthwise<T, k>(in, row, s.stride, s.dilation, taps.get() + e * kk * Cip, to - from, s.Wo, Cip, out);
@@ -706,7 +738,7 @@ struct Worker {  // a stage with its weights packed: what all threads share
         Sd::store(own_sums + Cip + b, Sd::load(own_sums + Cip + b) + sum_y);
       });
   }
-  bool scattered() const { return s.k && s.stride != 1; }
+  bool scattered() const { return s.odd || (s.k && s.stride != 1); }
 
   void forward() const;
   void backward() const;
@@ -767,7 +799,7 @@ void Worker<T>::forward() const {
     T *plane = nullptr, *middle = nullptr, *padded_output = nullptr, *sums = nullptr;
     try {
       plane = bordered(scratch);
-      middle = scratch.take(s.k && s.pointwise ? R * s.Wo * Cip : 0);
+      middle = scratch.take(has_middle() && s.pointwise ? R * s.Wo * Cmp : 0);
       padded_output = scratch.take(s.Co < Cop ? R * s.Wo * Cop : 0);
       sums = scratch.take(3 * Cop);
     } catch (const std::bad_alloc&) {
@@ -792,12 +824,12 @@ void Worker<T>::forward() const {
         const T* before = plane + from * Wp * Cip;
         T* out = static_cast<T*>(s.out) + (unit * pixels + from * s.Wo) * C;
         T* result = C == apart ? out : padded_output;
-        if (s.k) {
+        if (has_middle()) {
           T* to_where = s.pointwise ? middle : result;
           convolve(plane, e, from, to, to_where);
           before = to_where;
         }
-        if (s.pointwise) pointwise<T>(before, Cip, s.Ci, matrix.get() + e * s.Ci * Cop, Cop, count, result);
+        if (s.pointwise) pointwise<T>(before, Cmp, Cm, matrix.get() + e * Cm * Cop, Cop, count, result);
         for_vectors<T>(C, [&](int64_t b, int64_t lanes, auto part) {
           const T* r = result + b;
           if (result != out)
@@ -843,7 +875,7 @@ void Worker<T>::backward() const {
   const int64_t chunks = std::min(s.N, CHUNKS), channels = E * s.Ci;
   const bool by_taps = s.depthwise_gradient, by_matrix = s.pointwise_gradient;
   Buffer<T> taps_gradient(by_taps ? chunks * E * kk * Cip : 0);
-  Buffer<T> matrix_gradient(by_matrix ? chunks * E * s.Co * Cip : 0);
+  Buffer<T> matrix_gradient(by_matrix ? chunks * E * s.Co * Cmp : 0);
   Buffer<double> sums(s.first ? 0 : s.N * channels), sums_y(s.first ? 0 : s.N * channels);
   // BatchNorm's backward: gradient * a + output * b + d
   Buffer<T> a(E * Cop), b_(E * Cop), d(E * Cop);
@@ -882,9 +914,9 @@ void Worker<T>::backward() const {
       *before = nullptr, *own_sums = nullptr;
     try {
       plane = bordered(scratch);
-      middle = scratch.take(by_matrix && s.k ? R * s.Wo * Cip : 0);
+      middle = scratch.take(by_matrix && has_middle() ? R * s.Wo * Cmp : 0);
       output = scratch.take(s.pointwise ? R * s.Wo * Cop : 0);
-      behind = scratch.take((border ? (s.Ho + 2 * G) * G_row : R * s.Wo) * Cip);
+      behind = scratch.take((border ? (s.Ho + 2 * G) * G_row : R * s.Wo) * Cmp);
       maxima = scratch.take(border && s.pool == MAX ? (s.Ho + 2 * G) * G_row * Cip : 0);
       mixed = scratch.take(s.source == MIXED_NODES ? R * s.Wo * s.Co : 0);
       before = scratch.take(scatter ? Hp * Wp * Cip : border ? (R + pad) * s.W * Cip : 0);
@@ -925,18 +957,18 @@ void Worker<T>::backward() const {
             normalise(n, t, e, from, to, a.get(), b_.get(), d.get(), mixed, s.pointwise ? output : inside,
                       s.pointwise ? s.Wo : G_row, ahead);
             if (s.pointwise) {
-              const T* m = transposed.get() + e * s.Co * Cip;
+              const T* m = transposed.get() + e * s.Co * Cmp;
               if (border)
                 for (int64_t h = 0; h < to - from; ++h)
                   pointwise<T>(output + h * s.Wo * Cop, Cop, s.Co, m, Cip, s.Wo, inside + h * G_row * Cip);
               else
-                pointwise<T>(output, Cop, s.Co, m, Cip, (to - from) * s.Wo, inside);
+                pointwise<T>(output, Cop, s.Co, m, Cmp, (to - from) * s.Wo, inside);
             }
             if (by_matrix) {
               const T* in = plane + from * Wp * Cip;
-              if (s.k) convolve(plane, e, from, to, middle), in = middle;
-              pointwise_weight<T>(output, Cop, s.Co, in, Cip, (to - from) * s.Wo,
-                                  matrix_gradient.get() + (chunk * E + e) * s.Co * Cip);
+              if (has_middle()) convolve(plane, e, from, to, middle), in = middle;
+              pointwise_weight<T>(output, Cop, s.Co, in, Cmp, (to - from) * s.Wo,
+                                  matrix_gradient.get() + (chunk * E + e) * s.Co * Cmp);
             }
             const T* in_rows = plane + from * s.stride * Wp * Cip;
             if (by_taps)
@@ -951,7 +983,12 @@ void Worker<T>::backward() const {
             if (scatter && s.pool)
               pool_scatter<T>(in_rows, Wp * Cip, s.stride, s.pool, to - from, s.Wo, Cip, inside,
                               before + from * s.stride * Wp * Cip);
-            if (scatter && !s.pool)
+            if (s.odd)
+              for_pairs(from, to, [&](int64_t p, int64_t even, int64_t odd) {
+                std::memcpy(before + even, inside + p * Cmp, Cip * sizeof(T));
+                std::memcpy(before + odd, inside + p * Cmp + Cip, Cip * sizeof(T));
+              });
+            if (scatter && s.k && !s.pool)
               with_size(s.k, [&](auto k) {
                 depthwise_scatter<T, k>(before + from * s.stride * Wp * Cip, Wp * Cip, s.stride, s.dilation,
                                         taps.get() + e * kk * Cip, to - from, s.Wo, Cip, inside, s.Wo * Cip);
@@ -992,13 +1029,15 @@ void Worker<T>::backward() const {
         for (int64_t q = 0; q < chunks; ++q) sum += taps_gradient.get()[((q * E + e) * kk + i) * Cip + c];
         static_cast<T*>(s.depthwise_gradient)[(e * s.Ci + c) * kk + i] = sum;
       }
-    for (int64_t o = 0; by_matrix && o < s.Co; ++o)
+    for (int64_t o = 0; by_matrix && o < s.Co; ++o) {
+      T* gradient = weight_row<T>(s.pointwise_gradient, s.odd_gradient, e, o);
       for_vectors<T>(s.Ci, [&](int64_t b, int64_t lanes, auto part) {
         V sum = {};
         for (int64_t q = 0; q < chunks; ++q)
-          sum += Sd::load(matrix_gradient.get() + ((q * E + e) * s.Co + o) * Cip + b);
-        Sd::template store<part>(static_cast<T*>(s.pointwise_gradient) + (e * s.Co + o) * s.Ci + b, sum, lanes);
+          sum += Sd::load(matrix_gradient.get() + ((q * E + e) * s.Co + o) * Cmp + half(o) + b);
+        Sd::template store<part>(gradient + b, sum, lanes);
       });
+    }
   }
 }
 

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from darts_sg.ops.primitives import HalvingConv, HalvingConvBN
+
 ACTIVATIONS: dict[type[nn.Module], int] = {nn.ReLU: 1, nn.ReLU6: 2}
 POOLS: dict[type[nn.Module], int] = {nn.MaxPool2d: 1, nn.AvgPool2d: 2}
 KERNEL_SIZES = (3, 5, 7)
@@ -17,17 +19,20 @@ EDGES, NODES, MIXED_NODES = range(3)  # what the gradient of a stage is given as
 @dataclass(frozen=True)
 class Stage:
     """An activation, a depthwise and a 1×1 convolution, each of them or none, and a BatchNorm, on all edges;
-    or a pool and a BatchNorm or none, on all states."""
+    the same with a HalvingConv instead of convolutions; or a pool and a BatchNorm or none, on all states."""
 
     norm: nn.BatchNorm2d | None
     activation: int = 0
     depthwise: nn.Conv2d | None = None
     pointwise: nn.Conv2d | None = None
     pool: nn.MaxPool2d | nn.AvgPool2d | None = None
+    halving: HalvingConv | None = None
 
     def weights(self) -> list[Tensor]:
         """Of its convolutions, then weight and bias of its BatchNorm, if it has them."""
         found = [layer.weight for layer in (self.depthwise, self.pointwise) if layer is not None]
+        if self.halving is not None:
+            found += (self.halving.conv_1.weight, self.halving.conv_2.weight)
         if self.norm is not None and self.norm.affine:
             found += (self.norm.weight, self.norm.bias)
         return found
@@ -66,7 +71,9 @@ class Operations:
 def stages_of(layers: Sequence[nn.Module], E: int) -> list[Stage] | None:
     """The stages that a chain of layers on E edges consists of; None if it has a layer that is not known here."""
     stages: list[Stage] = []
-    rest = list(layers)
+    rest: list[Any] = []
+    for layer in layers:
+        rest += [layer, layer.bn] if isinstance(layer, HalvingConvBN) else [layer]
 
     def next_if(fits: bool) -> Any:
         return rest.pop(0) if fits else None
@@ -75,10 +82,12 @@ def stages_of(layers: Sequence[nn.Module], E: int) -> list[Stage] | None:
         activation = next_if(type(rest[0]) in ACTIVATIONS)
         depthwise = next_if(bool(rest) and _is_depthwise(rest[0]))
         pointwise = next_if(bool(rest) and _is_pointwise(rest[0], E))
+        halving = next_if(bool(rest) and depthwise is pointwise is None and _halves(rest[0], E))
         norm = next_if(bool(rest) and isinstance(rest[0], nn.BatchNorm2d))
-        if norm is None or (depthwise is None and pointwise is None):
+        if norm is None or depthwise is pointwise is halving is None:
             return None
-        stages.append(Stage(norm, ACTIVATIONS.get(type(activation), 0), depthwise, pointwise))
+        number = ACTIVATIONS.get(type(activation), 0)
+        stages.append(Stage(norm, number, depthwise, pointwise, halving=halving))
     return stages
 
 
@@ -113,6 +122,10 @@ def _is_pointwise(layer: nn.Module, E: int) -> bool:
     if not isinstance(layer, nn.Conv2d) or layer.bias is not None:
         return False
     return layer.kernel_size == (1, 1) and layer.stride == (1, 1) and layer.padding == (0, 0) and layer.groups == E
+
+
+def _halves(layer: nn.Module, E: int) -> bool:
+    return isinstance(layer, HalvingConv) and layer.groups == E and layer.C_out >= 2 * E
 
 
 def run(states: Sequence[Tensor], gamma: Tensor, operations: Operations, onto: Sequence[Tensor] = ()) -> list[Tensor]:

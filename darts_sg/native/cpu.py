@@ -21,10 +21,10 @@ from darts_sg.native.chains import DTYPES, EDGES, MIXED_NODES, NODES, Operation,
 STAGE = (
     "N", "S", "T", "H", "W", "Ho", "Wo", "Ci", "Co", "k", "stride", "dilation", "pool", "activation", "first",
     "norm", "training", "threads", "in_n", "in_pixel", "states", "in", "in_scale", "in_shift", "in_inverse",
-    "in_offset", "depthwise", "pointwise", "out", "scale", "shift", "inverse", "offset", "running_mean",
+    "in_offset", "depthwise", "pointwise", "odd", "out", "scale", "shift", "inverse", "offset", "running_mean",
     "running_var", "weight", "bias", "momentum", "eps", "gradient", "given", "source", "nodes", "gamma",
     "gamma_edge", "gamma_image", "sum", "sum_y", "in_gradient", "to_states", "accumulate", "in_sum", "in_sum_y",
-    "depthwise_gradient", "pointwise_gradient", "weight_gradient", "bias_gradient",
+    "depthwise_gradient", "pointwise_gradient", "odd_gradient", "weight_gradient", "bias_gradient",
 )  # fmt: skip
 OF_OPERATIONS = ("scale", "shift", "image", "part", "pixel", "shared", "stages")  # pointers to one for each operation
 MIX = (
@@ -201,6 +201,10 @@ class Plan:
             Co = stage.pointwise.out_channels // (S * T)
             row["pointwise"] = Address("weights", weights)
             weights += 1
+        if stage.halving is not None:
+            stride, Co = 2, stage.halving.C_out // (S * T)
+            row |= {"pointwise": Address("weights", weights), "odd": Address("weights", weights + 1)}
+            weights += 2
         Ho, Wo = -(-H // stride), -(-W // stride)
         y, (scale, shift) = Address("outputs", len(self.results)), self._pair(S * T * Co)
         inverse, offset = scale, shift
@@ -284,7 +288,7 @@ class Plan:
             }  # fmt: skip
             for i in reversed(range(len(operation.stages))):
                 row = forward[done + i] | passed
-                for name in ("depthwise", "pointwise", "weight", "bias"):
+                for name in ("depthwise", "pointwise", "odd", "weight", "bias"):
                     if isinstance(weight := row.get(name), Address):
                         row[f"{name}_gradient"] = Address("by_weights", weight.number)
                 if i == 0:

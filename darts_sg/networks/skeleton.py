@@ -58,7 +58,8 @@ def input_layers(spec: CellSpec, affine: bool) -> tuple[nn.Module, nn.Module]:
 
 def input_operations(layer: nn.Module) -> native.Operations | None:
     """An input layer and the ReLU before it as the kernels of darts_sg.native take them; None if they cannot."""
-    stages = native.stages_of([nn.ReLU(), *layer], 1) if isinstance(layer, ConvBN) else None
+    layers = list(layer) if isinstance(layer, ConvBN) else [layer]
+    stages = native.stages_of([nn.ReLU(), *layers], 1)
     return None if stages is None else native.Operations(1, 1, [native.Operation(stages)])
 
 
