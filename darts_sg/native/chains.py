@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -61,11 +62,63 @@ class Operations:
     S: int
     T: int
     each: Sequence[Operation]
+
+    def stages(self) -> list[Stage]:
+        return [stage for operation in self.each for stage in operation.stages]
+
+    @cached_property
+    def alone(self) -> "Graph":
+        """A graph of nothing else."""
+        num_inputs = self.S * (1 + max(operation.input for operation in self.each))
+        nodes = range(num_inputs, num_inputs + self.T)
+        return Graph(num_inputs, [Step(self, range(num_inputs), nodes)], nodes, joined=False)
+
+
+class Step(NamedTuple):
+    """Operations in a graph: from which of its states they lead, those of the first input first, and to which T."""
+
+    operations: Operations
+    states: Sequence[int]
+    nodes: Sequence[int]
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """Steps that are computed one after the other, such as a cell: on a CPU alone.
+
+    The states are numbered, those that it is given first. Each of the others is the sum of all that steps give it, and
+    is complete before another step leads from it. Made once and given to each `run_graph`.
+    """
+
+    num_inputs: int
+    steps: Sequence[Step]
+    outputs: Sequence[int]
+    """None of those that it is given; if they are not joined no step leads from them."""
+    joined: bool
+    """Whether the outputs are concatenated to one."""
     plans: dict[Hashable, Any] = field(default_factory=dict, repr=False)
     """Of darts_sg.native.cpu, for each kind of input."""
 
     def stages(self) -> list[Stage]:
-        return [stage for operation in self.each for stage in operation.stages]
+        return [stage for step in self.steps for stage in step.operations.stages()]
+
+    def weights(self) -> list[Tensor]:
+        """Those of its stages."""
+        return [weight for stage in self.stages() for weight in stage.weights()]
+
+    @cached_property
+    def taken(self) -> set[int]:
+        """The states that steps lead from."""
+        return {state for step in self.steps for state in step.states}
+
+    @cached_property
+    def together(self) -> list[Sequence[int]]:
+        """For each step and each of its inputs those of its states that the graph is given."""
+        found = []
+        for step in self.steps:
+            S = step.operations.S
+            found += [[s for s in step.states[i : i + S] if s < self.num_inputs] for i in range(0, len(step.states), S)]
+        return [states for states in found if states]
 
 
 def stages_of(layers: Sequence[nn.Module], E: int) -> list[Stage] | None:
@@ -128,23 +181,31 @@ def _halves(layer: nn.Module, E: int) -> bool:
     return isinstance(layer, HalvingConv) and layer.groups == E and layer.C_out >= 2 * E
 
 
-def run(states: Sequence[Tensor], gamma: Tensor, operations: Operations, onto: Sequence[Tensor] = ()) -> list[Tensor]:
+def run(states: Sequence[Tensor], gamma: Tensor, operations: Operations) -> list[Tensor]:
     """What the operations give to the T nodes: T tensors of (N, C, H', W').
 
     states: on a CPU the S states of the first input, then of the next, each (N, C, H, W), all float32 or all float64;
     those of an input are of one shape. On a GPU one input, its states side by side: (N, S · C, H, W).
     gamma: (number of operations, E), the scale of each one's last BatchNorm, which then has no weight of its own; or,
     on a CPU, (number of operations, E, N), a factor of each one's output for each image, which gets no gradient.
-    onto: T tensors (N, C, H', W') that are added, or none.
     Raises Unavailable if the kernels cannot be compiled.
     """
     if states[0].device.type == "cuda":
         from darts_sg.native import gpu  # Triton is there where there is a GPU
 
-        return gpu.run(states[0], gamma, operations, onto)
+        return gpu.run(states[0], gamma, operations)
+    return run_graph(states, [gamma], operations.alone)
+
+
+def run_graph(inputs: Sequence[Tensor], gammas: Sequence[Tensor], graph: Graph) -> list[Tensor]:
+    """The outputs of a graph, each (N, C, H', W'), on a CPU.
+
+    inputs: the states that it is given, and gammas: one for each step, as for `run`. Raises Unavailable if the kernels
+    cannot be compiled.
+    """
     from darts_sg.native import cpu
 
-    return cpu.run(states, gamma, operations, onto)
+    return cpu.run(inputs, gammas, graph)
 
 
 def takes(x: Tensor) -> bool:

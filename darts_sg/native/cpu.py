@@ -1,11 +1,12 @@
-"""What `chains.run` does, on a CPU: one call of chains.cpp for all operations, and one for their gradients.
+"""What `chains.run_graph` does, on a CPU: a call of chains.cpp for each step, and one for its gradients.
 
-Each call needs some fifty numbers for each stage, and hardly any of them changes from step to step. So there is a plan
-for each kind of input that some operations are given: the structures of chains.cpp as two tables of 64-bit words, one
-for either pass, in which only the addresses are missing. A call copies a table and enters them, all at a time.
+Each call needs some fifty numbers for each stage, and hardly any of them changes from pass to pass. So there is a plan
+for each kind of input that a graph is given: the structures of chains.cpp as two tables of 64-bit words, one for either
+pass, in which only the addresses are missing. A pass copies its table and enters them, all at a time.
 """
 
 import ctypes
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -13,9 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from darts_sg.native import kernels
-from darts_sg.native.chains import DTYPES, EDGES, MIXED_NODES, NODES, Operation, Operations, Stage, kind_of
+from darts_sg.native.chains import DTYPES, EDGES, MIXED_NODES, NODES, Graph, Operation, Stage, Step, kind_of
 
 # the structures of chains.cpp
 STAGE = (
@@ -44,14 +46,14 @@ class Address(NamedTuple):
 
 
 Value = int | Address
+Row = dict[str, Value]
 
 
 class _Table:
     """Words, in which addresses are missing until it is known where each tensor is."""
 
-    def __init__(self, rows: Sequence[Sequence[Value]], counts: dict[str, int]) -> None:
+    def __init__(self, words: Sequence[Value], counts: dict[str, int]) -> None:
         first = dict(zip(counts, np.cumsum([0, *counts.values()]).tolist(), strict=False))
-        words = [value for row in rows for value in row]
         self._words = np.array([0 if isinstance(value, Address) else value for value in words], dtype=np.int64)
         found = [(i, value) for i, value in enumerate(words) if isinstance(value, Address)]
         self._places = np.array([i for i, _ in found], dtype=np.int64)
@@ -71,19 +73,23 @@ class _Table:
 class _Images(NamedTuple):
     """The shape of a state (N, C, H, W), and where its values stand: strides between images and between pixels."""
 
-    shape: torch.Size
+    shape: tuple[int, ...]
     image: int
     pixel: int
+
+    @classmethod
+    def dense(cls, N: int, C: int, H: int, W: int) -> "_Images":
+        return cls((N, C, H, W), H * W * C, C)
 
 
 def _channels_last(x: Tensor) -> tuple[Tensor, _Images]:
     """x (N, C, H, W) as it is if its channels stand side by side and its rows close up; otherwise a copy."""
-    _, C, H, W = x.shape
+    H, W = x.shape[2:]
     if not x.is_contiguous(memory_format=torch.channels_last):
         if x.stride(1) == 1 and H > 1 and W > 1 and x.stride(2) == W * x.stride(3):
-            return x, _Images(x.shape, x.stride(0), x.stride(3))
+            return x, _Images(tuple(x.shape), x.stride(0), x.stride(3))
         x = x.contiguous(memory_format=torch.channels_last)
-    return x, _Images(x.shape, H * W * C, C)
+    return x, _Images.dense(*x.shape)
 
 
 class _Result(NamedTuple):
@@ -113,139 +119,116 @@ class _Part:
         return like.new_empty(self.bytes, dtype=torch.uint8)
 
 
-class Plan:
-    """For inputs of one kind: the tables, and the tensors that their addresses are of.
+class _Section:
+    """Of a plan what belongs to one step of the graph: the words of its product with gamma (MIX) and of all that these
+    and its stages point to, which begin at `start`, and the rows of its stages."""
 
-    inputs: of each the states' shape and strides, which are the same for all its states.
-    onto: whether there is something in the nodes already.
-    """
-
-    def __init__(self, operations: Operations, inputs: Sequence[_Images], gamma: Tensor, onto: bool) -> None:
-        self.operations, self.inputs, self.N = operations, inputs, inputs[0].shape[0]
-        S, T, num_ops = operations.S, operations.T, len(operations.each)
-        self.norms = [stage.norm for stage in operations.stages()]
-        self.by_image = gamma.dim() == 3
-        self.gamma_strides = {"gamma_edge": self.N, "gamma_image": 1} if self.by_image else {"gamma_edge": 1}
-        self.value_size = gamma.element_size()
-        self.normalisations = _Part("normalisations", self.value_size)
-        self.sums = _Part("sums", 8)
-        # what the structures point to stands between the product with gamma and the stages
+    def __init__(self, plan: "Plan", number: int, step: Step, by_image: bool, start: int) -> None:
+        self.plan, self.step, self.operations = plan, step, step.operations
+        self.gamma, self.by_image, self.start = Address("gammas", number), by_image, start
+        S, T, num_ops = step.operations.S, step.operations.T, len(step.operations.each)
+        self.states = [step.states[i : i + S] for i in range(0, len(step.states), S)]  # of each input
+        self.images = [plan.images[states[0]] for states in self.states]
+        self.N = self.images[0].shape[0]
+        self.gamma_strides: Row = {"gamma_edge": self.N, "gamma_image": 1} if by_image else {"gamma_edge": 1}
         sizes = dict.fromkeys(("y", "to_states"), num_ops * S) | {"nodes": T, "onto": T}
         sizes |= dict.fromkeys((*OF_OPERATIONS, "sum", "sum_y", "accumulate"), num_ops)
-        sizes |= {f"{name} {i}": S for name in ("states", "to_states") for i in range(len(inputs))}
+        sizes |= {f"{name} {i}": S for name in ("states", "to_states") for i in range(len(self.states))}
         self.places = dict(zip(sizes, np.cumsum([len(MIX), *sizes.values()]).tolist(), strict=False))
-        self.first_stage = len(MIX) + sum(sizes.values())
+        self.num_words = len(MIX) + sum(sizes.values())
+        self.rows: list[Row] = []
         self.results: list[_Result] = []
-        forward: list[dict[str, Value]] = []
-        weights = statistics = 0
-        for operation in operations.each:
-            previous: _Result | None = None
+        self.weights = range(plan.num_weights, plan.num_weights)
+        for operation in self.operations.each:
+            before: _Result | None = None
             for stage in operation.stages:
-                row = self._stage(operation, stage, previous, weights, statistics)
-                weights += len(stage.weights())
-                statistics += 2
-                forward.append(row)
-                previous = self.results[-1]
+                row, before = self._stage(operation, stage, before)
+                self.rows.append(row)
+                self.results.append(before)
+        self.weights = range(self.weights.start, plan.num_weights)
         if self.results:
             _, _, H, W, C = self.results[-1].shape
         else:
-            _, C, H, W = inputs[0].shape
-        self.node_shape = (self.N, H, W, C)
-        self.counts = {
-            "itself": 1, "nodes": T, "gamma": 1, "normalisations": 1, "inputs": len(inputs) * S, "weights": weights,
-            "outputs": len(self.results), "statistics": statistics, "onto": T if onto else 0, "sums": 1, "passed": 2,
-            "by_inputs": len(inputs) * S, "by_weights": weights,
-        }  # fmt: skip
+            _, C, H, W = self.images[0].shape
+        self.node = _Images.dense(self.N, C, H, W)
+        for node in step.nodes:
+            plan.images[node] = self.node
         self.sums_shape = (num_ops, 2, S * T, C)
-        self.sums.take(int(np.prod(self.sums_shape)))  # they come first
-        self.passed_bytes = [0, 0]
-        self.order: list[int] = []  # of the stages in the backward pass
-        self.forward = self._table(forward, backward=False)
-        self.backward = self._table(list(self._backward(forward)), backward=True)
+        self.sums = plan.sums.take(int(np.prod(self.sums_shape)))
+        self.live = False  # whether there is a gradient of what it gives
+        self.adds: dict[int, bool] = {}  # whether an operation's share of the states' gradients is added to others
 
-    def _table(self, rows: Sequence[dict[str, Value]], *, backward: bool) -> _Table:
-        parts = self._pointed_to(backward)
-        mix = self._mix() | {name: self._pointer(name) for name in MIX if name in parts}
-        words = [[mix.get(name, 0) for name in MIX], *(parts[name] for name in self.places)]
-        return _Table([*words, *([row.get(name, 0) for name in STAGE] for row in rows)], self.counts)
+    def by_gamma(self, sums: Tensor) -> Tensor:
+        """The gradient of the step's gamma, (number of operations, E), from the sums of all steps."""
+        of_all = sums.view(torch.float64)[self.sums.offset // 8 :]
+        by_channel = of_all[: int(np.prod(self.sums_shape))].view(self.sums_shape)
+        return by_channel[:, 1].sum(dim=-1)
 
     def _pointer(self, name: str) -> Address:
-        return Address("itself", 0, 8 * self.places[name])
+        return Address("itself", 0, 8 * (self.start + self.places[name]))
 
-    def _stage(
-        self, operation: Operation, stage: Stage, previous: _Result | None, weights: int, statistics: int
-    ) -> dict[str, Value]:
-        S, T = self.operations.S, 1 if operation.shared else self.operations.T
-        images = self.inputs[operation.input]
-        row: dict[str, Value] = {"S": S, "T": T, "activation": stage.activation, "stride": 1, "dilation": 1}
-        if previous is None:
+    def _pair(self, values: int) -> tuple[Address, Address]:
+        return self.plan.normalisations.take(values), self.plan.normalisations.take(values)
+
+    def _stage(self, operation: Operation, stage: Stage, before: _Result | None) -> tuple[Row, _Result]:
+        """Its row for the forward pass, and its result, that of the stage before it being `before`."""
+        plan, S, T = self.plan, self.operations.S, 1 if operation.shared else self.operations.T
+        images = self.images[operation.input]
+        row: Row = {"S": S, "T": T, "activation": stage.activation, "stride": 1, "dilation": 1}
+        if before is None:
             _, C, H, W = images.shape
             row |= {"states": self._pointer(f"states {operation.input}"), "first": 1}
         else:
-            _, _, H, W, C = previous.shape
-            row |= {"in": previous.y, "in_scale": previous.scale, "in_shift": previous.shift}
-            if previous.inverse != previous.scale:
-                row |= {"in_inverse": previous.inverse, "in_offset": previous.offset}
+            _, _, H, W, C = before.shape
+            row |= {"in": before.y, "in_scale": before.scale, "in_shift": before.shift}
+            if before.inverse != before.scale:
+                row |= {"in_inverse": before.inverse, "in_offset": before.offset}
         row |= {"N": self.N, "H": H, "W": W, "Ci": C, "in_n": images.image, "in_pixel": images.pixel}
-        stride = 1
+        weights = [Address("weights", plan.num_weights + i) for i in range(len(stage.weights()))]
+        plan.num_weights += len(weights)
+        stride, Co = 1, C
         if stage.depthwise is not None:
             layer = stage.depthwise
             stride = layer.stride[0]
-            row |= {"k": layer.kernel_size[0], "dilation": layer.dilation[0], "depthwise": Address("weights", weights)}
-            weights += 1
+            row |= {"k": layer.kernel_size[0], "dilation": layer.dilation[0], "depthwise": weights.pop(0)}
         if stage.pool is not None:
             stride = cast(int, stage.pool.stride)
             row |= {"k": 3, "pool": kind_of(stage.pool)}
-        Co = C
         if stage.pointwise is not None:
             Co = stage.pointwise.out_channels // (S * T)
-            row["pointwise"] = Address("weights", weights)
-            weights += 1
+            row["pointwise"] = weights.pop(0)
         if stage.halving is not None:
             stride, Co = 2, stage.halving.C_out // (S * T)
-            row |= {"pointwise": Address("weights", weights), "odd": Address("weights", weights + 1)}
-            weights += 2
+            row |= {"pointwise": weights.pop(0), "odd": weights.pop(0)}
         Ho, Wo = -(-H // stride), -(-W // stride)
-        y, (scale, shift) = Address("outputs", len(self.results)), self._pair(S * T * Co)
+        y, (scale, shift) = Address("outputs", plan.num_results), self._pair(S * T * Co)
         inverse, offset = scale, shift
         if (norm := stage.norm) is not None:
             row |= {"norm": 1, "eps": np.array(norm.eps, dtype=np.float64).view(np.int64).item()}
             if norm.running_mean is not None:
-                row |= {
-                    "running_mean": Address("statistics", statistics),
-                    "running_var": Address("statistics", statistics + 1),
-                }
+                row["running_mean"] = Address("statistics", 2 * plan.num_results)
+                row["running_var"] = Address("statistics", 2 * plan.num_results + 1)
             if norm.affine:
                 inverse, offset = self._pair(S * T * Co)
-                row |= {"weight": Address("weights", weights), "bias": Address("weights", weights + 1)}
+                row |= {"weight": weights.pop(0), "bias": weights.pop(0)}
+        plan.num_results += 1
         row |= {"stride": stride, "Ho": Ho, "Wo": Wo, "Co": Co, "out": y}
         row |= {"scale": scale, "shift": shift, "inverse": inverse, "offset": offset}
-        self.results.append(_Result((self.N, S * T, Ho, Wo, Co), y, scale, shift, inverse, offset))
-        return row
+        return row, _Result((self.N, S * T, Ho, Wo, Co), y, scale, shift, inverse, offset)
 
-    def _pair(self, values: int) -> tuple[Address, Address]:
-        return self.normalisations.take(values), self.normalisations.take(values)
-
-    def _mix(self) -> dict[str, Value]:
-        N, H, W, C = self.node_shape
-        size = {"N": N, "pixels": H * W, "C": C, "S": self.operations.S, "T": self.operations.T}
-        return {"operations": len(self.operations.each), "gamma": Address("gamma"), **size, **self.gamma_strides}
-
-    def _pointed_to(self, backward: bool) -> dict[str, list[Value]]:
-        """What the structures point to: lists of numbers and of further pointers."""
+    def words(self, onto: Sequence[bool], *, backward: bool) -> list[Value]:
+        """MIX, and the lists of numbers and further pointers. onto: in which nodes there is something already."""
         S, T = self.operations.S, self.operations.T
-        _, H, W, C = self.node_shape
+        _, C, H, W = self.node.shape
         found: dict[str, list[Value]] = {name: [] for name in self.places}
-        found["nodes"] += [Address("nodes", t) for t in range(T)]
-        found["onto"] += [0 if backward or not self.counts["onto"] else Address("onto", t) for t in range(T)]
-        for i in range(len(self.inputs)):
-            found[f"states {i}"] += [Address("inputs", i * S + state) for state in range(S)]
-            to = [Address("by_inputs", i * S + state) for state in range(S)]
-            found[f"to_states {i}"] += to if backward else [0] * S
-        ends, written = 0, [False] * len(self.inputs)
+        found["nodes"] += [Address("by_states" if backward else "states", node) for node in self.step.nodes]
+        found["onto"] += [Address("states", node) if on else 0 for node, on in zip(self.step.nodes, onto, strict=True)]
+        for i, states in enumerate(self.states):
+            found[f"states {i}"] += [Address("states", state) for state in states]
+            found[f"to_states {i}"] += [Address("by_states", state) if backward else 0 for state in states]
+        ends = 0
         for o, operation in enumerate(self.operations.each):
-            place = operation.input
-            row: dict[str, Value] = {"shared": operation.shared, "stages": len(operation.stages)}
+            row: Row = {"shared": operation.shared, "stages": len(operation.stages), "accumulate": self.adds.get(o, 0)}
             row |= self._sums(o) if backward else {}
             if operation.stages:
                 ends += len(operation.stages)
@@ -254,102 +237,181 @@ class Plan:
                 row |= {"image": E * part, "part": part, "pixel": C}
                 normalisation = (result.inverse, result.offset) if backward else (result.scale, result.shift)
                 row["scale"], row["shift"] = normalisation
-                size = E // S * part * self.value_size
+                size = E // S * part * self.plan.value_size
                 found["y"] += [result.y._replace(offset=state * size) for state in range(S)]
                 found["to_states"] += [0] * S
             else:
-                images = self.inputs[place]
-                row |= {"image": images.image, "pixel": images.pixel, "accumulate": written[place]}
-                found["y"] += found[f"states {place}"]
-                found["to_states"] += found[f"to_states {place}"]
-                written[place] = True
+                images = self.images[operation.input]
+                row |= {"image": images.image, "pixel": images.pixel}
+                found["y"] += found[f"states {operation.input}"]
+                found["to_states"] += found[f"to_states {operation.input}"]
             for name in (*OF_OPERATIONS, "sum", "sum_y", "accumulate"):
                 found[name].append(row.get(name, 0))
-        return found
+        mix: Row = {"operations": len(self.operations.each), "gamma": self.gamma, **self.gamma_strides}
+        mix |= {"N": self.N, "pixels": H * W, "C": C, "S": S, "T": T}
+        mix |= {name: self._pointer(name) for name in MIX if name in found}
+        return [*(mix.get(name, 0) for name in MIX), *(value for values in found.values() for value in values)]
 
-    def _sums(self, o: int) -> dict[str, Value]:
+    def _sums(self, o: int) -> Row:
         """Where those of an operation's edges are: of the gradient, and of its product with the operation."""
         size = 8 * int(np.prod(self.sums_shape[2:]))
-        return {"sum": Address("sums", 0, 2 * o * size), "sum_y": Address("sums", 0, (2 * o + 1) * size)}
+        first = self.sums.offset + 2 * o * size
+        return {"sum": Address("sums", 0, first), "sum_y": Address("sums", 0, first + size)}
 
-    def _backward(self, forward: Sequence[dict[str, Value]]) -> Iterator[dict[str, Value]]:
-        """The stages with what their backward passes need, in the order of these.
+    def set_adds(self) -> None:
+        """In the order in which chains.cpp writes: identities first."""
+        for o in sorted(range(len(self.operations.each)), key=lambda o: bool(self.operations.each[o].stages)):
+            self.adds[o] = self.plan.adds_to(self.states[self.operations.each[o].input])
+
+    def backward_rows(self) -> Iterator[tuple[int, Row]]:
+        """The stages with what their backward passes need, in the order of these, and their numbers in the step.
 
         Between two stages a gradient lies in one of two buffers, in turns."""
-        written = [any(not o.stages and o.input == i for o in self.operations.each) for i in range(len(self.inputs))]
-        size = self.sums_shape[2] * (self.N if self.by_image else 1) * self.value_size  # of one operation's gamma
+        plan, size = self.plan, self.sums_shape[2] * (self.N if self.by_image else 1) * self.plan.value_size
         done = 0
         for o, operation in enumerate(self.operations.each):
             # one gradient for a state, from all nodes
             mixed = operation.shared and self.operations.T > 1
-            passed: dict[str, Value] = {
+            passed: Row = {
                 "given": self._pointer("nodes"), "source": MIXED_NODES if mixed else NODES, "nodes": self.operations.T,
-                "gamma": Address("gamma", 0, o * size), **self.gamma_strides, **self._sums(o),
+                "gamma": self.gamma._replace(offset=o * size), **self.gamma_strides, **self._sums(o),
             }  # fmt: skip
             for i in reversed(range(len(operation.stages))):
-                row = forward[done + i] | passed
+                row = self.rows[done + i] | passed
                 for name in ("depthwise", "pointwise", "odd", "weight", "bias"):
                     if isinstance(weight := row.get(name), Address):
                         row[f"{name}_gradient"] = Address("by_weights", weight.number)
                 if i == 0:
-                    place = operation.input
-                    row |= {"to_states": self._pointer(f"to_states {place}"), "accumulate": written[place]}
-                    written[place] = True
+                    row |= {"to_states": self._pointer(f"to_states {operation.input}"), "accumulate": self.adds[o]}
                 else:
                     shape = self.results[done + i - 1].shape
                     buffer = i % 2
-                    self.passed_bytes[buffer] = max(self.passed_bytes[buffer], int(np.prod(shape)) * self.value_size)
+                    plan.passed_bytes[buffer] = max(plan.passed_bytes[buffer], int(np.prod(shape)) * plan.value_size)
                     row["in_gradient"] = Address("passed", buffer)
-                    row["in_sum"], row["in_sum_y"] = (self.sums.take(shape[1] * shape[-1]) for _ in range(2))
+                    row["in_sum"], row["in_sum_y"] = (plan.sums.take(shape[1] * shape[-1]) for _ in range(2))
                     passed = {"gradient": row["in_gradient"], "source": EDGES}
                     passed["sum"], passed["sum_y"] = row["in_sum"], row["in_sum_y"]
-                self.order.append(done + i)
-                yield row
+                yield done + i, row
             done += len(operation.stages)
 
-    def set_threads(self, words: Words) -> Words:
-        """Enters how many threads may work; returns the rows of the stages."""
-        threads = torch.get_num_threads()
-        words[MIX.index("threads")] = threads
-        rows = words[self.first_stage :].reshape(-1, len(STAGE))
-        rows[:, STAGE.index("threads")] = threads
-        return rows
+
+class Plan:
+    """For inputs of one kind: the tables, and the tensors that their addresses are of.
+
+    Both tables have the same places for the words of all sections, then for the rows of all stages; in the backward
+    pass an operation's stages stand in its order. inputs: of each given state its shape and strides.
+    """
+
+    def __init__(self, graph: Graph, inputs: Sequence[_Images], gammas: Sequence[Tensor]) -> None:
+        self.graph = graph
+        self.value_size = gammas[0].element_size()
+        self.images = dict(enumerate(inputs))  # of all states
+        self.normalisations = _Part("normalisations", self.value_size)
+        self.sums = _Part("sums", 8)
+        self.num_weights = self.num_results = self.first_stage = 0
+        self.sections: list[_Section] = []
+        for i, (step, gamma) in enumerate(zip(graph.steps, gammas, strict=True)):
+            self.sections.append(_Section(self, i, step, gamma.dim() == 3, self.first_stage))
+            self.first_stage += self.sections[-1].num_words
+        self.norms = [stage.norm for stage in graph.stages()]
+        self.outputs = [result.shape for section in self.sections for result in section.results]
+        num_states = len(self.images)
+        self.counts = {
+            "itself": 1, "states": num_states, "gammas": len(gammas), "normalisations": 1, "weights": self.num_weights,
+            "outputs": self.num_results, "statistics": 2 * self.num_results, "sums": 1, "passed": 2,
+            "by_states": num_states, "by_weights": self.num_weights,
+        }  # fmt: skip
+        self.first_rows = np.cumsum([0, *(len(section.rows) for section in self.sections)]).tolist()
+        self.forward = self._forward()
+        self.passed_bytes = [0, 0]
+        self.begun = set(graph.outputs)  # states whose gradient has something in it, on the way back
+        self.zeroed: set[int] = set()  # those where that is zeros
+        self.order: list[int] = []  # of the stages in the backward pass
+        self.backward = self._backward()
+
+    def _forward(self) -> _Table:
+        words: list[Value] = []
+        given: set[int] = set()
+        for section in self.sections:
+            words += section.words([node in given for node in section.step.nodes], backward=False)
+            given.update(section.step.nodes)
+        return self._table(words, [row for section in self.sections for row in section.rows])
+
+    def _backward(self) -> _Table:
+        for section in reversed(self.sections):
+            section.live = any(node in self.begun for node in section.step.nodes)
+            if section.live:
+                self.adds_to(section.step.nodes)
+                section.set_adds()
+        words: list[Value] = []
+        rows: list[Row] = []
+        for section, first in zip(self.sections, self.first_rows, strict=False):
+            words += section.words([False] * len(section.step.nodes), backward=True)
+            if section.live:
+                for number, row in section.backward_rows():
+                    self.order.append(first + number)
+                    rows.append(row)
+            else:
+                self.order += range(first, first + len(section.rows))
+                rows += section.rows
+        return self._table(words, rows)
+
+    def _table(self, words: list[Value], rows: Sequence[Row]) -> _Table:
+        return _Table([*words, *(row.get(name, 0) for row in rows for name in STAGE)], self.counts)
+
+    def adds_to(self, states: Sequence[int]) -> bool:
+        """Whether what is given to these states' gradients is added to what is there; after it there is something."""
+        new = [state for state in states if state not in self.begun]
+        if 0 < len(new) < len(states):
+            self.zeroed.update(new)
+        self.begun.update(states)
+        return len(new) < len(states)
 
 
-def _plan(operations: Operations, inputs: Sequence[_Images], gamma: Tensor, *, onto: bool) -> Plan:
-    key = gamma.dtype, gamma.dim(), onto, *inputs
-    plan: Plan | None = operations.plans.get(key)
+def _plan(graph: Graph, inputs: Sequence[_Images], gammas: Sequence[Tensor]) -> Plan:
+    key = gammas[0].dtype, *(gamma.dim() for gamma in gammas), *inputs
+    plan: Plan | None = graph.plans.get(key)
     if plan is None:
-        plan = operations.plans[key] = Plan(operations, inputs, gamma, onto)
+        plan = graph.plans[key] = Plan(graph, inputs, gammas)
     return plan
 
 
-def _call(name: str, dtype: torch.dtype, words: Words, first_stage: int, *more: int) -> None:
-    start = words.ctypes.data
-    arguments = ctypes.c_void_p(start), ctypes.c_void_p(start + 8 * first_stage), *map(ctypes.c_int64, more)
-    if getattr(kernels(), f"{name}_{DTYPES[dtype]}")(*arguments):
-        raise MemoryError("not enough memory for the planes of the C++ kernels")
+class _Calls:
+    """The kernels of one pass: of its table the words, and the rows of all stages."""
+
+    def __init__(self, name: str, plan: Plan, dtype: torch.dtype, words: Words) -> None:
+        self.plan, self.words = plan, words  # kept while the kernels read them
+        self.kernel = getattr(kernels(), f"{name}_{DTYPES[dtype]}")
+        threads = torch.get_num_threads()
+        for section in plan.sections:
+            words[section.start + MIX.index("threads")] = threads
+        self.rows = words[plan.first_stage :].reshape(-1, len(STAGE))
+        self.rows[:, STAGE.index("threads")] = threads
+
+    def __call__(self, section: int, *more: int) -> None:
+        first_row = self.plan.first_rows[section]
+        words = self.plan.sections[section].start, self.plan.first_stage + len(STAGE) * first_row
+        start = self.words.ctypes.data
+        if self.kernel(*(ctypes.c_void_p(start + 8 * word) for word in words), *map(ctypes.c_int64, more)):
+            raise MemoryError("not enough memory for the planes of the C++ kernels")
 
 
-def run(states: Sequence[Tensor], gamma: Tensor, operations: Operations, onto: Sequence[Tensor] = ()) -> list[Tensor]:
-    """`chains.run` of states on a CPU. Raises Unavailable if the kernels cannot be compiled."""
-    stages = operations.stages()
-    weights = [weight for stage in stages for weight in stage.weights()]
-    before = [node.permute(0, 2, 3, 1).contiguous() for node in onto]
-    nodes: tuple[Tensor, ...] = _Run.apply(operations, gamma, len(states), len(onto), *states, *before, *weights)
-    norms = [stage.norm for stage in stages if stage.norm is not None and stage.norm.training]
+def run(inputs: Sequence[Tensor], gammas: Sequence[Tensor], graph: Graph) -> list[Tensor]:
+    """`chains.run_graph` on a CPU. Raises Unavailable if the kernels cannot be compiled."""
+    found = _Run.apply(graph, *gammas, *inputs, *graph.weights())
+    norms = [stage.norm for stage in graph.stages() if stage.norm is not None and stage.norm.training]
     counters = [norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None]
     if counters:
         torch._foreach_add_(counters, 1)
-    return [node.permute(0, 3, 1, 2) for node in nodes]
+    return list(found)
 
 
-def _inputs(states: Sequence[Tensor], S: int) -> tuple[list[Tensor], list[_Images]]:
-    """All states as the kernels can read them, and what is the same for the S states of each input."""
-    taken = [_channels_last(x) for x in states]
-    if any(images != taken[i // S * S][1] for i, (_, images) in enumerate(taken)):
-        taken = [_channels_last(x.contiguous(memory_format=torch.channels_last)) for x in states]
-    return [x for x, _ in taken], [images for _, images in taken[::S]]
+def _inputs(inputs: Sequence[Tensor], graph: Graph) -> tuple[list[Tensor], list[_Images]]:
+    """All states as the kernels can read them, those of one input of a step in the same way."""
+    taken = [_channels_last(x) for x in inputs]
+    if any(taken[state][1] != taken[states[0]][1] for states in graph.together for state in states):
+        taken = [_channels_last(x.contiguous(memory_format=torch.channels_last)) for x in inputs]
+    return [x for x, _ in taken], [images for _, images in taken]
 
 
 def _starts(tensors: Sequence[Tensor | None]) -> list[int]:
@@ -358,61 +420,97 @@ def _starts(tensors: Sequence[Tensor | None]) -> list[int]:
 
 class _Run(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, operations: Operations, gamma: Tensor, num_states: int, num_onto: int, *tensors: Tensor
-    ) -> tuple[Tensor, ...]:
-        states, inputs = _inputs(tensors[:num_states], operations.S)
-        onto, weights = tensors[num_states : num_states + num_onto], tensors[num_states + num_onto :]
-        gamma = gamma.contiguous()
-        plan = _plan(operations, inputs, gamma, onto=num_onto > 0)
-        nodes = [gamma.new_empty(plan.node_shape) for _ in range(operations.T)]
-        normalisations = plan.normalisations.tensor(gamma)
-        outputs = [gamma.new_empty(result.shape) for result in plan.results]
+    def forward(ctx: Any, graph: Graph, *tensors: Tensor) -> tuple[Tensor, ...]:
+        num_gammas, num_inputs = len(graph.steps), graph.num_inputs
+        gammas = [gamma.contiguous() for gamma in tensors[:num_gammas]]
+        states, inputs = _inputs(tensors[num_gammas:][:num_inputs], graph)
+        weights = tensors[num_gammas + num_inputs :]
+        plan, like = _plan(graph, inputs, gammas), gammas[0]
+        states += [_pixels(like, plan, state) for state in range(num_inputs, len(plan.images))]
+        normalisations = plan.normalisations.tensor(like)
+        outputs = [like.new_empty(shape) for shape in plan.outputs]
         statistics = [t for norm in plan.norms for t in _statistics(norm)]
-        tensors = (*nodes, gamma, normalisations, *states, *weights, *outputs)
-        words = plan.forward.with_addresses(_starts([None, *tensors, *statistics, *onto]))
-        stages = plan.set_threads(words)
+        starts = _starts([None, *states, *gammas, normalisations, *weights, *outputs, *statistics])
+        absent = [0] * (sum(plan.counts.values()) - len(starts))
+        call = _Calls("forward", plan, like.dtype, plan.forward.with_addresses(starts + absent))
         training = [norm is not None and norm.training for norm in plan.norms]
-        stages[:, STAGE.index("training")] = training
+        call.rows[:, STAGE.index("training")] = training
         momenta = [0.0 if norm is None else cast(float, norm.momentum) for norm in plan.norms]
-        stages.view(np.float64)[:, STAGE.index("momentum")] = momenta
-        _call("forward", gamma.dtype, words, plan.first_stage)
+        call.rows.view(np.float64)[:, STAGE.index("momentum")] = momenta
+        for section in range(len(plan.sections)):
+            call(section)
         ctx.plan, ctx.training = plan, training
-        ctx.save_for_backward(gamma, normalisations, *states, *weights, *outputs)
-        return tuple(nodes)
+        kept = [state if number in graph.taken else None for number, state in enumerate(states)]
+        ctx.save_for_backward(*kept, *gammas, normalisations, *weights, *outputs)
+        found = [states[state] for state in graph.outputs]
+        if graph.joined:
+            found = [torch.cat(found, dim=3)]
+        return tuple(x.permute(0, 3, 1, 2) for x in found)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         plan: Plan = ctx.plan
-        num_states, num_onto, num_weights = (plan.counts[kind] for kind in ("inputs", "onto", "weights"))
-        gamma, normalisations, *tensors = ctx.saved_tensors
-        states, weights = tensors[:num_states], tensors[num_states:][:num_weights]
-        needed = ctx.needs_input_grad[4 : 4 + num_states] + ctx.needs_input_grad[4 + num_states + num_onto :]
-        sums = plan.sums.tensor(gamma)
-        by_states: list[Tensor] = []
-        by_weights: list[Tensor | None] = []
-        passed: list[Tensor] = []
-        if any(needed):
-            by_states = [x.new_empty(x.shape[0], *x.shape[2:], x.shape[1]) for x in states]
-            by_weights = [torch.empty_like(w) if n else None for w, n in zip(weights, needed[num_states:], strict=True)]
-            passed = [gamma.new_empty(size, dtype=torch.uint8) for size in plan.passed_bytes]
-        not_here = [0] * (plan.counts["statistics"] + num_onto)
-        gradients = tuple(gradient.contiguous() for gradient in gradients)
-        starts = [0, *_starts([*gradients, gamma, normalisations, *tensors]), *not_here, sums.data_ptr()]
-        after = _starts([*passed, *by_states, *by_weights])
-        words = plan.backward.with_addresses(starts + (after or [0] * (2 + num_states + num_weights)))
-        stages = plan.set_threads(words)
-        stages[:, STAGE.index("training")] = np.array(ctx.training)[plan.order]
-        _call("backward", gamma.dtype, words, plan.first_stage, any(needed))
-        by_gamma = None
-        if not plan.by_image and ctx.needs_input_grad[1]:
-            by_channel = sums.view(torch.float64)[: int(np.prod(plan.sums_shape))].view(plan.sums_shape)
-            by_gamma = by_channel[:, 1].sum(dim=-1).to(gamma.dtype)
-        by_onto = gradients[:num_onto]
-        if not any(needed):
-            return None, by_gamma, None, None, *[None] * num_states, *by_onto, *[None] * num_weights
-        by_inputs = (by_state.permute(0, 3, 1, 2) for by_state in by_states)
-        return None, by_gamma, None, None, *by_inputs, *by_onto, *by_weights
+        graph, sections, counts = plan.graph, plan.sections, plan.counts
+        saved: tuple[Tensor, ...] = ctx.saved_tensors
+        num_states, num_gammas, num_inputs = counts["states"], counts["gammas"], graph.num_inputs
+        like, weights = saved[num_states], saved[num_states + num_gammas + 1 :][: counts["weights"]]
+        of_gammas = ctx.needs_input_grad[1 : 1 + num_gammas]
+        of_inputs = ctx.needs_input_grad[1 + num_gammas :][:num_inputs]
+        of_weights = ctx.needs_input_grad[1 + num_gammas + num_inputs :]
+        # steps of which more than the gammas' gradients is needed
+        needed = set(itertools.compress(range(num_inputs), of_inputs))
+        whole: list[bool] = []
+        for section, of_gamma in zip(sections, of_gammas, strict=True):
+            wanted = not needed.isdisjoint(section.step.states) or any(of_weights[i] for i in section.weights)
+            whole.append(section.live and wanted)
+            if wanted or of_gamma:
+                needed.update(section.step.nodes)
+        runs = [section.live and (all_ or one) for section, all_, one in zip(sections, whole, of_gammas, strict=True)]
+        by_states: list[Tensor | None] = [None] * num_states
+        for state, gradient in zip(graph.outputs, _of_outputs(plan, gradients), strict=True):
+            by_states[state] = gradient
+        for i, section in enumerate(sections):
+            for state in (*(section.step.states if whole[i] else ()), *(section.step.nodes if runs[i] else ())):
+                if by_states[state] is None:
+                    gradient = _pixels(like, plan, state)
+                    by_states[state] = gradient.zero_() if state in plan.zeroed else gradient
+        by_weights: list[Tensor | None] = [None] * len(weights)
+        for i in (i for section in itertools.compress(sections, whole) for i in section.weights if of_weights[i]):
+            by_weights[i] = torch.empty_like(weights[i])
+        sums = plan.sums.tensor(like)
+        passed = [like.new_empty(size if any(whole) else 0, dtype=torch.uint8) for size in plan.passed_bytes]
+        starts = [0, *_starts(saved), *[0] * counts["statistics"]]
+        starts += _starts([sums, *passed, *by_states, *by_weights])
+        call = _Calls("backward", plan, like.dtype, plan.backward.with_addresses(starts))
+        call.rows[:, STAGE.index("training")] = np.array(ctx.training)[plan.order]
+        for i in reversed(range(len(sections))):
+            if runs[i]:
+                call(i, whole[i])
+        by_gammas = [
+            section.by_gamma(sums).to(like.dtype) if one and section.live and not section.by_image else None
+            for section, one in zip(sections, of_gammas, strict=True)
+        ]
+        by_inputs = [
+            None if gradient is None or not one else gradient.permute(0, 3, 1, 2)
+            for gradient, one in zip(by_states[:num_inputs], of_inputs, strict=True)
+        ]
+        return None, *by_gammas, *by_inputs, *by_weights
+
+
+def _pixels(like: Tensor, plan: Plan, state: int) -> Tensor:
+    """Memory for a state (N, H, W, C)."""
+    N, C, H, W = plan.images[state].shape
+    return like.new_empty(N, H, W, C)
+
+
+def _of_outputs(plan: Plan, gradients: Sequence[Tensor]) -> list[Tensor]:
+    """The gradients of the outputs, each (N, H, W, C); if these were joined, such as may be added to."""
+    pixels = [gradient.permute(0, 2, 3, 1) for gradient in gradients]
+    if not plan.graph.joined:
+        return [x.contiguous() for x in pixels]
+    parts = pixels[0].split([plan.images[state].shape[1] for state in plan.graph.outputs], dim=3)
+    return [part.clone(memory_format=torch.contiguous_format) for part in parts]
 
 
 def _statistics(norm: nn.BatchNorm2d | None) -> tuple[Tensor | None, Tensor | None]:

@@ -134,13 +134,12 @@ def lay_out(module: nn.Module) -> None:
             layer.weight.data = taps(layer.weight.data).permute(3, 2, 0, 1)
 
 
-def run(x: Tensor, gamma: Tensor, operations: Operations, onto: Sequence[Tensor] = ()) -> list[Tensor]:
+def run(x: Tensor, gamma: Tensor, operations: Operations) -> list[Tensor]:
     """`chains.run` of the states x (N, S · C, H, W): chains first, then pools, then the states themselves, if they are
     taken, too. gamma: (number of operations, E)."""
     weights = [weight for stage in operations.stages() for weight in stage.weights()]
     nodes: Tensor = _Run.apply(operations, gamma, x.contiguous(memory_format=torch.channels_last), *weights)
-    given = [node.permute(0, 3, 1, 2) for node in nodes.unbind()]
-    return [before + node for before, node in zip(onto, given, strict=True)] if onto else given
+    return [node.permute(0, 3, 1, 2) for node in nodes.unbind()]
 
 
 _recorded: list[dict[Any, tuple[Any, ...]]] = []

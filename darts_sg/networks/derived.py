@@ -1,6 +1,5 @@
 """Networks built from a genotype, in the CIFAR and the ImageNet shape (DARTS paper, section 3.2 and 3.3)."""
 
-from collections.abc import Sequence
 from typing import Literal, cast
 
 import torch
@@ -17,9 +16,8 @@ from darts_sg.networks.skeleton import (
     between_cells,
     cell_specs,
     input_layers,
-    input_operations,
+    input_steps,
     join,
-    through_input,
 )
 from darts_sg.ops import OPERATIONS
 from darts_sg.ops.drop_path import drop_path, kept_paths
@@ -27,7 +25,6 @@ from darts_sg.ops.operation import Residual
 
 NetworkShape = Literal["cifar", "imagenet"]
 STEM_MULTIPLIER = 3
-Sums = dict[tuple[int, ...], native.Operations]  # by the number of a sum, then those of its terms' inputs
 
 
 class DerivedCell(nn.Module):
@@ -41,46 +38,74 @@ class DerivedCell(nn.Module):
             OPERATIONS[edge.operation].build(spec.C, 2 if spec.reduction and edge.state < NUM_INPUTS else 1, True)
             for _, edge in cell.edges()
         )
-        self.native = False  # whether the kernels of darts_sg.native compute what they know
-        self.sums: Sums = {}
+        self.native = False  # whether the kernels of darts_sg.native compute it, if they can
+        self.graph: native.Graph | None = None
 
     def use_native(self, on: bool) -> None:
         """See DerivedNetwork.use_native."""
         self.native = on
-        self.sums.clear()
-        self.input_operations = [input_operations(layer) for layer in (self.input_0, self.input_1)]
-        self.op_stages = [stages_of(op) for op in self.ops]
+        self.graph = self._graph() if on else None
+
+    def _graph(self) -> native.Graph | None:
+        """The cell as the kernels compute it; None if they cannot. Its states are those that it is given, then those of
+        the genotype."""
+        steps = input_steps((self.input_0, self.input_1))
+        stages = [stages_of(op) for op in self.ops]
+        if steps is None or None in stages:
+            return None
+        terms = iter(zip(self.ops, stages, strict=True))
+        for number, node in enumerate(self.cell.nodes):
+            inputs = list(dict.fromkeys(edge.state for edge in node))
+            each: list[native.Operation] = []
+            for edge in node:
+                op, of_op = next(terms)
+                each.append(native.Operation(of_op or [], inputs.index(edge.state)))
+                if _adds_input(op):
+                    each.append(native.Operation([], inputs.index(edge.state)))
+            states = [NUM_INPUTS + state for state in inputs]
+            steps.append(native.Step(native.Operations(1, 1, each), states, [2 * NUM_INPUTS + number]))
+        return native.Graph(NUM_INPUTS, steps, [NUM_INPUTS + state for state in self.cell.concat], joined=True)
 
     def forward(self, s0: Tensor, s1: Tensor, drop_path_prob: float | Tensor | None) -> Tensor:
         """With `native` the states are given as they are before the ReLU between cells."""
-        states = [self._input(0, s0), self._input(1, s1)]
-        ops = iter(range(len(self.ops)))
-        for number, node in enumerate(self.cell.nodes):
+        if self.native and self.graph is not None and native.takes(s0):
+            ones = s0.new_ones(1, 1)
+            gammas = self._kept(s0, drop_path_prob)
+            return native.run_graph([s0, s1], [ones, ones, *gammas], self.graph)[0]
+        if self.native:
+            s0, s1 = torch.relu(s0), torch.relu(s1)
+        states = [self.input_0(s0), self.input_1(s1)]
+        ops = iter(self.ops)
+        for node in self.cell.nodes:
             terms: list[Tensor] = []
-            chains: list[tuple[Tensor, Sequence[native.Stage], Tensor | None]] = []
             for edge in node:
-                i, x = next(ops), states[edge.state]
-                op = self.ops[i]
-                # an identity is never dropped, so that a node always keeps a path
-                prob = None if isinstance(op, nn.Identity) else drop_path_prob
-                stages = self.op_stages[i] if self.native and native.takes(x) else None
-                if stages is None:
-                    terms.append(drop_path(op(x), prob))
-                    continue
-                kept = kept_paths(x, prob)
-                chains.append((x, stages, kept))
-                if isinstance(op, Residual) and op.shortcut:
-                    chains.append((x, [], kept))
-            if chains:
-                terms.append(sum_of(chains, self.sums, number))
+                op = next(ops)
+                terms.append(drop_path(op(states[edge.state]), _prob_of(op, drop_path_prob)))
             states.append(sum(terms[1:], terms[0]))
         return join([states[i] for i in self.cell.concat])
 
-    def _input(self, number: int, state: Tensor) -> Tensor:
-        layer = self.get_submodule(f"input_{number}")
-        if not self.native:
-            return cast(Tensor, layer(state))
-        return through_input(state, layer, self.input_operations[number] if native.takes(state) else None)
+    def _kept(self, like: Tensor, drop_path_prob: float | Tensor | None) -> list[Tensor]:
+        """For each node what drop path multiplies its terms with: (terms, 1, N)."""
+        ones = like.new_ones(len(like))
+        ops = iter(self.ops)
+        gammas = []
+        for node in self.cell.nodes:
+            factors: list[Tensor] = []
+            for _ in node:
+                op = next(ops)
+                kept = kept_paths(like, _prob_of(op, drop_path_prob))
+                factors += [ones if kept is None else kept.flatten()] * (2 if _adds_input(op) else 1)
+            gammas.append(torch.stack(factors)[:, None])
+        return gammas
+
+
+def _prob_of(op: nn.Module, drop_path_prob: float | Tensor | None) -> float | Tensor | None:
+    """An identity is never dropped, so that a node always keeps a path."""
+    return None if isinstance(op, nn.Identity) else drop_path_prob
+
+
+def _adds_input(op: nn.Module) -> bool:
+    return isinstance(op, Residual) and op.shortcut
 
 
 def stages_of(op: nn.Module) -> list[native.Stage] | None:
@@ -93,25 +118,6 @@ def stages_of(op: nn.Module) -> list[native.Stage] | None:
         return native.stages_of(list(op), 1)
     pool = native.pool_of([op])
     return None if pool is None else [pool]
-
-
-def sum_of(
-    terms: Sequence[tuple[Tensor, Sequence[native.Stage], Tensor | None]],
-    known: Sums,
-    number: int,
-) -> Tensor:
-    """The sum of stages of inputs (N, C, H, W), each with a factor for each image or none, to (N, C', H', W').
-
-    known: where what the stages are to the kernels is kept, under their number; they are the same each time.
-    """
-    inputs = list({id(x): x for x, *_ in terms}.values())
-    place = {id(x): i for i, x in enumerate(inputs)}
-    ones = inputs[0].new_ones(len(inputs[0]))
-    factors = torch.stack([ones if kept is None else kept.flatten() for *_, kept in terms])
-    key = number, *(place[id(x)] for x, *_ in terms)
-    if key not in known:
-        known[key] = native.Operations(1, 1, [native.Operation(stages, place[id(x)]) for x, stages, _ in terms])
-    return native.run(inputs, factors[:, None], known[key])[0]
 
 
 class AuxiliaryHead(nn.Module):

@@ -177,13 +177,9 @@ class EdgeBatch(nn.Module):
         """What the states (N, C, H, W) give to each of the T nodes, added to what is in `onto`, if there is anything.
 
         weights: (E, num_operations)."""
-        native_ops = self._native_ops(states[0])
-        fast = [i for i, _ in native_ops]
-        apart = (
-            native_ops
-            and not states[0].is_cuda
-            and all(i in fast or isinstance(op, nn.Identity) for i, op in enumerate(self.ops))
-        )
+        fast = self._native_ops(states[0])
+        all_fast = len(fast) + sum(isinstance(op, nn.Identity) for op in self.ops) == len(self.ops)
+        apart = fast and all_fast and not states[0].is_cuda
         x = states[0] if self.S == 1 or apart else join(states)
         rest = [op for i, op in enumerate(self.ops) if isinstance(op, Chain) and i not in fast]
         rectified = torch.relu(x) if any(op.relu for op in rest) else x
@@ -193,15 +189,13 @@ class EdgeBatch(nn.Module):
         sums: dict[bool, Tensor] = {}  # whether in phases, to (N, E · C, …)
         given: list[list[Tensor]] = [[node] for node in onto] or [[] for _ in range(self.T)]
         halves = x.shape[-2] % 2 == 0 and x.shape[-1] % 2 == 0
-        passed_on: Tensor | None = None  # weights of the identity
         by_column = weights.unbind(dim=1)
+        passed_on = self._passed_on(by_column)
         chained = [c for op, c in zip(self.ops, self.columns, strict=True) if op in rest]
         scales = torch.stack([by_column[c] for c in chained]).repeat_interleave(self.C, dim=1) if rest else None
         gammas = {} if scales is None else dict(zip(chained, scales.unbind(), strict=True))
         for i, (op, column) in enumerate(zip(self.ops, self.columns, strict=True)):
             weight = by_column[column]
-            if isinstance(op, nn.Identity) or (isinstance(op, Chain) and op.shortcut):
-                passed_on = weight if passed_on is None else passed_on + weight
             if i in fast:
                 continue
             if isinstance(op, Chain):
@@ -219,19 +213,9 @@ class EdgeBatch(nn.Module):
             elif not isinstance(op, nn.Identity):
                 for e, edge_op in enumerate(cast(nn.ModuleList, op)):
                     given[e % self.T].append(weight[e] * edge_op(states[e // self.T]))
-        if native_ops:
-            gamma = [by_column[self.columns[i]] for i in fast]
-            if passed_on is not None:
-                gamma.append(passed_on)
-            kind = (*fast, passed_on is not None)
-            if kind not in self.operations:
-                each = [native.Operation(stages) for _, stages in native_ops]
-                identity = [native.Operation()] if passed_on is not None else []
-                self.operations[kind] = native.Operations(self.S, self.T, each + identity)
-            operations = self.operations[kind]
-            before = [parts.pop(0) for parts in given] if onto else []
-            given_to = native.run([x] if x.is_cuda else states, torch.stack(gamma), operations, before)
-            for node, part in enumerate(given_to):
+        if fast:
+            gamma = self.gamma(weights, fast)
+            for node, part in enumerate(native.run([x] if x.is_cuda else states, gamma, self.native_operations(fast))):
                 given[node].append(part)
             passed_on = None
         if passed_on is not None:
@@ -246,13 +230,47 @@ class EdgeBatch(nn.Module):
                 given[node].append(part)
         return [sum(parts[1:], parts[0]) for parts in given]
 
-    def _native_ops(self, x: Tensor) -> list[tuple[int, list[native.Stage]]]:
-        """The operations that the kernels of darts_sg.native compute, by number: first the chains, then the pools."""
+    def gamma(self, weights: Tensor, fast: Sequence[int]) -> Tensor:
+        """What the kernels multiply these operations with, and the states themselves last: (number of them, E)."""
+        by_column = weights.unbind(dim=1)
+        passed_on = self._passed_on(by_column)
+        rows = [by_column[self.columns[i]] for i in fast]
+        return torch.stack(rows if passed_on is None else [*rows, passed_on])
+
+    def native_operations(self, fast: Sequence[int]) -> native.Operations:
+        """These operations as the kernels take them, and the states themselves last if they are passed on."""
+        kind = tuple(fast)
+        if kind not in self.operations:
+            each = [native.Operation(cast(Stacked, self.ops[i]).stages or []) for i in fast]
+            if any(self._passes_on(op) for op in self.ops):
+                each.append(native.Operation())
+            self.operations[kind] = native.Operations(self.S, self.T, each)
+        return self.operations[kind]
+
+    def all_native(self) -> list[int] | None:
+        """All operations but identities, by number, if the kernels for CPUs compute all of these; otherwise None."""
+        known = self._known()
+        return known if len(known) == sum(not isinstance(op, nn.Identity) for op in self.ops) else None
+
+    def _known(self) -> list[int]:
+        """The operations that the kernels for CPUs compute: first the chains, then the pools."""
+        known = [i for i, op in enumerate(self.ops) if isinstance(op, Stacked) and op.stages]
+        return sorted(known, key=lambda i: isinstance(self.ops[i], Shared))
+
+    def _native_ops(self, x: Tensor) -> list[int]:
+        """The operations that the kernels of darts_sg.native compute now, in the same order."""
         if not self.native:
             return []
-        known = [(i, op.stages) for i, op in enumerate(self.ops) if isinstance(op, Stacked) and op.stages]
-        found = [(i, stages) for i, stages in known if native.computes(x, stages)]
-        return sorted(found, key=lambda item: item[1][0].pool is not None)
+        return [i for i in self._known() if native.computes(x, cast(Stacked, self.ops[i]).stages or [])]
+
+    @staticmethod
+    def _passes_on(op: nn.Module) -> bool:
+        return isinstance(op, nn.Identity) or (isinstance(op, Chain) and op.shortcut)
+
+    def _passed_on(self, by_column: Sequence[Tensor]) -> Tensor | None:
+        """The weights (E,) of the identity, which are those of all that add their input; None if nothing does."""
+        columns = [c for op, c in zip(self.ops, self.columns, strict=True) if self._passes_on(op)]
+        return sum((by_column[c] for c in columns[1:]), by_column[columns[0]]) if columns else None
 
     def _input(self, x: Tensor, phases: bool) -> Tensor:
         """x (N, S · C, H, W), for each edge: (N, E · C, H, W), or its phases (4N, E · C, H / 2, W / 2)."""

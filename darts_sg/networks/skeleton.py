@@ -56,20 +56,17 @@ def input_layers(spec: CellSpec, affine: bool) -> tuple[nn.Module, nn.Module]:
     return older(spec.C_pp, spec.C, affine=affine), ConvBN(spec.C_p, spec.C, affine=affine)
 
 
-def input_operations(layer: nn.Module) -> native.Operations | None:
-    """An input layer and the ReLU before it as the kernels of darts_sg.native take them; None if they cannot."""
-    layers = list(layer) if isinstance(layer, ConvBN) else [layer]
-    stages = native.stages_of([nn.ReLU(), *layers], 1)
-    return None if stages is None else native.Operations(1, 1, [native.Operation(stages)])
-
-
-def through_input(state: Tensor, layer: nn.Module, operations: native.Operations | None) -> Tensor:
-    """A state through an input layer, where the kernels are used: they take the ReLU on the way, so that the state may
-    be given as it is before it. operations: those of the layer."""
-    if operations is None:
-        rectified: Tensor = layer(torch.relu(state))
-        return rectified
-    return native.run([state], state.new_ones(1, 1), operations)[0]
+def input_steps(layers: Sequence[nn.Module]) -> list[native.Step] | None:
+    """The first steps of a cell's graph: from the two states that it is given, through a ReLU and the input layers, to
+    2 and 3. The ReLU is that between cells, so these states are given as they are before it. None if the kernels do
+    not compute the layers."""
+    steps = []
+    for state, layer in enumerate(layers):
+        stages = native.stages_of([nn.ReLU(), *(layer if isinstance(layer, ConvBN) else [layer])], 1)
+        if stages is None:
+            return None
+        steps.append(native.Step(native.Operations(1, 1, [native.Operation(stages)]), [state], [len(layers) + state]))
+    return steps
 
 
 def between_cells(state: Tensor) -> Tensor:

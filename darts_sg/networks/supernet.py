@@ -27,9 +27,8 @@ from darts_sg.networks.skeleton import (
     between_cells,
     cell_specs,
     input_layers,
-    input_operations,
+    input_steps,
     join,
-    through_input,
 )
 from darts_sg.ops import OPERATIONS
 
@@ -67,8 +66,7 @@ class SupernetCell(nn.Module):
         self.K = partial_channels
         self.C_mixed = spec.C // partial_channels
         self.input_0, self.input_1 = input_layers(spec, affine=False)
-        self.native = False  # whether the kernels of darts_sg.native compute these two
-        self.input_operations = [input_operations(layer) for layer in (self.input_0, self.input_1)]
+        self.native = False  # whether the kernels of darts_sg.native compute it, if they can
         columns = [i for i, name in enumerate(operations) if name != "none"]
         built = {
             (state, node): [candidate(operations[i], self.C_mixed, self.stride(state)) for i in columns]
@@ -84,6 +82,20 @@ class SupernetCell(nn.Module):
         rows = [num_edges(node) + state for edges in self.edge_lists for state, node in edges]
         self.rows: Tensor
         self.register_buffer("rows", torch.tensor(rows), persistent=False)
+        self.all_native = [batch.all_native() for batch in self._batches()]
+        self.graph = self._graph()
+
+    def _graph(self) -> native.Graph | None:
+        """The cell as the kernels for CPUs compute it, in one; None if they cannot."""
+        steps = input_steps((self.input_0, self.input_1))
+        if steps is None or self.K > 1 or None in self.all_native:
+            return None
+        first = 2 * NUM_INPUTS  # after the states that the cell is given, and these on their way into it
+        nodes = range(first, first + self.num_nodes)
+        for i, (batch, fast) in enumerate(zip(self._batches(), self.all_native, strict=True)):
+            states = range(NUM_INPUTS, first) if i == 0 else (nodes[i - 1],)
+            steps.append(native.Step(batch.native_operations(cast(list[int], fast)), states, nodes[i:]))
+        return native.Graph(NUM_INPUTS, steps, nodes, joined=True)
 
     def _batches(self) -> list[EdgeBatch]:
         return [cast(EdgeBatch, batch) for batch in self.batches]
@@ -98,10 +110,19 @@ class SupernetCell(nn.Module):
             weights = weights * edge_weights[:, None]
         sizes = [len(edges) for edges in self.edge_lists]
         rows_of = weights[self.rows].split(sizes)
+        if self.takes(s0) and self.graph is not None:
+            ones = s0.new_ones(1, 1)
+            gammas = [
+                batch.gamma(rows, cast(list[int], fast))
+                for batch, rows, fast in zip(self._batches(), rows_of, self.all_native, strict=True)
+            ]
+            return native.run_graph([s0, s1], [ones, ones, *gammas], self.graph)[0]
         edge_weights_of = None if edge_weights is None else edge_weights[self.rows].split(sizes)
+        if self.takes(s0):
+            s0, s1 = torch.relu(s0), torch.relu(s1)
         given: list[Tensor] = []  # to the nodes that are not complete, so far
         passed: list[Tensor] = []  # the channels that are handed on to them
-        states = [self._input(0, s0), self._input(1, s1)]
+        states = [self.input_0(s0), self.input_1(s1)]
         nodes: list[Tensor] = []
         for i, batch in enumerate(self._batches()):
             mixed, others = states, []
@@ -123,14 +144,8 @@ class SupernetCell(nn.Module):
             states = [complete]
         return join(nodes)
 
-    def _input(self, number: int, state: Tensor) -> Tensor:
-        layer = self.get_submodule(f"input_{number}")
-        if self.takes(state):
-            return through_input(state, layer, self.input_operations[number])
-        return cast(Tensor, layer(state))
-
     def takes(self, state: Tensor) -> bool:
-        """Whether it may be given a state as it is before the ReLU between cells."""
+        """Whether it is given a state as it is before the ReLU between cells."""
         return self.native and native.takes(state)
 
     def parts(self, prefix: str) -> Iterator[Part]:

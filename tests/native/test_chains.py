@@ -11,7 +11,8 @@ from torch import Tensor
 
 from darts_sg import native
 from darts_sg.methods.relaxation import softmax
-from darts_sg.networks.derived import stages_of, sum_of
+from darts_sg.native import chains
+from darts_sg.networks.derived import stages_of
 from darts_sg.networks.edges import EdgeBatch
 from darts_sg.networks.supernet import Supernet, candidate
 from darts_sg.ops import OPERATIONS
@@ -189,8 +190,6 @@ def test_frozen_weights_and_alphas_get_no_gradient() -> None:
 def test_stages_that_are_not_known_are_left_to_pytorch() -> None:
     from torch import nn
 
-    from darts_sg.native import chains
-
     pool_of, stages_of = chains.pool_of, chains.stages_of
     norm = nn.BatchNorm2d(4, affine=False)
     assert stages_of([nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1, groups=4, bias=False), norm], 2) is not None
@@ -230,10 +229,11 @@ def test_an_operation_with_affine_norms_is_that_of_its_layers(name: str) -> None
         for op in (*ops, *mine):
             op.train(training)
         expected = ops[0](x) * kept.view(-1, 1, 1, 1) + ops[1](x)
-        terms = [(x, stages[0], kept), (x, stages[1], None)]
+        terms = [(stages[0], kept), (stages[1], torch.ones_like(kept))]
         if isinstance(mine[0], Residual) and mine[0].shortcut:
-            terms.insert(1, (x, [], kept))
-        actual = sum_of(terms, {}, 0)
+            terms.append(([], kept))
+        operations = chains.Operations(1, 1, [chains.Operation(of_op) for of_op, _ in terms])
+        [actual] = chains.run([x], torch.stack([factors for _, factors in terms])[:, None], operations)
         by = torch.randn_like(expected)
         assert_equal_tensors([actual], [expected])
         assert_equal_tensors(
