@@ -140,7 +140,7 @@ struct Buffer {  // aligned memory, zeroed when it is made; throws std::bad_allo
   }
 };
 
-// Memory of a thread for its planes, kept between calls. `take` gives zeros.
+// Memory of a thread for its planes, kept between calls. `take` gives anything, `zeros` zeros.
 template <class T>
 struct Scratch {
   std::vector<Buffer<T>> slots;
@@ -153,10 +153,13 @@ struct Scratch {
       sizes[i] = 0;
       slots[i] = Buffer<T>(count);
       sizes[i] = count;
-    } else if (count > 0) {
-      std::memset(slots[i].get(), 0, static_cast<size_t>(count) * sizeof(T));
     }
     return slots[i].get();
+  }
+  T* zeros(int64_t count) {
+    T* found = take(count);
+    if (count > 0) std::memset(found, 0, static_cast<size_t>(count) * sizeof(T));
+    return found;
   }
   static Scratch& of_thread() {
     thread_local Scratch scratch;
@@ -164,6 +167,50 @@ struct Scratch {
     return scratch;
   }
 };
+
+// Deals the units [0, count) of a parallel region out: to each thread its share in order, and to those that are done the
+// last ones that are left of another's. What is asked for ahead is mostly the next unit then, and no thread waits long.
+class Shares {
+  struct alignas(64) Share {
+    std::atomic<uint64_t> left;  // from its first unit, in the lower half, to the last one, exclusive
+  };
+  std::vector<Share> shares_;
+
+  // The first unit of a share, or the last one; -1 if none is left.
+  static int64_t take(Share& share, bool first) {
+    uint64_t left = share.left.load(std::memory_order_relaxed);
+    for (;;) {
+      const uint64_t from = left & 0xffffffff, to = left >> 32;
+      if (from >= to) return -1;
+      const uint64_t then = first ? left + 1 : left - (uint64_t{1} << 32);
+      if (share.left.compare_exchange_weak(left, then, std::memory_order_relaxed))
+        return static_cast<int64_t>(first ? from : to - 1);
+    }
+  }
+
+ public:
+  Shares(int64_t count, int64_t threads) : shares_(threads) {
+    for (int64_t i = 0; i < threads; ++i) {
+      const uint64_t from = count * i / threads, to = count * (i + 1) / threads;
+      shares_[i].left.store(to << 32 | from, std::memory_order_relaxed);
+    }
+  }
+  // Calls f with one unit after the other, in each thread of the region.
+  template <class F>
+  void each(F f) {
+    const int64_t threads = shares_.size(), own = omp_get_thread_num();
+    for (int64_t i = 0; i < threads; ++i)
+      for (int64_t unit; (unit = take(shares_[(own + i) % threads], i == 0)) >= 0;) f(unit);
+  }
+};
+
+// A parallel region that calls f with each unit.
+template <class F>
+void for_units(int64_t count, int64_t threads, F f) {
+  Shares shares(count, threads);
+#pragma omp parallel num_threads(static_cast<int>(threads))
+  shares.each(f);
+}
 
 template <class T>
 typename Simd<T>::V activate(typename Simd<T>::V v, int64_t activation) {
@@ -386,10 +433,12 @@ template <class T>
 void pointwise_weight(const T* out, int64_t out_Cp, int64_t C, const T* in, int64_t Cp, int64_t pixels, T* gradient) {
   constexpr int64_t L = Simd<T>::L;
   constexpr int Q = REGISTERS >= 32 ? 8 : 4;  // out_Cp is a multiple of it
-  int64_t b = 0;
-  for (; b + 2 * L <= Cp; b += 2 * L)
-    pointwise_weight_vectors<T, Q, 2>(out, out_Cp, C, in + b, Cp, pixels, gradient + b);
-  for (; b < Cp; b += L) pointwise_weight_vectors<T, 8, 1>(out, out_Cp, C, in + b, Cp, pixels, gradient + b);
+  for (int64_t b = 0, left = Cp / L, B; left > 0; b += B * L, left -= B) {
+    B = left == 4 ? 2 : std::min<int64_t>(left, 3);
+    if (B == 3) pointwise_weight_vectors<T, Q, 3>(out, out_Cp, C, in + b, Cp, pixels, gradient + b);
+    if (B == 2) pointwise_weight_vectors<T, Q, 2>(out, out_Cp, C, in + b, Cp, pixels, gradient + b);
+    if (B == 1) pointwise_weight_vectors<T, 8, 1>(out, out_Cp, C, in + b, Cp, pixels, gradient + b);
+  }
 }
 
 // 3x3 pools of a plane with a border of one pixel: -infinity for the maximum, which is the first one in its window.
@@ -610,7 +659,7 @@ struct Worker {  // a stage with its weights packed: what all threads share
 
   // The plane of a thread, with its border as it has to be.
   T* bordered(Scratch<T>& scratch) const {
-    T* plane = scratch.take(Hp * Wp * Cip);
+    T* plane = scratch.zeros(Hp * Wp * Cip);
     if (s.pool == MAX) std::fill(plane, plane + Hp * Wp * Cip, -std::numeric_limits<T>::infinity());
     return plane;
   }
@@ -793,6 +842,7 @@ void Worker<T>::forward() const {
   const int64_t channels = E * s.Co;
   Buffer<double> mean(s.N * channels), squares(s.N * channels);
   std::atomic<bool> exhausted{false};  // an exception must not leave a parallel region
+  Shares shares(s.N * E, s.threads);
 #pragma omp parallel num_threads(static_cast<int>(s.threads))
   {
     Scratch<T>& scratch = Scratch<T>::of_thread();
@@ -807,9 +857,8 @@ void Worker<T>::forward() const {
     }
     Ahead ahead;
     const T* in_plane = nullptr;
-#pragma omp for schedule(static)
-    for (int64_t unit = 0; unit < s.N * E; ++unit) {
-      if (exhausted) continue;
+    shares.each([&](int64_t unit) {
+      if (exhausted) return;
       const int64_t n = unit / E, e = unit % E;
       const bool there = s.first && in_plane == input(n, e);  // the same state as that of the edge before
       in_plane = input(n, e);
@@ -864,7 +913,7 @@ void Worker<T>::forward() const {
         mean.get()[n * channels + e * s.Co + c] = sums[c] + sum / all;
         squares.get()[n * channels + e * s.Co + c] = std::max(0.0, sums[2 * Cop + c] - sum * sum / all);
       }
-    }
+    });
   }
   if (exhausted) throw std::bad_alloc();
   finish_statistics<T>(s, channels, mean.get(), squares.get());
@@ -907,6 +956,9 @@ void Worker<T>::backward() const {
   const bool scatter = scattered(), border = s.k && !scatter;
   const int64_t G = border ? pad : 0, G_row = s.Wo + 2 * G;
   std::atomic<bool> exhausted{false};
+  // edges that write to the same state are dealt out together
+  const int64_t together = s.first ? s.T : 1, groups = E / together;
+  Shares shares(chunks * groups, s.threads);
 #pragma omp parallel num_threads(static_cast<int>(s.threads))
   {
     Scratch<T>& scratch = Scratch<T>::of_thread();
@@ -916,7 +968,7 @@ void Worker<T>::backward() const {
       plane = bordered(scratch);
       middle = scratch.take(by_matrix && has_middle() ? R * s.Wo * Cmp : 0);
       output = scratch.take(s.pointwise ? R * s.Wo * Cop : 0);
-      behind = scratch.take((border ? (s.Ho + 2 * G) * G_row : R * s.Wo) * Cmp);
+      behind = scratch.zeros((border ? (s.Ho + 2 * G) * G_row : R * s.Wo) * Cmp);
       maxima = scratch.take(border && s.pool == MAX ? (s.Ho + 2 * G) * G_row * Cip : 0);
       mixed = scratch.take(s.source == MIXED_NODES ? R * s.Wo * s.Co : 0);
       before = scratch.take(scatter ? Hp * Wp * Cip : border ? (R + pad) * s.W * Cip : 0);
@@ -925,16 +977,15 @@ void Worker<T>::backward() const {
       exhausted = true;
     }
     Ahead ahead;
-#pragma omp for schedule(static)
-    for (int64_t unit = 0; unit < chunks * s.S; ++unit) {
-      if (exhausted) continue;
-      const int64_t chunk = unit / s.S, state = unit % s.S;
+    shares.each([&](int64_t unit) {
+      if (exhausted) return;
+      const int64_t chunk = unit / groups, first_e = unit % groups * together;
       for (int64_t n = chunk * s.N / chunks; n < (chunk + 1) * s.N / chunks; ++n)
-        for (int64_t t = 0; t < s.T; ++t) {
-          const int64_t e = state * s.T + t;
+        for (int64_t e = first_e; e < first_e + together; ++e) {
+          const int64_t t = e % s.T;
           const bool there = s.first && t > 0;  // the same state as that of the edge before
-          const bool last_node = t + 1 == s.T;
-          const int64_t next_n = n + last_node, next_e = last_node ? state * s.T : e + 1;
+          const bool last_of_image = e + 1 == first_e + together;
+          const int64_t next_n = n + last_of_image, next_e = last_of_image ? first_e : e + 1;
           if (next_n < s.N) {
             const int64_t next = next_n * E + next_e;
             const int64_t size = pixels * s.Co;
@@ -1014,7 +1065,7 @@ void Worker<T>::backward() const {
             sums_y.get()[n * channels + e * s.Ci + c] = own_sums[Cip + c];
           }
         }
-    }
+    });
   }
   if (exhausted) throw std::bad_alloc();
   if (!s.first) {
@@ -1094,8 +1145,7 @@ struct Mixer {
 
   // The share of operations [from, to), added to what is in the nodes.
   void forward(int64_t from_op, int64_t to_op) const {
-#pragma omp parallel for schedule(static) num_threads(static_cast<int>(m.threads))
-    for (int64_t unit = 0; unit < m.N * m.T; ++unit) {
+    for_units(m.N * m.T, m.threads, [&](int64_t unit) {
       const int64_t n = unit / m.T, t = unit % m.T;
       T* out = static_cast<T*>(m.nodes[t]) + n * m.pixels * m.C;
       for_vectors<T>(m.C, [&](int64_t b, int64_t count, auto part) {
@@ -1135,15 +1185,14 @@ struct Mixer {
         if (terms == 2) add(std::integral_constant<int, 2>());
         if (terms == 1) add(std::integral_constant<int, 1>());
       });
-    }
+    });
   }
 
   // The sums of operation o, and where it is an identity its gradient.
   void backward(int64_t o) const {
     const int64_t channels = E * m.C;
     Buffer<double> sums(m.N * channels), sums_y(m.N * channels);
-#pragma omp parallel for schedule(static) num_threads(static_cast<int>(m.threads))
-    for (int64_t unit = 0; unit < m.N * m.T; ++unit) {
+    for_units(m.N * m.T, m.threads, [&](int64_t unit) {
       const int64_t n = unit / m.T, t = unit % m.T;
       const T* g = static_cast<const T*>(m.nodes[t]) + n * m.pixels * m.C;
       for_vectors<T>(m.C, [&](int64_t b, int64_t count, auto part) {
@@ -1165,19 +1214,18 @@ struct Mixer {
           }
         }
       });
-    }
+    });
     sum_images(sums.get(), m.N, channels, m.sum[o]);
     sum_images(sums_y.get(), m.N, channels, m.sum_y[o]);
   }
 
   void identity_backward(int64_t o) const {
-#pragma omp parallel for schedule(static) num_threads(static_cast<int>(m.threads))
-    for (int64_t unit = 0; unit < m.N * m.S; ++unit) {
+    for_units(m.N * m.S, m.threads, [&](int64_t unit) {
       const int64_t n = unit / m.S, s = unit % m.S;
       const int64_t image = n * m.pixels * m.C;
       mix_nodes<T>(m.nodes, image, gamma(o, n, s * m.T), m.gamma_edge, m.T, m.pixels, m.C,
                    static_cast<T*>(m.to_states[o * m.S + s]) + image, m.accumulate[o]);
-    }
+    });
   }
 };
 
