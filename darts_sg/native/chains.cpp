@@ -17,8 +17,9 @@
 // missing. So is a skip connection of stride 2, a 1x1 convolution of the even pixels, (0, 0) of each 2x2, beside one of
 // the odd ones, (1, 1): a product with both side by side, in which either sees its own half.
 //
-// Tensors: for each state the input of the first stage (N, H, W, C), with any stride between pixels, all others
-// (N, E, H, W, C) dense, each node (N, H, W, C); edge e = s * T + t leads from state s to node t, and for a pool T is 1.
+// Tensors: for each state the input of the first stage (N, H, W, C), with any stride between pixels, or several such
+// whose channels follow each other; all others (N, E, H, W, C) dense, each node (N, H, W, C); edge e = s * T + t leads
+// from state s to node t, and for a pool T is 1.
 // Names follow darts_sg/networks/edges.py.
 
 #include <algorithm>
@@ -223,24 +224,29 @@ typename Simd<T>::V activate(typename Simd<T>::V v, int64_t activation) {
 
 // Asks for what the next edge needs, a few lines at a time, while this one is computed.
 class Ahead {
-  const char *at_[3] = {}, *end_[3] = {};
-  int at_once_ = 0;
+  static constexpr int RANGES = 8;
+  const char *at_[RANGES] = {}, *end_[RANGES] = {};
+  int ranges_ = 0, at_once_ = 0;
+  int64_t lines_ = 0;
 
  public:
-  // Three ranges of memory, null for none, and how often `some` will be called until they are needed.
+  // Forgets what has been asked for.
+  void restart() { ranges_ = at_once_ = lines_ = 0; }
+  // Adds a range of memory; more than eight are not asked for.
   template <class T>
-  void aim(const T* const (&starts)[3], const int64_t (&counts)[3], int64_t calls) {
-    int64_t lines = 0;
-    for (int i = 0; i < 3; ++i) {
-      at_[i] = reinterpret_cast<const char*>(starts[i]);
-      end_[i] = starts[i] ? reinterpret_cast<const char*>(starts[i] + counts[i]) : nullptr;
-      lines += (end_[i] - at_[i] + 63) / 64;
-    }
-    at_once_ = static_cast<int>((lines + calls - 1) / std::max<int64_t>(1, calls));
+  void add(const T* start, int64_t count) {
+    if (!start || ranges_ == RANGES) return;
+    at_[ranges_] = reinterpret_cast<const char*>(start);
+    end_[ranges_++] = reinterpret_cast<const char*>(start + count);
+    lines_ += (count * static_cast<int64_t>(sizeof(T)) + 63) / 64;
+  }
+  // How often `some` will be called until all of it is needed.
+  void within(int64_t calls) {
+    at_once_ = static_cast<int>((lines_ + calls - 1) / std::max<int64_t>(1, calls));
   }
   void some() {
     int left = at_once_;
-    for (int i = 0; i < 3; ++i)
+    for (int i = 0; i < ranges_; ++i)
       for (; left > 0 && at_[i] < end_[i]; at_[i] += 64, --left) __builtin_prefetch(at_[i], 0, 2);
   }
 };
@@ -539,7 +545,8 @@ extern "C" {
 struct Stage {
   int64_t N, S, T, H, W, Ho, Wo, Ci, Co, k, stride, dilation, pool, activation, first, norm, training, threads;
   int64_t in_n, in_pixel;                // strides of the states
-  const void* const* states;             // S of them, the first stage's input
+  int64_t parts;                         // of each state, whose channels follow each other
+  const void* const* states;             // S * parts, the first stage's input
   const void *in, *in_scale, *in_shift;  // that of the others; its BatchNorm as y * scale + shift, each (E * Ci)
   const void *in_inverse, *in_offset;    // the same before weight and bias
   const void *depthwise, *pointwise;     // (E * Ci, 1, k, k), (E * Co, Ci, 1, 1)
@@ -556,8 +563,9 @@ struct Stage {
   int64_t gamma_edge, gamma_image;   // strides of gamma; between images 0 unless each has its own
   const double *sum, *sum_y;         // over images and pixels of gradient and of gradient * (y * inverse + offset)
   void* in_gradient;                 // (N, E, H, W, Ci), of the normalised input,
-  void* const* to_states;            // or of each state, (N, H, W, Ci), and whether it is added to what is there
-  int64_t accumulate;
+  void* const* to_states;            // or of each part of the states, (N, H, W, Ci / parts), and whether it is added
+  int64_t accumulate;                // to what is there
+  const void* const* onto_states;    // or to these, each null for none; itself null if it is added to what is there
   double *in_sum, *in_sum_y;         // (E * Ci), unless first
   void *depthwise_gradient, *pointwise_gradient, *odd_gradient, *weight_gradient, *bias_gradient;
 };
@@ -567,19 +575,19 @@ struct Stage {
 namespace {
 
 // out (pixels, C) = the sum over T_ nodes of gamma * node, each (pixels, C) from `at` on, where gamma's are `gamma_step`
-// apart; with `add` it is added to what is there.
+// apart, and of `onto`, unless that is null.
 template <class T>
 void mix_nodes(const void* const* nodes, int64_t at, const T* gamma, int64_t gamma_step, int64_t T_, int64_t pixels,
-               int64_t C, T* out, bool add) {
+               int64_t C, T* out, const T* onto) {
   typedef Simd<T> Sd;
   for_vectors<T>(C, [&](int64_t b, int64_t count, auto part) {
     for (int64_t t = 0; t < T_; ++t) {
       const T* node = static_cast<const T*>(nodes[t]) + at + b;
       const T factor = gamma[t * gamma_step];
-      const bool further = t > 0 || add;
+      const T* further = t > 0 ? out : onto;
       for (int64_t p = 0; p < pixels; ++p) {
         typename Sd::V v = factor * Sd::template load<part>(node + p * C, count);
-        if (further) v += Sd::template load<part>(out + p * C + b, count);
+        if (further) v += Sd::template load<part>(further + p * C + b, count);
         Sd::template store<part>(out + p * C + b, v, count);
       }
     }
@@ -592,6 +600,14 @@ void with_size(int64_t k, F f) {
   if (k == 3) f(std::integral_constant<int, 3>());
   if (k == 5) f(std::integral_constant<int, 5>());
   if (k == 7) f(std::integral_constant<int, 7>());
+}
+
+// Calls f with an activation as a constant.
+template <class F>
+void with_activation(int64_t activation, F f) {
+  if (activation == NONE) f(std::integral_constant<int64_t, NONE>());
+  if (activation == RELU) f(std::integral_constant<int64_t, RELU>());
+  if (activation == RELU6) f(std::integral_constant<int64_t, RELU6>());
 }
 
 template <class T>
@@ -647,12 +663,16 @@ struct Worker {  // a stage with its weights packed: what all threads share
     return static_cast<W*>(odd) + (e * (s.Co - first) + o - first) * s.Ci;
   }
 
-  const T* input(int64_t n, int64_t e) const {
-    if (s.first) return static_cast<const T*>(s.states[e / s.T]) + n * s.in_n;
+  // Where an edge's input is, or, if it is a state in several parts, one of them.
+  const T* input(int64_t n, int64_t e, int64_t part = 0) const {
+    if (s.first) return static_cast<const T*>(s.states[e / s.T * s.parts + part]) + n * s.in_n;
     return static_cast<const T*>(s.in) + (n * E + e) * s.H * s.W * s.Ci;
   }
   int64_t in_pixel() const { return s.first ? s.in_pixel : s.Ci; }
-  bool own_input() const { return !s.first || E == 1; }  // which no other edge has brought to the cache
+  void ask_for_input(int64_t n, int64_t e, Ahead& ahead) const {
+    if (s.first && E > 1) return;  // which another edge has brought to the cache
+    for (int64_t part = 0; part < (s.first ? s.parts : 1); ++part) ahead.add(input(n, e, part), s.H * s.W * in_pixel());
+  }
   const T* gamma(int64_t n, int64_t e) const {
     return static_cast<const T*>(s.gamma) + e * s.gamma_edge + n * s.gamma_image;
   }
@@ -671,20 +691,44 @@ struct Worker {  // a stage with its weights packed: what all threads share
 
   // Rows [from, to) of the input of edge e of image n, normalised and activated, into a plane with a border.
   void load(int64_t n, int64_t e, int64_t from, int64_t to, T* plane, Ahead& ahead) const {
-    const int64_t step = in_pixel(), W = s.W, apart = Cip, activation = s.activation;
-    const bool scaled = s.in_scale;
+    const int64_t step = in_pixel(), W = s.W, apart = Cip;
+    if (s.first && s.parts > 1) return load_parts(n, e, from, to, plane, ahead);
+    const auto rows = [&](auto activation, auto scaled) {
+      for (int64_t h = from; h < to; ++h)
+        for_vectors<T>(s.Ci, [&](int64_t b, int64_t count, auto part) {
+          const V scale = Sd::load(in_scale.get() + e * Cip + b), shift = Sd::load(in_shift.get() + e * Cip + b);
+          const T* source = input(n, e) + h * W * step + b;
+          T* target = plane + ((h + pad) * Wp + pad) * Cip + b;
+          ahead.some();
+          for (int64_t w = 0; w < W; ++w) {
+            V v = Sd::template load<part>(source + w * step, count);
+            if (scaled) v = v * scale + shift;
+            Sd::store(target + w * apart, activate<T>(v, activation));
+          }
+        });
+    };
+    with_activation(s.activation, [&](auto activation) {
+      if (s.in_scale)
+        rows(activation, std::true_type());
+      else
+        rows(activation, std::false_type());
+    });
+  }
+
+  // `load` of a state in several parts.
+  void load_parts(int64_t n, int64_t e, int64_t from, int64_t to, T* plane, Ahead& ahead) const {
+    const int64_t step = in_pixel(), W = s.W, apart = Cip, activation = s.activation, C = s.Ci / s.parts;
     for (int64_t h = from; h < to; ++h)
-      for_vectors<T>(s.Ci, [&](int64_t b, int64_t count, auto part) {
-        const V scale = Sd::load(in_scale.get() + e * Cip + b), shift = Sd::load(in_shift.get() + e * Cip + b);
-        const T* source = input(n, e) + h * W * step + b;
-        T* target = plane + ((h + pad) * Wp + pad) * Cip + b;
-        ahead.some();
-        for (int64_t w = 0; w < W; ++w) {
-          V v = Sd::template load<part>(source + w * step, count);
-          if (scaled) v = v * scale + shift;
-          Sd::store(target + w * apart, activate<T>(v, activation));
-        }
-      });
+      for (int64_t i = 0; i < s.parts; ++i)
+        for_vectors<T>(C, [&](int64_t b, int64_t count, auto part) {
+          const T* source = input(n, e, i) + h * W * step + b;
+          T* target = plane + ((h + pad) * Wp + pad) * Cip + i * C + b;
+          ahead.some();
+          for (int64_t w = 0; w < W; ++w) {
+            const V v = Sd::template load<part>(source + w * step, count);
+            Sd::template store<part>(target + w * apart, activate<T>(v, activation), count);
+          }
+        });
   }
 
   // Calls f for each output pixel of rows [from, to): its number, and where its even and its odd pixel are in a plane.
@@ -722,7 +766,7 @@ struct Worker {  // a stage with its weights packed: what all threads share
     const T* g = mixed;
     if (s.source == MIXED_NODES)
       mix_nodes<T>(s.given, n * image + first, gamma(n, e * s.nodes), s.gamma_edge, s.nodes, (to - from) * s.Wo, s.Co,
-                   mixed, false);
+                   mixed, nullptr);
     else if (s.source == NODES)
       g = static_cast<const T*>(s.given[t]) + n * image + first;
     else
@@ -751,41 +795,62 @@ struct Worker {  // a stage with its weights packed: what all threads share
   // own_sums: of it and of its product with the normalised input (before weight and bias), each Cip.
   void pass_on(int64_t n, int64_t t, int64_t e, int64_t from, int64_t to, const T* by_input, int64_t row,
                const T* plane, T* own_sums, Ahead& ahead) const {
-    const int64_t step = s.Ci;
-    T* target = s.first ? static_cast<T*>(s.to_states[e / s.T]) + n * s.H * s.W * step
-                        : static_cast<T*>(s.in_gradient) + (n * E + e) * s.H * s.W * step;
-    const bool first = s.first, add = first && (t > 0 || s.accumulate), affine = s.in_inverse;
-    const bool relu = s.activation != NONE, relu6 = s.activation == RELU6;
+    if (s.first) {
+      const int64_t C = s.Ci / s.parts;
+      for (int64_t i = 0; i < s.parts; ++i) {
+        const int64_t number = e / s.T * s.parts + i, image = n * s.H * s.W * C;
+        T* target = static_cast<T*>(s.to_states[number]) + image;
+        const T* onto = s.onto_states ? static_cast<const T*>(s.onto_states[number]) : nullptr;
+        if (onto) onto += image;
+        pass_on_channels<true>(n, e, from, to, by_input, row, plane, i * C, C, target,
+                               t > 0 || s.accumulate ? target : onto, own_sums, ahead);
+      }
+    } else {
+      T* target = static_cast<T*>(s.in_gradient) + (n * E + e) * s.H * s.W * s.Ci;
+      pass_on_channels<false>(n, e, from, to, by_input, row, plane, 0, s.Ci, target, nullptr, own_sums, ahead);
+    }
+  }
+
+  // `pass_on` for C channels from `begin` on: what is added to `onto`, unless that is null, is written to `target`.
+  template <bool first>
+  void pass_on_channels(int64_t n, int64_t e, int64_t from, int64_t to, const T* by_input, int64_t row, const T* plane,
+                        int64_t begin, int64_t C, T* target, const T* onto, T* own_sums, Ahead& ahead) const {
+    const int64_t step = C;
+    const bool affine = !first && s.in_inverse, add = first && onto;
     const int64_t W = s.W, apart = Cip, in_step = in_pixel();
     const V zero = {}, six = zero + T(6);
-    for (int64_t h = from; h < to; ++h)
-      for_vectors<T>(s.Ci, [&](int64_t b, int64_t lanes, auto part) {
-        V inverse = {}, offset = {}, sum = {}, sum_y = {};
-        if (affine) {
-          inverse = Sd::template load<part>(static_cast<const T*>(s.in_inverse) + e * s.Ci + b, lanes);
-          offset = Sd::template load<part>(static_cast<const T*>(s.in_offset) + e * s.Ci + b, lanes);
-        }
-        const T *gradients = by_input + (scattered() ? h : h - from) * row + b;
-        const T *seen = plane + ((h + pad) * Wp + pad) * Cip + b;
-        const T *y = input(n, e) + h * W * in_step + b;
-        T* p = target + h * W * step + b;
-        ahead.some();
-        for (int64_t w = 0; w < W; ++w) {
-          V v = Sd::load(gradients + w * apart);
-          const V active = Sd::load(seen + w * apart);
-          if (relu) v = active > zero ? v : zero;
-          if (relu6) v = active < six ? v : zero;
-          if (!first) {
-            sum += v;
-            // without weight and bias: where the gradient is not zero the activation has changed nothing
-            sum_y += v * (affine ? Sd::template load<part>(y + w * in_step, lanes) * inverse + offset : active);
+    with_activation(s.activation, [&](auto activation) {
+      for (int64_t h = from; h < to; ++h)
+        for_vectors<T>(C, [&](int64_t b, int64_t lanes, auto part) {
+          V inverse = {}, offset = {}, sum = {}, sum_y = {};
+          if (affine) {
+            inverse = Sd::template load<part>(static_cast<const T*>(s.in_inverse) + e * s.Ci + b, lanes);
+            offset = Sd::template load<part>(static_cast<const T*>(s.in_offset) + e * s.Ci + b, lanes);
           }
-          if (add) v += Sd::template load<part>(p + w * step, lanes);
-          Sd::template store<part>(p + w * step, v, lanes);
-        }
-        Sd::store(own_sums + b, Sd::load(own_sums + b) + sum);
-        Sd::store(own_sums + Cip + b, Sd::load(own_sums + Cip + b) + sum_y);
-      });
+          const T *gradients = by_input + (scattered() ? h : h - from) * row + begin + b;
+          const T *seen = plane + ((h + pad) * Wp + pad) * Cip + begin + b;
+          const T *y = input(n, e) + h * W * in_step + b;
+          T* p = target + h * W * step + b;
+          const T* before = add ? onto + h * W * step + b : p;
+          ahead.some();
+          for (int64_t w = 0; w < W; ++w) {
+            V v = Sd::load(gradients + w * apart);
+            const V active = Sd::load(seen + w * apart);
+            if (activation != NONE) v = active > zero ? v : zero;
+            if (activation == RELU6) v = active < six ? v : zero;
+            if (!first) {
+              sum += v;
+              // without weight and bias: where the gradient is not zero the activation has changed nothing
+              sum_y += v * (affine ? Sd::template load<part>(y + w * in_step, lanes) * inverse + offset : active);
+            }
+            if (add) v += Sd::template load<part>(before + w * step, lanes);
+            Sd::template store<part>(p + w * step, v, lanes);
+          }
+          if (first) return;
+          Sd::store(own_sums + b, Sd::load(own_sums + b) + sum);
+          Sd::store(own_sums + Cip + b, Sd::load(own_sums + Cip + b) + sum_y);
+        });
+    });
   }
   bool scattered() const { return s.odd || (s.k && s.stride != 1); }
 
@@ -862,9 +927,11 @@ void Worker<T>::forward() const {
       const int64_t n = unit / E, e = unit % E;
       const bool there = s.first && in_plane == input(n, e);  // the same state as that of the edge before
       in_plane = input(n, e);
-      if (own_input() && unit + 1 < s.N * E)
-        ahead.aim<T>({input((unit + 1) / E, (unit + 1) % E), nullptr, nullptr}, {s.H * s.W * in_pixel(), 0, 0},
-                     s.H * Cip / Sd::L);
+      if (unit + 1 < s.N * E) {
+        ahead.restart();
+        ask_for_input((unit + 1) / E, (unit + 1) % E, ahead);
+        ahead.within(s.H * Cip / Sd::L);
+      }
       for (int64_t from = 0, loaded = 0, to; from < s.Ho; from = to) {
         to = std::min(from + R, s.Ho);
         if (!there) load(n, e, loaded, needed(to), plane, ahead);
@@ -987,15 +1054,13 @@ void Worker<T>::backward() const {
           const bool last_of_image = e + 1 == first_e + together;
           const int64_t next_n = n + last_of_image, next_e = last_of_image ? first_e : e + 1;
           if (next_n < s.N) {
-            const int64_t next = next_n * E + next_e;
-            const int64_t size = pixels * s.Co;
-            const T* own_gradient = s.source == EDGES             ? static_cast<const T*>(s.gradient) + next * size
-                                    : s.source == NODES && E == 1 ? static_cast<const T*>(s.given[0]) + next * size
-                                                                  : nullptr;
-            ahead.aim<T>({static_cast<const T*>(s.out) + next * size,
-                          own_gradient,
-                          own_input() ? input(next_n, next_e) : nullptr},
-                         {size, size, s.H * s.W * in_pixel()}, ((there ? 1 : 2) * s.H * Cip + s.Ho * Cop) / Sd::L);
+            const int64_t next = next_n * E + next_e, size = pixels * s.Co;
+            ahead.restart();
+            ahead.add(static_cast<const T*>(s.out) + next * size, size);
+            if (s.source == EDGES) ahead.add(static_cast<const T*>(s.gradient) + next * size, size);
+            if (s.source == NODES && E == 1) ahead.add(static_cast<const T*>(s.given[0]) + next * size, size);
+            ask_for_input(next_n, next_e, ahead);
+            ahead.within(((there ? 1 : 2) * s.H * Cip + s.Ho * Cop) / Sd::L);
           }
           if (scatter) std::memset(before, 0, static_cast<size_t>(Hp * Wp * Cip) * sizeof(T));
           std::memset(own_sums, 0, static_cast<size_t>(2 * Cip) * sizeof(T));
@@ -1111,10 +1176,10 @@ struct Mix {
   void* const* nodes;                           // T of (N, pixels, C)
   const void* const* onto;                      // forward: what is in the nodes already, null for nothing
   double *const *sum, *const *sum_y;  // backward, for each operation (E * C): of gradient and gradient * operation
-  // for each identity and state where its gradient goes, (N, pixels, C), null elsewhere, and for each identity whether
-  // it is added to what is there
+  // for each identity and state where its gradient goes, (N, pixels, C), null elsewhere, and what it is added to: that
+  // again, something else, or null
   void* const* to_states;
-  const int64_t* accumulate;
+  const void* const* onto_states;
 };
 
 }  // extern "C"
@@ -1223,8 +1288,9 @@ struct Mixer {
     for_units(m.N * m.S, m.threads, [&](int64_t unit) {
       const int64_t n = unit / m.S, s = unit % m.S;
       const int64_t image = n * m.pixels * m.C;
+      const T* onto = static_cast<const T*>(m.onto_states[o * m.S + s]);
       mix_nodes<T>(m.nodes, image, gamma(o, n, s * m.T), m.gamma_edge, m.T, m.pixels, m.C,
-                   static_cast<T*>(m.to_states[o * m.S + s]) + image, m.accumulate[o]);
+                   static_cast<T*>(m.to_states[o * m.S + s]) + image, onto ? onto + image : nullptr);
     });
   }
 };

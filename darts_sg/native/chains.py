@@ -62,6 +62,9 @@ class Operations:
     S: int
     T: int
     each: Sequence[Operation]
+    parts: int = 1
+    """In how many parts a state is given, whose channels follow each other; if there are several each operation has
+    stages."""
 
     def stages(self) -> list[Stage]:
         return [stage for operation in self.each for stage in operation.stages]
@@ -69,13 +72,14 @@ class Operations:
     @cached_property
     def alone(self) -> "Graph":
         """A graph of nothing else."""
-        num_inputs = self.S * (1 + max(operation.input for operation in self.each))
+        num_inputs = self.S * self.parts * (1 + max(operation.input for operation in self.each))
         nodes = range(num_inputs, num_inputs + self.T)
-        return Graph(num_inputs, [Step(self, range(num_inputs), nodes)], nodes, joined=False)
+        return Graph(num_inputs, [Step(self, range(num_inputs), nodes)], nodes)
 
 
 class Step(NamedTuple):
-    """Operations in a graph: from which of its states they lead, those of the first input first, and to which T."""
+    """Operations in a graph: from which of its states they lead, those of the first input first, all parts of one
+    before the next, and to which T."""
 
     operations: Operations
     states: Sequence[int]
@@ -93,9 +97,10 @@ class Graph:
     num_inputs: int
     steps: Sequence[Step]
     outputs: Sequence[int]
-    """None of those that it is given; if they are not joined no step leads from them."""
-    joined: bool
-    """Whether the outputs are concatenated to one."""
+    """None of those that it is given."""
+    passed_on: Sequence[int] = ()
+    """Those that it is given and gives back as they are, for what takes them after it: so their gradients are added up
+    within the kernels."""
     plans: dict[Hashable, Any] = field(default_factory=dict, repr=False)
     """Of darts_sg.native.cpu, for each kind of input."""
 
@@ -116,8 +121,9 @@ class Graph:
         """For each step and each of its inputs those of its states that the graph is given."""
         found = []
         for step in self.steps:
-            S = step.operations.S
-            found += [[s for s in step.states[i : i + S] if s < self.num_inputs] for i in range(0, len(step.states), S)]
+            size = step.operations.S * step.operations.parts
+            inputs = [step.states[i : i + size] for i in range(0, len(step.states), size)]
+            found += [[state for state in states if state < self.num_inputs] for states in inputs]
         return [states for states in found if states]
 
 
@@ -198,7 +204,7 @@ def run(states: Sequence[Tensor], gamma: Tensor, operations: Operations) -> list
 
 
 def run_graph(inputs: Sequence[Tensor], gammas: Sequence[Tensor], graph: Graph) -> list[Tensor]:
-    """The outputs of a graph, each (N, C, H', W'), on a CPU.
+    """The outputs of a graph, each (N, C, H', W'), and after them the states that it passes on, on a CPU.
 
     inputs: the states that it is given, and gammas: one for each step, as for `run`. Raises Unavailable if the kernels
     cannot be compiled.

@@ -22,16 +22,16 @@ from darts_sg.native.chains import DTYPES, EDGES, MIXED_NODES, NODES, Graph, Ope
 # the structures of chains.cpp
 STAGE = (
     "N", "S", "T", "H", "W", "Ho", "Wo", "Ci", "Co", "k", "stride", "dilation", "pool", "activation", "first",
-    "norm", "training", "threads", "in_n", "in_pixel", "states", "in", "in_scale", "in_shift", "in_inverse",
+    "norm", "training", "threads", "in_n", "in_pixel", "parts", "states", "in", "in_scale", "in_shift", "in_inverse",
     "in_offset", "depthwise", "pointwise", "odd", "out", "scale", "shift", "inverse", "offset", "running_mean",
     "running_var", "weight", "bias", "momentum", "eps", "gradient", "given", "source", "nodes", "gamma",
-    "gamma_edge", "gamma_image", "sum", "sum_y", "in_gradient", "to_states", "accumulate", "in_sum", "in_sum_y",
-    "depthwise_gradient", "pointwise_gradient", "odd_gradient", "weight_gradient", "bias_gradient",
+    "gamma_edge", "gamma_image", "sum", "sum_y", "in_gradient", "to_states", "accumulate", "onto_states", "in_sum",
+    "in_sum_y", "depthwise_gradient", "pointwise_gradient", "odd_gradient", "weight_gradient", "bias_gradient",
 )  # fmt: skip
 OF_OPERATIONS = ("scale", "shift", "image", "part", "pixel", "shared", "stages")  # pointers to one for each operation
 MIX = (
     "operations", "N", "S", "T", "pixels", "C", "threads", "y", *OF_OPERATIONS, "gamma", "gamma_edge", "gamma_image",
-    "nodes", "onto", "sum", "sum_y", "to_states", "accumulate",
+    "nodes", "onto", "sum", "sum_y", "to_states", "onto_states",
 )  # fmt: skip
 ALIGNED = 64  # bytes that parts of a tensor begin at multiples of
 Words = NDArray[np.int64]
@@ -127,13 +127,15 @@ class _Section:
         self.plan, self.step, self.operations = plan, step, step.operations
         self.gamma, self.by_image, self.start = Address("gammas", number), by_image, start
         S, T, num_ops = step.operations.S, step.operations.T, len(step.operations.each)
-        self.states = [step.states[i : i + S] for i in range(0, len(step.states), S)]  # of each input
+        size = S * step.operations.parts
+        self.states = [step.states[i : i + size] for i in range(0, len(step.states), size)]  # of each input
         self.images = [plan.images[states[0]] for states in self.states]
         self.N = self.images[0].shape[0]
         self.gamma_strides: Row = {"gamma_edge": self.N, "gamma_image": 1} if by_image else {"gamma_edge": 1}
-        sizes = dict.fromkeys(("y", "to_states"), num_ops * S) | {"nodes": T, "onto": T}
-        sizes |= dict.fromkeys((*OF_OPERATIONS, "sum", "sum_y", "accumulate"), num_ops)
-        sizes |= {f"{name} {i}": S for name in ("states", "to_states") for i in range(len(self.states))}
+        sizes = dict.fromkeys(("y", "to_states", "onto_states"), num_ops * S) | {"nodes": T, "onto": T}
+        sizes |= dict.fromkeys((*OF_OPERATIONS, "sum", "sum_y"), num_ops)
+        of_inputs = ("states", "to_states", "onto_states")
+        sizes |= {f"{name} {i}": size for name in of_inputs for i in range(len(self.states))}
         self.places = dict(zip(sizes, np.cumsum([len(MIX), *sizes.values()]).tolist(), strict=False))
         self.num_words = len(MIX) + sum(sizes.values())
         self.rows: list[Row] = []
@@ -177,7 +179,8 @@ class _Section:
         row: Row = {"S": S, "T": T, "activation": stage.activation, "stride": 1, "dilation": 1}
         if before is None:
             _, C, H, W = images.shape
-            row |= {"states": self._pointer(f"states {operation.input}"), "first": 1}
+            C *= self.operations.parts
+            row |= {"states": self._pointer(f"states {operation.input}"), "first": 1, "parts": self.operations.parts}
         else:
             _, _, H, W, C = before.shape
             row |= {"in": before.y, "in_scale": before.scale, "in_shift": before.shift}
@@ -226,9 +229,10 @@ class _Section:
         for i, states in enumerate(self.states):
             found[f"states {i}"] += [Address("states", state) for state in states]
             found[f"to_states {i}"] += [Address("by_states", state) if backward else 0 for state in states]
+            found[f"onto_states {i}"] += [Address("behind", state) if backward else 0 for state in states]
         ends = 0
         for o, operation in enumerate(self.operations.each):
-            row: Row = {"shared": operation.shared, "stages": len(operation.stages), "accumulate": self.adds.get(o, 0)}
+            row: Row = {"shared": operation.shared, "stages": len(operation.stages)}
             row |= self._sums(o) if backward else {}
             if operation.stages:
                 ends += len(operation.stages)
@@ -240,12 +244,14 @@ class _Section:
                 size = E // S * part * self.plan.value_size
                 found["y"] += [result.y._replace(offset=state * size) for state in range(S)]
                 found["to_states"] += [0] * S
+                found["onto_states"] += [0] * S
             else:
                 images = self.images[operation.input]
                 row |= {"image": images.image, "pixel": images.pixel}
                 found["y"] += found[f"states {operation.input}"]
                 found["to_states"] += found[f"to_states {operation.input}"]
-            for name in (*OF_OPERATIONS, "sum", "sum_y", "accumulate"):
+                found["onto_states"] += found[f"{'to' if self.adds.get(o) else 'onto'}_states {operation.input}"]
+            for name in (*OF_OPERATIONS, "sum", "sum_y"):
                 found[name].append(row.get(name, 0))
         mix: Row = {"operations": len(self.operations.each), "gamma": self.gamma, **self.gamma_strides}
         mix |= {"N": self.N, "pixels": H * W, "C": C, "S": S, "T": T}
@@ -283,6 +289,7 @@ class _Section:
                         row[f"{name}_gradient"] = Address("by_weights", weight.number)
                 if i == 0:
                     row |= {"to_states": self._pointer(f"to_states {operation.input}"), "accumulate": self.adds[o]}
+                    row["onto_states"] = 0 if self.adds[o] else self._pointer(f"onto_states {operation.input}")
                 else:
                     shape = self.results[done + i - 1].shape
                     buffer = i % 2
@@ -319,13 +326,14 @@ class Plan:
         self.counts = {
             "itself": 1, "states": num_states, "gammas": len(gammas), "normalisations": 1, "weights": self.num_weights,
             "outputs": self.num_results, "statistics": 2 * self.num_results, "sums": 1, "passed": 2,
-            "by_states": num_states, "by_weights": self.num_weights,
+            "behind": num_states, "by_states": num_states, "by_weights": self.num_weights,
         }  # fmt: skip
         self.first_rows = np.cumsum([0, *(len(section.rows) for section in self.sections)]).tolist()
         self.forward = self._forward()
         self.passed_bytes = [0, 0]
-        self.begun = set(graph.outputs)  # states whose gradient has something in it, on the way back
-        self.zeroed: set[int] = set()  # those where that is zeros
+        self.begun: set[int] = set()  # states whose gradient has been written to, on the way back
+        self.zeroed: set[int] = set()  # those where zeros have been
+        self.direct: set[int] = set()  # outputs that no step leads from: their gradient is what comes from behind
         self.order: list[int] = []  # of the stages in the backward pass
         self.backward = self._backward()
 
@@ -339,9 +347,12 @@ class Plan:
 
     def _backward(self) -> _Table:
         for section in reversed(self.sections):
-            section.live = any(node in self.begun for node in section.step.nodes)
+            nodes = set(section.step.nodes)
+            self.direct |= nodes & {*self.graph.outputs} - self.begun
+            section.live = bool(nodes & (self.begun | self.direct))
             if section.live:
-                self.adds_to(section.step.nodes)
+                self.zeroed |= nodes - self.begun - self.direct
+                self.begun |= nodes
                 section.set_adds()
         words: list[Value] = []
         rows: list[Row] = []
@@ -398,12 +409,15 @@ class _Calls:
 
 def run(inputs: Sequence[Tensor], gammas: Sequence[Tensor], graph: Graph) -> list[Tensor]:
     """`chains.run_graph` on a CPU. Raises Unavailable if the kernels cannot be compiled."""
-    found = _Run.apply(graph, *gammas, *inputs, *graph.weights())
+    found = list(_Run.apply(graph, *gammas, *inputs, *graph.weights()))
+    for i, state in enumerate(graph.passed_on, start=len(graph.outputs)):
+        if not inputs[state].requires_grad:  # nor is it to seem so
+            found[i] = inputs[state]
     norms = [stage.norm for stage in graph.stages() if stage.norm is not None and stage.norm.training]
     counters = [norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None]
     if counters:
         torch._foreach_add_(counters, 1)
-    return list(found)
+    return found
 
 
 def _inputs(inputs: Sequence[Tensor], graph: Graph) -> tuple[list[Tensor], list[_Images]]:
@@ -442,14 +456,13 @@ class _Run(torch.autograd.Function):
         ctx.plan, ctx.training = plan, training
         kept = [state if number in graph.taken else None for number, state in enumerate(states)]
         ctx.save_for_backward(*kept, *gammas, normalisations, *weights, *outputs)
-        found = [states[state] for state in graph.outputs]
-        if graph.joined:
-            found = [torch.cat(found, dim=3)]
-        return tuple(x.permute(0, 3, 1, 2) for x in found)
+        ctx.set_materialize_grads(False)
+        given = tensors[num_gammas:]
+        return *(states[state].permute(0, 3, 1, 2) for state in graph.outputs), *(given[i] for i in graph.passed_on)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         plan: Plan = ctx.plan
         graph, sections, counts = plan.graph, plan.sections, plan.counts
         saved: tuple[Tensor, ...] = ctx.saved_tensors
@@ -467,21 +480,22 @@ class _Run(torch.autograd.Function):
             if wanted or of_gamma:
                 needed.update(section.step.nodes)
         runs = [section.live and (all_ or one) for section, all_, one in zip(sections, whole, of_gammas, strict=True)]
-        by_states: list[Tensor | None] = [None] * num_states
-        for state, gradient in zip(graph.outputs, _of_outputs(plan, gradients), strict=True):
-            by_states[state] = gradient
+        behind: list[Tensor | None] = [None] * num_states
+        for state, gradient in zip((*graph.outputs, *graph.passed_on), gradients, strict=True):
+            behind[state] = None if gradient is None else gradient.permute(0, 2, 3, 1).contiguous()
+        by_states = [x if state in plan.direct else None for state, x in enumerate(behind)]
         for i, section in enumerate(sections):
             for state in (*(section.step.states if whole[i] else ()), *(section.step.nodes if runs[i] else ())):
                 if by_states[state] is None:
-                    gradient = _pixels(like, plan, state)
-                    by_states[state] = gradient.zero_() if state in plan.zeroed else gradient
+                    pixels = _pixels(like, plan, state)
+                    by_states[state] = pixels.zero_() if state in plan.zeroed | plan.direct else pixels
         by_weights: list[Tensor | None] = [None] * len(weights)
         for i in (i for section in itertools.compress(sections, whole) for i in section.weights if of_weights[i]):
             by_weights[i] = torch.empty_like(weights[i])
         sums = plan.sums.tensor(like)
         passed = [like.new_empty(size if any(whole) else 0, dtype=torch.uint8) for size in plan.passed_bytes]
         starts = [0, *_starts(saved), *[0] * counts["statistics"]]
-        starts += _starts([sums, *passed, *by_states, *by_weights])
+        starts += _starts([sums, *passed, *behind, *by_states, *by_weights])
         call = _Calls("backward", plan, like.dtype, plan.backward.with_addresses(starts))
         call.rows[:, STAGE.index("training")] = np.array(ctx.training)[plan.order]
         for i in reversed(range(len(sections))):
@@ -491,10 +505,12 @@ class _Run(torch.autograd.Function):
             section.by_gamma(sums).to(like.dtype) if one and section.live and not section.by_image else None
             for section, one in zip(sections, of_gammas, strict=True)
         ]
-        by_inputs = [
-            None if gradient is None or not one else gradient.permute(0, 3, 1, 2)
-            for gradient, one in zip(by_states[:num_inputs], of_inputs, strict=True)
-        ]
+        by_inputs: list[Tensor | None] = []
+        for state, one in enumerate(of_inputs):
+            found = by_states[state]
+            if found is None:  # no step leads from it
+                found = behind[state]
+            by_inputs.append(None if found is None or not one else found.permute(0, 3, 1, 2))
         return None, *by_gammas, *by_inputs, *by_weights
 
 
@@ -502,15 +518,6 @@ def _pixels(like: Tensor, plan: Plan, state: int) -> Tensor:
     """Memory for a state (N, H, W, C)."""
     N, C, H, W = plan.images[state].shape
     return like.new_empty(N, H, W, C)
-
-
-def _of_outputs(plan: Plan, gradients: Sequence[Tensor]) -> list[Tensor]:
-    """The gradients of the outputs, each (N, H, W, C); if these were joined, such as may be added to."""
-    pixels = [gradient.permute(0, 2, 3, 1) for gradient in gradients]
-    if not plan.graph.joined:
-        return [x.contiguous() for x in pixels]
-    parts = pixels[0].split([plan.images[state].shape[1] for state in plan.graph.outputs], dim=3)
-    return [part.clone(memory_format=torch.contiguous_format) for part in parts]
 
 
 def _statistics(norm: nn.BatchNorm2d | None) -> tuple[Tensor | None, Tensor | None]:

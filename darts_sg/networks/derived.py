@@ -9,14 +9,15 @@ from darts_sg.errors import UsageError
 from darts_sg.genotype import NUM_INPUTS, Cell, Genotype
 from darts_sg.native import chains as native
 from darts_sg.networks.skeleton import (
+    CellGraphs,
     CellSpec,
     CifarStem,
     Head,
     ImageNetStem,
+    Parts,
     between_cells,
     cell_specs,
     input_layers,
-    input_steps,
     join,
 )
 from darts_sg.ops import OPERATIONS
@@ -39,39 +40,40 @@ class DerivedCell(nn.Module):
             for _, edge in cell.edges()
         )
         self.native = False  # whether the kernels of darts_sg.native compute it, if they can
-        self.graph: native.Graph | None = None
+        self.graphs = CellGraphs((self.input_0, self.input_1), self._steps(), cell.concat)
 
-    def use_native(self, on: bool) -> None:
-        """See DerivedNetwork.use_native."""
-        self.native = on
-        self.graph = self._graph() if on else None
-
-    def _graph(self) -> native.Graph | None:
-        """The cell as the kernels compute it; None if they cannot. Its states are those that it is given, then those of
-        the genotype."""
-        steps = input_steps((self.input_0, self.input_1))
-        stages = [stages_of(op) for op in self.ops]
-        if steps is None or None in stages:
-            return None
-        terms = iter(zip(self.ops, stages, strict=True))
-        for number, node in enumerate(self.cell.nodes):
+    def _steps(self) -> list[native.Step] | None:
+        """See CellGraphs."""
+        steps: list[native.Step] = []
+        ops = iter(self.ops)
+        for number, node in enumerate(self.cell.nodes, start=NUM_INPUTS):
             inputs = list(dict.fromkeys(edge.state for edge in node))
             each: list[native.Operation] = []
             for edge in node:
-                op, of_op = next(terms)
-                each.append(native.Operation(of_op or [], inputs.index(edge.state)))
+                op, place = next(ops), inputs.index(edge.state)
+                stages = stages_of(op)
+                if stages is None:
+                    return None
+                each.append(native.Operation(stages, place))
                 if _adds_input(op):
-                    each.append(native.Operation([], inputs.index(edge.state)))
-            states = [NUM_INPUTS + state for state in inputs]
-            steps.append(native.Step(native.Operations(1, 1, each), states, [2 * NUM_INPUTS + number]))
-        return native.Graph(NUM_INPUTS, steps, [NUM_INPUTS + state for state in self.cell.concat], joined=True)
+                    each.append(native.Operation([], place))
+            steps.append(native.Step(native.Operations(1, 1, each), inputs, [number]))
+        return steps
+
+    def in_one(self, state: Tensor) -> bool:
+        """Whether it is computed in one call of the kernels."""
+        return self.native and self.graphs.known and native.takes(state)
+
+    def in_parts(self, s0: Parts, s1: Parts, drop_path_prob: float | Tensor | None) -> tuple[Parts, Parts]:
+        """What `forward` gives, in parts, and s1, to be used instead of s1 from now on."""
+        if not self.in_one(s0[0]):
+            return [self(join(s0), join(s1), drop_path_prob)], s1
+        return self.graphs.run(s0, s1, self._kept(s0[0], drop_path_prob))
 
     def forward(self, s0: Tensor, s1: Tensor, drop_path_prob: float | Tensor | None) -> Tensor:
         """With `native` the states are given as they are before the ReLU between cells."""
-        if self.native and self.graph is not None and native.takes(s0):
-            ones = s0.new_ones(1, 1)
-            gammas = self._kept(s0, drop_path_prob)
-            return native.run_graph([s0, s1], [ones, ones, *gammas], self.graph)[0]
+        if self.in_one(s0):
+            return join(self.in_parts([s0], [s1], drop_path_prob)[0])
         if self.native:
             s0, s1 = torch.relu(s0), torch.relu(s1)
         states = [self.input_0(s0), self.input_1(s1)]
@@ -199,8 +201,8 @@ class DerivedNetwork(nn.Module):
         They must be there (darts_sg.native.kernels) by the first forward pass.
         """
         self.native = on
-        for cell in self.cells:
-            cast(DerivedCell, cell).use_native(on)
+        for cell in self._cells():
+            cell.native = on
 
     def set_drop_path_prob(self, prob: float) -> None:
         """Drop path with this probability from now on, in train mode; 0 for none."""
@@ -208,13 +210,20 @@ class DerivedNetwork(nn.Module):
         self._drop_path_prob = torch.tensor(prob, device=device) if prob > 0 else None
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        s0, s1 = self.stem(x)
+        s0: Parts
+        s1: Parts
+        s0, s1 = ([state] for state in self.stem(x))
         drop_path_prob = self._drop_path_prob if self.training else None
         auxiliary_logits = None
-        for i, cell in enumerate(self.cells):
-            output = cell(s0, s1, drop_path_prob)
-            as_it_is = self.native or i == len(self.cells) - 1  # the kernels take the ReLU with what follows it
-            s0, s1 = s1, output if as_it_is else between_cells(output)
+        last = len(self.cells) - 1
+        for i, cell in enumerate(self._cells()):
+            output, s1 = cell.in_parts(s0, s1, drop_path_prob)
+            if not self.native and i < last:  # the kernels take the ReLU with what follows it
+                output = [between_cells(state) for state in output]
+            s0, s1 = s1, output
             if i == self.auxiliary_after and self.auxiliary_head is not None and self.training:
-                auxiliary_logits = self.auxiliary_head(s1)
-        return self.head(s1), auxiliary_logits
+                auxiliary_logits = self.auxiliary_head(join(s1))
+        return self.head(join(s1)), auxiliary_logits
+
+    def _cells(self) -> list[DerivedCell]:
+        return [cast(DerivedCell, cell) for cell in self.cells]

@@ -11,6 +11,8 @@ from darts_sg.errors import UsageError
 from darts_sg.native import chains as native
 from darts_sg.ops.primitives import ConvBN, HalvingConvBN
 
+Parts = Sequence[Tensor]  # a state, in one or more parts whose channels follow each other
+
 
 @dataclass(frozen=True)
 class CellSpec:
@@ -56,17 +58,46 @@ def input_layers(spec: CellSpec, affine: bool) -> tuple[nn.Module, nn.Module]:
     return older(spec.C_pp, spec.C, affine=affine), ConvBN(spec.C_p, spec.C, affine=affine)
 
 
-def input_steps(layers: Sequence[nn.Module]) -> list[native.Step] | None:
-    """The first steps of a cell's graph: from the two states that it is given, through a ReLU and the input layers, to
-    2 and 3. The ReLU is that between cells, so these states are given as they are before it. None if the kernels do
-    not compute the layers."""
-    steps = []
-    for state, layer in enumerate(layers):
-        stages = native.stages_of([nn.ReLU(), *(layer if isinstance(layer, ConvBN) else [layer])], 1)
-        if stages is None:
-            return None
-        steps.append(native.Step(native.Operations(1, 1, [native.Operation(stages)]), [state], [len(layers) + state]))
-    return steps
+class CellGraphs:
+    """A cell as the kernels for CPUs compute it, in one call for each pass, if they can.
+
+    Between cells a state goes in parts, whose channels follow each other: neither are the nodes joined nor their
+    gradients taken apart. The first ReLU of either input is part of the cell, so that its states are given as they are
+    before it (see `between_cells`).
+    """
+
+    def __init__(
+        self, layers: Sequence[nn.Module], steps: Sequence[native.Step] | None, outputs: Sequence[int]
+    ) -> None:
+        """layers: the two input layers. steps: those after them, None if the kernels cannot compute one. outputs: those
+        of the cell's states that are. Its states are numbered from those on that the input layers give."""
+        stages = [
+            native.stages_of([nn.ReLU(), *(layer if isinstance(layer, ConvBN) else [layer])], 1) for layer in layers
+        ]
+        self.input_operations = [[native.Operation(of)] for of in stages if of is not None]
+        self.steps, self.outputs = steps or (), outputs
+        self.known = steps is not None and len(self.input_operations) == len(layers)
+        self.graphs: dict[tuple[int, int], native.Graph] = {}  # by the number of parts of either input
+
+    def run(self, s0: Parts, s1: Parts, gammas: Sequence[Tensor]) -> tuple[Parts, Parts]:
+        """The output and s1, in parts. gammas: for each step after the input layers."""
+        sizes = len(s0), len(s1)
+        if sizes not in self.graphs:
+            self.graphs[sizes] = self._graph(*sizes)
+        one = s0[0].new_ones(1, 1)
+        found = native.run_graph([*s0, *s1], [one, one, *gammas], self.graphs[sizes])
+        return found[: len(self.outputs)], found[len(self.outputs) :]
+
+    def _graph(self, *sizes: int) -> native.Graph:
+        given = sum(sizes)
+        inputs = range(sizes[0]), range(sizes[0], given)
+        steps = [
+            native.Step(native.Operations(1, 1, operations, size), states, [given + i])
+            for i, (operations, size, states) in enumerate(zip(self.input_operations, sizes, inputs, strict=True))
+        ]
+        for operations, states, nodes in self.steps:
+            steps.append(native.Step(operations, [given + i for i in states], [given + i for i in nodes]))
+        return native.Graph(given, steps, [given + state for state in self.outputs], passed_on=inputs[1])
 
 
 def between_cells(state: Tensor) -> Tensor:
@@ -88,13 +119,13 @@ class _Join(torch.autograd.Function):
         return tuple(part.contiguous(memory_format=ctx.memory_format) for part in gradient.split(ctx.channels, dim=1))
 
 
-def join(states: Sequence[Tensor]) -> Tensor:
-    """The output of a cell: its states (N, C, H, W), concatenated to (N, len(states) · C, H, W).
+def join(states: Parts) -> Tensor:
+    """The output of a cell: its states (N, C, H, W), concatenated to (N, len(states) · C, H, W); a single one as it is.
 
     The gradient of each state is made contiguous on the way back. That of torch.cat is a view with gaps, on which
     the backward of BatchNorm and of the pools takes up to 30 times as long on a CPU.
     """
-    return _Join.apply(*states)
+    return states[0] if len(states) == 1 else _Join.apply(*states)
 
 
 class CifarStem(nn.Module):

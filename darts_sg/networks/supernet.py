@@ -20,14 +20,15 @@ from darts_sg.native import chains as native
 from darts_sg.networks.derived import NetworkShape
 from darts_sg.networks.edges import EdgeBatch, Part, mix
 from darts_sg.networks.skeleton import (
+    CellGraphs,
     CellSpec,
     CifarStem,
     Head,
     ImageNetStem,
+    Parts,
     between_cells,
     cell_specs,
     input_layers,
-    input_steps,
     join,
 )
 from darts_sg.ops import OPERATIONS
@@ -83,19 +84,21 @@ class SupernetCell(nn.Module):
         self.rows: Tensor
         self.register_buffer("rows", torch.tensor(rows), persistent=False)
         self.all_native = [batch.all_native() for batch in self._batches()]
-        self.graph = self._graph()
+        outputs = range(NUM_INPUTS, NUM_INPUTS + num_nodes)
+        self.graphs = CellGraphs((self.input_0, self.input_1), self._steps(), outputs)
 
-    def _graph(self) -> native.Graph | None:
-        """The cell as the kernels for CPUs compute it, in one; None if they cannot."""
-        steps = input_steps((self.input_0, self.input_1))
-        if steps is None or self.K > 1 or None in self.all_native:
+    def _steps(self) -> list[native.Step] | None:
+        """See CellGraphs."""
+        if self.K > 1:
             return None
-        first = 2 * NUM_INPUTS  # after the states that the cell is given, and these on their way into it
-        nodes = range(first, first + self.num_nodes)
-        for i, (batch, fast) in enumerate(zip(self._batches(), self.all_native, strict=True)):
-            states = range(NUM_INPUTS, first) if i == 0 else (nodes[i - 1],)
-            steps.append(native.Step(batch.native_operations(cast(list[int], fast)), states, nodes[i:]))
-        return native.Graph(NUM_INPUTS, steps, nodes, joined=True)
+        steps: list[native.Step] = []
+        nodes = range(NUM_INPUTS, NUM_INPUTS + self.num_nodes)
+        for i, (batch, known) in enumerate(zip(self._batches(), self.all_native, strict=True)):
+            if known is None:
+                return None
+            states = range(NUM_INPUTS) if i == 0 else [nodes[i - 1]]
+            steps.append(native.Step(batch.native_operations(known), states, nodes[i:]))
+        return steps
 
     def _batches(self) -> list[EdgeBatch]:
         return [cast(EdgeBatch, batch) for batch in self.batches]
@@ -106,18 +109,10 @@ class SupernetCell(nn.Module):
 
     def forward(self, s0: Tensor, s1: Tensor, weights: Tensor, edge_weights: Tensor | None) -> Tensor:
         """s0 (N, C_pp, …), s1 (N, C_p, H, W) to (N, num_nodes · C, H, W), halved by a reduction cell."""
-        if edge_weights is not None:
-            weights = weights * edge_weights[:, None]
+        if self.in_one(s0):
+            return join(self.in_parts([s0], [s1], weights, edge_weights)[0])
         sizes = [len(edges) for edges in self.edge_lists]
-        rows_of = weights[self.rows].split(sizes)
-        if self.takes(s0) and self.graph is not None:
-            ones = s0.new_ones(1, 1)
-            gammas = [
-                batch.gamma(rows, cast(list[int], fast))
-                for batch, rows, fast in zip(self._batches(), rows_of, self.all_native, strict=True)
-            ]
-            return native.run_graph([s0, s1], [ones, ones, *gammas], self.graph)[0]
-        edge_weights_of = None if edge_weights is None else edge_weights[self.rows].split(sizes)
+        rows_of = self._rows(weights, edge_weights)
         if self.takes(s0):
             s0, s1 = torch.relu(s0), torch.relu(s1)
         given: list[Tensor] = []  # to the nodes that are not complete, so far
@@ -131,8 +126,8 @@ class SupernetCell(nn.Module):
                 mixed, others = [part[0] for part in split], [part[1] for part in split]
                 if batch.stride == 2:
                     others = [F.max_pool2d(part, 2, 2, ceil_mode=True) for part in others]
-                ones = weights.new_ones(sizes[i])
-                coefficients = ones if edge_weights_of is None else edge_weights_of[i]
+                ones = weights.new_ones(batch.S * batch.T)
+                coefficients = ones if edge_weights is None else edge_weights[self.rows].split(sizes)[i]
                 whole = others[0] if batch.S == 1 else join(others)
                 parts = mix([whole], coefficients[None], batch.S, batch.T)
                 passed = [node + part for node, part in zip(passed, parts, strict=True)] if passed else parts
@@ -144,9 +139,27 @@ class SupernetCell(nn.Module):
             states = [complete]
         return join(nodes)
 
+    def in_parts(self, s0: Parts, s1: Parts, weights: Tensor, edge_weights: Tensor | None) -> tuple[Parts, Parts]:
+        """What `forward` gives, in parts, and s1, to be used instead of s1 from now on."""
+        if not self.in_one(s0[0]):
+            return [self(join(s0), join(s1), weights, edge_weights)], s1
+        rows_of = self._rows(weights, edge_weights)
+        batches = zip(self._batches(), rows_of, self.all_native, strict=True)
+        return self.graphs.run(s0, s1, [batch.gamma(rows, known or ()) for batch, rows, known in batches])
+
+    def _rows(self, weights: Tensor, edge_weights: Tensor | None) -> Sequence[Tensor]:
+        """The mixing weights of each batch of edges."""
+        if edge_weights is not None:
+            weights = weights * edge_weights[:, None]
+        return weights[self.rows].split([len(edges) for edges in self.edge_lists])
+
     def takes(self, state: Tensor) -> bool:
         """Whether it is given a state as it is before the ReLU between cells."""
         return self.native and native.takes(state)
+
+    def in_one(self, state: Tensor) -> bool:
+        """Whether it is computed in one call of the kernels."""
+        return self.takes(state) and self.graphs.known
 
     def parts(self, prefix: str) -> Iterator[Part]:
         """The layers of the cell of the papers, edge by edge, in its order."""
@@ -161,16 +174,16 @@ class SupernetCell(nn.Module):
                 yield from batch.parts(index, node - first, f"{prefix}.edges.{num_edges(node) + state}")
 
 
-def recomputed(cell: SupernetCell, *inputs: Tensor | None) -> Tensor:
-    """The output of a cell, which is computed a second time in the backward pass instead of being kept."""
-    output: Tensor = checkpoint(
-        cell,
+def recomputed(cell: SupernetCell, *inputs: Parts | Tensor | None) -> tuple[Parts, Parts]:
+    """`in_parts` of a cell, which is computed a second time in the backward pass instead of being kept."""
+    found: tuple[Parts, Parts] = checkpoint(
+        cell.in_parts,
         *inputs,
         use_reentrant=False,
         preserve_rng_state=False,  # nothing in a cell is random
         context_fn=lambda: (nullcontext(), statistics_kept(cell)),
     )
-    return output
+    return found
 
 
 @contextmanager
@@ -267,7 +280,9 @@ class Supernet(nn.Module):
         return [p for p in self.parameters() if id(p) not in own]
 
     def forward(self, x: Tensor, mixing: Mixing) -> Tensor:
-        s0, s1 = self.stem(x)
+        s0: Parts
+        s1: Parts
+        s0, s1 = ([state] for state in self.stem(x))
         for cell in cast(Sequence[SupernetCell], self.cells):
             if cell.reduction:
                 weights, edge_weights = mixing.reduce, mixing.edge_reduce
@@ -275,11 +290,13 @@ class Supernet(nn.Module):
                 weights, edge_weights = mixing.normal, mixing.edge_normal
             last = cell is self.cells[-1]  # with it the backward pass begins: nothing is gained by forgetting it
             if self.recompute and not last and torch.is_grad_enabled():
-                output = recomputed(cell, s0, s1, weights, edge_weights)
+                output, s1 = recomputed(cell, s0, s1, weights, edge_weights)
             else:
-                output = cell(s0, s1, weights, edge_weights)
-            s0, s1 = s1, output if last or cell.takes(output) else between_cells(output)
-        return self.head(s1)
+                output, s1 = cell.in_parts(s0, s1, weights, edge_weights)
+            if not last and not cell.takes(output[0]):
+                output = [between_cells(state) for state in output]
+            s0, s1 = s1, output
+        return self.head(join(s1))
 
     def edge_form(
         self, kind: str = "parameters", of: Callable[[Tensor], Tensor | None] = lambda t: t

@@ -243,3 +243,51 @@ def test_an_operation_with_affine_norms_is_that_of_its_layers(name: str) -> None
         )
         buffers = [[b for op in each for b in op.buffers()] for each in (mine, ops)]
         assert_equal_tensors(*buffers)
+
+
+@pytest.mark.parametrize("frozen", ["nothing", "weights", "inputs"])
+def test_a_graph_gives_what_its_steps_give(frozen: str) -> None:
+    """With a state in two parts, one that is only passed on, a node from which nothing leads, and an output from which
+    something does."""
+    available()
+    torch.manual_seed(0)
+    joint = torch.nn.Sequential(torch.nn.ReLU(), torch.nn.Conv2d(10, 5, 1, bias=False), torch.nn.BatchNorm2d(5))
+    names = ("dil_conv_3x3", "sep_conv_3x3", "max_pool_3x3", "sep_conv_5x5")
+    ops = [joint, *(OPERATIONS[name].build(5, 1, True) for name in names)]
+    modules = torch.nn.ModuleList(ops).double()
+    randomize(modules, seed=0)
+    modules.requires_grad_(frozen != "weights")
+    a, b, c, d = inputs = [torch.randn(3, 5, 6, 7, dtype=torch.float64) for _ in range(4)]
+    for x in inputs[2 * (frozen == "inputs") :]:
+        x.requires_grad_()
+
+    def of(*terms: tuple[torch.nn.Module, int]) -> list[chains.Operation]:
+        return [chains.Operation(stages_of(op) or (), place) for op, place in terms]
+
+    steps = [
+        chains.Step(chains.Operations(1, 1, of((ops[0], 0)), parts=2), [0, 1], [4]),
+        chains.Step(chains.Operations(1, 1, of((ops[1], 0), (ops[2], 1))), [4, 2], [5]),
+        chains.Step(chains.Operations(1, 1, of((ops[4], 0))), [5], [6]),
+        chains.Step(chains.Operations(1, 1, of((ops[3], 0), (torch.nn.Identity(), 1))), [4, 5], [7]),
+    ]
+    graph = chains.Graph(4, steps, outputs=[5, 7], passed_on=[2, 3])
+    mine = chains.run_graph(inputs, [a.new_ones(len(step.operations.each), 1) for step in steps], graph)
+    first = ops[0](torch.cat([a, b], dim=1))
+    second = ops[1](first) + ops[2](c)
+    expected = [second, ops[3](first) + second, c, d]
+    wanted = [t for t in (*inputs, *modules.parameters()) if t.requires_grad]
+    found = []
+    for outputs in (mine, expected):
+        loss = sum((x**3).sum() * (i + 1) for i, x in enumerate(outputs))
+        found.append([*outputs, *torch.autograd.grad(loss, wanted, allow_unused=True)])
+    assert [x is None for x in found[0]] == [x is None for x in found[1]]
+    assert_equal_tensors(*([x for x in one if x is not None] for one in found))
+
+
+def test_what_is_differentiated_twice_says_so() -> None:
+    net = small_supernet().double()
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    loss = F.cross_entropy(net(x, softmax(net)), torch.arange(2))
+    first = torch.autograd.grad(loss, net.alphas(), create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        sum(g.sum() for g in first).backward()

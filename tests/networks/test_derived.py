@@ -106,7 +106,7 @@ def test_native_network_is_that_of_its_layers(name: str, network: str, size: tup
 def test_the_number_of_threads_changes_no_bit_of_a_native_cell() -> None:
     native_kernels()
     cell = cell_of("sep_conv_5x5", "dil_conv_3x3", "sandglass_3x3", "inverted_residual_3x3", "max_pool_3x3").float()
-    cell.use_native(True)
+    cell.native = True
     s = images(5, 6, 9, 9).float()
     before, found = torch.get_num_threads(), []
     try:
