@@ -52,7 +52,7 @@ def input_layers(spec: CellSpec, affine: bool) -> tuple[nn.Module, nn.Module]:
     """The layers that bring c_{k-2} and c_{k-1} to C channels and to the size of c_{k-1}: ReLU - 1×1 - BN.
 
     Their ReLU is not in them: every state between cells is looked at through a ReLU only, by the two cells that
-    follow and by the auxiliary head, so `between_cells` takes it once and in place; but see `through_input`.
+    follow and by the auxiliary head, so `between_cells` takes it once and in place; but see `CellGraphs`.
     """
     older = HalvingConvBN if spec.reduction_before else ConvBN
     return older(spec.C_pp, spec.C, affine=affine), ConvBN(spec.C_p, spec.C, affine=affine)
