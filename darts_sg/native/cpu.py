@@ -332,7 +332,7 @@ class Plan:
         self.forward = self._forward()
         self.passed_bytes = [0, 0]
         self.begun: set[int] = set()  # states whose gradient has been written to, on the way back
-        self.zeroed: set[int] = set()  # those where zeros have been
+        self.filled: set[int] = set()  # those where it is first what comes from behind, or zeros
         self.direct: set[int] = set()  # outputs that no step leads from: their gradient is what comes from behind
         self.order: list[int] = []  # of the stages in the backward pass
         self.backward = self._backward()
@@ -351,7 +351,7 @@ class Plan:
             self.direct |= nodes & {*self.graph.outputs} - self.begun
             section.live = bool(nodes & (self.begun | self.direct))
             if section.live:
-                self.zeroed |= nodes - self.begun - self.direct
+                self.filled |= nodes - self.begun - self.direct
                 self.begun |= nodes
                 section.set_adds()
         words: list[Value] = []
@@ -374,7 +374,7 @@ class Plan:
         """Whether what is given to these states' gradients is added to what is there; after it there is something."""
         new = [state for state in states if state not in self.begun]
         if 0 < len(new) < len(states):
-            self.zeroed.update(new)
+            self.filled.update(new)
         self.begun.update(states)
         return len(new) < len(states)
 
@@ -487,8 +487,10 @@ class _Run(torch.autograd.Function):
         for i, section in enumerate(sections):
             for state in (*(section.step.states if whole[i] else ()), *(section.step.nodes if runs[i] else ())):
                 if by_states[state] is None:
-                    pixels = _pixels(like, plan, state)
-                    by_states[state] = pixels.zero_() if state in plan.zeroed | plan.direct else pixels
+                    by_states[state] = pixels = _pixels(like, plan, state)
+                    if state in plan.filled | plan.direct:
+                        there = behind[state]
+                        pixels.zero_() if there is None else pixels.copy_(there)
         by_weights: list[Tensor | None] = [None] * len(weights)
         for i in (i for section in itertools.compress(sections, whole) for i in section.weights if of_weights[i]):
             by_weights[i] = torch.empty_like(weights[i])

@@ -247,12 +247,12 @@ def test_an_operation_with_affine_norms_is_that_of_its_layers(name: str) -> None
 
 @pytest.mark.parametrize("frozen", ["nothing", "weights", "inputs"])
 def test_a_graph_gives_what_its_steps_give(frozen: str) -> None:
-    """With a state in two parts, one that is only passed on, a node from which nothing leads, and an output from which
-    something does."""
+    """With a state in two parts, one that is only passed on, a node from which nothing leads, outputs from which
+    something does, and two states of which one has a gradient already when their step is differentiated."""
     available()
     torch.manual_seed(0)
     joint = torch.nn.Sequential(torch.nn.ReLU(), torch.nn.Conv2d(10, 5, 1, bias=False), torch.nn.BatchNorm2d(5))
-    names = ("dil_conv_3x3", "sep_conv_3x3", "max_pool_3x3", "sep_conv_5x5")
+    names = ("dil_conv_3x3", "sep_conv_3x3", "max_pool_3x3", "sep_conv_5x5", "avg_pool_3x3")
     ops = [joint, *(OPERATIONS[name].build(5, 1, True) for name in names)]
     modules = torch.nn.ModuleList(ops).double()
     randomize(modules, seed=0)
@@ -268,13 +268,15 @@ def test_a_graph_gives_what_its_steps_give(frozen: str) -> None:
         chains.Step(chains.Operations(1, 1, of((ops[0], 0)), parts=2), [0, 1], [4]),
         chains.Step(chains.Operations(1, 1, of((ops[1], 0), (ops[2], 1))), [4, 2], [5]),
         chains.Step(chains.Operations(1, 1, of((ops[4], 0))), [5], [6]),
-        chains.Step(chains.Operations(1, 1, of((ops[3], 0), (torch.nn.Identity(), 1))), [4, 5], [7]),
+        chains.Step(chains.Operations(2, 1, of((ops[5], 0), (torch.nn.Identity(), 0))), [4, 5], [7]),
+        chains.Step(chains.Operations(1, 1, of((ops[3], 0))), [4], [7]),
     ]
-    graph = chains.Graph(4, steps, outputs=[5, 7], passed_on=[2, 3])
-    mine = chains.run_graph(inputs, [a.new_ones(len(step.operations.each), 1) for step in steps], graph)
+    graph = chains.Graph(4, steps, outputs=[4, 5, 7], passed_on=[2, 3])
+    gammas = [a.new_ones(len(step.operations.each), step.operations.S) for step in steps]
+    mine = chains.run_graph(inputs, gammas, graph)
     first = ops[0](torch.cat([a, b], dim=1))
     second = ops[1](first) + ops[2](c)
-    expected = [second, ops[3](first) + second, c, d]
+    expected = [first, second, ops[3](first) + sum(ops[5](x) + x for x in (first, second)), c, d]
     wanted = [t for t in (*inputs, *modules.parameters()) if t.requires_grad]
     found = []
     for outputs in (mine, expected):
