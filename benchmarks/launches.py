@@ -33,16 +33,16 @@ class Launches(TorchDispatchMode):
 def count(step: Step) -> Counter[str]:
     """Operators of one step, by name; backward passes and calls of the C++ kernels included."""
     step()
-    call = cpu._call
+    call = cpu.Calls.__call__
 
-    def counted(name: str, *arguments: Any) -> None:
-        launches.counts[f"darts_sg.{name}"] += 1
-        call(name, *arguments)
+    def counted(calls: cpu.Calls, section: int, *more: int) -> None:
+        launches.counts[f"darts_sg.{calls.name}"] += 1
+        call(calls, section, *more)
 
     with (
         Launches() as launches,
         torch.autograd.set_multithreading_enabled(False),
-        patch.object(cpu, "_call", counted),
+        patch.object(cpu.Calls, "__call__", counted),
     ):
         step()
     return launches.counts

@@ -207,7 +207,7 @@ def run_graph(inputs: Sequence[Tensor], gammas: Sequence[Tensor], graph: Graph) 
     """The outputs of a graph, each (N, C, H', W'), and after them the states that it passes on, on a CPU.
 
     inputs: the states that it is given, and gammas: one for each step, as for `run`. Raises Unavailable if the kernels
-    cannot be compiled.
+    cannot be compiled, ValueError if a BatchNorm in train mode has a single value of each channel.
     """
     from darts_sg.native import cpu
 

@@ -322,6 +322,7 @@ class Plan:
             self.first_stage += self.sections[-1].num_words
         self.norms = [stage.norm for stage in graph.stages()]
         self.outputs = [result.shape for section in self.sections for result in section.results]
+        self.single_values = [N * H * W == 1 for N, _, H, W, _ in self.outputs]  # a channel
         num_states = len(self.images)
         self.counts = {
             "itself": 1, "states": num_states, "gammas": len(gammas), "normalisations": 1, "weights": self.num_weights,
@@ -387,11 +388,11 @@ def _plan(graph: Graph, inputs: Sequence[_Images], gammas: Sequence[Tensor]) -> 
     return plan
 
 
-class _Calls:
+class Calls:
     """The kernels of one pass: of its table the words, and the rows of all stages."""
 
     def __init__(self, name: str, plan: Plan, dtype: torch.dtype, words: Words) -> None:
-        self.plan, self.words = plan, words  # kept while the kernels read them
+        self.name, self.plan, self.words = name, plan, words  # kept while the kernels read them
         self.kernel = getattr(kernels(), f"{name}_{DTYPES[dtype]}")
         threads = torch.get_num_threads()
         for section in plan.sections:
@@ -400,6 +401,7 @@ class _Calls:
         self.rows[:, STAGE.index("threads")] = threads
 
     def __call__(self, section: int, *more: int) -> None:
+        """One step. Raises MemoryError if there is not enough for the kernels."""
         first_row = self.plan.first_rows[section]
         words = self.plan.sections[section].start, self.plan.first_stage + len(STAGE) * first_row
         start = self.words.ctypes.data
@@ -446,8 +448,10 @@ class _Run(torch.autograd.Function):
         statistics = [t for norm in plan.norms for t in _statistics(norm)]
         starts = _starts([None, *states, *gammas, normalisations, *weights, *outputs, *statistics])
         absent = [0] * (sum(plan.counts.values()) - len(starts))
-        call = _Calls("forward", plan, like.dtype, plan.forward.with_addresses(starts + absent))
+        call = Calls("forward", plan, like.dtype, plan.forward.with_addresses(starts + absent))
         training = [norm is not None and norm.training for norm in plan.norms]
+        if any(itertools.compress(training, plan.single_values)):
+            raise ValueError("Expected more than 1 value per channel when training")  # as PyTorch says
         call.rows[:, STAGE.index("training")] = training
         momenta = [0.0 if norm is None else cast(float, norm.momentum) for norm in plan.norms]
         call.rows.view(np.float64)[:, STAGE.index("momentum")] = momenta
@@ -498,7 +502,7 @@ class _Run(torch.autograd.Function):
         passed = [like.new_empty(size if any(whole) else 0, dtype=torch.uint8) for size in plan.passed_bytes]
         starts = [0, *_starts(saved), *[0] * counts["statistics"]]
         starts += _starts([sums, *passed, *behind, *by_states, *by_weights])
-        call = _Calls("backward", plan, like.dtype, plan.backward.with_addresses(starts))
+        call = Calls("backward", plan, like.dtype, plan.backward.with_addresses(starts))
         call.rows[:, STAGE.index("training")] = np.array(ctx.training)[plan.order]
         for i in reversed(range(len(sections))):
             if runs[i]:
