@@ -74,9 +74,7 @@ class DerivedCell(nn.Module):
         """With `native` the states are given as they are before the ReLU between cells."""
         if self.in_one(s0):
             return join(self.in_parts([s0], [s1], drop_path_prob)[0])
-        if self.native:
-            s0, s1 = torch.relu(s0), torch.relu(s1)
-        states = [self.input_0(s0), self.input_1(s1)]
+        states = self.graphs.inputs(s0, s1) if self.native else [self.input_0(s0), self.input_1(s1)]
         ops = iter(self.ops)
         for node in self.cell.nodes:
             terms: list[Tensor] = []

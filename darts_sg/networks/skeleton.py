@@ -1,7 +1,7 @@
 """What the supernet and the derived networks share: the channel plan with one CellSpec a cell, stems, head, joints."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -74,9 +74,12 @@ class CellGraphs:
         stages = [
             native.stages_of([nn.ReLU(), *(layer if isinstance(layer, ConvBN) else [layer])], 1) for layer in layers
         ]
-        self.input_operations = [[native.Operation(of)] for of in stages if of is not None]
+        self.layers = list(layers)
+        self.input_operations = [
+            None if of is None else native.Operations(1, 1, [native.Operation(of)]) for of in stages
+        ]
         self.steps, self.outputs = steps or (), outputs
-        self.known = steps is not None and len(self.input_operations) == len(layers)
+        self.known = steps is not None and None not in self.input_operations
         self.graphs: dict[tuple[int, int], native.Graph] = {}  # by the number of parts of either input
 
     def run(self, s0: Parts, s1: Parts, gammas: Sequence[Tensor]) -> tuple[Parts, Parts]:
@@ -88,15 +91,27 @@ class CellGraphs:
         found = native.run_graph([*s0, *s1], [one, one, *gammas], self.graphs[sizes])
         return found[: len(self.outputs)], found[len(self.outputs) :]
 
+    def inputs(self, *states: Tensor) -> list[Tensor]:
+        """What the input layers give, from states as they are before their ReLU, where the rest of the cell is computed
+        in another way: by the kernels if they can."""
+        found: list[Tensor] = []
+        for state, layer, operations in zip(states, self.layers, self.input_operations, strict=True):
+            if operations is not None and native.takes(state):
+                found += native.run([state], state.new_ones(1, 1), operations)
+            else:
+                found.append(layer(torch.relu(state)))
+        return found
+
     def _graph(self, *sizes: int) -> native.Graph:
         given = sum(sizes)
         inputs = range(sizes[0]), range(sizes[0], given)
-        steps = [
-            native.Step(native.Operations(1, 1, operations, size), states, [given + i])
-            for i, (operations, size, states) in enumerate(zip(self.input_operations, sizes, inputs, strict=True))
-        ]
-        for operations, states, nodes in self.steps:
-            steps.append(native.Step(operations, [given + i for i in states], [given + i for i in nodes]))
+        steps = []
+        for i, (operations, parts, numbers) in enumerate(zip(self.input_operations, sizes, inputs, strict=True)):
+            assert operations is not None
+            steps.append(native.Step(replace(operations, parts=parts), numbers, [given + i]))
+        for step in self.steps:
+            states, nodes = ([given + i for i in numbers] for numbers in (step.states, step.nodes))
+            steps.append(native.Step(step.operations, states, nodes))
         return native.Graph(given, steps, [given + state for state in self.outputs], passed_on=inputs[1])
 
 

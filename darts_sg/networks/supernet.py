@@ -113,11 +113,9 @@ class SupernetCell(nn.Module):
             return join(self.in_parts([s0], [s1], weights, edge_weights)[0])
         sizes = [len(edges) for edges in self.edge_lists]
         rows_of = self._rows(weights, edge_weights)
-        if self.takes(s0):
-            s0, s1 = torch.relu(s0), torch.relu(s1)
         given: list[Tensor] = []  # to the nodes that are not complete, so far
         passed: list[Tensor] = []  # the channels that are handed on to them
-        states = [self.input_0(s0), self.input_1(s1)]
+        states = self.graphs.inputs(s0, s1) if self.takes(s0) else [self.input_0(s0), self.input_1(s1)]
         nodes: list[Tensor] = []
         for i, batch in enumerate(self._batches()):
             mixed, others = states, []
