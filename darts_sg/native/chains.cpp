@@ -563,9 +563,8 @@ struct Stage {
   int64_t gamma_edge, gamma_image;   // strides of gamma; between images 0 unless each has its own
   const double *sum, *sum_y;         // over images and pixels of gradient and of gradient * (y * inverse + offset)
   void* in_gradient;                 // (N, E, H, W, Ci), of the normalised input,
-  void* const* to_states;            // or of each part of the states, (N, H, W, Ci / parts), and whether it is added
-  int64_t accumulate;                // to what is there
-  const void* const* onto_states;    // or to these, each null for none; itself null if it is added to what is there
+  void* const* to_states;            // or of each part of the states, (N, H, W, Ci / parts), and what it is added to:
+  const void* const* onto_states;    // that again, something else, or null
   double *in_sum, *in_sum_y;         // (E * Ci), unless first
   void *depthwise_gradient, *pointwise_gradient, *odd_gradient, *weight_gradient, *bias_gradient;
 };
@@ -800,10 +799,9 @@ struct Worker {  // a stage with its weights packed: what all threads share
       for (int64_t i = 0; i < s.parts; ++i) {
         const int64_t number = e / s.T * s.parts + i, image = n * s.H * s.W * C;
         T* target = static_cast<T*>(s.to_states[number]) + image;
-        const T* onto = s.onto_states ? static_cast<const T*>(s.onto_states[number]) : nullptr;
-        if (onto) onto += image;
+        const T* onto = static_cast<const T*>(s.onto_states[number]);
         pass_on_channels<true>(n, e, from, to, by_input, row, plane, i * C, C, target,
-                               t > 0 || s.accumulate ? target : onto, own_sums, ahead);
+                               t > 0 ? target : onto ? onto + image : nullptr, own_sums, ahead);
       }
     } else {
       T* target = static_cast<T*>(s.in_gradient) + (n * E + e) * s.H * s.W * s.Ci;

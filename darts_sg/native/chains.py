@@ -85,6 +85,11 @@ class Step(NamedTuple):
     states: Sequence[int]
     nodes: Sequence[int]
 
+    def inputs(self) -> list[Sequence[int]]:
+        """Its states, input by input."""
+        size = self.operations.S * self.operations.parts
+        return [self.states[i : i + size] for i in range(0, len(self.states), size)]
+
 
 @dataclass(frozen=True, eq=False)
 class Graph:
@@ -104,12 +109,13 @@ class Graph:
     plans: dict[Hashable, Any] = field(default_factory=dict, repr=False)
     """Of darts_sg.native.cpu, for each kind of input."""
 
+    @cached_property
     def stages(self) -> list[Stage]:
         return [stage for step in self.steps for stage in step.operations.stages()]
 
     def weights(self) -> list[Tensor]:
         """Those of its stages."""
-        return [weight for stage in self.stages() for weight in stage.weights()]
+        return [weight for stage in self.stages for weight in stage.weights()]
 
     @cached_property
     def taken(self) -> set[int]:
@@ -119,11 +125,8 @@ class Graph:
     @cached_property
     def together(self) -> list[Sequence[int]]:
         """For each step and each of its inputs those of its states that the graph is given."""
-        found = []
-        for step in self.steps:
-            size = step.operations.S * step.operations.parts
-            inputs = [step.states[i : i + size] for i in range(0, len(step.states), size)]
-            found += [[state for state in states if state < self.num_inputs] for states in inputs]
+        inputs = [states for step in self.steps for states in step.inputs()]
+        found = [[state for state in states if state < self.num_inputs] for states in inputs]
         return [states for states in found if states]
 
 

@@ -25,7 +25,7 @@ STAGE = (
     "norm", "training", "threads", "in_n", "in_pixel", "parts", "states", "in", "in_scale", "in_shift", "in_inverse",
     "in_offset", "depthwise", "pointwise", "odd", "out", "scale", "shift", "inverse", "offset", "running_mean",
     "running_var", "weight", "bias", "momentum", "eps", "gradient", "given", "source", "nodes", "gamma",
-    "gamma_edge", "gamma_image", "sum", "sum_y", "in_gradient", "to_states", "accumulate", "onto_states", "in_sum",
+    "gamma_edge", "gamma_image", "sum", "sum_y", "in_gradient", "to_states", "onto_states", "in_sum",
     "in_sum_y", "depthwise_gradient", "pointwise_gradient", "odd_gradient", "weight_gradient", "bias_gradient",
 )  # fmt: skip
 OF_OPERATIONS = ("scale", "shift", "image", "part", "pixel", "shared", "stages")  # pointers to one for each operation
@@ -127,15 +127,14 @@ class _Section:
         self.plan, self.step, self.operations = plan, step, step.operations
         self.gamma, self.by_image, self.start = Address("gammas", number), by_image, start
         S, T, num_ops = step.operations.S, step.operations.T, len(step.operations.each)
-        size = S * step.operations.parts
-        self.states = [step.states[i : i + size] for i in range(0, len(step.states), size)]  # of each input
+        self.states = step.inputs()
         self.images = [plan.images[states[0]] for states in self.states]
         self.N = self.images[0].shape[0]
         self.gamma_strides: Row = {"gamma_edge": self.N, "gamma_image": 1} if by_image else {"gamma_edge": 1}
         sizes = dict.fromkeys(("y", "to_states", "onto_states"), num_ops * S) | {"nodes": T, "onto": T}
         sizes |= dict.fromkeys((*OF_OPERATIONS, "sum", "sum_y"), num_ops)
         of_inputs = ("states", "to_states", "onto_states")
-        sizes |= {f"{name} {i}": size for name in of_inputs for i in range(len(self.states))}
+        sizes |= {f"{name} {i}": len(states) for name in of_inputs for i, states in enumerate(self.states)}
         self.places = dict(zip(sizes, np.cumsum([len(MIX), *sizes.values()]).tolist(), strict=False))
         self.num_words = len(MIX) + sum(sizes.values())
         self.rows: list[Row] = []
@@ -250,7 +249,7 @@ class _Section:
                 row |= {"image": images.image, "pixel": images.pixel}
                 found["y"] += found[f"states {operation.input}"]
                 found["to_states"] += found[f"to_states {operation.input}"]
-                found["onto_states"] += found[f"{'to' if self.adds.get(o) else 'onto'}_states {operation.input}"]
+                found["onto_states"] += found[self._added_to(o)]
             for name in (*OF_OPERATIONS, "sum", "sum_y"):
                 found[name].append(row.get(name, 0))
         mix: Row = {"operations": len(self.operations.each), "gamma": self.gamma, **self.gamma_strides}
@@ -263,6 +262,10 @@ class _Section:
         size = 8 * int(np.prod(self.sums_shape[2:]))
         first = self.sums.offset + 2 * o * size
         return {"sum": Address("sums", 0, first), "sum_y": Address("sums", 0, first + size)}
+
+    def _added_to(self, o: int) -> str:
+        """Where it stands what an operation's share of the states' gradients is added to."""
+        return f"{'to' if self.adds.get(o) else 'onto'}_states {self.operations.each[o].input}"
 
     def set_adds(self) -> None:
         """In the order in which chains.cpp writes: identities first."""
@@ -288,8 +291,8 @@ class _Section:
                     if isinstance(weight := row.get(name), Address):
                         row[f"{name}_gradient"] = Address("by_weights", weight.number)
                 if i == 0:
-                    row |= {"to_states": self._pointer(f"to_states {operation.input}"), "accumulate": self.adds[o]}
-                    row["onto_states"] = 0 if self.adds[o] else self._pointer(f"onto_states {operation.input}")
+                    row["to_states"] = self._pointer(f"to_states {operation.input}")
+                    row["onto_states"] = self._pointer(self._added_to(o))
                 else:
                     shape = self.results[done + i - 1].shape
                     buffer = i % 2
@@ -320,7 +323,7 @@ class Plan:
         for i, (step, gamma) in enumerate(zip(graph.steps, gammas, strict=True)):
             self.sections.append(_Section(self, i, step, gamma.dim() == 3, self.first_stage))
             self.first_stage += self.sections[-1].num_words
-        self.norms = [stage.norm for stage in graph.stages()]
+        self.norms = [stage.norm for stage in graph.stages]
         self.outputs = [result.shape for section in self.sections for result in section.results]
         self.single_values = [N * H * W == 1 for N, _, H, W, _ in self.outputs]  # a channel
         num_states = len(self.images)
@@ -352,7 +355,7 @@ class Plan:
             self.direct |= nodes & {*self.graph.outputs} - self.begun
             section.live = bool(nodes & (self.begun | self.direct))
             if section.live:
-                self.filled |= nodes - self.begun - self.direct
+                self.filled |= nodes - self.begun
                 self.begun |= nodes
                 section.set_adds()
         words: list[Value] = []
@@ -415,7 +418,7 @@ def run(inputs: Sequence[Tensor], gammas: Sequence[Tensor], graph: Graph) -> lis
     for i, state in enumerate(graph.passed_on, start=len(graph.outputs)):
         if not inputs[state].requires_grad:  # nor is it to seem so
             found[i] = inputs[state]
-    norms = [stage.norm for stage in graph.stages() if stage.norm is not None and stage.norm.training]
+    norms = [stage.norm for stage in graph.stages if stage.norm is not None and stage.norm.training]
     counters = [norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None]
     if counters:
         torch._foreach_add_(counters, 1)
@@ -492,7 +495,7 @@ class _Run(torch.autograd.Function):
             for state in (*(section.step.states if whole[i] else ()), *(section.step.nodes if runs[i] else ())):
                 if by_states[state] is None:
                     by_states[state] = pixels = _pixels(like, plan, state)
-                    if state in plan.filled | plan.direct:
+                    if state in plan.filled:
                         there = behind[state]
                         pixels.zero_() if there is None else pixels.copy_(there)
         by_weights: list[Tensor | None] = [None] * len(weights)

@@ -180,7 +180,7 @@ class EdgeBatch(nn.Module):
         fast = self._native_ops(states[0])
         all_fast = len(fast) + sum(isinstance(op, nn.Identity) for op in self.ops) == len(self.ops)
         apart = fast and all_fast and not states[0].is_cuda
-        x = states[0] if self.S == 1 or apart else join(states)
+        x = states[0] if apart else join(states)
         rest = [op for i, op in enumerate(self.ops) if isinstance(op, Chain) and i not in fast]
         rectified = torch.relu(x) if any(op.relu for op in rest) else x
         inputs: dict[tuple[bool, bool], Tensor] = {}
@@ -190,7 +190,7 @@ class EdgeBatch(nn.Module):
         given: list[list[Tensor]] = [[node] for node in onto] or [[] for _ in range(self.T)]
         halves = x.shape[-2] % 2 == 0 and x.shape[-1] % 2 == 0
         by_column = weights.unbind(dim=1)
-        passed_on = self._passed_on(by_column)
+        passed_on = None if fast else self._passed_on(by_column)  # then it is part of their gamma
         chained = [c for op, c in zip(self.ops, self.columns, strict=True) if op in rest]
         scales = torch.stack([by_column[c] for c in chained]).repeat_interleave(self.C, dim=1) if rest else None
         gammas = {} if scales is None else dict(zip(chained, scales.unbind(), strict=True))
@@ -217,7 +217,6 @@ class EdgeBatch(nn.Module):
             gamma = self.gamma(weights, fast)
             for node, part in enumerate(native.run([x] if x.is_cuda else states, gamma, self.native_operations(fast))):
                 given[node].append(part)
-            passed_on = None
         if passed_on is not None:
             shared.append(x)
             coefficients.append(passed_on)

@@ -111,8 +111,8 @@ class SupernetCell(nn.Module):
         """s0 (N, C_pp, …), s1 (N, C_p, H, W) to (N, num_nodes · C, H, W), halved by a reduction cell."""
         if self.in_one(s0):
             return join(self.in_parts([s0], [s1], weights, edge_weights)[0])
-        sizes = [len(edges) for edges in self.edge_lists]
         rows_of = self._rows(weights, edge_weights)
+        edge_weights_of = None if edge_weights is None else self._of_batches(edge_weights)
         given: list[Tensor] = []  # to the nodes that are not complete, so far
         passed: list[Tensor] = []  # the channels that are handed on to them
         states = self.graphs.inputs(s0, s1) if self.takes(s0) else [self.input_0(s0), self.input_1(s1)]
@@ -125,9 +125,8 @@ class SupernetCell(nn.Module):
                 if batch.stride == 2:
                     others = [F.max_pool2d(part, 2, 2, ceil_mode=True) for part in others]
                 ones = weights.new_ones(batch.S * batch.T)
-                coefficients = ones if edge_weights is None else edge_weights[self.rows].split(sizes)[i]
-                whole = others[0] if batch.S == 1 else join(others)
-                parts = mix([whole], coefficients[None], batch.S, batch.T)
+                coefficients = ones if edge_weights_of is None else edge_weights_of[i]
+                parts = mix([join(others)], coefficients[None], batch.S, batch.T)
                 passed = [node + part for node, part in zip(passed, parts, strict=True)] if passed else parts
             complete, *given = batch(mixed, rows_of[i], given)
             if self.K > 1:
@@ -149,7 +148,11 @@ class SupernetCell(nn.Module):
         """The mixing weights of each batch of edges."""
         if edge_weights is not None:
             weights = weights * edge_weights[:, None]
-        return weights[self.rows].split([len(edges) for edges in self.edge_lists])
+        return self._of_batches(weights)
+
+    def _of_batches(self, of_edges: Tensor) -> Sequence[Tensor]:
+        """What belongs to the edges (E, …), for each batch."""
+        return of_edges[self.rows].split([len(edges) for edges in self.edge_lists])
 
     def takes(self, state: Tensor) -> bool:
         """Whether it is given a state as it is before the ReLU between cells."""
