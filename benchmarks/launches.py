@@ -1,6 +1,10 @@
 """How many operators are launched, which is what a GPU waits for when they are small."""
 
+import sys
 from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
+from operator import attrgetter
 from typing import Any
 from unittest.mock import patch
 
@@ -8,8 +12,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.subjects import Step
-from darts_sg.native import cpu
 
+# what launches the kernels of darts_sg.native, in those of its modules that are in use
+NATIVE = (("cpu", "Calls.__call__", "darts_sg.cpp"), ("gpu", "launch", "darts_sg.triton"))
 SILENT = {  # they compute nothing
     "aten.empty", "aten.empty_like", "aten.empty_strided", "aten.new_empty", "aten.new_empty_strided",
     "aten.detach", "aten._unsafe_view", "aten.is_same_size", "aten._local_scalar_dense",
@@ -31,18 +36,24 @@ class Launches(TorchDispatchMode):
 
 
 def count(step: Step) -> Counter[str]:
-    """Operators of one step, by name; backward passes and calls of the C++ kernels included."""
+    """Operators of one step, by name, backward passes included; and calls of the C++ kernels, and Triton kernels."""
     step()
-    call = cpu.Calls.__call__
-
-    def counted(calls: cpu.Calls, section: int, *more: int) -> None:
-        launches.counts[f"darts_sg.{calls.name}"] += 1
-        call(calls, section, *more)
-
-    with (
-        Launches() as launches,
-        torch.autograd.set_multithreading_enabled(False),
-        patch.object(cpu.Calls, "__call__", counted),
-    ):
+    with Launches() as launches, torch.autograd.set_multithreading_enabled(False), ExitStack() as patches:
+        for module, name, title in NATIVE:
+            if (loaded := sys.modules.get(f"darts_sg.native.{module}")) is not None:
+                *path, last = name.split(".")
+                owner = attrgetter(*path)(loaded) if path else loaded
+                counted = counting(getattr(owner, last), launches.counts, title)
+                patches.enter_context(patch.object(owner, last, counted))
         step()
     return launches.counts
+
+
+def counting(call: Callable[..., None], counts: Counter[str], title: str) -> Callable[..., None]:
+    """`call`, counted under the title."""
+
+    def counted(*arguments: Any, **more: Any) -> None:
+        counts[title] += 1
+        call(*arguments, **more)
+
+    return counted

@@ -123,16 +123,18 @@ def memory_row(name: str, which: str, at_least: float, aim: float) -> Row:
     return Row(name, "MiB", baseline, own, ratio, (ratio, ratio), 1, at_least, aim)
 
 
-def launch_rows(native: bool) -> list[Row]:
-    shape = Shape(batch=2)
+def launch_rows(native: bool, device: str = "cpu") -> list[Row]:
+    shape = Shape(batch=2, device=device)
+    cuda = torch.device(device).type == "cuda"
     baseline = sum(launches.count(passes(shape, own=False)).values())
     rows = []
-    for name, kernels in (("operator launches, forward and backward", False), ("the same with the C++ kernels", True)):
+    names = "operator launches, forward and backward", f"the same with the {'Triton' if cuda else 'C++'} kernels"
+    for name, kernels in zip(names, (False, True), strict=True):
         if kernels and not native:
             continue
         own = sum(launches.count(passes(shape, own=True, native=kernels)).values())
         ratio = own / baseline
-        targets = (None, None) if kernels else (3500 / 15004, 2000 / 15004)
+        targets = (None, None) if kernels and not cuda else (3500 / 15004, 2000 / 15004)
         rows.append(Row(name, "calls", baseline, own, ratio, (ratio, ratio), 1, *targets))
     return rows
 
@@ -353,6 +355,7 @@ def main(arguments: argparse.Namespace) -> None:
     if device.type != "cpu":
         for row in accelerator_rows(str(device), arguments.compile):
             add(row)
+        add(*launch_rows(device.type == "cuda", str(device)))
     elif arguments.quick:
         environment.keep_freed_memory()
         shape = Shape()

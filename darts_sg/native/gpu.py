@@ -19,6 +19,7 @@ from darts_sg.native.chains import EDGES, MIXED_NODES, NODES, Operation, Operati
 
 TILE = 1024  # pixels times channels that a program has in its registers at a time
 PROGRAMS = 512  # of a launch, about: enough for a GPU's multiprocessors, and few enough for the sums of their parts
+RUNNING = ("running_mean", "running_var")
 
 
 class Geometry(NamedTuple):
@@ -145,7 +146,8 @@ def run(x: Tensor, gamma: Tensor, operations: Operations) -> list[Tensor]:
 _recorded: list[dict[Any, tuple[Any, ...]]] = []
 
 
-def _launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **sizes: Any) -> None:
+def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **sizes: Any) -> None:
+    """One of the kernels; within `compile_ahead` nothing is launched."""
     if not _recorded:
         kernel[grid](*arguments, **sizes)
         return
@@ -203,7 +205,7 @@ class _Run(torch.autograd.Function):
         gradient = gradients[0].contiguous()
         mix = _Mix(operations, x, chain_ends, pool_ends, norm)
         sums = mix.sums(gradient)
-        by_gamma = sums[:-1].sum(dim=-1).to(gamma.dtype)
+        by_gamma = sums[: len(gamma)].sum(dim=-1).to(gamma.dtype) if ctx.needs_input_grad[1] else None
         by_x, *needed = ctx.needs_input_grad[2:]
         if not by_x and not any(needed):
             return None, by_gamma, None, *(None for _ in needed)
@@ -263,6 +265,7 @@ class _Forward:
         last = iter([*self.chain_ends.unbind(), *self.pool_ends.unbind()])
         last_of = {o: next(last) for o, operation in enumerate(operations.each) if operation.stages}
         self.results: list[list[Result]] = [[] for _ in operations.each]
+        self.running: dict[float, list[tuple[Tensor, Tensor]]] = {}  # statistics and what they take in, by momentum
         for depth, stages in _depths(operations):
             alike: dict[tuple[Any, ...], list[tuple[int, Stage]]] = {}
             for o, stage in stages:
@@ -286,11 +289,13 @@ class _Forward:
                     self._stage(stage, one, Source.of(operations.each[o], x, T, before), result, part)
                     self.results[o].append(result)
                     at += one.E * one.Co
-                _normalise([stage for _, stage in members], part, group, eps, training, A)
+                self._normalise([stage for _, stage in members], part, group, eps, training, A)
+        for momentum, pairs in self.running.items():
+            torch._foreach_lerp_([statistic for statistic, _ in pairs], [found for _, found in pairs], momentum)
 
     def _stage(self, stage: Stage, one: Geometry, source: Source, result: Result, part: Tensor) -> None:
         grid = result.group.grid
-        _launch(
+        launch(
             kernels.stage_forward, (grid.G, one.E),
             *source[:3],
             None if stage.depthwise is None else taps(stage.depthwise.weight),
@@ -303,40 +308,28 @@ class _Forward:
             num_stages=1, **source.sizes(),
         )  # fmt: skip
 
+    def _normalise(
+        self, stages: Sequence[Stage], part: Tensor, group: Group, eps: float, training: bool, A: Any
+    ) -> None:
+        """Fill in the group's BatchNorms, and note what their running statistics shall take in."""
+        norms = [stage.norm for stage in stages if stage.norm is not None]
+        if not training:
+            mean, variance = (torch.cat([getattr(norm, name) for norm in norms]) for name in RUNNING)
+            scale = (variance + eps).rsqrt()
+            group.norm.copy_(torch.stack([scale, -mean * scale]))
+            return
+        stats, B = torch.empty_like(group.norm), 16
+        sizes = {"EPS": eps, "B": B, "R": 128, "A": A}
+        arguments = part, group.norm, stats, group.channels, len(part), float(group.count)
+        launch(kernels.statistics, (triton.cdiv(group.channels, B),), *arguments, **sizes)
+        for name, row in zip(RUNNING, stats.to(cast(Tensor, norms[0].running_mean).dtype), strict=True):
+            for norm, found in zip(norms, row.split([norm.num_features for norm in norms]), strict=True):
+                self.running.setdefault(cast(float, norm.momentum), []).append((getattr(norm, name), found))
+
     def norm_of_ends(self) -> Tensor:
         """The BatchNorms of the last stages, (2, O · E · C + L · S · C)."""
         ends = [results[-1] for results in self.results if results]
         return torch.cat([end.group.norm[:, end.at :][:, : end.y.shape[1] * end.y.shape[4]] for end in ends], dim=1)
-
-
-def _normalise(stages: Sequence[Stage], part: Tensor, group: Group, eps: float, training: bool, A: Any) -> None:
-    """Fill in the group's BatchNorms, and let their running statistics take in the batch."""
-    norms = [stage.norm for stage in stages if stage.norm is not None]
-    means = [cast(Tensor, norm.running_mean) for norm in norms]
-    variances = [cast(Tensor, norm.running_var) for norm in norms]
-    if not training:
-        scale = (torch.cat(variances) + eps).rsqrt()
-        group.norm.copy_(torch.stack([scale, -torch.cat(means) * scale]))
-        return
-    stats, B = torch.empty_like(group.norm), 16
-    grid = (triton.cdiv(group.channels, B),)
-    _launch(
-        kernels.statistics,
-        grid,
-        part,
-        group.norm,
-        stats,
-        group.channels,
-        len(part),
-        float(group.count),
-        EPS=eps,
-        B=B,
-        R=128,
-        A=A,
-    )
-    sizes = [len(mean) for mean in means]
-    found = [piece for row in stats.to(means[0].dtype) for piece in row.split(sizes)]
-    torch._foreach_lerp_([*means, *variances], found, cast(float, norms[0].momentum))
 
 
 class _Mix(NamedTuple):
@@ -366,17 +359,17 @@ class _Mix(NamedTuple):
         nodes = self.x.new_empty(T, N, H, W, C)
         BP = max(16, TILE // _padded(C))
         grid = (triton.cdiv(N * H * W, BP), T)
-        _launch(kernels.mix_forward, grid, *self._arguments(), gamma, nodes, N, H * W, BP=BP, **self._sizes())
+        launch(kernels.mix_forward, grid, *self._arguments(), gamma, nodes, N, H * W, BP=BP, **self._sizes())
         return nodes
 
     def sums(self, gradient: Tensor) -> Tensor:
-        """(number of operations + 1, E, C): over pixels, the node's gradient times each normalised output, and, last,
-        the gradient alone."""
+        """Over pixels, the node's gradient times each normalised output, and, last, the gradient alone: (number of
+        operations + 1 or more, E, C)."""
         _, N, E, H, W, C = self.chains.shape
         rows = triton.next_power_of_2(len(self.operations.each) + 1)
         grid = Grid.of(N * H * W, E, _padded(C))
         part = torch.empty(grid.G, rows, E, C, dtype=_arithmetic(self.x)[0], device=self.x.device)
-        _launch(
+        launch(
             kernels.mix_backward,
             (grid.G, E),
             *self._arguments(),
@@ -389,8 +382,7 @@ class _Mix(NamedTuple):
             BP=grid.BP,
             **self._sizes(),
         )
-        sums = part.sum(dim=0)
-        return torch.cat([sums[: len(self.operations.each)], sums[-1:]])
+        return part.sum(dim=0)
 
 
 class _Backward:
@@ -419,10 +411,10 @@ class _Backward:
             if not operation.stages:
                 grid = (triton.cdiv(N * H * W, self.sizes["BP"]), self.S)
                 arguments = gradient, gamma, o * self.S * self.T, self.by_x, N, H * W, self.S, self.T
-                _launch(kernels.identity_backward, grid, *arguments, **self.sizes)
+                launch(kernels.identity_backward, grid, *arguments, **self.sizes)
                 self.written = True
         passed = [gradient for _ in operations.each]  # of each operation's stage that comes next
-        sums_of: list[tuple[Tensor, Tensor]] = [(sums[-1], row) for row in sums[:-1]]
+        sums_of: list[tuple[Tensor, Tensor]] = [(sums[-1], row) for row in sums[: len(gamma)]]
         for depth, stages in reversed(list(_depths(operations))):
             parts: dict[int, tuple[Group, Tensor]] = {}  # of the stages before
             for o, stage in stages:
@@ -505,7 +497,7 @@ class _Backward:
             unread = {"FIRST": True, "IN_PIXEL": C, "NORM": False, "ACTIVATION": 0}
             if not one.pool:
                 unread |= {"K": 1, "STRIDE": 1, "DILATION": 1}
-        _launch(
+        launch(
             kernels.stage_backward, (grid.G, E),
             *source[:3], depthwise, pointwise, result.y, result.norm(), result.group.channels,
             gradient, self.gamma, o * self.S * self.T, *sums, to, *of_before,
@@ -519,7 +511,7 @@ class _Backward:
             return to
         if self.part is not None and stage.depthwise is not None:
             several = {name: value for name, value in shared.items() if name != "POOL"}
-            _launch(
+            launch(
                 kernels.taps_backward, (grid.G, E, one.K),
                 *source[:3], to, self.part, self.num_weights, self.places[id(stage.depthwise.weight)],
                 N, E, source.shared_by, H, W, Ho, Wo, grid.rounds, BP=grid.BP, **several,
@@ -532,7 +524,7 @@ class _Backward:
         else:
             grid, target, add = of.group.grid, self.x.new_empty(N, E, H, W, C), False
             edges, inputs = E, 1
-        _launch(
+        launch(
             kernels.depthwise_backward, (grid.G, edges),
             *source[:3], depthwise, result.winner, to, target,
             *of_before, N, E, inputs, H, W, Ho, Wo, grid.rounds, BP=grid.BP, ADD=add, **shared,

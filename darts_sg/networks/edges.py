@@ -146,19 +146,31 @@ class Shared(Stacked):
         return x
 
 
+class EdgeWeights(NamedTuple):
+    """The mixing weights of a batch of edges, for all cells that have the same ones."""
+
+    by_column: Sequence[Tensor]
+    """(E,) for each operation but `none`."""
+    edges: Tensor | None
+    """(E,), with edge normalisation, whose weights `by_column` is multiplied with already."""
+    gammas: dict[tuple[int, ...], Tensor]
+    """As the kernels take them, by the operations that these compute: made once, see `EdgeBatch.gamma`."""
+
+    @classmethod
+    def of(cls, weights: Tensor, edges: Tensor | None = None) -> "EdgeWeights":
+        """weights: (E, number of operations but `none`)."""
+        return cls(weights.unbind(dim=1), edges, {})
+
+
 class EdgeBatch(nn.Module):
     """The edges from S states to T nodes at one stride, E = S · T of them, those of the first state first.
 
     operations: for each edge, in that order, its candidate operations without `none`, at C channels.
-    columns: the column of the mixing weights that each operation has.
     """
 
-    def __init__(
-        self, operations: Sequence[Sequence[nn.Module]], columns: Sequence[int], num_states: int, C: int, stride: int
-    ) -> None:
+    def __init__(self, operations: Sequence[Sequence[nn.Module]], num_states: int, C: int, stride: int) -> None:
         super().__init__()
         self.S, self.T, self.C, self.stride = num_states, len(operations) // num_states, C, stride
-        self.columns = list(columns)
         self.native = False
         self.operations: dict[tuple[int, ...], native.Operations] = {}  # as the kernels take them, by which these are
         self.ops = nn.ModuleList()
@@ -173,10 +185,8 @@ class EdgeBatch(nn.Module):
             else:
                 self.ops.append(Chain(ops))
 
-    def forward(self, states: Sequence[Tensor], weights: Tensor, onto: Sequence[Tensor] = ()) -> list[Tensor]:
-        """What the states (N, C, H, W) give to each of the T nodes, added to what is in `onto`, if there is anything.
-
-        weights: (E, num_operations)."""
+    def forward(self, states: Sequence[Tensor], weights: EdgeWeights, onto: Sequence[Tensor] = ()) -> list[Tensor]:
+        """What the states (N, C, H, W) give to each of the T nodes, added to what is in `onto`, if anything is."""
         fast = self._native_ops(states[0])
         all_fast = len(fast) + sum(isinstance(op, nn.Identity) for op in self.ops) == len(self.ops)
         apart = fast and all_fast and not states[0].is_cuda
@@ -189,13 +199,12 @@ class EdgeBatch(nn.Module):
         sums: dict[bool, Tensor] = {}  # whether in phases, to (N, E · C, …)
         given: list[list[Tensor]] = [[node] for node in onto] or [[] for _ in range(self.T)]
         halves = x.shape[-2] % 2 == 0 and x.shape[-1] % 2 == 0
-        by_column = weights.unbind(dim=1)
+        by_column = weights.by_column
         passed_on = None if fast else self._passed_on(by_column)  # then it is part of their gamma
-        chained = [c for op, c in zip(self.ops, self.columns, strict=True) if op in rest]
-        scales = torch.stack([by_column[c] for c in chained]).repeat_interleave(self.C, dim=1) if rest else None
+        chained = [i for i, op in enumerate(self.ops) if op in rest]
+        scales = torch.stack([by_column[i] for i in chained]).repeat_interleave(self.C, dim=1) if rest else None
         gammas = {} if scales is None else dict(zip(chained, scales.unbind(), strict=True))
-        for i, (op, column) in enumerate(zip(self.ops, self.columns, strict=True)):
-            weight = by_column[column]
+        for i, (op, weight) in enumerate(zip(self.ops, by_column, strict=True)):
             if i in fast:
                 continue
             if isinstance(op, Chain):
@@ -204,7 +213,7 @@ class EdgeBatch(nn.Module):
                 state = rectified if op.relu else x
                 if key not in inputs and not op.by_state:
                     inputs[key] = self._input(state, phases)
-                y = op(state if op.by_state else inputs[key], gammas[column], phases)
+                y = op(state if op.by_state else inputs[key], gammas[i], phases)
                 in_phases = phases and self.stride == 1
                 sums[in_phases] = sums[in_phases].add_(y) if in_phases in sums else y
             elif isinstance(op, Shared):
@@ -229,12 +238,14 @@ class EdgeBatch(nn.Module):
                 given[node].append(part)
         return [sum(parts[1:], parts[0]) for parts in given]
 
-    def gamma(self, weights: Tensor, fast: Sequence[int]) -> Tensor:
+    def gamma(self, weights: EdgeWeights, fast: Sequence[int]) -> Tensor:
         """What the kernels multiply these operations with, and the states themselves last: (number of them, E)."""
-        by_column = weights.unbind(dim=1)
-        passed_on = self._passed_on(by_column)
-        rows = [by_column[self.columns[i]] for i in fast]
-        return torch.stack(rows if passed_on is None else [*rows, passed_on])
+        kind = tuple(fast)
+        if kind not in weights.gammas:
+            passed_on = self._passed_on(weights.by_column)
+            rows = [weights.by_column[i] for i in fast]
+            weights.gammas[kind] = torch.stack(rows if passed_on is None else [*rows, passed_on])
+        return weights.gammas[kind]
 
     def native_operations(self, fast: Sequence[int]) -> native.Operations:
         """These operations as the kernels take them, and the states themselves last if they are passed on."""
@@ -268,8 +279,8 @@ class EdgeBatch(nn.Module):
 
     def _passed_on(self, by_column: Sequence[Tensor]) -> Tensor | None:
         """The weights (E,) of the identity, which are those of all that add their input; None if nothing does."""
-        columns = [c for op, c in zip(self.ops, self.columns, strict=True) if self._passes_on(op)]
-        return sum((by_column[c] for c in columns[1:]), by_column[columns[0]]) if columns else None
+        found = [of_op for op, of_op in zip(self.ops, by_column, strict=True) if self._passes_on(op)]
+        return sum(found[1:], found[0]) if found else None
 
     def _input(self, x: Tensor, phases: bool) -> Tensor:
         """x (N, S · C, H, W), for each edge: (N, E · C, H, W), or its phases (4N, E · C, H / 2, W / 2)."""

@@ -18,7 +18,7 @@ from darts_sg.errors import UsageError
 from darts_sg.genotype import NUM_INPUTS
 from darts_sg.native import chains as native
 from darts_sg.networks.derived import NetworkShape
-from darts_sg.networks.edges import EdgeBatch, Part, mix
+from darts_sg.networks.edges import EdgeBatch, EdgeWeights, Part, mix
 from darts_sg.networks.skeleton import (
     CellGraphs,
     CellSpec,
@@ -77,12 +77,14 @@ class SupernetCell(nn.Module):
         sources = [tuple(range(NUM_INPUTS)), *((NUM_INPUTS + i,) for i in range(num_nodes - 1))]
         self.edge_lists = [[(s, n) for s in states for n in range(max(0, s - 1), num_nodes)] for states in sources]
         self.batches = nn.ModuleList(
-            EdgeBatch([built[edge] for edge in edges], columns, len(states), self.C_mixed, self.stride(states[0]))
+            EdgeBatch([built[edge] for edge in edges], len(states), self.C_mixed, self.stride(states[0]))
             for states, edges in zip(sources, self.edge_lists, strict=True)
         )
         rows = [num_edges(node) + state for edges in self.edge_lists for state, node in edges]
         self.rows: Tensor
         self.register_buffer("rows", torch.tensor(rows), persistent=False)
+        self.columns: Tensor  # of the mixing weights, those that operations have
+        self.register_buffer("columns", torch.tensor(columns), persistent=False)
         self.all_native = [batch.all_native() for batch in self._batches()]
         outputs = range(NUM_INPUTS, NUM_INPUTS + num_nodes)
         self.graphs = CellGraphs((self.input_0, self.input_1), self._steps(), outputs)
@@ -107,28 +109,26 @@ class SupernetCell(nn.Module):
         """Stride of the edges that leave a state."""
         return 2 if self.reduction and state < NUM_INPUTS else 1
 
-    def forward(self, s0: Tensor, s1: Tensor, weights: Tensor, edge_weights: Tensor | None) -> Tensor:
+    def forward(self, s0: Tensor, s1: Tensor, weights: Sequence[EdgeWeights]) -> Tensor:
         """s0 (N, C_pp, …), s1 (N, C_p, H, W) to (N, num_nodes · C, H, W), halved by a reduction cell."""
         if self.in_one(s0):
-            return join(self.in_parts([s0], [s1], weights, edge_weights)[0])
-        rows_of = self._rows(weights, edge_weights)
-        edge_weights_of = None if edge_weights is None else self._of_batches(edge_weights)
+            return join(self.in_parts([s0], [s1], weights)[0])
         given: list[Tensor] = []  # to the nodes that are not complete, so far
         passed: list[Tensor] = []  # the channels that are handed on to them
         states = self.graphs.inputs(s0, s1) if self.takes(s0) else [self.input_0(s0), self.input_1(s1)]
         nodes: list[Tensor] = []
-        for i, batch in enumerate(self._batches()):
+        for batch, of_batch in zip(self._batches(), weights, strict=True):
             mixed, others = states, []
             if self.K > 1:
                 split = [state.split((self.C_mixed, state.shape[1] - self.C_mixed), dim=1) for state in states]
                 mixed, others = [part[0] for part in split], [part[1] for part in split]
                 if batch.stride == 2:
                     others = [F.max_pool2d(part, 2, 2, ceil_mode=True) for part in others]
-                ones = weights.new_ones(batch.S * batch.T)
-                coefficients = ones if edge_weights_of is None else edge_weights_of[i]
+                ones = of_batch.by_column[0].new_ones(batch.S * batch.T)
+                coefficients = ones if of_batch.edges is None else of_batch.edges
                 parts = mix([join(others)], coefficients[None], batch.S, batch.T)
                 passed = [node + part for node, part in zip(passed, parts, strict=True)] if passed else parts
-            complete, *given = batch(mixed, rows_of[i], given)
+            complete, *given = batch(mixed, of_batch, given)
             if self.K > 1:
                 handed_on, *passed = passed
                 complete = F.channel_shuffle(join([complete, handed_on]), self.K)
@@ -136,23 +136,21 @@ class SupernetCell(nn.Module):
             states = [complete]
         return join(nodes)
 
-    def in_parts(self, s0: Parts, s1: Parts, weights: Tensor, edge_weights: Tensor | None) -> tuple[Parts, Parts]:
+    def in_parts(self, s0: Parts, s1: Parts, weights: Sequence[EdgeWeights]) -> tuple[Parts, Parts]:
         """What `forward` gives, in parts, and s1, to be used instead of s1 from now on."""
         if not self.in_one(s0[0]):
-            return [self(join(s0), join(s1), weights, edge_weights)], s1
-        rows_of = self._rows(weights, edge_weights)
-        batches = zip(self._batches(), rows_of, self.all_native, strict=True)
-        return self.graphs.run(s0, s1, [batch.gamma(rows, known or ()) for batch, rows, known in batches])
+            return [self(join(s0), join(s1), weights)], s1
+        batches = zip(self._batches(), weights, self.all_native, strict=True)
+        return self.graphs.run(s0, s1, [batch.gamma(of_batch, known or ()) for batch, of_batch, known in batches])
 
-    def _rows(self, weights: Tensor, edge_weights: Tensor | None) -> Sequence[Tensor]:
-        """The mixing weights of each batch of edges."""
+    def edge_weights(self, weights: Tensor, edge_weights: Tensor | None) -> list[EdgeWeights]:
+        """Those of each batch of edges, from weights (num_edges, num_operations) and edge weights (num_edges,)."""
         if edge_weights is not None:
             weights = weights * edge_weights[:, None]
-        return self._of_batches(weights)
-
-    def _of_batches(self, of_edges: Tensor) -> Sequence[Tensor]:
-        """What belongs to the edges (E, …), for each batch."""
-        return of_edges[self.rows].split([len(edges) for edges in self.edge_lists])
+        sizes = [len(edges) for edges in self.edge_lists]
+        each = weights[self.rows[:, None], self.columns].split(sizes)
+        edges = [None] * len(each) if edge_weights is None else edge_weights[self.rows].split(sizes)
+        return [EdgeWeights.of(*both) for both in zip(each, edges, strict=True)]
 
     def takes(self, state: Tensor) -> bool:
         """Whether it is given a state as it is before the ReLU between cells."""
@@ -175,7 +173,7 @@ class SupernetCell(nn.Module):
                 yield from batch.parts(index, node - first, f"{prefix}.edges.{num_edges(node) + state}")
 
 
-def recomputed(cell: SupernetCell, *inputs: Parts | Tensor | None) -> tuple[Parts, Parts]:
+def recomputed(cell: SupernetCell, *inputs: Parts | Sequence[EdgeWeights]) -> tuple[Parts, Parts]:
     """`in_parts` of a cell, which is computed a second time in the backward pass instead of being kept."""
     found: tuple[Parts, Parts] = checkpoint(
         cell.in_parts,
@@ -284,16 +282,17 @@ class Supernet(nn.Module):
         s0: Parts
         s1: Parts
         s0, s1 = ([state] for state in self.stem(x))
+        given = {False: (mixing.normal, mixing.edge_normal), True: (mixing.reduce, mixing.edge_reduce)}
+        of_kind: dict[bool, list[EdgeWeights]] = {}  # of cell: whether it is a reduction
         for cell in cast(Sequence[SupernetCell], self.cells):
-            if cell.reduction:
-                weights, edge_weights = mixing.reduce, mixing.edge_reduce
-            else:
-                weights, edge_weights = mixing.normal, mixing.edge_normal
+            if cell.reduction not in of_kind:
+                of_kind[cell.reduction] = cell.edge_weights(*given[cell.reduction])
+            weights = of_kind[cell.reduction]
             last = cell is self.cells[-1]  # with it the backward pass begins: nothing is gained by forgetting it
             if self.recompute and not last and torch.is_grad_enabled():
-                output, s1 = recomputed(cell, s0, s1, weights, edge_weights)
+                output, s1 = recomputed(cell, s0, s1, weights)
             else:
-                output, s1 = cell.in_parts(s0, s1, weights, edge_weights)
+                output, s1 = cell.in_parts(s0, s1, weights)
             if not last and not cell.takes(output[0]):
                 output = [between_cells(state) for state in output]
             s0, s1 = s1, output

@@ -13,7 +13,7 @@ from darts_sg import native
 from darts_sg.methods.relaxation import softmax
 from darts_sg.native import chains
 from darts_sg.networks.derived import stages_of
-from darts_sg.networks.edges import EdgeBatch
+from darts_sg.networks.edges import EdgeBatch, EdgeWeights
 from darts_sg.networks.supernet import Supernet, candidate
 from darts_sg.ops import OPERATIONS
 from darts_sg.ops.operation import Residual
@@ -80,17 +80,17 @@ def test_they_work_where_nothing_can_be_kept(forgotten: Path, tmp_path: Path) ->
 def test_what_is_in_the_nodes_already_is_added(names: list[str]) -> None:
     available()
     torch.manual_seed(0)
-    batch = EdgeBatch([[candidate(name, 5, 1) for name in names] for _ in range(2)], range(len(names)), 1, 5, 1)
+    batch = EdgeBatch([[candidate(name, 5, 1) for name in names] for _ in range(2)], 1, 5, 1)
     randomize(batch.double(), seed=0)
     x, *onto = torch.randn(3, 2, 5, 4, 4, dtype=torch.float64).requires_grad_().unbind()
     weights = torch.rand(2, len(names), dtype=torch.float64, requires_grad=True)
     found = []
     for kernels in (False, True):
         batch.native = kernels
-        nodes = batch([x], weights, onto)
+        nodes = batch([x], EdgeWeights.of(weights), onto)
         wanted = [x, *onto, weights, *batch.parameters()]
         found.append([*nodes, *torch.autograd.grad(sum((node**2).sum() for node in nodes), wanted)])
-    alone = batch([x], weights)
+    alone = batch([x], EdgeWeights.of(weights))
     assert_equal_tensors(*found)
     assert_equal_tensors(found[1][:2], [node + before for node, before in zip(alone, onto, strict=True)])
 
@@ -145,8 +145,8 @@ def test_the_number_of_threads_changes_no_bit_of_the_operations(threads: object)
         torch.set_num_threads(number)
         x = torch.randn(5, 12, 9, 9, generator=torch.Generator().manual_seed(1)).requires_grad_()
         states = [part.contiguous(memory_format=torch.channels_last) for part in x.split(6, dim=1)]
-        weights = torch.full((8, len(net.operations)), 0.1, requires_grad=True)
-        loss = sum((node**2).sum() for node in batch(states, weights))
+        weights = torch.full((8, len(batch.ops)), 0.1, requires_grad=True)
+        loss = sum((node**2).sum() for node in batch(states, EdgeWeights.of(weights)))
         wanted = [x, weights, *(p for op in batch.ops if getattr(op, "stages", None) for p in op.parameters())]
         found.append(torch.autograd.grad(loss, wanted))
     assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))

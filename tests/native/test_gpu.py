@@ -8,8 +8,11 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="Triton comes with PyTorch for GPUs, and is not installed here")
 
+from benchmarks.launches import count
+from benchmarks.subjects import Shape, passes
 from darts_sg.native import chains, gpu
-from darts_sg.networks.edges import EdgeBatch
+from darts_sg.networks.edges import EdgeBatch, EdgeWeights
+from darts_sg.networks.skeleton import join
 from darts_sg.networks.supernet import candidate
 from darts_sg.ops import OPERATIONS
 from tests.reference.transfer import assert_equal_tensors, randomize
@@ -25,12 +28,12 @@ def small_programs_on_this_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "TILE", 512)
     monkeypatch.setattr(gpu, "PROGRAMS", 4)
     monkeypatch.setattr(chains, "computes", lambda x, stages: gpu.supports(stages))
-    monkeypatch.setattr(chains, "run", lambda states, *others: gpu.run(torch.cat(list(states), dim=1), *others))
+    monkeypatch.setattr(chains, "run", lambda states, *others: gpu.run(join(states), *others))
 
 
 def batch_of(names: list[str], S: int, T: int, C: int, stride: int) -> EdgeBatch:
     edges = [[candidate(name, C, stride) for name in names] for _ in range(S * T)]
-    batch = EdgeBatch(edges, range(len(names)), S, C, stride)
+    batch = EdgeBatch(edges, S, C, stride)
     randomize(batch, 0)
     for layer in batch.modules():
         if isinstance(layer, torch.nn.BatchNorm2d):
@@ -39,7 +42,7 @@ def batch_of(names: list[str], S: int, T: int, C: int, stride: int) -> EdgeBatch
 
 
 def nodes_and_gradients(batch: EdgeBatch, states: list[Tensor], mixing: Tensor, onto: list[Tensor]) -> list[Tensor]:
-    nodes = batch(states, mixing, onto)
+    nodes = batch(states, EdgeWeights.of(mixing), onto)
     loss = sum((node * torch.linspace(-1, 1, node.numel(), device=DEVICE).view_as(node)).sum() for node in nodes)
     wanted = [*states, mixing, *onto, *batch.parameters()]
     return [*nodes, *torch.autograd.grad(loss, [t for t in wanted if t.requires_grad])]
@@ -53,7 +56,7 @@ def compare(batch: EdgeBatch, C: int, size: int, *, onto: bool = False) -> None:
 
     whole = random(2, batch.S * C, size, size).contiguous(memory_format=torch.channels_last)
     states = [part.requires_grad_() for part in whole.split(C, dim=1)]
-    mixing = random(batch.S * batch.T, len(batch.columns)).softmax(dim=1).requires_grad_()
+    mixing = random(batch.S * batch.T, len(batch.ops)).softmax(dim=1).requires_grad_()
     side = -(-size // batch.stride)
     given = [random(2, C, side, side).requires_grad_() for _ in range(batch.T if onto else 0)]
     other = copy.deepcopy(batch)
@@ -73,6 +76,30 @@ def test_each_operation_gives_what_pytorch_gives(name: str, stride: int) -> None
 @pytest.mark.parametrize(("S", "T", "stride", "size", "training"), [(2, 1, 2, 5, True), (1, 2, 1, 4, False)])
 def test_several_operations_together(S: int, T: int, stride: int, size: int, training: bool) -> None:
     compare(batch_of(SEVERAL, S, T, 4, stride).train(training), 4, size, onto=True)
+
+
+def test_each_kernel_counts_as_a_launch() -> None:
+    batch = batch_of(["dil_conv_3x3", "skip_connect"], S=1, T=1, C=3, stride=1)
+    batch.native = True
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64, device=DEVICE).contiguous(memory_format=torch.channels_last)
+    mixing = torch.rand(1, 2, dtype=torch.float64, device=DEVICE, requires_grad=True)
+    counts = count(lambda: nodes_and_gradients(batch, [x.requires_grad_()], mixing, []))
+    forward, backward = ["stage", "statistics", "mix"], ["mix", "identity", "stage", "taps", "depthwise"]
+    assert counts["darts_sg.triton"] == len(forward + backward)
+
+
+def test_a_pass_of_the_supernet_launches_few_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted without launching them; what a pass takes does not depend on its size."""
+    monkeypatch.setattr(chains, "takes", lambda x: False)
+    monkeypatch.setattr(gpu, "launch", lambda *arguments, **sizes: None)
+    shape = Shape(batch=2, channels=4, size=8, device=DEVICE)
+    baseline = sum(count(passes(shape, own=False)).values())
+    net = shape.supernet(native=True)
+    gpu.lay_out(net)
+    monkeypatch.setattr(Shape, "supernet", lambda shape, native: net)
+    counts = count(passes(shape, own=True, native=True))
+    assert counts["darts_sg.triton"] > 1000
+    assert sum(counts.values()) / baseline < 0.1335  # the aim was 2,000 of 15,004
 
 
 def test_frozen_weights_change_no_other_gradient() -> None:
