@@ -190,8 +190,9 @@ def _halves(layer: nn.Module, E: int) -> bool:
     return isinstance(layer, HalvingConv) and layer.groups == E and layer.C_out >= 2 * E
 
 
-def run(states: Sequence[Tensor], gamma: Tensor, operations: Operations) -> list[Tensor]:
-    """What the operations give to the T nodes: T tensors of (N, C, H', W').
+def run(states: Sequence[Tensor], gamma: Tensor, operations: Operations, onto: Sequence[Tensor] = ()) -> list[Tensor]:
+    """What the operations give to the T nodes, added to what is in `onto`, if there is anything: T tensors of
+    (N, C, H', W').
 
     states: on a CPU the S states of the first input, then of the next, each (N, C, H, W), all float32 or all float64;
     those of an input are of one shape. On a GPU one input, its states side by side: (N, S · C, H, W).
@@ -202,8 +203,9 @@ def run(states: Sequence[Tensor], gamma: Tensor, operations: Operations) -> list
     if states[0].device.type == "cuda":
         from darts_sg.native import gpu  # Triton is there where there is a GPU
 
-        return gpu.run(states[0], gamma, operations)
-    return run_graph(states, [gamma], operations.alone)
+        return gpu.run(states[0], gamma, operations, onto)
+    given = run_graph(states, [gamma], operations.alone)
+    return [before + node for before, node in zip(onto, given, strict=True)] if onto else given
 
 
 def run_graph(inputs: Sequence[Tensor], gammas: Sequence[Tensor], graph: Graph) -> list[Tensor]:

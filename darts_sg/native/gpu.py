@@ -135,11 +135,12 @@ def lay_out(module: nn.Module) -> None:
             layer.weight.data = taps(layer.weight.data).permute(3, 2, 0, 1)
 
 
-def run(x: Tensor, gamma: Tensor, operations: Operations) -> list[Tensor]:
+def run(x: Tensor, gamma: Tensor, operations: Operations, onto: Sequence[Tensor] = ()) -> list[Tensor]:
     """`chains.run` of the states x (N, S · C, H, W): chains first, then pools, then the states themselves, if they are
     taken, too. gamma: (number of operations, E)."""
     weights = [weight for stage in operations.stages() for weight in stage.weights()]
-    nodes: Tensor = _Run.apply(operations, gamma, x.contiguous(memory_format=torch.channels_last), *weights)
+    given = torch.stack([node.permute(0, 2, 3, 1) for node in onto]) if onto else None
+    nodes: Tensor = _Run.apply(operations, gamma, x.contiguous(memory_format=torch.channels_last), given, *weights)
     return [node.permute(0, 3, 1, 2) for node in nodes.unbind()]
 
 
@@ -183,11 +184,13 @@ def _padded(C: int) -> int:
 
 class _Run(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, operations: Operations, gamma: Tensor, x: Tensor, *weights: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, operations: Operations, gamma: Tensor, x: Tensor, onto: Tensor | None, *weights: Tensor
+    ) -> Tensor:
         gamma = gamma.contiguous()
         forward = _Forward(operations, x)
         mix = _Mix(operations, x, forward.chain_ends, forward.pool_ends, forward.norm_of_ends())
-        nodes = mix.forward(gamma)
+        nodes = mix.forward(gamma, onto)
         flat = [result for results in forward.results for result in results]
         groups = list({id(result.group): result.group for result in flat}.values())
         ctx.operations = operations
@@ -206,9 +209,10 @@ class _Run(torch.autograd.Function):
         mix = _Mix(operations, x, chain_ends, pool_ends, norm)
         sums = mix.sums(gradient)
         by_gamma = sums[: len(gamma)].sum(dim=-1).to(gamma.dtype) if ctx.needs_input_grad[1] else None
-        by_x, *needed = ctx.needs_input_grad[2:]
+        by_x, by_onto, *needed = ctx.needs_input_grad[2:]
+        onto = gradient if by_onto else None
         if not by_x and not any(needed):
-            return None, by_gamma, None, *(None for _ in needed)
+            return None, by_gamma, None, onto, *(None for _ in needed)
         num_groups = len(ctx.groups)
         groups = [Group(norm, *rest) for norm, rest in zip(saved[:num_groups], ctx.groups, strict=True)]
         tensors = iter(saved[num_groups:])
@@ -219,7 +223,7 @@ class _Run(torch.autograd.Function):
         results = [[next(flat) for _ in operation.stages] for operation in operations.each]
         backward = _Backward(operations, x, gamma, results, gradient, sums, any(needed))
         weights = (w if n else None for w, n in zip(backward.by_weights(), needed, strict=True))
-        return None, by_gamma, backward.by_x.permute(0, 3, 1, 2), *weights
+        return None, by_gamma, backward.by_x.permute(0, 3, 1, 2), onto, *weights
 
 
 def _depths(operations: Operations) -> Iterator[tuple[int, list[tuple[int, Stage]]]]:
@@ -352,14 +356,15 @@ class _Mix(NamedTuple):
             "T": self.operations.T, "C": C, "CP": _padded(C), "A": _arithmetic(self.x)[1], "num_stages": 1,
         }  # fmt: skip
 
-    def forward(self, gamma: Tensor) -> Tensor:
-        """The nodes (T, N, H, W, C)."""
+    def forward(self, gamma: Tensor, onto: Tensor | None) -> Tensor:
+        """The nodes (T, N, H, W, C), added to what is in them already."""
         _, N, _, H, W, C = self.chains.shape
         T = self.operations.T
         nodes = self.x.new_empty(T, N, H, W, C)
         BP = max(16, TILE // _padded(C))
         grid = (triton.cdiv(N * H * W, BP), T)
-        launch(kernels.mix_forward, grid, *self._arguments(), gamma, nodes, N, H * W, BP=BP, **self._sizes())
+        arguments = *self._arguments(), gamma, onto, nodes, N, H * W
+        launch(kernels.mix_forward, grid, *arguments, ONTO=onto is not None, BP=BP, **self._sizes())
         return nodes
 
     def sums(self, gradient: Tensor) -> Tensor:

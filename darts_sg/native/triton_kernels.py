@@ -193,12 +193,12 @@ def statistics(
 
 @triton.jit(do_not_specialize=["norm_M", "N", "P", "T"])
 def mix_forward(
-    chains, pools, x, norm, norm_M, gamma, nodes, N, P,
-    CHAINS: tl.constexpr, POOLS: tl.constexpr, IDENTITY: tl.constexpr, S: tl.constexpr, T,
+    chains, pools, x, norm, norm_M, gamma, onto, nodes, N, P,
+    CHAINS: tl.constexpr, POOLS: tl.constexpr, IDENTITY: tl.constexpr, ONTO: tl.constexpr, S: tl.constexpr, T,
     C: tl.constexpr, CP: tl.constexpr, BP: tl.constexpr, A: tl.constexpr,
 ):  # fmt: skip
     """nodes (T, N, P, C): the sum of gamma times the normalised outputs of chains on edges, (CHAINS, N, E, P, C), of
-    pools on states, (POOLS, N, S, P, C), and of the states themselves."""
+    pools on states, (POOLS, N, S, P, C), and of the states themselves; and, with ONTO, of `onto` (T, N, P, C)."""
     t = tl.program_id(1)
     there, n, r = _pixels(tl.program_id(0), N, P, BP)
     c = tl.arange(0, CP)
@@ -228,8 +228,10 @@ def mix_forward(
             factor = tl.load(gamma + (CHAINS + POOLS) * E + s * T + t).to(A)
             at = (n * P + r) * (S * C) + s * C
             total += tl.load(x + at[:, None] + c[None, :], mask=mask, other=0.0).to(A) * factor
-    to = ((n + t * N) * P + r) * C
-    tl.store(nodes + to[:, None] + c[None, :], total.to(nodes.dtype.element_ty), mask=mask)
+    to = (((n + t * N) * P + r) * C)[:, None] + c[None, :]
+    if ONTO:
+        total += tl.load(onto + to, mask=mask, other=0.0).to(A)
+    tl.store(nodes + to, total.to(nodes.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["norm_M", "N", "P", "rounds", "T"])

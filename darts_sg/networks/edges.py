@@ -149,17 +149,17 @@ class Shared(Stacked):
 class EdgeWeights(NamedTuple):
     """The mixing weights of a batch of edges, for all cells that have the same ones."""
 
-    by_column: Sequence[Tensor]
-    """(E,) for each operation but `none`."""
+    weights: Tensor
+    """(E, number of operations but `none`)."""
     edges: Tensor | None
-    """(E,), with edge normalisation, whose weights `by_column` is multiplied with already."""
+    """(E,), with edge normalisation, by which `weights` is multiplied already."""
     gammas: dict[tuple[int, ...], Tensor]
     """As the kernels take them, by the operations that these compute: made once, see `EdgeBatch.gamma`."""
 
     @classmethod
     def of(cls, weights: Tensor, edges: Tensor | None = None) -> "EdgeWeights":
-        """weights: (E, number of operations but `none`)."""
-        return cls(weights.unbind(dim=1), edges, {})
+        """None of `gammas` is made yet."""
+        return cls(weights, edges, {})
 
 
 class EdgeBatch(nn.Module):
@@ -197,9 +197,11 @@ class EdgeBatch(nn.Module):
         shared: list[Tensor] = []
         coefficients: list[Tensor] = []
         sums: dict[bool, Tensor] = {}  # whether in phases, to (N, E · C, …)
-        given: list[list[Tensor]] = [[node] for node in onto] or [[] for _ in range(self.T)]
+        given: list[list[Tensor]] = [[] for _ in range(self.T)] if fast or not onto else [[node] for node in onto]
         halves = x.shape[-2] % 2 == 0 and x.shape[-1] % 2 == 0
-        by_column = weights.by_column
+        of_all = weights.weights
+        # of a few each by itself, for the gradient of unbind is a launch more for each that is not used
+        by_column = [of_all[:, i] for i in range(len(self.ops))] if fast else of_all.unbind(dim=1)
         passed_on = None if fast else self._passed_on(by_column)  # then it is part of their gamma
         chained = [i for i, op in enumerate(self.ops) if op in rest]
         scales = torch.stack([by_column[i] for i in chained]).repeat_interleave(self.C, dim=1) if rest else None
@@ -224,7 +226,8 @@ class EdgeBatch(nn.Module):
                     given[e % self.T].append(weight[e] * edge_op(states[e // self.T]))
         if fast:
             gamma = self.gamma(weights, fast)
-            for node, part in enumerate(native.run([x] if x.is_cuda else states, gamma, self.native_operations(fast))):
+            of_states = [x] if x.is_cuda else states
+            for node, part in enumerate(native.run(of_states, gamma, self.native_operations(fast), onto)):
                 given[node].append(part)
         if passed_on is not None:
             shared.append(x)
@@ -242,8 +245,9 @@ class EdgeBatch(nn.Module):
         """What the kernels multiply these operations with, and the states themselves last: (number of them, E)."""
         kind = tuple(fast)
         if kind not in weights.gammas:
-            passed_on = self._passed_on(weights.by_column)
-            rows = [weights.by_column[i] for i in fast]
+            by_column = weights.weights.unbind(dim=1)
+            passed_on = self._passed_on(by_column)
+            rows = [by_column[i] for i in fast]
             weights.gammas[kind] = torch.stack(rows if passed_on is None else [*rows, passed_on])
         return weights.gammas[kind]
 

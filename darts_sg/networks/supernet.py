@@ -124,7 +124,7 @@ class SupernetCell(nn.Module):
                 mixed, others = [part[0] for part in split], [part[1] for part in split]
                 if batch.stride == 2:
                     others = [F.max_pool2d(part, 2, 2, ceil_mode=True) for part in others]
-                ones = of_batch.by_column[0].new_ones(batch.S * batch.T)
+                ones = of_batch.weights.new_ones(batch.S * batch.T)
                 coefficients = ones if of_batch.edges is None else of_batch.edges
                 parts = mix([join(others)], coefficients[None], batch.S, batch.T)
                 passed = [node + part for node, part in zip(passed, parts, strict=True)] if passed else parts

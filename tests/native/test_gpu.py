@@ -99,7 +99,7 @@ def test_a_pass_of_the_supernet_launches_few_kernels(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(Shape, "supernet", lambda shape, native: net)
     counts = count(passes(shape, own=True, native=True))
     assert counts["darts_sg.triton"] > 1000
-    assert sum(counts.values()) / baseline < 0.1335  # the aim was 2,000 of 15,004
+    assert sum(counts.values()) / baseline < 2000 / 15004
 
 
 def test_frozen_weights_change_no_other_gradient() -> None:
