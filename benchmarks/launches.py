@@ -4,7 +4,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
-from operator import attrgetter
+from pkgutil import resolve_name
 from typing import Any
 from unittest.mock import patch
 
@@ -13,8 +13,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.subjects import Step
 
-# what launches the kernels of darts_sg.native, in those of its modules that are in use
-NATIVE = (("cpu", "Calls.__call__", "darts_sg.cpp"), ("gpu", "launch", "darts_sg.triton"))
+# what launches our kernels, and how it is counted: module, name and title
+NATIVE = (
+    ("darts_sg.native.cpu", "Calls.__call__", "darts_sg.cpp"),
+    ("darts_sg.native.gpu", "launch", "darts_sg.triton"),
+)
 SILENT = {  # they compute nothing
     "aten.empty", "aten.empty_like", "aten.empty_strided", "aten.new_empty", "aten.new_empty_strided",
     "aten.detach", "aten._unsafe_view", "aten.is_same_size", "aten._local_scalar_dense",
@@ -40,11 +43,9 @@ def count(step: Step) -> Counter[str]:
     step()
     with Launches() as launches, torch.autograd.set_multithreading_enabled(False), ExitStack() as patches:
         for module, name, title in NATIVE:
-            if (loaded := sys.modules.get(f"darts_sg.native.{module}")) is not None:
-                *path, last = name.split(".")
-                owner = attrgetter(*path)(loaded) if path else loaded
-                counted = counting(getattr(owner, last), launches.counts, title)
-                patches.enter_context(patch.object(owner, last, counted))
+            if module in sys.modules:  # otherwise not in use, and Triton may not be there
+                target = f"{module}.{name}"
+                patches.enter_context(patch(target, counting(resolve_name(target), launches.counts, title)))
         step()
     return launches.counts
 

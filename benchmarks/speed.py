@@ -308,7 +308,9 @@ def add_options(options: argparse.ArgumentParser) -> None:
     options.add_argument("--json", type=Path, metavar="FILE", help="write all figures as JSON")
     options.add_argument("--picture", type=Path, metavar="FILE", help="draw the ratios as bars (.svg, .png or .pdf)")
     options.add_argument(
-        "--device", default="cpu", help="cpu, or a GPU, of which only the first-order steps are measured"
+        "--device",
+        default="cpu",
+        help="cpu, or a GPU, of which only the first-order steps and the launches are measured",
     )
     options.add_argument("--compile", action="store_true", help="on a GPU measure torch.compile as well (minutes)")
     options.add_argument("--threads", type=int, help="CPU threads (default: one a core)")

@@ -16,6 +16,7 @@ the same mathematics for less work:
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -146,20 +147,16 @@ class Shared(Stacked):
         return x
 
 
-class EdgeWeights(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class EdgeWeights:
     """The mixing weights of a batch of edges, for all cells that have the same ones."""
 
     weights: Tensor
     """(E, number of operations but `none`)."""
-    edges: Tensor | None
+    edges: Tensor | None = None
     """(E,), with edge normalisation, by which `weights` is multiplied already."""
-    gammas: dict[tuple[int, ...], Tensor]
+    gammas: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
     """As the kernels take them, by the operations that these compute: made once, see `EdgeBatch.gamma`."""
-
-    @classmethod
-    def of(cls, weights: Tensor, edges: Tensor | None = None) -> "EdgeWeights":
-        """None of `gammas` is made yet."""
-        return cls(weights, edges, {})
 
 
 class EdgeBatch(nn.Module):

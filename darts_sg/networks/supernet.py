@@ -150,7 +150,7 @@ class SupernetCell(nn.Module):
         sizes = [len(edges) for edges in self.edge_lists]
         each = weights[self.rows[:, None], self.columns].split(sizes)
         edges = [None] * len(each) if edge_weights is None else edge_weights[self.rows].split(sizes)
-        return [EdgeWeights.of(*both) for both in zip(each, edges, strict=True)]
+        return [EdgeWeights(*both) for both in zip(each, edges, strict=True)]
 
     def takes(self, state: Tensor) -> bool:
         """Whether it is given a state as it is before the ReLU between cells."""

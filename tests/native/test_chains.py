@@ -87,10 +87,10 @@ def test_what_is_in_the_nodes_already_is_added(names: list[str]) -> None:
     found = []
     for kernels in (False, True):
         batch.native = kernels
-        nodes = batch([x], EdgeWeights.of(weights), onto)
+        nodes = batch([x], EdgeWeights(weights), onto)
         wanted = [x, *onto, weights, *batch.parameters()]
         found.append([*nodes, *torch.autograd.grad(sum((node**2).sum() for node in nodes), wanted)])
-    alone = batch([x], EdgeWeights.of(weights))
+    alone = batch([x], EdgeWeights(weights))
     assert_equal_tensors(*found)
     assert_equal_tensors(found[1][:2], [node + before for node, before in zip(alone, onto, strict=True)])
 
@@ -146,7 +146,7 @@ def test_the_number_of_threads_changes_no_bit_of_the_operations(threads: object)
         x = torch.randn(5, 12, 9, 9, generator=torch.Generator().manual_seed(1)).requires_grad_()
         states = [part.contiguous(memory_format=torch.channels_last) for part in x.split(6, dim=1)]
         weights = torch.full((8, len(batch.ops)), 0.1, requires_grad=True)
-        loss = sum((node**2).sum() for node in batch(states, EdgeWeights.of(weights)))
+        loss = sum((node**2).sum() for node in batch(states, EdgeWeights(weights)))
         wanted = [x, weights, *(p for op in batch.ops if getattr(op, "stages", None) for p in op.parameters())]
         found.append(torch.autograd.grad(loss, wanted))
     assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))

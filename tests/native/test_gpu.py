@@ -42,7 +42,7 @@ def batch_of(names: list[str], S: int, T: int, C: int, stride: int) -> EdgeBatch
 
 
 def nodes_and_gradients(batch: EdgeBatch, states: list[Tensor], mixing: Tensor, onto: list[Tensor]) -> list[Tensor]:
-    nodes = batch(states, EdgeWeights.of(mixing), onto)
+    nodes = batch(states, EdgeWeights(mixing), onto)
     loss = sum((node * torch.linspace(-1, 1, node.numel(), device=DEVICE).view_as(node)).sum() for node in nodes)
     wanted = [*states, mixing, *onto, *batch.parameters()]
     return [*nodes, *torch.autograd.grad(loss, [t for t in wanted if t.requires_grad])]
