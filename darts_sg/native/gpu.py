@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from darts_sg.native import triton_kernels as kernels
 from darts_sg.native.chains import EDGES, MIXED_NODES, NODES, Operation, Operations, Stage, kind_of
 
-TILE = 1024  # pixels times channels that a program has in its registers at a time
+TILE = 512  # runs of pixels times channels that a program works on at a time; more where that were less than 16 runs
+LONGEST = 4  # pixels of a run; fewer where channels are many, for registers are few
 PROGRAMS = 512  # of a launch, about: enough for a GPU's multiprocessors, and few enough for the sums of their parts
+PER_THREAD = 4  # channels of a run
 RUNNING = ("running_mean", "running_var")
 
 
@@ -38,20 +40,40 @@ class Geometry(NamedTuple):
     dilation: int
     pool: int
 
+    def sizes(self) -> dict[str, Any]:
+        return {
+            "H": self.H, "W": self.W, "Ho": self.Ho, "Wo": self.Wo, "C": self.C, "CP": _padded(self.C),
+            "K": self.K, "STRIDE": self.stride, "DILATION": self.dilation, "POOL": self.pool,
+        }  # fmt: skip
+
 
 class Grid(NamedTuple):
-    """How the pixels of an edge are dealt out: to G programs, each `rounds` times BP pixels."""
+    """How the pixels of an edge are dealt out: to G programs, each `rounds` times BP runs of Q pixels side by side."""
 
     G: int
     rounds: int
     BP: int
+    Q: int
+    warps: int
 
     @classmethod
-    def of(cls, pixels: int, edges: int, channels: int) -> "Grid":
+    def of(
+        cls, rows: int, W: int, edges: int, channels: int, *, Q: int | None = None, rounds: int | None = None
+    ) -> "Grid":
+        """For so many rows of W pixels, of all images."""
         BP = max(16, TILE // channels)
-        blocks = -(-pixels // BP)
-        rounds = -(-blocks // max(1, PROGRAMS // edges))
-        return cls(-(-blocks // rounds), rounds, BP)
+        Q = Q or max(2, min(LONGEST, 128 // channels))
+        blocks = triton.cdiv(rows * triton.cdiv(W, Q), BP)
+        rounds = rounds or triton.cdiv(blocks, max(1, PROGRAMS // edges))
+        warps = max(4, min(16, BP * channels // (32 * PER_THREAD)))
+        return cls(triton.cdiv(blocks, rounds), rounds, BP, Q, warps)
+
+    def pixels(self) -> dict[str, Any]:
+        """For a kernel that works on pixels, not on runs (Q = 1)."""
+        return {"BP": self.BP, "num_warps": self.warps, "num_stages": 1}
+
+    def runs(self) -> dict[str, Any]:
+        return {"Q": self.Q, **self.pixels()}
 
 
 @dataclass(eq=False)
@@ -149,6 +171,7 @@ _recorded: list[dict[Any, tuple[Any, ...]]] = []
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **sizes: Any) -> None:
     """One of the kernels; within `compile_ahead` nothing is launched."""
+    sizes["enable_fp_fusion"] = True  # products and sums in one instruction: Triton from 3.10 on wants to be asked
     if not _recorded:
         kernel[grid](*arguments, **sizes)
         return
@@ -282,7 +305,8 @@ class _Forward:
                 widest = _padded(max(max(one.C, one.Co) for one in shapes))
                 M = sum(one.E * one.Co for one in shapes)
                 norm = torch.empty(2, M, dtype=dtype, device=x.device)
-                group = Group(norm, Grid.of(count, max(one.E for one in shapes), widest), count)
+                grid = Grid.of(N * shapes[0].Ho, shapes[0].Wo, max(one.E for one in shapes), widest)
+                group = Group(norm, grid, count)
                 part, at = group.part(), 0
                 for (o, stage), one in zip(members, shapes, strict=True):
                     final = depth + 1 == len(operations.each[o].stages)
@@ -305,11 +329,9 @@ class _Forward:
             None if stage.depthwise is None else taps(stage.depthwise.weight),
             None if stage.pointwise is None else stage.pointwise.weight,
             result.y, result.winner, part, result.group.channels, result.at,
-            one.N, one.E, source.shared_by, one.H, one.W, one.Ho, one.Wo, grid.rounds,
-            C=one.C, Co=one.Co, CP=_padded(one.C), CoP=_padded(one.Co), BP=grid.BP,
-            K=one.K, STRIDE=one.stride, DILATION=one.dilation, POOL=one.pool, POINTWISE=stage.pointwise is not None,
-            ACTIVATION=stage.activation, A=_arithmetic(self.x)[1],
-            num_stages=1, **source.sizes(),
+            one.N, one.E, source.shared_by, grid.rounds,
+            Co=one.Co, CoP=_padded(one.Co), POINTWISE=stage.pointwise is not None, ACTIVATION=stage.activation,
+            A=_arithmetic(self.x)[1], **one.sizes(), **grid.runs(), **source.sizes(),
         )  # fmt: skip
 
     def _normalise(
@@ -349,11 +371,11 @@ class _Mix(NamedTuple):
         return self.chains, self.pools, self.x, self.norm, self.norm.shape[1]
 
     def _sizes(self) -> dict[str, Any]:
-        C = self.chains.shape[-1]
+        *_, H, W, C = self.chains.shape
         identity = any(not operation.stages for operation in self.operations.each)
         return {
             "CHAINS": len(self.chains), "POOLS": len(self.pools), "IDENTITY": identity, "S": self.operations.S,
-            "T": self.operations.T, "C": C, "CP": _padded(C), "A": _arithmetic(self.x)[1], "num_stages": 1,
+            "T": self.operations.T, "P": H * W, "C": C, "CP": _padded(C), "A": _arithmetic(self.x)[1],
         }  # fmt: skip
 
     def forward(self, gamma: Tensor, onto: Tensor | None) -> Tensor:
@@ -361,32 +383,20 @@ class _Mix(NamedTuple):
         _, N, _, H, W, C = self.chains.shape
         T = self.operations.T
         nodes = self.x.new_empty(T, N, H, W, C)
-        BP = max(16, TILE // _padded(C))
-        grid = (triton.cdiv(N * H * W, BP), T)
-        arguments = *self._arguments(), gamma, onto, nodes, N, H * W
-        launch(kernels.mix_forward, grid, *arguments, ONTO=onto is not None, BP=BP, **self._sizes())
+        grid = Grid.of(N * H, W, T, _padded(C), Q=1, rounds=1)
+        arguments = *self._arguments(), gamma, onto, nodes, N
+        launch(kernels.mix_forward, (grid.G, T), *arguments, ONTO=onto is not None, **grid.pixels(), **self._sizes())
         return nodes
 
     def sums(self, gradient: Tensor) -> Tensor:
         """Over pixels, the node's gradient times each normalised output, and, last, the gradient alone: (number of
-        operations + 1 or more, E, C)."""
+        operations + 1, E, C)."""
         _, N, E, H, W, C = self.chains.shape
-        rows = triton.next_power_of_2(len(self.operations.each) + 1)
-        grid = Grid.of(N * H * W, E, _padded(C))
-        part = torch.empty(grid.G, rows, E, C, dtype=_arithmetic(self.x)[0], device=self.x.device)
-        launch(
-            kernels.mix_backward,
-            (grid.G, E),
-            *self._arguments(),
-            gradient,
-            part,
-            N,
-            H * W,
-            grid.rounds,
-            RP=rows,
-            BP=grid.BP,
-            **self._sizes(),
-        )
+        grid = Grid.of(N * H, W, E, _padded(C), Q=1)
+        shape = grid.G, len(self.operations.each) + 1, E, C
+        part = torch.empty(shape, dtype=_arithmetic(self.x)[0], device=self.x.device)
+        arguments = *self._arguments(), gradient, part, N, grid.rounds
+        launch(kernels.mix_backward, (grid.G, E), *arguments, **grid.pixels(), **self._sizes())
         return part.sum(dim=0)
 
 
@@ -411,12 +421,12 @@ class _Backward:
         self.written = False
         self._place_weights(weights)
         C = channels // self.S
-        self.sizes = {"C": C, "CP": _padded(C), "BP": max(16, TILE // _padded(C)), "A": self.A, "num_stages": 1}
         for o, operation in enumerate(operations.each):
             if not operation.stages:
-                grid = (triton.cdiv(N * H * W, self.sizes["BP"]), self.S)
-                arguments = gradient, gamma, o * self.S * self.T, self.by_x, N, H * W, self.S, self.T
-                launch(kernels.identity_backward, grid, *arguments, **self.sizes)
+                grid = Grid.of(N * H, W, self.S, _padded(C), Q=1, rounds=1)
+                arguments = gradient, gamma, o * self.S * self.T, self.by_x, N, self.S, self.T
+                sizes = {"P": H * W, "C": C, "CP": _padded(C), "A": self.A, **grid.pixels()}
+                launch(kernels.identity_backward, (grid.G, self.S), *arguments, **sizes)
                 self.written = True
         passed = [gradient for _ in operations.each]  # of each operation's stage that comes next
         sums_of: list[tuple[Tensor, Tensor]] = [(sums[-1], row) for row in sums[: len(gamma)]]
@@ -491,38 +501,35 @@ class _Backward:
         to = self.x.new_empty(N, E, Ho, Wo, C)
         depthwise = None if stage.depthwise is None else taps(stage.depthwise.weight)
         pointwise = None if stage.pointwise is None else stage.pointwise.weight
-        shared = {
-            "C": C, "CP": _padded(C), "K": one.K, "STRIDE": one.stride, "DILATION": one.dilation, "POOL": one.pool,
-            "ACTIVATION": stage.activation, "A": self.A, "num_stages": 1, **source.sizes(),
-        }  # fmt: skip
+        shared = {"ACTIVATION": stage.activation, "A": self.A, **one.sizes(), **source.sizes()}
         of_before = (part, 0 if of is None else of.group.channels, 0 if of is None else of.at)
         weights = self.part is not None and pointwise is not None
         unread: dict[str, Any] = {}  # the same kernel for all that it does not read
         if one.K and not weights:
             unread = {"FIRST": True, "IN_PIXEL": C, "NORM": False, "ACTIVATION": 0}
             if not one.pool:
-                unread |= {"K": 1, "STRIDE": 1, "DILATION": 1}
+                unread |= {"H": Ho, "W": Wo, "K": 1, "STRIDE": 1, "DILATION": 1}
         launch(
             kernels.stage_backward, (grid.G, E),
             *source[:3], depthwise, pointwise, result.y, result.norm(), result.group.channels,
             gradient, self.gamma, o * self.S * self.T, *sums, to, *of_before,
             self.part, self.num_weights, self.places.get(id(pointwise), 0),
-            N, E, self.T, source.shared_by, H, W, Ho, Wo, float(result.group.count), grid.rounds,
-            Co=Co, CoP=_padded(Co), BP=grid.BP,
+            N, E, self.T, source.shared_by, float(result.group.count), grid.rounds,
+            Co=Co, CoP=_padded(Co),
             POINTWISE=pointwise is not None, TRAINING=stage.norm.training, SOURCE=whence,
-            WEIGHTS=weights, **(shared | unread),
+            WEIGHTS=weights, **grid.runs(), **(shared | unread),
         )  # fmt: skip
         if not one.K:
             return to
         if self.part is not None and stage.depthwise is not None:
             several = {name: value for name, value in shared.items() if name != "POOL"}
             launch(
-                kernels.taps_backward, (grid.G, E, one.K),
+                kernels.taps_backward, (one.K, grid.G, E),
                 *source[:3], to, self.part, self.num_weights, self.places[id(stage.depthwise.weight)],
-                N, E, source.shared_by, H, W, Ho, Wo, grid.rounds, BP=grid.BP, **several,
+                N, E, source.shared_by, grid.rounds, **grid.runs(), **several,
             )  # fmt: skip
         if of is None:
-            grid = Grid.of(N * H * W, self.S, _padded(C))
+            grid = Grid.of(N * H, W, self.S, _padded(C))
             target, add = self.by_x, self.written
             self.written = True
             edges, inputs = self.S, E // self.S
@@ -532,6 +539,6 @@ class _Backward:
         launch(
             kernels.depthwise_backward, (grid.G, edges),
             *source[:3], depthwise, result.winner, to, target,
-            *of_before, N, E, inputs, H, W, Ho, Wo, grid.rounds, BP=grid.BP, ADD=add, **shared,
+            *of_before, N, E, inputs, grid.rounds, ADD=add, **grid.runs(), **shared,
         )  # fmt: skip
         return target

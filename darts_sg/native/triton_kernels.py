@@ -1,9 +1,10 @@
 """Triton kernels for GPUs: what chains.cpp does on a CPU, one stage of an operation on all edges of a batch at a time.
 
 All tensors of stages are (N, E, H, W, C): the channels of an edge side by side, the images outermost. A program works
-on BP pixels, counted over all images, of an edge with its CP ≥ C channels (a power of two), `rounds` times; what is
-summed over pixels is summed in the program and written as its part, so that the same sums are added in the same order
-each time. Arithmetic is done in float32 (float64 for float64 tensors) whatever the tensors hold.
+on BP runs of Q pixels side by side, counted over all images, of an edge with its CP ≥ C channels (a power of two),
+`rounds` times; what a depthwise convolution reads for one pixel of a run, it uses for all that are near. What is summed
+over pixels is summed in the program and written as its part, so that the same sums are added in the same order each
+time. Arithmetic is done in float32 (float64 for float64 tensors) whatever the tensors hold.
 """
 
 import triton
@@ -12,6 +13,19 @@ from triton.language.core import constexpr
 
 EDGES, NODES, MIXED_NODES = constexpr(0), constexpr(1), constexpr(2)
 MAX_POOL, AVG_POOL = constexpr(1), constexpr(2)
+
+
+@triton.constexpr_function
+def _tap(far, K, DILATION):
+    """The tap that is so many pixels from the middle one; -1: none is."""
+    j = far // DILATION + K // 2
+    return j if far % DILATION == 0 and 0 <= j < K else -1
+
+
+@triton.jit
+def _with(values, i: tl.constexpr, value):
+    """The tuple with another value i."""
+    return values[:i] + (value,) + values[i + 1 :]  # noqa: RUF005 (Triton knows no other way)
 
 
 @triton.jit
@@ -34,73 +48,154 @@ def _passed_back(gradient, v, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
+def _pixels(block, N, P: tl.constexpr, BP: tl.constexpr):
+    """The BP pixels of a block: whether they are there, their images, and their numbers within these."""
+    p = block * BP + tl.arange(0, BP)
+    return p < N * P, (p // P).to(tl.int64), p % P
+
+
+@triton.jit
+def _runs(block, N, H: tl.constexpr, W: tl.constexpr, Q: tl.constexpr, BP: tl.constexpr):
+    """The BP runs of a block: whether they are there, their images, and rows and columns of their first pixels."""
+    ACROSS: tl.constexpr = (W + Q - 1) // Q
+    there, n, r = _pixels(block, N, H * ACROSS, BP)
+    return there, n, r // ACROSS, r % ACROSS * Q
+
+
+@triton.jit
+def _inside(row, w, OFFSET: tl.constexpr, STEP: tl.constexpr, W: tl.constexpr):
+    """Whether there is the column w + OFFSET, w being a multiple of STEP, of the rows that are there."""
+    if OFFSET < 0 or OFFSET >= STEP or W % STEP != 0:
+        row = row & (w + OFFSET >= 0) & (w + OFFSET < W)
+    return row
+
+
+@triton.jit
 def _input(
-    x, at, inside, c, C: tl.constexpr, scale, shift, NORM: tl.constexpr, ACTIVATION: tl.constexpr, A: tl.constexpr
-):
-    """The activated input (BP, CP) at pixels that begin at the offsets `at` (BP,); zero where not `inside`."""
-    mask = inside[:, None] & (c < C)[None, :]
-    v = tl.load(x + at[:, None] + c[None, :], mask=mask, other=0.0).to(A)
+    line, row, w, c, scale, shift, OFFSET: tl.constexpr, STEP: tl.constexpr, W: tl.constexpr, PIXEL: tl.constexpr,
+    C: tl.constexpr, NORM: tl.constexpr, ACTIVATION: tl.constexpr, A: tl.constexpr,
+):  # fmt: skip
+    """The activated input (BP, CP) of column w + OFFSET, `line` being the places of w; zero where there is none."""
+    mask = _inside(row, w, OFFSET, STEP, W)[:, None] & (c < C)[None, :]
+    if NORM and ACTIVATION > 0:  # which makes -∞ zero
+        v = tl.load(line + OFFSET * PIXEL, mask=mask, other=float("-inf")).to(A)
+    else:
+        v = tl.load(line + OFFSET * PIXEL, mask=mask, other=0.0).to(A)
     if NORM:
         v = v * scale[None, :] + shift[None, :]
     v = _activated(v, ACTIVATION)
-    if NORM:
+    if NORM and ACTIVATION == 0:
         v = tl.where(mask, v, 0.0)
     return v
 
 
 @triton.jit
-def _pixels(block, N, pixels, BP: tl.constexpr):
-    """The BP pixels of a block: whether they are there, their images, and their numbers within these."""
-    p = block * BP + tl.arange(0, BP)
-    return p < N * pixels, (p // pixels).to(tl.int64), p % pixels
-
-
-@triton.jit
 def _source(
-    norm, M, source, c, E, H, W, C: tl.constexpr, CP: tl.constexpr,
+    norm, M, source, c, E, H: tl.constexpr, W: tl.constexpr, C: tl.constexpr, CP: tl.constexpr,
     FIRST: tl.constexpr, NORM: tl.constexpr, A: tl.constexpr,
 ):  # fmt: skip
     """Of the state (FIRST) or edge that a stage reads: where it begins, the pixels from one image to the next, and the
-    scale and shift of its BatchNorm, if it has one."""
+    scale (positive) and shift of its BatchNorm, if it has one."""
     scale, shift = tl.full((CP,), 1.0, A), tl.zeros((CP,), A)
     if NORM:
-        scale = tl.load(norm + source * C + c, mask=c < C, other=0.0).to(A)
+        scale = tl.load(norm + source * C + c, mask=c < C, other=1.0).to(A)
         shift = tl.load(norm + M + source * C + c, mask=c < C, other=0.0).to(A)
     if FIRST:
         begin = source * C
         images = H * W
     else:
-        begin = source.to(tl.int64) * (H * W) * C
-        images = E * H * W
+        begin = source.to(tl.int64) * (H * W * C)
+        images = E * (H * W)
     return begin, images, scale, shift
 
 
 @triton.jit
-def _convolved(
-    x, n, ho, wo, there, c, C: tl.constexpr, H, W, in_images, IN_PIXEL: tl.constexpr, scale, shift, weight, between,
-    K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, NORM: tl.constexpr, ACTIVATION: tl.constexpr,
-    BP: tl.constexpr, CP: tl.constexpr, A: tl.constexpr,
+def _places(x, n, h, w, c, images, W: tl.constexpr, PIXEL: tl.constexpr):
+    """Where the channels c of pixels (h, w) of images n lie, (BP, CP)."""
+    return x + ((n * images + h * W + w) * PIXEL)[:, None] + c[None, :]
+
+
+@triton.jit
+def _inputs(
+    line, there, w, c, scale, shift, W: tl.constexpr, PIXEL: tl.constexpr, C: tl.constexpr,
+    NORM: tl.constexpr, ACTIVATION: tl.constexpr, Q: tl.constexpr, BP: tl.constexpr, CP: tl.constexpr, A: tl.constexpr,
 ):  # fmt: skip
-    """The depthwise convolution of the activated input at pixels (ho, wo) of images n: (BP, CP)."""
-    total = tl.zeros((BP, CP), A)
+    """The activated input at the pixels of runs: Q times (BP, CP)."""
+    inputs = (tl.zeros((BP, CP), A),) * Q
+    for q in tl.static_range(Q):
+        v = _input(line, there, w, c, scale, shift, q, Q, W, PIXEL, C, NORM, ACTIVATION, A)
+        inputs = _with(inputs, q, v)
+    return inputs
+
+
+@triton.jit
+def _convolved(
+    line, there, ho, wo, c, scale, shift, weight, between,
+    C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, PIXEL: tl.constexpr,
+    K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, POOL: tl.constexpr,
+    NORM: tl.constexpr, ACTIVATION: tl.constexpr, Q: tl.constexpr, BP: tl.constexpr, CP: tl.constexpr, A: tl.constexpr,
+):  # fmt: skip
+    """The depthwise convolution of the activated input, or (POOL) the sum that a pool averages, at the pixels of runs,
+    which begin at (ho, wo): Q times (BP, CP). `line` are the places under their middle taps."""
+    PAD: tl.constexpr = K // 2 * DILATION
+    outs = (tl.zeros((BP, CP), A),) * Q
     for i in range(K):
-        h = ho * STRIDE + (i - K // 2) * DILATION
-        for j in tl.static_range(K):
-            w = wo * STRIDE + (j - K // 2) * DILATION
-            inside = there & (h >= 0) & (h < H) & (w >= 0) & (w < W)
-            at = (n * in_images + h * W + w) * IN_PIXEL
-            v = _input(x, at, inside, c, C, scale, shift, NORM, ACTIVATION, A)
-            tap = tl.load(weight + (i * K + j) * between + c, mask=c < C, other=0.0).to(A)
-            total += v * tap[None, :]
-    return total
+        h = ho * STRIDE + i * DILATION - PAD
+        row = there & (h >= 0) & (h < H)
+        at = line + (i * DILATION - PAD) * (W * PIXEL)
+        for u in tl.static_range((Q - 1) * STRIDE + 2 * PAD + 1):
+            v = _input(
+                at, row, wo * STRIDE, c, scale, shift, u - PAD, Q * STRIDE, W, PIXEL, C, NORM, ACTIVATION, A,
+            )  # fmt: skip
+            for q in tl.static_range(Q):
+                if _tap(u - PAD - q * STRIDE, K, DILATION) >= 0:
+                    if POOL:
+                        outs = _with(outs, q, outs[q] + v)
+                    else:
+                        place = weight + (i * K + _tap(u - PAD - q * STRIDE, K, DILATION)) * between + c
+                        tap = tl.load(place, mask=c < C, other=0.0).to(A)
+                        outs = _with(outs, q, outs[q] + v * tap[None, :])
+    return outs
 
 
-@triton.jit(do_not_specialize=["in_M", "part_M", "part_at", "N", "E", "shared_by", "H", "W", "Ho", "Wo", "rounds"])
+@triton.jit
+def _largest(
+    line, there, ho, wo, c, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, PIXEL: tl.constexpr,
+    K: tl.constexpr, STRIDE: tl.constexpr, Q: tl.constexpr, BP: tl.constexpr, CP: tl.constexpr, A: tl.constexpr,
+):  # fmt: skip
+    """What a max pool gives at the pixels of runs, and the taps that it takes: each Q times (BP, CP)."""
+    PAD: tl.constexpr = K // 2
+    outs = (tl.full((BP, CP), float("-inf"), A),) * Q
+    taps = (tl.zeros((BP, CP), tl.int32),) * Q
+    for i in range(K):
+        h = ho * STRIDE + i - PAD
+        row = there & (h >= 0) & (h < H)
+        for u in tl.static_range((Q - 1) * STRIDE + K):
+            mask = _inside(row, wo * STRIDE, u - PAD, Q * STRIDE, W)[:, None] & (c < C)[None, :]
+            at = line + ((i - PAD) * W + u - PAD) * PIXEL
+            v = tl.load(at, mask=mask, other=float("-inf")).to(A)
+            for q in tl.static_range(Q):
+                if _tap(u - PAD - q * STRIDE, K, 1) >= 0:
+                    larger = v > outs[q]
+                    taps = _with(taps, q, tl.where(larger, i * K + _tap(u - PAD - q * STRIDE, K, 1), taps[q]))
+                    outs = _with(outs, q, tl.where(larger, v, outs[q]))
+    return outs, taps
+
+
+@triton.jit
+def _averaged_over(h, w, H: tl.constexpr, W: tl.constexpr, STRIDE: tl.constexpr):
+    """How many pixels a 3×3 pool averages for its pixel (h, w)."""
+    rows = tl.minimum(h * STRIDE + 1, H - 1) - tl.maximum(h * STRIDE - 1, 0) + 1
+    columns = tl.minimum(w * STRIDE + 1, W - 1) - tl.maximum(w * STRIDE - 1, 0) + 1
+    return tl.maximum(rows * columns, 1)
+
+
+@triton.jit(do_not_specialize=["in_M", "part_M", "part_at", "N", "E", "shared_by", "rounds"])
 def stage_forward(
-    x, in_norm, in_M, depthwise, pointwise, y, winner, part, part_M, part_at,
-    N, E, shared_by, H, W, Ho, Wo, rounds,
+    x, in_norm, in_M, depthwise, pointwise, y, winner, part, part_M, part_at, N, E, shared_by, rounds,
+    H: tl.constexpr, W: tl.constexpr, Ho: tl.constexpr, Wo: tl.constexpr,
     FIRST: tl.constexpr, IN_PIXEL: tl.constexpr, C: tl.constexpr, Co: tl.constexpr, CP: tl.constexpr,
-    CoP: tl.constexpr, BP: tl.constexpr,
+    CoP: tl.constexpr, BP: tl.constexpr, Q: tl.constexpr,
     K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, POOL: tl.constexpr, POINTWISE: tl.constexpr,
     NORM: tl.constexpr, ACTIVATION: tl.constexpr, A: tl.constexpr,
 ):  # fmt: skip
@@ -108,7 +203,7 @@ def stage_forward(
     g, e = tl.program_id(0), tl.program_id(1)
     c, co = tl.arange(0, CP), tl.arange(0, CoP)
     source = e // shared_by if FIRST else e
-    begin, in_images, scale, shift = _source(in_norm, in_M, source, c, E, H, W, C, CP, FIRST, NORM, A)
+    begin, images, scale, shift = _source(in_norm, in_M, source, c, E, H, W, C, CP, FIRST, NORM, A)
     x += begin
     if K > 0 and POOL == 0:
         depthwise += e * C
@@ -117,52 +212,33 @@ def stage_forward(
         matrix = tl.load(pointwise + place, mask=(co < Co)[None, :] & (c < C)[:, None], other=0.0)
     total, squares = tl.zeros((BP, CoP), A), tl.zeros((BP, CoP), A)
     for step in range(rounds):
-        there, n, r = _pixels(g * rounds + step, N, Ho * Wo, BP)
-        ho, wo = r // Wo, r % Wo
+        there, n, ho, wo = _runs(g * rounds + step, N, Ho, Wo, Q, BP)
+        line = _places(x, n, ho * STRIDE, wo * STRIDE, c, images, W, IN_PIXEL)
         if POOL == MAX_POOL:
-            out = tl.full((BP, CP), float("-inf"), A)
-            best = tl.zeros((BP, CP), tl.int32)
-            for i in range(K):
-                h = ho * STRIDE + (i - K // 2)
-                for j in tl.static_range(K):
-                    w = wo * STRIDE + (j - K // 2)
-                    inside = there & (h >= 0) & (h < H) & (w >= 0) & (w < W)
-                    at = (n * in_images + h * W + w) * IN_PIXEL
-                    v = _input(x, at, inside, c, C, scale, shift, False, 0, A)
-                    larger = inside[:, None] & (v > out)
-                    out = tl.where(larger, v, out)
-                    best = tl.where(larger, i * K + j, best)
-            out = tl.where(there[:, None], out, 0.0)
-        elif POOL == AVG_POOL:
-            out = tl.zeros((BP, CP), A)
-            count = tl.zeros((BP,), A)
-            for i in range(K):
-                h = ho * STRIDE + (i - K // 2)
-                for j in tl.static_range(K):
-                    w = wo * STRIDE + (j - K // 2)
-                    inside = (h >= 0) & (h < H) & (w >= 0) & (w < W)
-                    at = (n * in_images + h * W + w) * IN_PIXEL
-                    out += _input(x, at, inside & there, c, C, scale, shift, False, 0, A)
-                    count += inside.to(A)
-            out = out / count[:, None]
+            outs, taps = _largest(line, there, ho, wo, c, C, H, W, IN_PIXEL, K, STRIDE, Q, BP, CP, A)
         elif K > 0:
-            out = _convolved(
-                x, n, ho, wo, there, c, C, H, W, in_images, IN_PIXEL, scale, shift, depthwise, E * C,
-                K, STRIDE, DILATION, NORM, ACTIVATION, BP, CP, A,
+            outs = _convolved(
+                line, there, ho, wo, c, scale, shift, depthwise, E * C, C, H, W, IN_PIXEL,
+                K, STRIDE, DILATION, POOL > 0, NORM, ACTIVATION, Q, BP, CP, A,
             )  # fmt: skip
         else:
-            out = _input(x, (n * in_images + r) * IN_PIXEL, there, c, C, scale, shift, NORM, ACTIVATION, A)
-        if POINTWISE:
-            out = tl.dot(out.to(matrix.dtype), matrix, input_precision="ieee", out_dtype=A)
-        held = out.to(y.dtype.element_ty)
-        to = ((n * E + e) * (Ho * Wo) + r) * Co
-        mask = there[:, None] & (co < Co)[None, :]
-        tl.store(y + to[:, None] + co[None, :], held, mask=mask)
-        if POOL == MAX_POOL:
-            tl.store(winner + to[:, None] + co[None, :], best.to(tl.int8), mask=mask)
-        out = tl.where(mask, held.to(A), 0.0)
-        total += out
-        squares += out * out
+            outs = _inputs(line, there, wo, c, scale, shift, W, IN_PIXEL, C, NORM, ACTIVATION, Q, BP, CP, A)
+        to = _places(y, n * E + e, ho, wo, co, Ho * Wo, Wo, Co)
+        for q in tl.static_range(Q):
+            out = outs[q]
+            if POOL == AVG_POOL:
+                out = out / _averaged_over(ho, wo + q, H, W, STRIDE).to(A)[:, None]
+            if POINTWISE:
+                out = tl.dot(out.to(matrix.dtype), matrix, input_precision="ieee", out_dtype=A)
+            held = out.to(y.dtype.element_ty)
+            mask = _inside(there, wo, q, Q, Wo)[:, None] & (co < Co)[None, :]
+            tl.store(to + q * Co, held, mask=mask)
+            if POOL == MAX_POOL:
+                chosen = _places(winner, n * E + e, ho, wo, co, Ho * Wo, Wo, Co)
+                tl.store(chosen + q * Co, taps[q].to(tl.int8), mask=mask)
+            out = tl.where(mask, held.to(A), 0.0)
+            total += out
+            squares += out * out
     place = part + g * 2 * part_M + part_at + e * Co + co
     tl.store(place, tl.sum(total, 0), mask=co < Co)
     tl.store(place + part_M, tl.sum(squares, 0), mask=co < Co)
@@ -191,11 +267,11 @@ def statistics(
     tl.store(stats + M + m, (variance * count / (count - 1)).to(A), mask=m < M)
 
 
-@triton.jit(do_not_specialize=["norm_M", "N", "P", "T"])
+@triton.jit(do_not_specialize=["norm_M", "N", "T"])
 def mix_forward(
-    chains, pools, x, norm, norm_M, gamma, onto, nodes, N, P,
+    chains, pools, x, norm, norm_M, gamma, onto, nodes, N,
     CHAINS: tl.constexpr, POOLS: tl.constexpr, IDENTITY: tl.constexpr, ONTO: tl.constexpr, S: tl.constexpr, T,
-    C: tl.constexpr, CP: tl.constexpr, BP: tl.constexpr, A: tl.constexpr,
+    P: tl.constexpr, C: tl.constexpr, CP: tl.constexpr, BP: tl.constexpr, A: tl.constexpr,
 ):  # fmt: skip
     """nodes (T, N, P, C): the sum of gamma times the normalised outputs of chains on edges, (CHAINS, N, E, P, C), of
     pools on states, (POOLS, N, S, P, C), and of the states themselves; and, with ONTO, of `onto` (T, N, P, C)."""
@@ -234,52 +310,51 @@ def mix_forward(
     tl.store(nodes + to, total.to(nodes.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["norm_M", "N", "P", "rounds", "T"])
+@triton.jit(do_not_specialize=["norm_M", "N", "rounds", "T"])
 def mix_backward(
-    chains, pools, x, norm, norm_M, gradient, part, N, P, rounds,
+    chains, pools, x, norm, norm_M, gradient, part, N, rounds,
     CHAINS: tl.constexpr, POOLS: tl.constexpr, IDENTITY: tl.constexpr, S: tl.constexpr, T,
-    C: tl.constexpr, CP: tl.constexpr, RP: tl.constexpr, BP: tl.constexpr, A: tl.constexpr,
+    P: tl.constexpr, C: tl.constexpr, CP: tl.constexpr, BP: tl.constexpr, A: tl.constexpr,
 ):  # fmt: skip
-    """part (G, RP, E, C): the program's sums over pixels of the gradient of the node times each operation's normalised
-    output; in row RP - 1 the sum of the gradient alone."""
+    """part (G, number of operations + 1, E, C): the program's sums over pixels of the gradient of the node times each
+    operation's normalised output; in the last row the sum of the gradient alone."""
     g, e = tl.program_id(0), tl.program_id(1)
     s, t = e // T, e % T
     E = S * T
     c = tl.arange(0, CP)
-    row = tl.arange(0, RP)
-    sums = tl.zeros((RP, CP), A)
+    ROWS: tl.constexpr = CHAINS + POOLS + IDENTITY + 1
+    sums = (tl.zeros((BP, CP), A),) * ROWS
     for step in range(rounds):
         there, n, r = _pixels(g * rounds + step, N, P, BP)
         mask = there[:, None] & (c < C)[None, :]
         at = ((n + t * N) * P + r) * C
         d = tl.load(gradient + at[:, None] + c[None, :], mask=mask, other=0.0).to(A)
-        sums += tl.where((row == RP - 1)[:, None], tl.sum(d, 0)[None, :], 0.0)
+        sums = _with(sums, ROWS - 1, sums[ROWS - 1] + d)
         for o in tl.static_range(CHAINS):
             scale = tl.load(norm + (o * E + e) * C + c, mask=c < C, other=0.0).to(A)
             shift = tl.load(norm + norm_M + (o * E + e) * C + c, mask=c < C, other=0.0).to(A)
             at = ((n + o * N) * E + e) * P * C + r * C
             v = tl.load(chains + at[:, None] + c[None, :], mask=mask, other=0.0).to(A)
-            v = v * scale[None, :] + shift[None, :]
-            sums += tl.where((row == o)[:, None], tl.sum(d * v, 0)[None, :], 0.0)
+            sums = _with(sums, o, sums[o] + d * (v * scale[None, :] + shift[None, :]))
         for i in tl.static_range(POOLS):
             at = ((n + i * N) * S + s) * P * C + r * C
             v = tl.load(pools + at[:, None] + c[None, :], mask=mask, other=0.0).to(A)
             place = norm + CHAINS * E * C + (i * S + s) * C + c
             v = v * tl.load(place, mask=c < C, other=0.0).to(A)[None, :]
             v += tl.load(place + norm_M, mask=c < C, other=0.0).to(A)[None, :]
-            sums += tl.where((row == CHAINS + i)[:, None], tl.sum(d * v, 0)[None, :], 0.0)
+            sums = _with(sums, CHAINS + i, sums[CHAINS + i] + d * v)
         if IDENTITY:
             at = (n * P + r) * (S * C) + s * C
             v = tl.load(x + at[:, None] + c[None, :], mask=mask, other=0.0).to(A)
-            sums += tl.where((row == CHAINS + POOLS)[:, None], tl.sum(d * v, 0)[None, :], 0.0)
-    to = ((g * RP + row) * E + e) * C
-    tl.store(part + to[:, None] + c[None, :], sums, mask=(c < C)[None, :])
+            sums = _with(sums, CHAINS + POOLS, sums[CHAINS + POOLS] + d * v)
+    for row in tl.static_range(ROWS):
+        tl.store(part + ((g * ROWS + row) * E + e) * C + c, tl.sum(sums[row], 0), mask=c < C)
 
 
-@triton.jit(do_not_specialize=["gamma_at", "N", "P", "T"])
+@triton.jit(do_not_specialize=["gamma_at", "N", "T"])
 def identity_backward(
-    gradient, gamma, gamma_at, to, N, P, S: tl.constexpr, T, C: tl.constexpr, CP: tl.constexpr, BP: tl.constexpr,
-    A: tl.constexpr,
+    gradient, gamma, gamma_at, to, N, S: tl.constexpr, T,
+    P: tl.constexpr, C: tl.constexpr, CP: tl.constexpr, BP: tl.constexpr, A: tl.constexpr,
 ):  # fmt: skip
     """to (N, P, S · C): what the nodes give back to the states that they take as they are; the gamma of
     the identity, (E,), begins at gamma_at."""
@@ -310,10 +385,6 @@ def identity_backward(
         "E",
         "T",
         "shared_by",
-        "H",
-        "W",
-        "Ho",
-        "Wo",
         "count",
         "rounds",
     ]
@@ -321,9 +392,10 @@ def identity_backward(
 def stage_backward(
     x, in_norm, in_M, depthwise, pointwise, y, norm, norm_M,
     gradient, gamma, gamma_at, sums, sums_y, to, to_part, to_part_M, to_part_at, weight_part, weights_M, pointwise_at,
-    N, E, T, shared_by, H, W, Ho, Wo, count, rounds,
+    N, E, T, shared_by, count, rounds,
+    H: tl.constexpr, W: tl.constexpr, Ho: tl.constexpr, Wo: tl.constexpr,
     FIRST: tl.constexpr, IN_PIXEL: tl.constexpr, C: tl.constexpr, Co: tl.constexpr, CP: tl.constexpr,
-    CoP: tl.constexpr, BP: tl.constexpr,
+    CoP: tl.constexpr, BP: tl.constexpr, Q: tl.constexpr,
     K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, POOL: tl.constexpr, POINTWISE: tl.constexpr,
     NORM: tl.constexpr, ACTIVATION: tl.constexpr, TRAINING: tl.constexpr, SOURCE: tl.constexpr,
     WEIGHTS: tl.constexpr, A: tl.constexpr,
@@ -338,7 +410,7 @@ def stage_backward(
     c, co = tl.arange(0, CP), tl.arange(0, CoP)
     gamma += gamma_at
     source = e // shared_by if FIRST else e
-    begin, in_images, scale, shift = _source(in_norm, in_M, source, c, E, H, W, C, CP, FIRST, NORM, A)
+    begin, images, scale, shift = _source(in_norm, in_M, source, c, E, H, W, C, CP, FIRST, NORM, A)
     x += begin
     if K > 0 and POOL == 0:
         depthwise += e * C
@@ -364,54 +436,52 @@ def stage_backward(
     by_matrix = tl.zeros((CoP, CP), A)
     total, total_y = tl.zeros((BP, CP), A), tl.zeros((BP, CP), A)
     for step in range(rounds):
-        there, n, r = _pixels(g * rounds + step, N, Ho * Wo, BP)
-        ho, wo = r // Wo, r % Wo
-        mask = there[:, None] & (co < Co)[None, :]
-        at = ((n * E + e) * (Ho * Wo) + r) * Co
-        if SOURCE == EDGES:
-            d = tl.load(gradient + at[:, None] + co[None, :], mask=mask, other=0.0).to(A)
-        elif SOURCE == NODES:
-            of = ((n + (e % T) * N) * (Ho * Wo) + r) * Co
-            d = tl.load(gradient + of[:, None] + co[None, :], mask=mask, other=0.0).to(A)
-            d = d * tl.load(gamma + e).to(A)
-        else:
-            d = tl.zeros((BP, CoP), A)
-            for t in range(T):
-                of = ((n + t * N) * (Ho * Wo) + r) * Co
-                part = tl.load(gradient + of[:, None] + co[None, :], mask=mask, other=0.0).to(A)
-                d += part * tl.load(gamma + e * T + t).to(A)
-        if TRAINING:
-            v = tl.load(y + at[:, None] + co[None, :], mask=mask, other=0.0).to(A)
-            v = v * inverse[None, :] + offset[None, :]
-            d = d - mean[None, :] - v * mean_y[None, :]
-        d = tl.where(mask, d * inverse[None, :], 0.0)
-        if POINTWISE:
-            if WEIGHTS:
-                if K > 0:
-                    v = _convolved(
-                        x, n, ho, wo, there, c, C, H, W, in_images, IN_PIXEL, scale, shift, depthwise, E * C,
-                        K, STRIDE, DILATION, NORM, ACTIVATION, BP, CP, A,
-                    )  # fmt: skip
-                else:
-                    v = _input(x, (n * in_images + r) * IN_PIXEL, there, c, C, scale, shift, NORM, ACTIVATION, A)
-                held = tl.trans(d).to(matrix.dtype)
-                by_matrix += tl.dot(held, v.to(matrix.dtype), input_precision="ieee", out_dtype=A)
-            d = tl.dot(d.to(matrix.dtype), matrix, input_precision="ieee", out_dtype=A)
-        mask = there[:, None] & (c < C)[None, :]
-        at = ((n * E + e) * (Ho * Wo) + r) * C
-        if K > 0:
+        there, n, ho, wo = _runs(g * rounds + step, N, Ho, Wo, Q, BP)
+        line = _places(x, n, ho * STRIDE, wo * STRIDE, c, images, W, IN_PIXEL)
+        if POINTWISE and WEIGHTS:
+            if K > 0:
+                inputs = _convolved(
+                    line, there, ho, wo, c, scale, shift, depthwise, E * C, C, H, W, IN_PIXEL,
+                    K, STRIDE, DILATION, False, NORM, ACTIVATION, Q, BP, CP, A,
+                )  # fmt: skip
+            else:
+                inputs = _inputs(line, there, wo, c, scale, shift, W, IN_PIXEL, C, NORM, ACTIVATION, Q, BP, CP, A)
+        for q in tl.static_range(Q):
+            inside = _inside(there, wo, q, Q, Wo)
+            mask = inside[:, None] & (co < Co)[None, :]
+            if SOURCE == EDGES:
+                d = tl.load(
+                    _places(gradient, n * E + e, ho, wo, co, Ho * Wo, Wo, Co) + q * Co, mask=mask, other=0.0
+                ).to(A)
+            elif SOURCE == NODES:
+                of = _places(gradient, n + (e % T) * N, ho, wo, co, Ho * Wo, Wo, Co)
+                d = tl.load(of + q * Co, mask=mask, other=0.0).to(A) * tl.load(gamma + e).to(A)
+            else:
+                d = tl.zeros((BP, CoP), A)
+                for t in range(T):
+                    of = _places(gradient, n + t * N, ho, wo, co, Ho * Wo, Wo, Co)
+                    d += tl.load(of + q * Co, mask=mask, other=0.0).to(A) * tl.load(gamma + e * T + t).to(A)
+            if TRAINING:
+                v = tl.load(_places(y, n * E + e, ho, wo, co, Ho * Wo, Wo, Co) + q * Co, mask=mask, other=0.0).to(A)
+                v = v * inverse[None, :] + offset[None, :]
+                d = d - mean[None, :] - v * mean_y[None, :]
+            d = tl.where(mask, d * inverse[None, :], 0.0)
+            if POINTWISE:
+                if WEIGHTS:
+                    held = tl.trans(d).to(matrix.dtype)
+                    by_matrix += tl.dot(held, inputs[q].to(matrix.dtype), input_precision="ieee", out_dtype=A)
+                d = tl.dot(d.to(matrix.dtype), matrix, input_precision="ieee", out_dtype=A)
+            mask = inside[:, None] & (c < C)[None, :]
             if POOL == AVG_POOL:
-                rows = tl.minimum(ho * STRIDE + 1, H - 1) - tl.maximum(ho * STRIDE - 1, 0) + 1
-                columns = tl.minimum(wo * STRIDE + 1, W - 1) - tl.maximum(wo * STRIDE - 1, 0) + 1
-                d = d / (rows * columns).to(A)[:, None]
-        else:
-            of = (n * in_images + r) * IN_PIXEL
-            v = tl.load(x + of[:, None] + c[None, :], mask=mask, other=0.0).to(A)
-            v = v * scale[None, :] + shift[None, :]
-            d = tl.where(mask, _passed_back(d, v, ACTIVATION), 0.0)
-            total += d
-            total_y += d * v
-        tl.store(to + at[:, None] + c[None, :], d.to(to.dtype.element_ty), mask=mask)
+                d = d / _averaged_over(ho, wo + q, H, W, STRIDE).to(A)[:, None]
+            if K == 0:
+                v = tl.load(line + q * IN_PIXEL, mask=mask, other=0.0).to(A)
+                v = v * scale[None, :] + shift[None, :]
+                d = tl.where(mask, _passed_back(d, v, ACTIVATION), 0.0)
+                total += d
+                total_y += d * v
+            back = _places(to, n * E + e, ho, wo, c, Ho * Wo, Wo, C) + q * C
+            tl.store(back, d.to(to.dtype.element_ty), mask=mask)
     if K == 0:
         of = to_part + g * 2 * to_part_M + to_part_at + e * C + c
         tl.store(of, tl.sum(total, 0), mask=c < C)
@@ -422,66 +492,49 @@ def stage_backward(
         tl.store(of + place, by_matrix, mask=(co < Co)[:, None] & (c < C)[None, :])
 
 
-@triton.jit(
-    do_not_specialize=["in_M", "weights_M", "depthwise_at", "N", "E", "shared_by", "H", "W", "Ho", "Wo", "rounds"]
-)
+@triton.jit(do_not_specialize=["in_M", "weights_M", "depthwise_at", "N", "E", "shared_by", "rounds"])
 def taps_backward(
-    x, in_norm, in_M, gradient, weight_part, weights_M, depthwise_at, N, E, shared_by, H, W, Ho, Wo, rounds,
-    FIRST: tl.constexpr, IN_PIXEL: tl.constexpr, C: tl.constexpr, CP: tl.constexpr, BP: tl.constexpr,
+    x, in_norm, in_M, gradient, weight_part, weights_M, depthwise_at, N, E, shared_by, rounds,
+    H: tl.constexpr, W: tl.constexpr, Ho: tl.constexpr, Wo: tl.constexpr,
+    FIRST: tl.constexpr, IN_PIXEL: tl.constexpr, C: tl.constexpr, CP: tl.constexpr, BP: tl.constexpr, Q: tl.constexpr,
     K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, NORM: tl.constexpr, ACTIVATION: tl.constexpr,
     A: tl.constexpr,
 ):  # fmt: skip
     """The program's part of the gradients of a row of a depthwise convolution's weights, K taps side by side, from the
-    gradient (N, E, Ho, Wo, C) of its output: weight_part (G, weights_M)."""
-    g, e, i = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    gradient (N, E, Ho, Wo, C) of its output: weight_part (G, weights_M). The rows of one place are neighbours in the
+    grid, so that they share what the cache holds."""
+    i, g, e = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     c = tl.arange(0, CP)
     source = e // shared_by if FIRST else e
-    begin, in_images, scale, shift = _source(in_norm, in_M, source, c, E, H, W, C, CP, FIRST, NORM, A)
+    begin, images, scale, shift = _source(in_norm, in_M, source, c, E, H, W, C, CP, FIRST, NORM, A)
     x += begin
-    tap_0, tap_1, tap_2 = tl.zeros((BP, CP), A), tl.zeros((BP, CP), A), tl.zeros((BP, CP), A)
-    tap_3, tap_4, tap_5, tap_6 = tap_0, tap_0, tap_0, tap_0
+    PAD: tl.constexpr = K // 2 * DILATION
+    taps = (tl.zeros((BP, CP), A),) * K
     for step in range(rounds):
-        there, n, r = _pixels(g * rounds + step, N, Ho * Wo, BP)
-        ho, wo = r // Wo, r % Wo
-        at = ((n * E + e) * (Ho * Wo) + r) * C
-        d = tl.load(gradient + at[:, None] + c[None, :], mask=there[:, None] & (c < C)[None, :], other=0.0).to(A)
-        h = ho * STRIDE + (i - K // 2) * DILATION
-        for j in tl.static_range(K):
-            w = wo * STRIDE + (j - K // 2) * DILATION
-            inside = there & (h >= 0) & (h < H) & (w >= 0) & (w < W)
-            of = (n * in_images + h * W + w) * IN_PIXEL
-            v = d * _input(x, of, inside, c, C, scale, shift, NORM, ACTIVATION, A)
-            if j == 0:
-                tap_0 += v
-            elif j == 1:
-                tap_1 += v
-            elif j == 2:
-                tap_2 += v
-            elif j == 3:
-                tap_3 += v
-            elif j == 4:
-                tap_4 += v
-            elif j == 5:
-                tap_5 += v
-            else:
-                tap_6 += v
+        there, n, ho, wo = _runs(g * rounds + step, N, Ho, Wo, Q, BP)
+        h = ho * STRIDE + i * DILATION - PAD
+        row = there & (h >= 0) & (h < H)
+        line = _places(x, n, h, wo * STRIDE, c, images, W, IN_PIXEL)
+        of = _places(gradient, n * E + e, ho, wo, c, Ho * Wo, Wo, C)
+        ds = _inputs(of, there, wo, c, scale, shift, Wo, C, C, False, 0, Q, BP, CP, A)
+        for u in tl.static_range((Q - 1) * STRIDE + 2 * PAD + 1):
+            v = _input(
+                line, row, wo * STRIDE, c, scale, shift, u - PAD, Q * STRIDE, W, IN_PIXEL, C, NORM, ACTIVATION, A,
+            )  # fmt: skip
+            for q in tl.static_range(Q):
+                if _tap(u - PAD - q * STRIDE, K, DILATION) >= 0:
+                    sum_of = taps[_tap(u - PAD - q * STRIDE, K, DILATION)] + ds[q] * v
+                    taps = _with(taps, _tap(u - PAD - q * STRIDE, K, DILATION), sum_of)
     to = weight_part + g.to(tl.int64) * weights_M + depthwise_at + i * K * (E * C) + e * C + c
-    tl.store(to, tl.sum(tap_0, 0), mask=c < C)
-    tl.store(to + E * C, tl.sum(tap_1, 0), mask=c < C)
-    tl.store(to + 2 * E * C, tl.sum(tap_2, 0), mask=c < C)
-    if K >= 5:
-        tl.store(to + 3 * E * C, tl.sum(tap_3, 0), mask=c < C)
-        tl.store(to + 4 * E * C, tl.sum(tap_4, 0), mask=c < C)
-    if K >= 7:
-        tl.store(to + 5 * E * C, tl.sum(tap_5, 0), mask=c < C)
-        tl.store(to + 6 * E * C, tl.sum(tap_6, 0), mask=c < C)
+    for j in tl.static_range(K):
+        tl.store(to + j * (E * C), tl.sum(taps[j], 0), mask=c < C)
 
 
-@triton.jit(do_not_specialize=["in_M", "part_M", "part_at", "N", "E", "T", "H", "W", "Ho", "Wo", "rounds"])
+@triton.jit(do_not_specialize=["in_M", "part_M", "part_at", "N", "E", "T", "rounds"])
 def depthwise_backward(
-    x, in_norm, in_M, depthwise, winner, gradient, to,
-    part, part_M, part_at, N, E, T, H, W, Ho, Wo, rounds,
-    FIRST: tl.constexpr, IN_PIXEL: tl.constexpr, C: tl.constexpr, CP: tl.constexpr, BP: tl.constexpr,
+    x, in_norm, in_M, depthwise, winner, gradient, to, part, part_M, part_at, N, E, T, rounds,
+    H: tl.constexpr, W: tl.constexpr, Ho: tl.constexpr, Wo: tl.constexpr,
+    FIRST: tl.constexpr, IN_PIXEL: tl.constexpr, C: tl.constexpr, CP: tl.constexpr, BP: tl.constexpr, Q: tl.constexpr,
     K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr,
     POOL: tl.constexpr, NORM: tl.constexpr, ACTIVATION: tl.constexpr, ADD: tl.constexpr, A: tl.constexpr,
 ):  # fmt: skip
@@ -492,46 +545,56 @@ def depthwise_backward(
     """
     g, s = tl.program_id(0), tl.program_id(1)
     c = tl.arange(0, CP)
-    begin, in_images, scale, shift = _source(in_norm, in_M, s, c, E, H, W, C, CP, FIRST, NORM, A)
+    begin, images, scale, shift = _source(in_norm, in_M, s, c, E, H, W, C, CP, FIRST, NORM, A)
     x += begin
     to += begin
+    PAD: tl.constexpr = K // 2 * DILATION
     total, total_y = tl.zeros((BP, CP), A), tl.zeros((BP, CP), A)
     for step in range(rounds):
-        there, n, r = _pixels(g * rounds + step, N, H * W, BP)
-        h, w = r // W, r % W
-        d = tl.zeros((BP, CP), A)
+        there, n, h, w = _runs(g * rounds + step, N, H, W, Q, BP)
+        ds = (tl.zeros((BP, CP), A),) * Q
         for t in range(T):
             e = s * T + t
             for i in range(K):
-                ho = h - (i - K // 2) * DILATION
-                for j in tl.static_range(K):
-                    wo = w - (j - K // 2) * DILATION
-                    inside = there & (ho >= 0) & (ho < Ho * STRIDE) & (wo >= 0) & (wo < Wo * STRIDE)
-                    if STRIDE == 2:
-                        inside = inside & (ho % 2 == 0) & (wo % 2 == 0)
-                    at = ((n * E + e) * (Ho * Wo) + (ho // STRIDE) * Wo + wo // STRIDE) * C
-                    mask = inside[:, None] & (c < C)[None, :]
-                    v = tl.load(gradient + at[:, None] + c[None, :], mask=mask, other=0.0).to(A)
-                    if POOL == MAX_POOL:
-                        won = tl.load(winner + at[:, None] + c[None, :], mask=mask, other=-1)
-                        v = tl.where(won == i * K + j, v, 0.0)
-                    if POOL == 0:
-                        tap = tl.load(depthwise + (i * K + j) * (E * C) + e * C + c, mask=c < C, other=0.0).to(A)
-                        v = v * tap[None, :]
-                    d += v
-        mask = there[:, None] & (c < C)[None, :]
-        at = (n * in_images + r) * IN_PIXEL
-        if NORM or ACTIVATION > 0:
-            v = tl.load(x + at[:, None] + c[None, :], mask=mask, other=0.0).to(A)
-            v = v * scale[None, :] + shift[None, :]
-            d = tl.where(mask, _passed_back(d, v, ACTIVATION), 0.0)
-        if NORM:
-            total += d
-            total_y += d * v
-        at = to + at[:, None] + c[None, :]
-        if ADD:
-            d += tl.load(at, mask=mask, other=0.0).to(A)
-        tl.store(at, d.to(to.dtype.element_ty), mask=mask)
+                ho = h - i * DILATION + PAD
+                row = there & (ho >= 0) & (ho < Ho * STRIDE)
+                if STRIDE == 2:
+                    row = row & (ho % 2 == 0)
+                line = _places(gradient, n * E + e, ho // STRIDE, w // STRIDE, c, Ho * Wo, Wo, C)
+                if POOL == MAX_POOL:
+                    chosen = _places(winner, n * E + e, ho // STRIDE, w // STRIDE, c, Ho * Wo, Wo, C)
+                for u in tl.static_range(Q + 2 * PAD):
+                    if (u - PAD) % STRIDE == 0:
+                        near = _inside(row, w // STRIDE, (u - PAD) // STRIDE, Q // STRIDE, Wo)
+                        mask = near[:, None] & (c < C)[None, :]
+                        v = tl.load(line + (u - PAD) // STRIDE * C, mask=mask, other=0.0).to(A)
+                        if POOL == MAX_POOL:
+                            won = tl.load(chosen + (u - PAD) // STRIDE * C, mask=mask, other=-1)
+                        for q in tl.static_range(Q):
+                            if _tap(q - u + PAD, K, DILATION) >= 0:
+                                if POOL == MAX_POOL:
+                                    term = tl.where(won == i * K + _tap(q - u + PAD, K, DILATION), v, 0.0)
+                                elif POOL == AVG_POOL:
+                                    term = v
+                                else:
+                                    place = depthwise + (i * K + _tap(q - u + PAD, K, DILATION)) * (E * C) + e * C + c
+                                    term = v * tl.load(place, mask=c < C, other=0.0).to(A)[None, :]
+                                ds = _with(ds, q, ds[q] + term)
+        line = _places(x, n, h, w, c, images, W, IN_PIXEL)
+        for q in tl.static_range(Q):
+            d = ds[q]
+            mask = _inside(there, w, q, Q, W)[:, None] & (c < C)[None, :]
+            if NORM or ACTIVATION > 0:
+                v = tl.load(line + q * IN_PIXEL, mask=mask, other=0.0).to(A)
+                v = v * scale[None, :] + shift[None, :]
+                d = tl.where(mask, _passed_back(d, v, ACTIVATION), 0.0)
+            if NORM:
+                total += d
+                total_y += d * v
+            at = _places(to, n, h, w, c, images, W, IN_PIXEL) + q * IN_PIXEL
+            if ADD:
+                d += tl.load(at, mask=mask, other=0.0).to(A)
+            tl.store(at, d.to(to.dtype.element_ty), mask=mask)
     if NORM:
         at = part + g * 2 * part_M + part_at + s * C + c
         tl.store(at, tl.sum(total, 0), mask=c < C)

@@ -1,6 +1,10 @@
 """The Triton kernels, on a GPU or, without one, in Triton's interpreter (see conftest.py)."""
 
 import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,8 +29,9 @@ SEVERAL = ["sep_conv_3x3", "dil_conv_3x3", "sandglass_3x3", "max_pool_3x3", "avg
 @pytest.fixture(autouse=True)
 def small_programs_on_this_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several programs for an edge, and several rounds for each."""
-    monkeypatch.setattr(gpu, "TILE", 512)
-    monkeypatch.setattr(gpu, "PROGRAMS", 4)
+    monkeypatch.setattr(gpu, "TILE", 256)
+    monkeypatch.setattr(gpu, "LONGEST", 2)
+    monkeypatch.setattr(gpu, "PROGRAMS", 2)
     monkeypatch.setattr(chains, "computes", lambda x, stages: gpu.supports(stages))
     monkeypatch.setattr(chains, "run", lambda states, *others: gpu.run(join(states), *others))
 
@@ -48,17 +53,17 @@ def nodes_and_gradients(batch: EdgeBatch, states: list[Tensor], mixing: Tensor, 
     return [*nodes, *torch.autograd.grad(loss, [t for t in wanted if t.requires_grad])]
 
 
-def compare(batch: EdgeBatch, C: int, size: int, *, onto: bool = False) -> None:
+def compare(batch: EdgeBatch, C: int, size: int, *, images: int = 2, onto: bool = False) -> None:
     generator = torch.Generator().manual_seed(1)
 
     def random(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64).to(DEVICE)
 
-    whole = random(2, batch.S * C, size, size).contiguous(memory_format=torch.channels_last)
+    whole = random(images, batch.S * C, size, size).contiguous(memory_format=torch.channels_last)
     states = [part.requires_grad_() for part in whole.split(C, dim=1)]
     mixing = random(batch.S * batch.T, len(batch.ops)).softmax(dim=1).requires_grad_()
     side = -(-size // batch.stride)
-    given = [random(2, C, side, side).requires_grad_() for _ in range(batch.T if onto else 0)]
+    given = [random(images, C, side, side).requires_grad_() for _ in range(batch.T if onto else 0)]
     other = copy.deepcopy(batch)
     batch.native = True
     assert_equal_tensors(*(nodes_and_gradients(one, states, mixing, given) for one in (batch, other)))
@@ -73,9 +78,28 @@ def test_each_operation_gives_what_pytorch_gives(name: str, stride: int) -> None
     compare(batch_of([name], S, T, C=3, stride=stride), 3, size=4)
 
 
-@pytest.mark.parametrize(("S", "T", "stride", "size", "training"), [(2, 1, 2, 5, True), (1, 2, 1, 4, False)])
+@pytest.mark.parametrize(("S", "T", "stride", "size", "training"), [(2, 1, 2, 5, True), (1, 2, 1, 5, False)])
 def test_several_operations_together(S: int, T: int, stride: int, size: int, training: bool) -> None:
     compare(batch_of(SEVERAL, S, T, 4, stride).train(training), 4, size, onto=True)
+
+
+@pytest.mark.parametrize(("stride", "C", "images"), [(1, 3, 3), (2, 3, 1), (1, 33, 1)])
+def test_runs_of_as_many_pixels_as_on_a_gpu(stride: int, C: int, images: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "LONGEST", 4)
+    compare(batch_of(["dil_conv_5x5", "max_pool_3x3"], S=1, T=1, C=C, stride=stride), C, size=8, images=images)
+
+
+def test_every_kernel_compiles_for_a_gpu(tmp_path: Path) -> None:
+    """The interpreter takes more than the compiler does, which needs no GPU."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "tests.native.compile_kernels", "16", "sandglass_3x3", "dil_conv_3x3"]
+    done = subprocess.run(
+        [*command, "max_pool_3x3", "skip_connect"],
+        env=environment | {"TRITON_CACHE_DIR": str(tmp_path)}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    stages = {"stage_forward", "stage_backward", "taps_backward", "depthwise_backward", "statistics"}
+    assert set(done.stdout.split()) == stages | {"mix_forward", "mix_backward", "identity_backward"}
 
 
 def test_each_kernel_counts_as_a_launch() -> None:
