@@ -15,13 +15,6 @@ EDGES, NODES, MIXED_NODES = constexpr(0), constexpr(1), constexpr(2)
 MAX_POOL, AVG_POOL = constexpr(1), constexpr(2)
 
 
-@triton.constexpr_function
-def _tap(far, K, DILATION):
-    """The tap that is so many pixels from the middle one; -1: none is."""
-    j = far // DILATION + K // 2
-    return j if far % DILATION == 0 and 0 <= j < K else -1
-
-
 @triton.jit
 def _with(values, i: tl.constexpr, value):
     """The tuple with another value i."""
@@ -71,22 +64,27 @@ def _inside(row, w, OFFSET: tl.constexpr, STEP: tl.constexpr, W: tl.constexpr):
 
 
 @triton.jit
-def _input(
-    line, row, w, c, scale, shift, OFFSET: tl.constexpr, STEP: tl.constexpr, W: tl.constexpr, PIXEL: tl.constexpr,
-    C: tl.constexpr, NORM: tl.constexpr, ACTIVATION: tl.constexpr, A: tl.constexpr,
+def _columns(
+    line, row, w, c, scale, shift, OFFSET: tl.constexpr, SPAN: tl.constexpr, STEP: tl.constexpr, W: tl.constexpr,
+    PIXEL: tl.constexpr, C: tl.constexpr, POOL: tl.constexpr, NORM: tl.constexpr, ACTIVATION: tl.constexpr,
+    BP: tl.constexpr, CP: tl.constexpr, A: tl.constexpr,
 ):  # fmt: skip
-    """The activated input (BP, CP) of column w + OFFSET, `line` being the places of w; zero where there is none."""
-    mask = _inside(row, w, OFFSET, STEP, W)[:, None] & (c < C)[None, :]
-    if NORM and ACTIVATION > 0:  # which makes -∞ zero
-        v = tl.load(line + OFFSET * PIXEL, mask=mask, other=float("-inf")).to(A)
-    else:
-        v = tl.load(line + OFFSET * PIXEL, mask=mask, other=0.0).to(A)
-    if NORM:
-        v = v * scale[None, :] + shift[None, :]
-    v = _activated(v, ACTIVATION)
-    if NORM and ACTIVATION == 0:
-        v = tl.where(mask, v, 0.0)
-    return v
+    """The activated input at SPAN columns from w + OFFSET on, each (BP, CP): `line` are the places of w, a multiple of
+    STEP, in rows that are there or not. Where there is no pixel, it is zero, or -∞ for a max pool."""
+    columns = (tl.zeros((BP, CP), A),) * SPAN
+    for u in tl.static_range(SPAN):
+        mask = _inside(row, w, u + OFFSET, STEP, W)[:, None] & (c < C)[None, :]
+        if POOL == MAX_POOL or (NORM and ACTIVATION > 0):  # which makes it zero
+            v = tl.load(line + (u + OFFSET) * PIXEL, mask=mask, other=float("-inf")).to(A)
+        else:
+            v = tl.load(line + (u + OFFSET) * PIXEL, mask=mask, other=0).to(A)
+        if NORM:
+            v = v * scale[None, :] + shift[None, :]
+        v = _activated(v, ACTIVATION)
+        if NORM and ACTIVATION == 0:
+            v = tl.where(mask, v, 0.0)
+        columns = _with(columns, u, v)
+    return columns
 
 
 @triton.jit
@@ -116,16 +114,34 @@ def _places(x, n, h, w, c, images, W: tl.constexpr, PIXEL: tl.constexpr):
 
 
 @triton.jit
-def _inputs(
-    line, there, w, c, scale, shift, W: tl.constexpr, PIXEL: tl.constexpr, C: tl.constexpr,
-    NORM: tl.constexpr, ACTIVATION: tl.constexpr, Q: tl.constexpr, BP: tl.constexpr, CP: tl.constexpr, A: tl.constexpr,
+def _taps(weight, i, between, c, K: tl.constexpr, C: tl.constexpr, CP: tl.constexpr, A: tl.constexpr):
+    """Row i of a depthwise convolution's K rows of taps, each (1, CP)."""
+    taps = (tl.zeros((1, CP), A),) * K
+    for j in tl.static_range(K):
+        tap = tl.load(weight + (i * K + j) * between + c, mask=c < C, other=0.0).to(A)
+        taps = _with(taps, j, tap[None, :])
+    return taps
+
+
+@triton.jit
+def _with_row(
+    outs, winners, columns, taps, i, K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, POOL: tl.constexpr,
+    Q: tl.constexpr,
 ):  # fmt: skip
-    """The activated input at the pixels of runs: Q times (BP, CP)."""
-    inputs = (tl.zeros((BP, CP), A),) * Q
+    """What `_convolved` has found once it has seen the columns of row i."""
     for q in tl.static_range(Q):
-        v = _input(line, there, w, c, scale, shift, q, Q, W, PIXEL, C, NORM, ACTIVATION, A)
-        inputs = _with(inputs, q, v)
-    return inputs
+        out, winner = outs[q], winners[q]
+        for j in tl.static_range(K):
+            v = columns[q * STRIDE + j * DILATION]
+            if POOL == MAX_POOL:
+                winner = tl.where(v > out, i * K + j, winner)
+                out = tl.maximum(out, v)
+            elif POOL == AVG_POOL:
+                out += v
+            else:
+                out += v * taps[j]
+        outs, winners = _with(outs, q, out), _with(winners, q, winner)
+    return outs, winners
 
 
 @triton.jit
@@ -135,51 +151,23 @@ def _convolved(
     K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, POOL: tl.constexpr,
     NORM: tl.constexpr, ACTIVATION: tl.constexpr, Q: tl.constexpr, BP: tl.constexpr, CP: tl.constexpr, A: tl.constexpr,
 ):  # fmt: skip
-    """The depthwise convolution of the activated input, or (POOL) the sum that a pool averages, at the pixels of runs,
-    which begin at (ho, wo): Q times (BP, CP). `line` are the places under their middle taps."""
+    """At the pixels of runs, which begin at (ho, wo), the depthwise convolution of the activated input, the largest
+    pixel of a max pool or the sum of those that an average pool averages; and the tap that a max pool takes: each Q
+    times (BP, CP). `line` are the places under the middle taps of the first pixels."""
     PAD: tl.constexpr = K // 2 * DILATION
-    outs = (tl.zeros((BP, CP), A),) * Q
+    SPAN: tl.constexpr = (Q - 1) * STRIDE + 2 * PAD + 1
+    outs = (tl.full((BP, CP), float("-inf") if POOL == MAX_POOL else 0.0, A),) * Q
+    winners = (tl.zeros((BP, CP), tl.int32),) * Q
     for i in range(K):
         h = ho * STRIDE + i * DILATION - PAD
         row = there & (h >= 0) & (h < H)
-        at = line + (i * DILATION - PAD) * (W * PIXEL)
-        for u in tl.static_range((Q - 1) * STRIDE + 2 * PAD + 1):
-            v = _input(
-                at, row, wo * STRIDE, c, scale, shift, u - PAD, Q * STRIDE, W, PIXEL, C, NORM, ACTIVATION, A,
-            )  # fmt: skip
-            for q in tl.static_range(Q):
-                if _tap(u - PAD - q * STRIDE, K, DILATION) >= 0:
-                    if POOL:
-                        outs = _with(outs, q, outs[q] + v)
-                    else:
-                        place = weight + (i * K + _tap(u - PAD - q * STRIDE, K, DILATION)) * between + c
-                        tap = tl.load(place, mask=c < C, other=0.0).to(A)
-                        outs = _with(outs, q, outs[q] + v * tap[None, :])
-    return outs
-
-
-@triton.jit
-def _largest(
-    line, there, ho, wo, c, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, PIXEL: tl.constexpr,
-    K: tl.constexpr, STRIDE: tl.constexpr, Q: tl.constexpr, BP: tl.constexpr, CP: tl.constexpr, A: tl.constexpr,
-):  # fmt: skip
-    """What a max pool gives at the pixels of runs, and the taps that it takes: each Q times (BP, CP)."""
-    PAD: tl.constexpr = K // 2
-    outs = (tl.full((BP, CP), float("-inf"), A),) * Q
-    taps = (tl.zeros((BP, CP), tl.int32),) * Q
-    for i in range(K):
-        h = ho * STRIDE + i - PAD
-        row = there & (h >= 0) & (h < H)
-        for u in tl.static_range((Q - 1) * STRIDE + K):
-            mask = _inside(row, wo * STRIDE, u - PAD, Q * STRIDE, W)[:, None] & (c < C)[None, :]
-            at = line + ((i - PAD) * W + u - PAD) * PIXEL
-            v = tl.load(at, mask=mask, other=float("-inf")).to(A)
-            for q in tl.static_range(Q):
-                if _tap(u - PAD - q * STRIDE, K, 1) >= 0:
-                    larger = v > outs[q]
-                    taps = _with(taps, q, tl.where(larger, i * K + _tap(u - PAD - q * STRIDE, K, 1), taps[q]))
-                    outs = _with(outs, q, tl.where(larger, v, outs[q]))
-    return outs, taps
+        columns = _columns(
+            line + (i * DILATION - PAD) * (W * PIXEL), row, wo * STRIDE, c, scale, shift, -PAD, SPAN, Q * STRIDE, W,
+            PIXEL, C, POOL, NORM, ACTIVATION, BP, CP, A,
+        )  # fmt: skip
+        taps = _taps(weight, i, between, c, K, C, CP, A) if POOL == 0 else ()
+        outs, winners = _with_row(outs, winners, columns, taps, i, K, STRIDE, DILATION, POOL, Q)
+    return outs, winners
 
 
 @triton.jit
@@ -214,15 +202,15 @@ def stage_forward(
     for step in range(rounds):
         there, n, ho, wo = _runs(g * rounds + step, N, Ho, Wo, Q, BP)
         line = _places(x, n, ho * STRIDE, wo * STRIDE, c, images, W, IN_PIXEL)
-        if POOL == MAX_POOL:
-            outs, taps = _largest(line, there, ho, wo, c, C, H, W, IN_PIXEL, K, STRIDE, Q, BP, CP, A)
-        elif K > 0:
-            outs = _convolved(
+        if K > 0:
+            outs, winners = _convolved(
                 line, there, ho, wo, c, scale, shift, depthwise, E * C, C, H, W, IN_PIXEL,
-                K, STRIDE, DILATION, POOL > 0, NORM, ACTIVATION, Q, BP, CP, A,
+                K, STRIDE, DILATION, POOL, NORM, ACTIVATION, Q, BP, CP, A,
             )  # fmt: skip
         else:
-            outs = _inputs(line, there, wo, c, scale, shift, W, IN_PIXEL, C, NORM, ACTIVATION, Q, BP, CP, A)
+            outs = _columns(
+                line, there, wo, c, scale, shift, 0, Q, Q, W, IN_PIXEL, C, 0, NORM, ACTIVATION, BP, CP, A
+            )  # fmt: skip
         to = _places(y, n * E + e, ho, wo, co, Ho * Wo, Wo, Co)
         for q in tl.static_range(Q):
             out = outs[q]
@@ -235,7 +223,7 @@ def stage_forward(
             tl.store(to + q * Co, held, mask=mask)
             if POOL == MAX_POOL:
                 chosen = _places(winner, n * E + e, ho, wo, co, Ho * Wo, Wo, Co)
-                tl.store(chosen + q * Co, taps[q].to(tl.int8), mask=mask)
+                tl.store(chosen + q * Co, winners[q].to(tl.int8), mask=mask)
             out = tl.where(mask, held.to(A), 0.0)
             total += out
             squares += out * out
@@ -440,12 +428,14 @@ def stage_backward(
         line = _places(x, n, ho * STRIDE, wo * STRIDE, c, images, W, IN_PIXEL)
         if POINTWISE and WEIGHTS:
             if K > 0:
-                inputs = _convolved(
+                inputs, _ = _convolved(
                     line, there, ho, wo, c, scale, shift, depthwise, E * C, C, H, W, IN_PIXEL,
-                    K, STRIDE, DILATION, False, NORM, ACTIVATION, Q, BP, CP, A,
+                    K, STRIDE, DILATION, POOL, NORM, ACTIVATION, Q, BP, CP, A,
                 )  # fmt: skip
             else:
-                inputs = _inputs(line, there, wo, c, scale, shift, W, IN_PIXEL, C, NORM, ACTIVATION, Q, BP, CP, A)
+                inputs = _columns(
+                    line, there, wo, c, scale, shift, 0, Q, Q, W, IN_PIXEL, C, 0, NORM, ACTIVATION, BP, CP, A
+                )  # fmt: skip
         for q in tl.static_range(Q):
             inside = _inside(there, wo, q, Q, Wo)
             mask = inside[:, None] & (co < Co)[None, :]
@@ -492,6 +482,19 @@ def stage_backward(
         tl.store(of + place, by_matrix, mask=(co < Co)[:, None] & (c < C)[None, :])
 
 
+@triton.jit
+def _with_products(
+    taps, gradients, columns, K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, Q: tl.constexpr
+):  # fmt: skip
+    """The gradients of a row of taps once they have what the pixels of runs give."""
+    for j in tl.static_range(K):
+        tap = taps[j]
+        for q in tl.static_range(Q):
+            tap += gradients[q] * columns[q * STRIDE + j * DILATION]
+        taps = _with(taps, j, tap)
+    return taps
+
+
 @triton.jit(do_not_specialize=["in_M", "weights_M", "depthwise_at", "N", "E", "shared_by", "rounds"])
 def taps_backward(
     x, in_norm, in_M, gradient, weight_part, weights_M, depthwise_at, N, E, shared_by, rounds,
@@ -509,6 +512,7 @@ def taps_backward(
     begin, images, scale, shift = _source(in_norm, in_M, source, c, E, H, W, C, CP, FIRST, NORM, A)
     x += begin
     PAD: tl.constexpr = K // 2 * DILATION
+    SPAN: tl.constexpr = (Q - 1) * STRIDE + 2 * PAD + 1
     taps = (tl.zeros((BP, CP), A),) * K
     for step in range(rounds):
         there, n, ho, wo = _runs(g * rounds + step, N, Ho, Wo, Q, BP)
@@ -516,18 +520,37 @@ def taps_backward(
         row = there & (h >= 0) & (h < H)
         line = _places(x, n, h, wo * STRIDE, c, images, W, IN_PIXEL)
         of = _places(gradient, n * E + e, ho, wo, c, Ho * Wo, Wo, C)
-        ds = _inputs(of, there, wo, c, scale, shift, Wo, C, C, False, 0, Q, BP, CP, A)
-        for u in tl.static_range((Q - 1) * STRIDE + 2 * PAD + 1):
-            v = _input(
-                line, row, wo * STRIDE, c, scale, shift, u - PAD, Q * STRIDE, W, IN_PIXEL, C, NORM, ACTIVATION, A,
-            )  # fmt: skip
-            for q in tl.static_range(Q):
-                if _tap(u - PAD - q * STRIDE, K, DILATION) >= 0:
-                    sum_of = taps[_tap(u - PAD - q * STRIDE, K, DILATION)] + ds[q] * v
-                    taps = _with(taps, _tap(u - PAD - q * STRIDE, K, DILATION), sum_of)
+        gradients = _columns(of, there, wo, c, scale, shift, 0, Q, Q, Wo, C, C, 0, False, 0, BP, CP, A)
+        columns = _columns(
+            line, row, wo * STRIDE, c, scale, shift, -PAD, SPAN, Q * STRIDE, W, IN_PIXEL, C, 0, NORM, ACTIVATION,
+            BP, CP, A,
+        )  # fmt: skip
+        taps = _with_products(taps, gradients, columns, K, STRIDE, DILATION, Q)
     to = weight_part + g.to(tl.int64) * weights_M + depthwise_at + i * K * (E * C) + e * C + c
     for j in tl.static_range(K):
         tl.store(to + j * (E * C), tl.sum(taps[j], 0), mask=c < C)
+
+
+@triton.jit
+def _with_row_back(
+    ds, winners, columns, taps, i, BEGIN: tl.constexpr, K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr,
+    POOL: tl.constexpr, Q: tl.constexpr,
+):  # fmt: skip
+    """The gradients of runs once they have what row i of the taps gives back, the columns beginning at BEGIN."""
+    PAD: tl.constexpr = K // 2 * DILATION
+    for q in tl.static_range(Q):
+        d = ds[q]
+        for j in tl.static_range(K):
+            if (q + PAD - j * DILATION) % STRIDE == 0:
+                v = columns[(q + PAD - j * DILATION) // STRIDE - BEGIN]
+                if POOL == MAX_POOL:
+                    d += tl.where(winners[(q + PAD - j * DILATION) // STRIDE - BEGIN] == i * K + j, v, 0.0)
+                elif POOL == AVG_POOL:
+                    d += v
+                else:
+                    d += v * taps[j]
+        ds = _with(ds, q, d)
+    return ds
 
 
 @triton.jit(do_not_specialize=["in_M", "part_M", "part_at", "N", "E", "T", "rounds"])
@@ -549,37 +572,30 @@ def depthwise_backward(
     x += begin
     to += begin
     PAD: tl.constexpr = K // 2 * DILATION
+    BEGIN: tl.constexpr = -PAD // STRIDE  # columns of the gradient
+    SPAN: tl.constexpr = (Q - 1 + PAD) // STRIDE - BEGIN + 1
     total, total_y = tl.zeros((BP, CP), A), tl.zeros((BP, CP), A)
     for step in range(rounds):
         there, n, h, w = _runs(g * rounds + step, N, H, W, Q, BP)
         ds = (tl.zeros((BP, CP), A),) * Q
-        for t in range(T):
-            e = s * T + t
-            for i in range(K):
-                ho = h - i * DILATION + PAD
-                row = there & (ho >= 0) & (ho < Ho * STRIDE)
-                if STRIDE == 2:
-                    row = row & (ho % 2 == 0)
-                line = _places(gradient, n * E + e, ho // STRIDE, w // STRIDE, c, Ho * Wo, Wo, C)
-                if POOL == MAX_POOL:
-                    chosen = _places(winner, n * E + e, ho // STRIDE, w // STRIDE, c, Ho * Wo, Wo, C)
-                for u in tl.static_range(Q + 2 * PAD):
-                    if (u - PAD) % STRIDE == 0:
-                        near = _inside(row, w // STRIDE, (u - PAD) // STRIDE, Q // STRIDE, Wo)
-                        mask = near[:, None] & (c < C)[None, :]
-                        v = tl.load(line + (u - PAD) // STRIDE * C, mask=mask, other=0.0).to(A)
-                        if POOL == MAX_POOL:
-                            won = tl.load(chosen + (u - PAD) // STRIDE * C, mask=mask, other=-1)
-                        for q in tl.static_range(Q):
-                            if _tap(q - u + PAD, K, DILATION) >= 0:
-                                if POOL == MAX_POOL:
-                                    term = tl.where(won == i * K + _tap(q - u + PAD, K, DILATION), v, 0.0)
-                                elif POOL == AVG_POOL:
-                                    term = v
-                                else:
-                                    place = depthwise + (i * K + _tap(q - u + PAD, K, DILATION)) * (E * C) + e * C + c
-                                    term = v * tl.load(place, mask=c < C, other=0.0).to(A)[None, :]
-                                ds = _with(ds, q, ds[q] + term)
+        for row in range(T * K):
+            e, i = s * T + row // K, row % K
+            ho = h - i * DILATION + PAD
+            inside = there & (ho >= 0) & (ho < Ho * STRIDE) & (ho % STRIDE == 0)
+            line = _places(gradient, n * E + e, ho // STRIDE, w // STRIDE, c, Ho * Wo, Wo, C)
+            columns = _columns(
+                line, inside, w // STRIDE, c, scale, shift, BEGIN, SPAN, Q // STRIDE, Wo, C, C, 0, False, 0, BP, CP, A
+            )  # fmt: skip
+            winners, taps = (), ()
+            if POOL == MAX_POOL:
+                line = _places(winner, n * E + e, ho // STRIDE, w // STRIDE, c, Ho * Wo, Wo, C)
+                winners = _columns(
+                    line, inside, w // STRIDE, c, scale, shift, BEGIN, SPAN, Q // STRIDE, Wo, C, C, 0, False, 0,
+                    BP, CP, tl.int32,
+                )  # fmt: skip
+            elif POOL == 0:
+                taps = _taps(depthwise + e * C, i, E * C, c, K, C, CP, A)
+            ds = _with_row_back(ds, winners, columns, taps, i, BEGIN, K, STRIDE, DILATION, POOL, Q)
         line = _places(x, n, h, w, c, images, W, IN_PIXEL)
         for q in tl.static_range(Q):
             d = ds[q]
