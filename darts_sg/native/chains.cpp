@@ -690,21 +690,25 @@ struct Worker {  // a stage with its weights packed: what all threads share
 
   // Rows [from, to) of the input of edge e of image n, normalised and activated, into a plane with a border.
   void load(int64_t n, int64_t e, int64_t from, int64_t to, T* plane, Ahead& ahead) const {
-    const int64_t step = in_pixel(), W = s.W, apart = Cip;
-    if (s.first && s.parts > 1) return load_parts(n, e, from, to, plane, ahead);
+    const int64_t step = in_pixel(), W = s.W, apart = Cip, parts = s.first ? s.parts : 1, C = s.Ci / parts;
     const auto rows = [&](auto activation, auto scaled) {
       for (int64_t h = from; h < to; ++h)
-        for_vectors<T>(s.Ci, [&](int64_t b, int64_t count, auto part) {
-          const V scale = Sd::load(in_scale.get() + e * Cip + b), shift = Sd::load(in_shift.get() + e * Cip + b);
-          const T* source = input(n, e) + h * W * step + b;
-          T* target = plane + ((h + pad) * Wp + pad) * Cip + b;
-          ahead.some();
-          for (int64_t w = 0; w < W; ++w) {
-            V v = Sd::template load<part>(source + w * step, count);
-            if (scaled) v = v * scale + shift;
-            Sd::store(target + w * apart, activate<T>(v, activation));
-          }
-        });
+        for (int64_t i = 0; i < parts; ++i)
+          for_vectors<T>(C, [&](int64_t b, int64_t count, auto part) {
+            const V scale = Sd::load(in_scale.get() + e * Cip + b), shift = Sd::load(in_shift.get() + e * Cip + b);
+            const T* source = input(n, e, i) + h * W * step + b;
+            T* target = plane + ((h + pad) * Wp + pad) * Cip + i * C + b;
+            ahead.some();
+            for (int64_t w = 0; w < W; ++w) {
+              V v = Sd::template load<part>(source + w * step, count);
+              if (scaled) v = v * scale + shift;
+              v = activate<T>(v, activation);
+              if (scaled || parts == 1)
+                Sd::store(target + w * apart, v);
+              else  // beside what another part has written
+                Sd::template store<part>(target + w * apart, v, count);
+            }
+          });
     };
     with_activation(s.activation, [&](auto activation) {
       if (s.in_scale)
@@ -712,22 +716,6 @@ struct Worker {  // a stage with its weights packed: what all threads share
       else
         rows(activation, std::false_type());
     });
-  }
-
-  // `load` of a state in several parts.
-  void load_parts(int64_t n, int64_t e, int64_t from, int64_t to, T* plane, Ahead& ahead) const {
-    const int64_t step = in_pixel(), W = s.W, apart = Cip, activation = s.activation, C = s.Ci / s.parts;
-    for (int64_t h = from; h < to; ++h)
-      for (int64_t i = 0; i < s.parts; ++i)
-        for_vectors<T>(C, [&](int64_t b, int64_t count, auto part) {
-          const T* source = input(n, e, i) + h * W * step + b;
-          T* target = plane + ((h + pad) * Wp + pad) * Cip + i * C + b;
-          ahead.some();
-          for (int64_t w = 0; w < W; ++w) {
-            const V v = Sd::template load<part>(source + w * step, count);
-            Sd::template store<part>(target + w * apart, activate<T>(v, activation), count);
-          }
-        });
   }
 
   // Calls f for each output pixel of rows [from, to): its number, and where its even and its odd pixel are in a plane.
