@@ -375,7 +375,7 @@ class _Mix(NamedTuple):
         identity = any(not operation.stages for operation in self.operations.each)
         return {
             "CHAINS": len(self.chains), "POOLS": len(self.pools), "IDENTITY": identity, "S": self.operations.S,
-            "T": self.operations.T, "P": H * W, "C": C, "CP": _padded(C), "A": _arithmetic(self.x)[1],
+            "P": H * W, "C": C, "CP": _padded(C), "A": _arithmetic(self.x)[1],
         }  # fmt: skip
 
     def forward(self, gamma: Tensor, onto: Tensor | None) -> Tensor:
@@ -384,7 +384,7 @@ class _Mix(NamedTuple):
         T = self.operations.T
         nodes = self.x.new_empty(T, N, H, W, C)
         grid = Grid.of(N * H, W, T, _padded(C), Q=1, rounds=1)
-        arguments = *self._arguments(), gamma, onto, nodes, N
+        arguments = *self._arguments(), gamma, onto, nodes, N, T
         launch(kernels.mix_forward, (grid.G, T), *arguments, ONTO=onto is not None, **grid.pixels(), **self._sizes())
         return nodes
 
@@ -395,7 +395,7 @@ class _Mix(NamedTuple):
         grid = Grid.of(N * H, W, E, _padded(C), Q=1)
         shape = grid.G, len(self.operations.each) + 1, E, C
         part = torch.empty(shape, dtype=_arithmetic(self.x)[0], device=self.x.device)
-        arguments = *self._arguments(), gradient, part, N, grid.rounds
+        arguments = *self._arguments(), gradient, part, N, self.operations.T, grid.rounds
         launch(kernels.mix_backward, (grid.G, E), *arguments, **grid.pixels(), **self._sizes())
         return part.sum(dim=0)
 
@@ -424,8 +424,8 @@ class _Backward:
         for o, operation in enumerate(operations.each):
             if not operation.stages:
                 grid = Grid.of(N * H, W, self.S, _padded(C), Q=1, rounds=1)
-                arguments = gradient, gamma, o * self.S * self.T, self.by_x, N, self.S, self.T
-                sizes = {"P": H * W, "C": C, "CP": _padded(C), "A": self.A, **grid.pixels()}
+                arguments = gradient, gamma, o * self.S * self.T, self.by_x, N, self.T
+                sizes = {"S": self.S, "P": H * W, "C": C, "CP": _padded(C), "A": self.A, **grid.pixels()}
                 launch(kernels.identity_backward, (grid.G, self.S), *arguments, **sizes)
                 self.written = True
         passed = [gradient for _ in operations.each]  # of each operation's stage that comes next
@@ -501,28 +501,30 @@ class _Backward:
         to = self.x.new_empty(N, E, Ho, Wo, C)
         depthwise = None if stage.depthwise is None else taps(stage.depthwise.weight)
         pointwise = None if stage.pointwise is None else stage.pointwise.weight
-        shared = {"ACTIVATION": stage.activation, "A": self.A, **one.sizes(), **source.sizes()}
-        of_before = (part, 0 if of is None else of.group.channels, 0 if of is None else of.at)
+        sizes = {"ACTIVATION": stage.activation, "A": self.A, **one.sizes(), **source.sizes()}
+        of_before = (None, 0, 0) if of is None else (part, of.group.channels, of.at)
         weights = self.part is not None and pointwise is not None
-        unread: dict[str, Any] = {}  # the same kernel for all that it does not read
-        if one.K and not weights:
-            unread = {"FIRST": True, "IN_PIXEL": C, "NORM": False, "ACTIVATION": 0}
+        reads, read_sizes = (*source[:3], depthwise if weights else None), sizes
+        if one.K and not weights:  # it reads no input: the same kernel for all
+            reads, read_sizes = (
+                (self.x, None, 0, None),
+                sizes | {"FIRST": True, "IN_PIXEL": C, "NORM": False, "ACTIVATION": 0},
+            )
             if not one.pool:
-                unread |= {"H": Ho, "W": Wo, "K": 1, "STRIDE": 1, "DILATION": 1}
+                read_sizes |= {"H": Ho, "W": Wo, "K": 1, "STRIDE": 1, "DILATION": 1}
         launch(
             kernels.stage_backward, (grid.G, E),
-            *source[:3], depthwise, pointwise, result.y, result.norm(), result.group.channels,
-            gradient, self.gamma, o * self.S * self.T, *sums, to, *of_before,
-            self.part, self.num_weights, self.places.get(id(pointwise), 0),
+            *reads, pointwise, result.y, result.norm(), result.group.channels,
+            gradient, self.gamma, o * self.S * self.T, *sums, to, *((None, 0, 0) if one.K else of_before),
+            self.part if weights else None, self.num_weights, self.places.get(id(pointwise), 0),
             N, E, self.T, source.shared_by, float(result.group.count), grid.rounds,
-            Co=Co, CoP=_padded(Co),
-            POINTWISE=pointwise is not None, TRAINING=stage.norm.training, SOURCE=whence,
-            WEIGHTS=weights, **grid.runs(), **(shared | unread),
+            Co=Co, CoP=_padded(Co), POINTWISE=pointwise is not None, TRAINING=stage.norm.training, SOURCE=whence,
+            WEIGHTS=weights, **grid.runs(), **read_sizes,
         )  # fmt: skip
         if not one.K:
             return to
         if self.part is not None and stage.depthwise is not None:
-            several = {name: value for name, value in shared.items() if name != "POOL"}
+            several = {name: value for name, value in sizes.items() if name != "POOL"}
             launch(
                 kernels.taps_backward, (one.K, grid.G, E),
                 *source[:3], to, self.part, self.num_weights, self.places[id(stage.depthwise.weight)],
@@ -539,6 +541,6 @@ class _Backward:
         launch(
             kernels.depthwise_backward, (grid.G, edges),
             *source[:3], depthwise, result.winner, to, target,
-            *of_before, N, E, inputs, grid.rounds, ADD=add, **grid.runs(), **shared,
+            *of_before, N, E, inputs, grid.rounds, ADD=add, **grid.runs(), **sizes,
         )  # fmt: skip
         return target

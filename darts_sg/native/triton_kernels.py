@@ -257,8 +257,8 @@ def statistics(
 
 @triton.jit(do_not_specialize=["norm_M", "N", "T"])
 def mix_forward(
-    chains, pools, x, norm, norm_M, gamma, onto, nodes, N,
-    CHAINS: tl.constexpr, POOLS: tl.constexpr, IDENTITY: tl.constexpr, ONTO: tl.constexpr, S: tl.constexpr, T,
+    chains, pools, x, norm, norm_M, gamma, onto, nodes, N, T,
+    CHAINS: tl.constexpr, POOLS: tl.constexpr, IDENTITY: tl.constexpr, ONTO: tl.constexpr, S: tl.constexpr,
     P: tl.constexpr, C: tl.constexpr, CP: tl.constexpr, BP: tl.constexpr, A: tl.constexpr,
 ):  # fmt: skip
     """nodes (T, N, P, C): the sum of gamma times the normalised outputs of chains on edges, (CHAINS, N, E, P, C), of
@@ -300,8 +300,8 @@ def mix_forward(
 
 @triton.jit(do_not_specialize=["norm_M", "N", "rounds", "T"])
 def mix_backward(
-    chains, pools, x, norm, norm_M, gradient, part, N, rounds,
-    CHAINS: tl.constexpr, POOLS: tl.constexpr, IDENTITY: tl.constexpr, S: tl.constexpr, T,
+    chains, pools, x, norm, norm_M, gradient, part, N, T, rounds,
+    CHAINS: tl.constexpr, POOLS: tl.constexpr, IDENTITY: tl.constexpr, S: tl.constexpr,
     P: tl.constexpr, C: tl.constexpr, CP: tl.constexpr, BP: tl.constexpr, A: tl.constexpr,
 ):  # fmt: skip
     """part (G, number of operations + 1, E, C): the program's sums over pixels of the gradient of the node times each
@@ -341,8 +341,8 @@ def mix_backward(
 
 @triton.jit(do_not_specialize=["gamma_at", "N", "T"])
 def identity_backward(
-    gradient, gamma, gamma_at, to, N, S: tl.constexpr, T,
-    P: tl.constexpr, C: tl.constexpr, CP: tl.constexpr, BP: tl.constexpr, A: tl.constexpr,
+    gradient, gamma, gamma_at, to, N, T,
+    S: tl.constexpr, P: tl.constexpr, C: tl.constexpr, CP: tl.constexpr, BP: tl.constexpr, A: tl.constexpr,
 ):  # fmt: skip
     """to (N, P, S · C): what the nodes give back to the states that they take as they are; the gamma of
     the identity, (E,), begins at gamma_at."""
@@ -400,7 +400,7 @@ def stage_backward(
     source = e // shared_by if FIRST else e
     begin, images, scale, shift = _source(in_norm, in_M, source, c, E, H, W, C, CP, FIRST, NORM, A)
     x += begin
-    if K > 0 and POOL == 0:
+    if K > 0 and WEIGHTS:
         depthwise += e * C
     if POINTWISE:
         row = e * Co * C + co[:, None] * C
@@ -426,7 +426,7 @@ def stage_backward(
     for step in range(rounds):
         there, n, ho, wo = _runs(g * rounds + step, N, Ho, Wo, Q, BP)
         line = _places(x, n, ho * STRIDE, wo * STRIDE, c, images, W, IN_PIXEL)
-        if POINTWISE and WEIGHTS:
+        if WEIGHTS:
             if K > 0:
                 inputs, _ = _convolved(
                     line, there, ho, wo, c, scale, shift, depthwise, E * C, C, H, W, IN_PIXEL,
@@ -476,7 +476,7 @@ def stage_backward(
         of = to_part + g * 2 * to_part_M + to_part_at + e * C + c
         tl.store(of, tl.sum(total, 0), mask=c < C)
         tl.store(of + to_part_M, tl.sum(total_y, 0), mask=c < C)
-    if WEIGHTS and POINTWISE:
+    if WEIGHTS:
         of = weight_part + g.to(tl.int64) * weights_M + pointwise_at + e * Co * C
         place = co[:, None] * C + c[None, :]
         tl.store(of + place, by_matrix, mask=(co < Co)[:, None] & (c < C)[None, :])
