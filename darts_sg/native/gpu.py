@@ -21,6 +21,7 @@ TILE = 512  # runs of pixels times channels that a program works on at a time; m
 LONGEST = 4  # pixels of a run; fewer where channels are many, for registers are few
 PROGRAMS = 512  # of a launch, about: enough for a GPU's multiprocessors, and few enough for the sums of their parts
 PER_THREAD = 4  # channels of a run
+ALWAYS = {"enable_fp_fusion": True}  # a product and a sum in one instruction: Triton from 3.10 on wants to be asked
 RUNNING = ("running_mean", "running_var")
 
 
@@ -171,7 +172,7 @@ _recorded: list[dict[Any, tuple[Any, ...]]] = []
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **sizes: Any) -> None:
     """One of the kernels; within `compile_ahead` nothing is launched."""
-    sizes["enable_fp_fusion"] = True  # products and sums in one instruction: Triton from 3.10 on wants to be asked
+    sizes |= ALWAYS
     if not _recorded:
         kernel[grid](*arguments, **sizes)
         return

@@ -1,0 +1,175 @@
+"""The Triton kernels of a search step as a GPU would run them, without one: python -m benchmarks.machine_code.
+
+Triton compiles for a GPU that is not there. Its machine code says how many registers a kernel needs and what it spills,
+and, with the trips of its loops, how many instructions all warps of all launches issue; not how long that takes.
+"""
+
+import argparse
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from math import prod
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+import torch
+import triton
+from rich.table import Table
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+
+from benchmarks.subjects import LAST, Shape
+from darts_sg.engine.graphs import compile_step
+from darts_sg.methods.relaxation import softmax
+from darts_sg.native import chains, gpu
+from darts_sg.networks.skeleton import join
+from darts_sg.terminal import answer, console
+
+PROG = "python -m benchmarks.machine_code"
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+Values = dict[str, Any]
+TRIPS: dict[str, Callable[[Values], Sequence[int]]] = {  # of a kernel's loops, the outermost first
+    "stage_forward": lambda of: (of["rounds"], of["K"]),
+    "stage_backward": lambda of: (of["rounds"], of["K"]),
+    "taps_backward": lambda of: (of["rounds"],),
+    "depthwise_backward": lambda of: (of["rounds"], of["T"] * of["K"]),
+    "mix_forward": lambda of: (),
+    "mix_backward": lambda of: (of["rounds"],),
+    "identity_backward": lambda of: (of["T"],),
+    "statistics": lambda of: (triton.cdiv(of["G"], of["R"]),),
+}
+
+
+class Absent:
+    """What Triton asks of its driver before it compiles for a GPU of this compute capability (90: 9.0)."""
+
+    def __init__(self, capability: int) -> None:
+        self.target = GPUTarget("cuda", capability, 32)
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+class Code(NamedTuple):
+    """Machine code of a kernel: instructions by address, registers of a thread, bytes that it spills, warps."""
+
+    instructions: Sequence[tuple[int, str]]
+    registers: int
+    spilled: int
+    warps: int
+
+    @classmethod
+    def of(cls, compiled: Any) -> "Code":
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+            file.write(compiled.asm["cubin"])
+            file.flush()
+            command = [str(TOOLS / "cuobjdump"), "-sass", "-res-usage", file.name]
+            text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        usage = {name: int(number) for name, number in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
+        found = re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?);", text, re.MULTILINE)
+        lines = [(int(address, 16), line) for address, line in found]
+        return cls(lines, usage["REG"], usage["STACK"] + usage["LOCAL"], compiled.metadata.num_warps)
+
+    def issued(self, trips: Sequence[int]) -> int:
+        """Instructions of a warp; a loop is what a branch back spans, and what is deeper than `trips` runs once."""
+        branches = ((address, re.search(r"\bBRA\b.*?(0x[0-9a-f]+)", line)) for address, line in self.instructions)
+        loops = [(int(found[1], 16), address) for address, found in branches if found]
+        loops = [(begin, end) for begin, end in loops if begin < end]
+        depths = [sum(begin <= address <= end for begin, end in loops) for address, _ in self.instructions]
+        return sum(prod(trips[:depth]) for depth in depths)
+
+
+class Launched(NamedTuple):
+    name: str
+    variant: tuple[Any, ...]
+    programs: int
+    values: Values
+
+
+def variant(kernel: Any, arguments: Sequence[Any], sizes: Values) -> tuple[Any, ...]:
+    """What a kernel is compiled for: of numbers only their type matters, if they are no sizes."""
+    kinds = (a.dtype if isinstance(a, Tensor) else a if isinstance(a, torch.dtype) else type(a) for a in arguments)
+    return (kernel.__name__, *kinds, *sorted((name, str(value)) for name, value in sizes.items()))
+
+
+def compiled(prepare: Callable[[], None], capability: int) -> tuple[list[Launched], dict[tuple[Any, ...], Code]]:
+    """All launches for which `prepare` compiles kernels ahead (`gpu.compile_ahead`), and the code of these."""
+    launched: list[Launched] = []
+    codes: dict[tuple[Any, ...], Code] = {}
+    launch, warmup = gpu.launch, triton.JITFunction.warmup
+
+    def record(kernel: Any, grid: tuple[int, ...], *arguments: Any, **sizes: Any) -> None:
+        values = dict(zip(kernel.arg_names, arguments, strict=False)) | sizes
+        known = variant(kernel, arguments, sizes | gpu.ALWAYS)
+        launched.append(Launched(kernel.__name__, known, prod(grid), values))
+        launch(kernel, grid, *arguments, **sizes)
+
+    def compile_one(kernel: Any, *arguments: Any, grid: tuple[int, ...], **sizes: Any) -> None:
+        compiled = warmup(kernel, *arguments, grid=grid, **sizes)
+        codes[variant(kernel, arguments, sizes)] = Code.of(compiled)
+
+    triton.runtime.driver.set_active(Absent(capability))
+    with (
+        patch.object(chains, "takes", lambda x: False),
+        patch.object(chains, "computes", lambda x, stages: gpu.supports(stages)),
+        patch.object(chains, "run", lambda states, *others: gpu.run(join(states), *others)),
+        patch.object(torch.cuda, "set_device", lambda device: None),
+        patch.object(gpu, "launch", record),
+        patch.object(triton.JITFunction, "warmup", compile_one),
+    ):
+        prepare()
+    return launched, codes
+
+
+def prepare_step(shape: Shape) -> None:
+    """Compile the kernels of the two passes of a first-order step."""
+    net = shape.supernet(native=True)
+    gpu.lay_out(net)
+    compile_step(net, softmax, shape.images()[0].contiguous(memory_format=LAST), nullcontext())
+
+
+def table_of(launched: Sequence[Launched], codes: dict[tuple[Any, ...], Code], title: str) -> Table:
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table.add_column("kernel")
+    for column in ("launches", "compiled", "registers, up to", "bytes spilled, up to", "instructions of warps, 10⁶"):
+        table.add_column(column, justify="right")
+    for name in (*TRIPS, None):
+        mine = [one for one in launched if name in (None, one.name)]
+        found = [codes[known] for known in {one.variant for one in mine}]
+        if not found:
+            continue
+        issued = sum(
+            codes[one.variant].issued(TRIPS[one.name](one.values)) * codes[one.variant].warps * one.programs
+            for one in mine
+        )
+        registers, spilled = max(code.registers for code in found), max(code.spilled for code in found)
+        numbers = len(mine), len(found), registers, spilled, f"{issued / 1e6:.1f}"
+        table.add_row(name or "all", *(str(number) for number in numbers))
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog=PROG, description=__doc__)
+    defaults = Shape(batch=64)
+    parser.add_argument("--space", default=defaults.space)
+    for name in ("batch", "channels", "cells", "size"):
+        parser.add_argument(f"--{name}", type=int, default=getattr(defaults, name))
+    parser.add_argument("--capability", type=int, default=90, help="of the GPU: 80 an A100, 90 an H100 (default: 90)")
+    arguments = parser.parse_args()
+    shape = Shape(arguments.space, arguments.batch, arguments.channels, arguments.cells, arguments.size)
+    target = f"compute capability {arguments.capability}, Triton {triton.__version__}"
+    title = f"First-order step of {shape.space}, batch {shape.batch}; {target}"
+    console().print(table_of(*compiled(lambda: prepare_step(shape), arguments.capability), title))
+
+
+if __name__ == "__main__":
+    answer(main, PROG)
