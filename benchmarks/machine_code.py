@@ -22,7 +22,9 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 
 from benchmarks.subjects import LAST, Shape
+from darts_sg import native
 from darts_sg.engine.graphs import compile_step
+from darts_sg.errors import RunError, UsageError
 from darts_sg.methods.relaxation import softmax
 from darts_sg.native import chains, gpu
 from darts_sg.networks.skeleton import join
@@ -73,7 +75,12 @@ class Code(NamedTuple):
             file.write(compiled.asm["cubin"])
             file.flush()
             command = [str(TOOLS / "cuobjdump"), "-sass", "-res-usage", file.name]
-            text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise RunError(
+                f"Triton {triton.__version__} compiles for this GPU, but cannot read its code: {done.stderr.strip()}"
+            )
+        text = done.stdout
         usage = {name: int(number) for name, number in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
         found = re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?);", text, re.MULTILINE)
         lines = [(int(address, 16), line) for address, line in found]
@@ -165,6 +172,8 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=getattr(defaults, name))
     parser.add_argument("--capability", type=int, default=90, help="of the GPU: 80 an A100, 90 an H100 (default: 90)")
     arguments = parser.parse_args()
+    if missing := native.triton_missing(divmod(arguments.capability, 10)):
+        raise UsageError(missing)
     shape = Shape(arguments.space, arguments.batch, arguments.channels, arguments.cells, arguments.size)
     target = f"compute capability {arguments.capability}, Triton {triton.__version__}"
     title = f"First-order step of {shape.space}, batch {shape.batch}; {target}"
