@@ -8,7 +8,8 @@ import argparse
 import re
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from math import prod
 from pathlib import Path
@@ -62,9 +63,10 @@ class Absent:
 
 
 class Code(NamedTuple):
-    """Machine code of a kernel: instructions by address, registers of a thread, bytes that it spills, warps."""
+    """Machine code of a kernel: instructions by the number of loops they are in, registers of a thread, bytes that it
+    spills, warps. A loop is what a branch back spans."""
 
-    instructions: Sequence[tuple[int, str]]
+    instructions: Mapping[int, int]
     registers: int
     spilled: int
     warps: int
@@ -80,19 +82,17 @@ class Code(NamedTuple):
             raise RunError(
                 f"Triton {triton.__version__} compiles for this GPU, but cannot read its code: {done.stderr.strip()}"
             )
-        text = done.stdout
-        usage = {name: int(number) for name, number in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
-        found = re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?);", text, re.MULTILINE)
-        lines = [(int(address, 16), line) for address, line in found]
-        return cls(lines, usage["REG"], usage["STACK"] + usage["LOCAL"], compiled.metadata.num_warps)
+        usage = {name: int(number) for name, number in re.findall(r"(REG|STACK|LOCAL):(\d+)", done.stdout)}
+        lines = re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?);", done.stdout, re.MULTILINE)
+        branches = ((int(address, 16), re.search(r"\bBRA\b.*?(0x[0-9a-f]+)", line)) for address, line in lines)
+        jumps = [(int(found[1], 16), address) for address, found in branches if found]
+        loops = [range(begin, end + 1) for begin, end in jumps if begin < end]
+        depths = Counter(sum(int(address, 16) in loop for loop in loops) for address, _ in lines)
+        return cls(depths, usage["REG"], usage["STACK"] + usage["LOCAL"], compiled.metadata.num_warps)
 
     def issued(self, trips: Sequence[int]) -> int:
-        """Instructions of a warp; a loop is what a branch back spans, and what is deeper than `trips` runs once."""
-        branches = ((address, re.search(r"\bBRA\b.*?(0x[0-9a-f]+)", line)) for address, line in self.instructions)
-        loops = [(int(found[1], 16), address) for address, found in branches if found]
-        loops = [(begin, end) for begin, end in loops if begin < end]
-        depths = [sum(begin <= address <= end for begin, end in loops) for address, _ in self.instructions]
-        return sum(prod(trips[:depth]) for depth in depths)
+        """Instructions of a warp; loops deeper than `trips` are taken to run once."""
+        return sum(number * prod(trips[:depth]) for depth, number in self.instructions.items())
 
 
 class Launched(NamedTuple):
