@@ -491,31 +491,30 @@ class _Backward:
         source = Source.of(operation, self.x, self.T, before)
         N, E, Ho, Wo, Co = result.y.shape
         if before is None:
-            (_, C, H, W), of = self.x.shape, None
+            _, C, H, W = self.x.shape
             C //= self.S
         else:
-            (_, _, H, W, C), of = before.y.shape, before
+            H, W, C = before.y.shape[2:]
         one = _geometry(stage, N, E, H, W, C)
         assert stage.norm is not None
         whence = EDGES if not last else MIXED_NODES if operation.shared else NODES
-        grid = result.group.grid if of is None or one.K else of.group.grid
+        grid = result.group.grid if before is None or one.K else before.group.grid
         to = self.x.new_empty(N, E, Ho, Wo, C)
         depthwise = None if stage.depthwise is None else taps(stage.depthwise.weight)
         pointwise = None if stage.pointwise is None else stage.pointwise.weight
         sizes = {"ACTIVATION": stage.activation, "A": self.A, **one.sizes(), **source.sizes()}
-        of_before = (None, 0, 0) if of is None else (part, of.group.channels, of.at)
+        of_before = (None, 0, 0) if before is None else (part, before.group.channels, before.at)
         weights = self.part is not None and pointwise is not None
-        reads, read_sizes = (*source[:3], depthwise if weights else None), sizes
+        read = *source[:3], depthwise if weights else None
+        read_sizes = sizes
         if one.K and not weights:  # it reads no input: the same kernel for all
-            reads, read_sizes = (
-                (self.x, None, 0, None),
-                sizes | {"FIRST": True, "IN_PIXEL": C, "NORM": False, "ACTIVATION": 0},
-            )
+            read = self.x, None, 0, None
+            read_sizes = sizes | {"FIRST": True, "IN_PIXEL": C, "NORM": False, "ACTIVATION": 0}
             if not one.pool:
                 read_sizes |= {"H": Ho, "W": Wo, "K": 1, "STRIDE": 1, "DILATION": 1}
         launch(
             kernels.stage_backward, (grid.G, E),
-            *reads, pointwise, result.y, result.norm(), result.group.channels,
+            *read, pointwise, result.y, result.norm(), result.group.channels,
             gradient, self.gamma, o * self.S * self.T, *sums, to, *((None, 0, 0) if one.K else of_before),
             self.part if weights else None, self.num_weights, self.places.get(id(pointwise), 0),
             N, E, self.T, source.shared_by, float(result.group.count), grid.rounds,
@@ -531,13 +530,13 @@ class _Backward:
                 *source[:3], to, self.part, self.num_weights, self.places[id(stage.depthwise.weight)],
                 N, E, source.shared_by, grid.rounds, **grid.runs(), **several,
             )  # fmt: skip
-        if of is None:
+        if before is None:
             grid = Grid.of(N * H, W, self.S, _padded(C))
             target, add = self.by_x, self.written
             self.written = True
             edges, inputs = self.S, E // self.S
         else:
-            grid, target, add = of.group.grid, self.x.new_empty(N, E, H, W, C), False
+            grid, target, add = before.group.grid, self.x.new_empty(N, E, H, W, C), False
             edges, inputs = E, 1
         launch(
             kernels.depthwise_backward, (grid.G, edges),
