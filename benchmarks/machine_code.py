@@ -9,8 +9,8 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,6 @@ from unittest.mock import patch
 import torch
 import triton
 from rich.table import Table
-from torch import Tensor
 from triton.backends.compiler import GPUTarget
 
 from benchmarks.subjects import LAST, Shape
@@ -102,10 +101,15 @@ class Launched(NamedTuple):
     values: Values
 
 
-def variant(kernel: Any, arguments: Sequence[Any], sizes: Values) -> tuple[Any, ...]:
-    """What a kernel is compiled for: of numbers only their type matters, if they are no sizes."""
-    kinds = (a.dtype if isinstance(a, Tensor) else a if isinstance(a, torch.dtype) else type(a) for a in arguments)
-    return (kernel.__name__, *kinds, *sorted((name, str(value)) for name, value in sizes.items()))
+@contextmanager
+def triton_kernels_on_any_device() -> Iterator[None]:
+    """Supernets with native kernels launch Triton's, whatever device they are on."""
+    with (
+        patch.object(chains, "takes", lambda x: False),
+        patch.object(chains, "computes", lambda x, stages: gpu.supports(stages)),
+        patch.object(chains, "run", lambda states, *others: gpu.run(join(states), *others)),
+    ):
+        yield
 
 
 def compiled(prepare: Callable[[], None], capability: int) -> tuple[list[Launched], dict[tuple[Any, ...], Code]]:
@@ -116,19 +120,15 @@ def compiled(prepare: Callable[[], None], capability: int) -> tuple[list[Launche
 
     def record(kernel: Any, grid: tuple[int, ...], *arguments: Any, **sizes: Any) -> None:
         values = dict(zip(kernel.arg_names, arguments, strict=False)) | sizes
-        known = variant(kernel, arguments, sizes | gpu.ALWAYS)
-        launched.append(Launched(kernel.__name__, known, prod(grid), values))
+        launched.append(Launched(kernel.__name__, gpu.variant(kernel, arguments, sizes), prod(grid), values))
         launch(kernel, grid, *arguments, **sizes)
 
     def compile_one(kernel: Any, *arguments: Any, grid: tuple[int, ...], **sizes: Any) -> None:
-        compiled = warmup(kernel, *arguments, grid=grid, **sizes)
-        codes[variant(kernel, arguments, sizes)] = Code.of(compiled)
+        codes[gpu.variant(kernel, arguments, sizes)] = Code.of(warmup(kernel, *arguments, grid=grid, **sizes))
 
     triton.runtime.driver.set_active(Absent(capability))
     with (
-        patch.object(chains, "takes", lambda x: False),
-        patch.object(chains, "computes", lambda x, stages: gpu.supports(stages)),
-        patch.object(chains, "run", lambda states, *others: gpu.run(join(states), *others)),
+        triton_kernels_on_any_device(),
         patch.object(torch.cuda, "set_device", lambda device: None),
         patch.object(gpu, "launch", record),
         patch.object(triton.JITFunction, "warmup", compile_one),

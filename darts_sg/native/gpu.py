@@ -176,9 +176,15 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **sizes: Any) ->
     if not _recorded:
         kernel[grid](*arguments, **sizes)
         return
-    kinds = tuple(a.dtype if isinstance(a, Tensor) else type(a) for a in arguments)
     plain = tuple(a.dtype if isinstance(a, Tensor) else a for a in arguments)
-    _recorded[0].setdefault((kernel, kinds, *sizes.items()), (kernel, plain, sizes))
+    _recorded[0].setdefault(variant(kernel, plain, sizes), (kernel, plain, sizes))
+
+
+def variant(kernel: Any, arguments: Sequence[Any], sizes: dict[str, Any]) -> tuple[Any, ...]:
+    """What a kernel is compiled for: of numbers only their type matters, if they are no sizes; of tensors, theirs."""
+    plain = (a.dtype if isinstance(a, Tensor) else a for a in arguments)
+    kinds = (a if isinstance(a, torch.dtype) else type(a) for a in plain)
+    return (kernel, *kinds, *sorted((sizes | ALWAYS).items()))
 
 
 def compile_ahead(passes: Callable[[], object], device: torch.device) -> int:

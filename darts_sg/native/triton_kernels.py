@@ -31,13 +31,22 @@ def _activated(v, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
-def _passed_back(gradient, v, ACTIVATION: tl.constexpr):
-    """The gradient of v, from that of the activated v."""
+def _passed_back(gradient, places, mask, scale, shift, ACTIVATION: tl.constexpr, A: tl.constexpr):
+    """The gradient of the normalised input v at these places, from that of the activated v; and v."""
+    v = tl.load(places, mask=mask, other=0.0).to(A)
+    v = v * scale[None, :] + shift[None, :]
     if ACTIVATION == 1:
         gradient = tl.where(v > 0.0, gradient, 0.0)
     if ACTIVATION == 2:
         gradient = tl.where((v > 0.0) & (v < 6.0), gradient, 0.0)
-    return gradient
+    return tl.where(mask, gradient, 0.0), v
+
+
+@triton.jit
+def _write_sums(place, M, c, C: tl.constexpr, total, other):
+    """A program's sums over its pixels, (BP, CP) each, as its part: one row of M behind the other."""
+    tl.store(place + c, tl.sum(total, 0), mask=c < C)
+    tl.store(place + M + c, tl.sum(other, 0), mask=c < C)
 
 
 @triton.jit
@@ -152,12 +161,15 @@ def _convolved(
     NORM: tl.constexpr, ACTIVATION: tl.constexpr, Q: tl.constexpr, BP: tl.constexpr, CP: tl.constexpr, A: tl.constexpr,
 ):  # fmt: skip
     """At the pixels of runs, which begin at (ho, wo), the depthwise convolution of the activated input, the largest
-    pixel of a max pool or the sum of those that an average pool averages; and the tap that a max pool takes: each Q
-    times (BP, CP). `line` are the places under the middle taps of the first pixels."""
+    pixel of a max pool, the sum of those that an average pool averages or, without any (K = 0), the input itself; and
+    the tap that a max pool takes: each Q times (BP, CP). `line` are the places under the middle taps of the first
+    pixels."""
     PAD: tl.constexpr = K // 2 * DILATION
     SPAN: tl.constexpr = (Q - 1) * STRIDE + 2 * PAD + 1
     outs = (tl.full((BP, CP), float("-inf") if POOL == MAX_POOL else 0.0, A),) * Q
     winners = (tl.zeros((BP, CP), tl.int32),) * Q
+    if K == 0:
+        return _columns(line, there, wo, c, scale, shift, 0, Q, Q, W, PIXEL, C, 0, NORM, ACTIVATION, BP, CP, A), winners
     for i in range(K):
         h = ho * STRIDE + i * DILATION - PAD
         row = there & (h >= 0) & (h < H)
@@ -202,15 +214,10 @@ def stage_forward(
     for step in range(rounds):
         there, n, ho, wo = _runs(g * rounds + step, N, Ho, Wo, Q, BP)
         line = _places(x, n, ho * STRIDE, wo * STRIDE, c, images, W, IN_PIXEL)
-        if K > 0:
-            outs, winners = _convolved(
-                line, there, ho, wo, c, scale, shift, depthwise, E * C, C, H, W, IN_PIXEL,
-                K, STRIDE, DILATION, POOL, NORM, ACTIVATION, Q, BP, CP, A,
-            )  # fmt: skip
-        else:
-            outs = _columns(
-                line, there, wo, c, scale, shift, 0, Q, Q, W, IN_PIXEL, C, 0, NORM, ACTIVATION, BP, CP, A
-            )  # fmt: skip
+        outs, winners = _convolved(
+            line, there, ho, wo, c, scale, shift, depthwise, E * C, C, H, W, IN_PIXEL,
+            K, STRIDE, DILATION, POOL, NORM, ACTIVATION, Q, BP, CP, A,
+        )  # fmt: skip
         to = _places(y, n * E + e, ho, wo, co, Ho * Wo, Wo, Co)
         for q in tl.static_range(Q):
             out = outs[q]
@@ -227,9 +234,7 @@ def stage_forward(
             out = tl.where(mask, held.to(A), 0.0)
             total += out
             squares += out * out
-    place = part + g * 2 * part_M + part_at + e * Co + co
-    tl.store(place, tl.sum(total, 0), mask=co < Co)
-    tl.store(place + part_M, tl.sum(squares, 0), mask=co < Co)
+    _write_sums(part + g * 2 * part_M + part_at + e * Co, part_M, co, Co, total, squares)
 
 
 @triton.jit(do_not_specialize=["M", "G", "count"])
@@ -427,15 +432,10 @@ def stage_backward(
         there, n, ho, wo = _runs(g * rounds + step, N, Ho, Wo, Q, BP)
         line = _places(x, n, ho * STRIDE, wo * STRIDE, c, images, W, IN_PIXEL)
         if WEIGHTS:
-            if K > 0:
-                inputs, _ = _convolved(
-                    line, there, ho, wo, c, scale, shift, depthwise, E * C, C, H, W, IN_PIXEL,
-                    K, STRIDE, DILATION, POOL, NORM, ACTIVATION, Q, BP, CP, A,
-                )  # fmt: skip
-            else:
-                inputs = _columns(
-                    line, there, wo, c, scale, shift, 0, Q, Q, W, IN_PIXEL, C, 0, NORM, ACTIVATION, BP, CP, A
-                )  # fmt: skip
+            inputs, _ = _convolved(
+                line, there, ho, wo, c, scale, shift, depthwise, E * C, C, H, W, IN_PIXEL,
+                K, STRIDE, DILATION, POOL, NORM, ACTIVATION, Q, BP, CP, A,
+            )  # fmt: skip
         for q in tl.static_range(Q):
             inside = _inside(there, wo, q, Q, Wo)
             mask = inside[:, None] & (co < Co)[None, :]
@@ -465,17 +465,13 @@ def stage_backward(
             if POOL == AVG_POOL:
                 d = d / _averaged_over(ho, wo + q, H, W, STRIDE).to(A)[:, None]
             if K == 0:
-                v = tl.load(line + q * IN_PIXEL, mask=mask, other=0.0).to(A)
-                v = v * scale[None, :] + shift[None, :]
-                d = tl.where(mask, _passed_back(d, v, ACTIVATION), 0.0)
+                d, v = _passed_back(d, line + q * IN_PIXEL, mask, scale, shift, ACTIVATION, A)
                 total += d
                 total_y += d * v
             back = _places(to, n * E + e, ho, wo, c, Ho * Wo, Wo, C) + q * C
             tl.store(back, d.to(to.dtype.element_ty), mask=mask)
     if K == 0:
-        of = to_part + g * 2 * to_part_M + to_part_at + e * C + c
-        tl.store(of, tl.sum(total, 0), mask=c < C)
-        tl.store(of + to_part_M, tl.sum(total_y, 0), mask=c < C)
+        _write_sums(to_part + g * 2 * to_part_M + to_part_at + e * C, to_part_M, c, C, total, total_y)
     if WEIGHTS:
         of = weight_part + g.to(tl.int64) * weights_M + pointwise_at + e * Co * C
         place = co[:, None] * C + c[None, :]
@@ -601,9 +597,7 @@ def depthwise_backward(
             d = ds[q]
             mask = _inside(there, w, q, Q, W)[:, None] & (c < C)[None, :]
             if NORM or ACTIVATION > 0:
-                v = tl.load(line + q * IN_PIXEL, mask=mask, other=0.0).to(A)
-                v = v * scale[None, :] + shift[None, :]
-                d = tl.where(mask, _passed_back(d, v, ACTIVATION), 0.0)
+                d, v = _passed_back(d, line + q * IN_PIXEL, mask, scale, shift, ACTIVATION, A)
             if NORM:
                 total += d
                 total_y += d * v
@@ -612,6 +606,4 @@ def depthwise_backward(
                 d += tl.load(at, mask=mask, other=0.0).to(A)
             tl.store(at, d.to(to.dtype.element_ty), mask=mask)
     if NORM:
-        at = part + g * 2 * part_M + part_at + s * C + c
-        tl.store(at, tl.sum(total, 0), mask=c < C)
-        tl.store(at + part_M, tl.sum(total_y, 0), mask=c < C)
+        _write_sums(part + g * 2 * part_M + part_at + s * C, part_M, c, C, total, total_y)

@@ -4,6 +4,7 @@ import copy
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,10 @@ from torch import Tensor
 pytest.importorskip("triton", reason="Triton comes with PyTorch for GPUs, and is not installed here")
 
 from benchmarks.launches import count
+from benchmarks.machine_code import triton_kernels_on_any_device
 from benchmarks.subjects import Shape, passes
-from darts_sg.native import chains, gpu
+from darts_sg.native import gpu
 from darts_sg.networks.edges import EdgeBatch, EdgeWeights
-from darts_sg.networks.skeleton import join
 from darts_sg.networks.supernet import candidate
 from darts_sg.ops import OPERATIONS
 from tests.reference.transfer import assert_equal_tensors, randomize
@@ -27,13 +28,13 @@ SEVERAL = ["sep_conv_3x3", "dil_conv_3x3", "sandglass_3x3", "max_pool_3x3", "avg
 
 
 @pytest.fixture(autouse=True)
-def small_programs_on_this_device(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_programs_on_this_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Several programs for an edge, and several rounds for each."""
     monkeypatch.setattr(gpu, "TILE", 256)
     monkeypatch.setattr(gpu, "LONGEST", 2)
     monkeypatch.setattr(gpu, "PROGRAMS", 2)
-    monkeypatch.setattr(chains, "computes", lambda x, stages: gpu.supports(stages))
-    monkeypatch.setattr(chains, "run", lambda states, *others: gpu.run(join(states), *others))
+    with triton_kernels_on_any_device():
+        yield
 
 
 def batch_of(names: list[str], S: int, T: int, C: int, stride: int) -> EdgeBatch:
@@ -122,7 +123,6 @@ def test_each_kernel_counts_as_a_launch() -> None:
 
 def test_a_pass_of_the_supernet_launches_few_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Counted without launching them; what a pass takes does not depend on its size."""
-    monkeypatch.setattr(chains, "takes", lambda x: False)
     monkeypatch.setattr(gpu, "launch", lambda *arguments, **sizes: None)
     shape = Shape(batch=2, channels=4, size=8, device=DEVICE)
     baseline = sum(count(passes(shape, own=False)).values())
