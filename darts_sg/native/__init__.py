@@ -27,22 +27,22 @@ def compiler() -> str:
     return os.environ.get("CXX") or "g++"
 
 
-def kernels(tell: Callable[[str], None] = lambda message: None) -> ctypes.CDLL:
-    """The compiled kernels; `tell` is called before they are compiled, which takes some 10 s.
+def kernels(tell: Callable[[str], None] = lambda message: None, real: str = "float") -> ctypes.CDLL:
+    """The compiled kernels for numbers of one type of C++; `tell` is called before they are compiled, some 15 s.
 
     The library lies in $XDG_CACHE_HOME/darts_sg (~/.cache/darts_sg) under a name that stands for the source, the
     compiler and the processor. It appears there whole or not at all, so that processes may compile at the same time.
     Raises Unavailable if there is no compiler, or none that understands them.
     """
-    if not _loaded:
+    if real not in _loaded:
         try:
-            _loaded.append(_load(tell))
+            _loaded[real] = _load(tell, real)
         except subprocess.CalledProcessError as error:
             reason = next((line for line in error.stderr.splitlines() if "error" in line), "no reason given")
             raise Unavailable(f"{compiler()} cannot compile the kernels: {reason.strip()}") from None
         except (OSError, RuntimeError, subprocess.SubprocessError) as error:
             raise Unavailable(" ".join(str(error).split())) from None
-    return _loaded[0]
+    return _loaded[real]
 
 
 def triton_missing(capability: tuple[int, int]) -> str | None:
@@ -56,23 +56,24 @@ def triton_missing(capability: tuple[int, int]) -> str | None:
     return None
 
 
-_loaded: list[ctypes.CDLL] = []
+_loaded: dict[str, ctypes.CDLL] = {}
 
 
-def _load(tell: Callable[[str], None]) -> ctypes.CDLL:
+def _load(tell: Callable[[str], None], real: str) -> ctypes.CDLL:
     found = shutil.which(compiler())
     if found is None:
         raise Unavailable(f"there is no C++ compiler {compiler()!r} (CXX=… names another)")
     version = _output([found, "--version"])
-    key = "\n".join([SOURCE.read_text(encoding="utf-8"), *FLAGS, version, _processor()])
-    name = f"chains-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
+    options = [*FLAGS, f"-DREAL={real}"]
+    key = "\n".join([SOURCE.read_text(encoding="utf-8"), *options, version, _processor()])
+    name = f"chains-{real}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
     library = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "darts_sg" / name
     if library.is_file():
         return ctypes.CDLL(str(library))
-    tell("compiling the C++ kernels for this processor, once (about 10 s)")
+    tell("compiling the C++ kernels for this processor, once (about 15 s)")
     with tempfile.TemporaryDirectory() as folder:
         built = Path(folder) / name
-        _output([found, *FLAGS, str(SOURCE), "-o", str(built)])
+        _output([found, *options, str(SOURCE), "-o", str(built)])
         try:
             library.parent.mkdir(parents=True, exist_ok=True)
             waiting = library.with_name(f"{name}.{os.getpid()}")

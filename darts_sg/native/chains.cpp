@@ -37,6 +37,9 @@
 
 #include <omp.h>
 
+#define ALWAYS __attribute__((always_inline))
+#define ALWAYS_INLINE inline ALWAYS
+
 namespace {
 
 enum Activation : int64_t { NONE = 0, RELU = 1, RELU6 = 2 };
@@ -95,30 +98,65 @@ int64_t padded(int64_t C) {
   return (C + multiple - 1) / multiple * multiple;
 }
 
-// Calls f(b, count, part) for each vector of channels: its first channel, how many there are, and the Part they are.
-template <class T, class F>
-void for_vectors(int64_t C, F f) {
-  constexpr int64_t L = Simd<T>::L;
-  int64_t b = 0;
-  for (; b + L <= C; b += L) f(b, L, std::integral_constant<int, WHOLE>());
-  if (C - b == L / 2)
-    f(b, C - b, std::integral_constant<int, HALF>());
-  else if (b < C && C - b == L / 4)
-    f(b, C - b, std::integral_constant<int, QUARTER>());
-  else if (b < C)
-    f(b, C - b, std::integral_constant<int, SOME>());
+// Calls f with each number below N as a constant, N copies of it one after the other.
+template <int N, class F, int... I>
+ALWAYS_INLINE void unrolled(F f, std::integer_sequence<int, I...>) {
+  (f(std::integral_constant<int, I>()), ...);
+}
+template <int N, class F>
+ALWAYS_INLINE void unrolled(F f) {
+  unrolled<N>(f, std::make_integer_sequence<int, N>());
 }
 
-// The sum of f(0) to f(count - 1), four partial sums at a time, for an addition waits for the one before.
+// Vectors of channels side by side, B of them, or one of which there is but a Part. The last vector ends with the last
+// channel, so it may begin within the one before: each channel in both is computed twice, and both times the same. So
+// what is overwritten has to be loaded for all B before.
+template <class T, int B, int Part>
+struct Group {
+  typedef Simd<T> S;
+  static constexpr int size = B;
+  int64_t first, last, channels;
+  int64_t at(int i) const { return i + 1 < B ? first + i * S::L : last; }  // the first channel of a vector
+  typename S::V load(const T* p, int i) const { return S::template load<Part>(p + at(i), channels); }
+  void store(T* p, typename S::V v, int i) const { S::template store<Part>(p + at(i), v, channels); }
+};
+
+template <class T>
+int64_t num_groups(int64_t C) {
+  const int64_t most = REGISTERS / 8, vectors = (C + Simd<T>::L - 1) / Simd<T>::L;
+  return (vectors + most - 1) / most;
+}
+
+// Calls f with each group of the vectors that C channels are.
 template <class T, class F>
-typename Simd<T>::V sum_over(int64_t count, F f) {
-  typename Simd<T>::V sum[4] = {};
-  int64_t i = 0;
-  for (; i + 4 <= count; i += 4)
-#pragma GCC unroll 4
-    for (int q = 0; q < 4; ++q) sum[q] += f(i + q);
-  for (; i < count; ++i) sum[0] += f(i);
-  return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+void for_groups(int64_t C, F f) {
+  constexpr int64_t L = Simd<T>::L;
+  if (C == L / 2) return f(Group<T, 1, HALF>{0, 0, C});
+  if (C == L / 4) return f(Group<T, 1, QUARTER>{0, 0, C});
+  if (C < L) return f(Group<T, 1, SOME>{0, 0, C});
+  for (int64_t groups = num_groups<T>(C), vectors = (C + L - 1) / L, from = 0, size; groups > 0; from += size) {
+    size = (vectors - from) / groups--;  // at the end there are two at least, unless there is but one vector
+    const int64_t last = std::min((from + size - 1) * L, C - L);
+    if (size == 1) f(Group<T, 1, WHOLE>{from * L, last, C});
+    if (size == 2) f(Group<T, 2, WHOLE>{from * L, last, C});
+    if constexpr (REGISTERS >= 32) {
+      if (size == 3) f(Group<T, 3, WHOLE>{from * L, last, C});
+      if (size == 4) f(Group<T, 4, WHOLE>{from * L, last, C});
+    }
+  }
+}
+
+// totals[i] = the sum over `count` pixels of f(pixel, i), for each of N vectors, some pixels of few vectors apart: an
+// addition waits for the one before.
+template <class T, int N, class F>
+ALWAYS_INLINE void sum_over(int64_t count, typename Simd<T>::V (&totals)[N], F f) {
+  constexpr int P = N < 4 ? 4 / N : 1;
+  typename Simd<T>::V sum[P * N] = {};
+  int64_t p = 0;
+  for (; p + P <= count; p += P)
+    unrolled<P * N>([&](auto i) ALWAYS { sum[i] += f(p + i / N, std::integral_constant<int, i % N>()); });
+  for (; p < count; ++p) unrolled<N>([&](auto i) ALWAYS { sum[i] += f(p, i); });
+  unrolled<P * N>([&](auto i) ALWAYS { totals[i % N] = i < N ? sum[i] : totals[i % N] + sum[i]; });
 }
 
 // total[c] = the sum of parts (N, channels) over N.
@@ -267,24 +305,56 @@ inline void keep(V& v) {
 #endif
 }
 
+// Calls f with the stride and the dilation of a depthwise convolution as constants, or with 0 and 0 where they are no
+// usual ones.
+template <class F>
+void with_steps(int64_t stride, int64_t dilation, F f) {
+  typedef std::integral_constant<int, 1> One;
+  typedef std::integral_constant<int, 2> Two;
+  if (stride == 1 && dilation == 1) return f(One(), One());
+  if (stride == 1 && dilation == 2) return f(One(), Two());
+  if (stride == 2 && dilation == 1) return f(Two(), One());
+  if (stride == 2 && dilation == 2) return f(Two(), Two());
+  f(std::integral_constant<int, 0>(), std::integral_constant<int, 0>());
+}
+
+// Calls f(q, j, x) for each of P output pixels side by side, q, and each of K taps of a row, j, with x, what the tap sees
+// there: one vector of channels. A pixel is loaded once for all that see it, taps of a single output pixel `tap` apart.
+template <class T, int K, int P, int stride, int dilation, class F>
+ALWAYS_INLINE void for_taps(const T* p, int64_t Cp, int64_t tap, F f) {
+  constexpr int columns = P == 1 ? K : (P - 1) * stride + (K - 1) * dilation + 1;
+  unrolled<columns>([&](auto c) ALWAYS {
+    hide(p);
+    typename Simd<T>::V x = Simd<T>::load(p);
+    keep(x);
+    p += P == 1 ? tap : Cp;
+    if constexpr (P == 1)
+      f(std::integral_constant<int, 0>(), c, x);
+    else
+      unrolled<K>([&](auto j) ALWAYS {
+        constexpr int first = c - j * dilation;
+        if constexpr (first >= 0 && first % stride == 0 && first / stride < P)
+          f(std::integral_constant<int, first / stride>(), j, x);
+      });
+  });
+}
+
 // out[q] = sum over the taps of in * weight, for P output pixels in a row and one vector of channels.
-template <class T, int K, int P>
-inline void depthwise_pixels(const T* in, int64_t in_row, int64_t in_step, int64_t tap, const T* weight, int64_t Cp,
-                             T* out) {
+template <class T, int K, int P, int stride, int dilation>
+inline void depthwise_pixels(const T* in, int64_t in_row, int64_t tap, const T* weight, int64_t Cp, T* out) {
   typedef Simd<T> S;
-  typename S::V sum[P] = {};
+  typedef typename S::V V;
+  V sum[P] = {};
   for (int i = 0; i < K; ++i, in += in_row) {
-    const T* p = in;
-#pragma GCC unroll 8
-    for (int j = 0; j < K; ++j, p += tap, weight += Cp) {
-      hide(p);
-      const typename S::V w = S::load(weight);
-#pragma GCC unroll 8
-      for (int q = 0; q < P; ++q) sum[q] += S::load(p + q * in_step) * w;
-    }
+    V w[K];
+    unrolled<K>([&](auto j) ALWAYS {
+      w[j] = S::load(weight);
+      keep(w[j]);
+      weight += Cp;
+    });
+    for_taps<T, K, P, stride, dilation>(in, Cp, tap, [&](auto q, auto j, const V& x) ALWAYS { sum[q] += x * w[j]; });
   }
-#pragma GCC unroll 8
-  for (int q = 0; q < P; ++q) S::store(out + q * Cp, sum[q]);
+  unrolled<P>([&](auto q) ALWAYS { S::store(out + q * Cp, sum[q]); });
 }
 
 // A depthwise convolution of a bordered plane: in (rows of in_row values), out (Ho, Wo, Cp), weight (K * K, Cp).
@@ -292,17 +362,22 @@ template <class T, int K>
 void depthwise(const T* in, int64_t in_row, int64_t stride, int64_t dilation, const T* weight, int64_t Ho, int64_t Wo,
                int64_t Cp, T* out) {
   const int64_t step = stride * Cp, tap = dilation * Cp, row = dilation * in_row;
-  for (int64_t b = 0; b < Cp; b += Simd<T>::L)
-    for (int64_t h = 0; h < Ho; ++h) {
-      const T* p = in + h * stride * in_row + b;
-      T* to = out + h * Wo * Cp + b;
-      int64_t w = 0;
-      for (; w + 8 <= Wo; w += 8)
-        depthwise_pixels<T, K, 8>(p + w * step, row, step, tap, weight + b, Cp, to + w * Cp);
-      for (; w + 4 <= Wo; w += 4)
-        depthwise_pixels<T, K, 4>(p + w * step, row, step, tap, weight + b, Cp, to + w * Cp);
-      for (; w < Wo; ++w) depthwise_pixels<T, K, 1>(p + w * step, row, step, tap, weight + b, Cp, to + w * Cp);
-    }
+  with_steps(stride, dilation, [&](auto s, auto d) {
+    const auto pixels = [&](auto P, const T* from, const T* w, T* to) {
+      depthwise_pixels<T, K, P, s, d>(from, row, tap, w, Cp, to);
+    };
+    for (int64_t b = 0; b < Cp; b += Simd<T>::L)
+      for (int64_t h = 0; h < Ho; ++h) {
+        const T* p = in + h * stride * in_row + b;
+        T* to = out + h * Wo * Cp + b;
+        int64_t w = 0;
+        if constexpr (s > 0) {
+          for (; w + 8 <= Wo; w += 8) pixels(std::integral_constant<int, 8>(), p + w * step, weight + b, to + w * Cp);
+          for (; w + 4 <= Wo; w += 4) pixels(std::integral_constant<int, 4>(), p + w * step, weight + b, to + w * Cp);
+        }
+        for (; w < Wo; ++w) pixels(std::integral_constant<int, 1>(), p + w * step, weight + b, to + w * Cp);
+      }
+  });
 }
 
 // The transpose of `depthwise` at any stride: adds to the bordered plane `in` what `out` (Ho, Wo, Cp) gives it.
@@ -323,42 +398,50 @@ void depthwise_scatter(T* in, int64_t in_row, int64_t stride, int64_t dilation, 
       }
 }
 
-// Adds to gradient (K * K, Cp) the sum over the pixels of in * out, R rows of taps at a time, for P pixels in a row
-// apart: an addition waits for the one before.
-template <class T, int K, int R, int P>
+// Adds to sum the products of P output pixels side by side and what R rows of taps see: one vector of channels.
+template <class T, int K, int R, int P, int stride, int dilation, int PARTS, class V>
+ALWAYS_INLINE void depthwise_products(const T* in, int64_t in_row, int64_t tap, const T* out, int64_t Cp,
+                                      V (&sum)[PARTS][R * K]) {
+  V g[P];
+  unrolled<P>([&](auto q) ALWAYS {
+    g[q] = Simd<T>::load(out + q * Cp);
+    keep(g[q]);
+  });
+  unrolled<R>([&](auto i) ALWAYS {
+    for_taps<T, K, P, stride, dilation>(in, Cp, tap, [&](auto q, auto j, const V& x) ALWAYS {
+      sum[q % PARTS][i * K + j] += x * g[q];
+    });
+    in += in_row;
+  });
+}
+
+// Adds to gradient (K * K, Cp) the sum over the pixels of in * out, R rows of taps at a time.
+template <class T, int K, int R>
 void depthwise_weight(const T* in, int64_t in_row, int64_t stride, int64_t dilation, const T* out, int64_t out_row,
                       int64_t Ho, int64_t Wo, int64_t Cp, T* gradient) {
   typedef Simd<T> S;
+  typedef typename S::V V;
   static_assert(K % R == 0, "whole groups of rows");
+  constexpr int PARTS = R * K < 6 ? 2 : 1;  // of a sum that are added up apart: an addition waits for the one before
   const int64_t step = stride * Cp, tap = dilation * Cp, row = dilation * in_row;
-  for (int64_t b = 0; b < Cp; b += S::L)
-    for (int first = 0; first < K; first += R) {
-      typename S::V sum[P][R * K] = {};
-      const auto add = [&](const T* p, const T* g, auto pixels) {
-        for (int q = 0; q < pixels; ++q, p += step, g += Cp) {
-          const typename S::V v = S::load(g);
-          const T* at = p;
-#pragma GCC unroll 8
-          for (int i = 0; i < R; ++i, at += row) {
-            hide(at);
-#pragma GCC unroll 8
-            for (int j = 0; j < K; ++j) sum[q][i * K + j] += S::load(at + j * tap) * v;
-          }
+  with_steps(stride, dilation, [&](auto s, auto d) {
+    for (int64_t b = 0; b < Cp; b += S::L)
+      for (int first = 0; first < K; first += R) {
+        V sum[PARTS][R * K] = {};
+        for (int64_t h = 0; h < Ho; ++h) {
+          const T *p = in + h * stride * in_row + first * row + b, *g = out + h * out_row + b;
+          int64_t w = 0;
+          if constexpr (s > 0)
+            for (; w + 4 <= Wo; w += 4, p += 4 * step, g += 4 * Cp)
+              depthwise_products<T, K, R, 4, s, d, PARTS>(p, row, tap, g, Cp, sum);
+          for (; w < Wo; ++w, p += step, g += Cp) depthwise_products<T, K, R, 1, s, d, PARTS>(p, row, tap, g, Cp, sum);
         }
-      };
-      for (int64_t h = 0; h < Ho; ++h) {
-        const T *p = in + h * stride * in_row + first * row + b, *g = out + h * out_row + b;
-        int64_t w = 0;
-        for (; w + P <= Wo; w += P, p += P * step, g += P * Cp) add(p, g, std::integral_constant<int, P>());
-        for (; w < Wo; ++w, p += step, g += Cp) add(p, g, std::integral_constant<int, 1>());
+        unrolled<R * K>([&](auto i) ALWAYS {
+          T* to = gradient + (first * K + i) * Cp + b;
+          S::store(to, S::load(to) + (PARTS == 1 ? sum[0][i] : sum[0][i] + sum[PARTS - 1][i]));
+        });
       }
-      for (int i = 0; i < R * K; ++i) {
-        T* to = gradient + (first * K + i) * Cp + b;
-        typename S::V total = sum[0][i];
-        for (int q = 1; q < P; ++q) total += sum[q][i];
-        S::store(to, S::load(to) + total);
-      }
-    }
+  });
 }
 
 template <class T, int P, int B>
@@ -578,16 +661,19 @@ namespace {
 template <class T>
 void mix_nodes(const void* const* nodes, int64_t at, const T* gamma, int64_t gamma_step, int64_t T_, int64_t pixels,
                int64_t C, T* out, const T* onto) {
-  typedef Simd<T> Sd;
-  for_vectors<T>(C, [&](int64_t b, int64_t count, auto part) {
+  for_groups<T>(C, [&](auto group) {
+    constexpr int B = group.size;
     for (int64_t t = 0; t < T_; ++t) {
-      const T* node = static_cast<const T*>(nodes[t]) + at + b;
+      const T* node = static_cast<const T*>(nodes[t]) + at;
       const T factor = gamma[t * gamma_step];
       const T* further = t > 0 ? out : onto;
       for (int64_t p = 0; p < pixels; ++p) {
-        typename Sd::V v = factor * Sd::template load<part>(node + p * C, count);
-        if (further) v += Sd::template load<part>(further + p * C + b, count);
-        Sd::template store<part>(out + p * C + b, v, count);
+        typename Simd<T>::V v[B];
+        unrolled<B>([&](auto i) ALWAYS {
+          v[i] = factor * group.load(node + p * C, i);
+          if (further) v[i] += group.load(further + p * C, i);
+        });
+        unrolled<B>([&](auto i) ALWAYS { group.store(out + p * C, v[i], i); });
       }
     }
   });
@@ -668,6 +754,11 @@ struct Worker {  // a stage with its weights packed: what all threads share
     return static_cast<const T*>(s.in) + (n * E + e) * s.H * s.W * s.Ci;
   }
   int64_t in_pixel() const { return s.first ? s.in_pixel : s.Ci; }
+  // Groups of vectors in a row of the input.
+  int64_t load_groups() const {
+    const int64_t parts = s.first ? s.parts : 1;
+    return parts * num_groups<T>(s.Ci / parts);
+  }
   void ask_for_input(int64_t n, int64_t e, Ahead& ahead) const {
     if (s.first && E > 1) return;  // which another edge has brought to the cache
     for (int64_t part = 0; part < (s.first ? s.parts : 1); ++part) ahead.add(input(n, e, part), s.H * s.W * in_pixel());
@@ -693,21 +784,27 @@ struct Worker {  // a stage with its weights packed: what all threads share
     const int64_t step = in_pixel(), W = s.W, apart = Cip, parts = s.first ? s.parts : 1, C = s.Ci / parts;
     const auto rows = [&](auto activation, auto scaled) {
       for (int64_t h = from; h < to; ++h)
-        for (int64_t i = 0; i < parts; ++i)
-          for_vectors<T>(C, [&](int64_t b, int64_t count, auto part) {
-            const V scale = Sd::load(in_scale.get() + e * Cip + b), shift = Sd::load(in_shift.get() + e * Cip + b);
-            const T* source = input(n, e, i) + h * W * step + b;
-            T* target = plane + ((h + pad) * Wp + pad) * Cip + i * C + b;
+        for (int64_t part = 0; part < parts; ++part)
+          for_groups<T>(C, [&](auto group) {
+            constexpr int B = group.size;
+            V scale[B], shift[B];
+            unrolled<B>([&](auto i) ALWAYS {
+              scale[i] = Sd::load(in_scale.get() + e * Cip + group.at(i));
+              shift[i] = Sd::load(in_shift.get() + e * Cip + group.at(i));
+            });
+            const T* source = input(n, e, part) + h * W * step;
+            T* target = plane + ((h + pad) * Wp + pad) * Cip + part * C;
             ahead.some();
-            for (int64_t w = 0; w < W; ++w) {
-              V v = Sd::template load<part>(source + w * step, count);
-              if (scaled) v = v * scale + shift;
-              v = activate<T>(v, activation);
-              if (scaled || parts == 1)
-                Sd::store(target + w * apart, v);
-              else  // beside what another part has written
-                Sd::template store<part>(target + w * apart, v, count);
-            }
+            for (int64_t w = 0; w < W; ++w)
+              unrolled<B>([&](auto i) ALWAYS {
+                V v = group.load(source + w * step, i);
+                if (scaled) v = v * scale[i] + shift[i];
+                v = activate<T>(v, activation);
+                if (parts == 1)
+                  Sd::store(target + w * apart + group.at(i), v);
+                else  // beside what another part has written
+                  group.store(target + w * apart, v, i);
+              });
           });
     };
     with_activation(s.activation, [&](auto activation) {
@@ -746,7 +843,7 @@ struct Worker {  // a stage with its weights packed: what all threads share
 
   // The gradient before this stage's BatchNorm, gradient * a + output * b + d, of output rows [from, to) of edge e:
   // rows of Cop values a pixel, `row` pixels apart. `mixed` is where the nodes' gradients are summed up.
-  void normalise(int64_t n, int64_t t, int64_t e, int64_t from, int64_t to, const T* a, const T* b_, const T* d,
+  void normalise(int64_t n, int64_t t, int64_t e, int64_t from, int64_t to, const T* a, const T* b, const T* d,
                  T* mixed, T* target, int64_t row, Ahead& ahead) const {
     const int64_t first = from * s.Wo * s.Co, image = pixels * s.Co;
     const T* y = static_cast<const T*>(s.out) + (n * E + e) * image + first;
@@ -762,19 +859,25 @@ struct Worker {  // a stage with its weights packed: what all threads share
     const int64_t Wo = s.Wo, C = s.Co, apart = Cop, stride = s.stride, W = s.W;
     const bool average = s.pool == AVERAGE;
     for (int64_t h = 0; h < to - from; ++h)
-      for_vectors<T>(C, [&](int64_t b, int64_t lanes, auto part) {
-        const V A = image_gamma * Sd::load(a + e * Cop + b), B = Sd::load(b_ + e * Cop + b),
-                D = Sd::load(d + e * Cop + b);
+      for_groups<T>(C, [&](auto group) {
+        constexpr int B = group.size;
+        V by_gradient[B], by_output[B], constant[B];
+        unrolled<B>([&](auto i) ALWAYS {
+          by_gradient[i] = image_gamma * Sd::load(a + e * Cop + group.at(i));
+          by_output[i] = Sd::load(b + e * Cop + group.at(i));
+          constant[i] = Sd::load(d + e * Cop + group.at(i));
+        });
         const int64_t rows = average ? inside(from + h, stride, s.H) : 1;
-        const T *given = g + h * Wo * C + b, *output = y + h * Wo * C + b;
-        T* result = target + h * row * Cop + b;
+        const T *given = g + h * Wo * C, *output = y + h * Wo * C;
+        T* result = target + h * row * Cop;
         ahead.some();
-        for (int64_t w = 0; w < Wo; ++w) {
-          V v = B * Sd::template load<part>(output + w * C, lanes) + D;
-          v = A * Sd::template load<part>(given + w * C, lanes) + v;
-          if (average) v /= static_cast<T>(rows * inside(w, stride, W));
-          Sd::store(result + w * apart, v);
-        }
+        for (int64_t w = 0; w < Wo; ++w)
+          unrolled<B>([&](auto i) ALWAYS {
+            V v = by_output[i] * group.load(output + w * C, i) + constant[i];
+            v = by_gradient[i] * group.load(given + w * C, i) + v;
+            if (average) v /= static_cast<T>(rows * inside(w, stride, W));
+            Sd::store(result + w * apart + group.at(i), v);
+          });
       });
   }
 
@@ -807,34 +910,45 @@ struct Worker {  // a stage with its weights packed: what all threads share
     const V zero = {}, six = zero + T(6);
     with_activation(s.activation, [&](auto activation) {
       for (int64_t h = from; h < to; ++h)
-        for_vectors<T>(C, [&](int64_t b, int64_t lanes, auto part) {
-          V inverse = {}, offset = {}, sum = {}, sum_y = {};
-          if (affine) {
-            inverse = Sd::template load<part>(static_cast<const T*>(s.in_inverse) + e * s.Ci + b, lanes);
-            offset = Sd::template load<part>(static_cast<const T*>(s.in_offset) + e * s.Ci + b, lanes);
-          }
-          const T *gradients = by_input + (scattered() ? h : h - from) * row + begin + b;
-          const T *seen = plane + ((h + pad) * Wp + pad) * Cip + begin + b;
-          const T *y = input(n, e) + h * W * in_step + b;
-          T* p = target + h * W * step + b;
-          const T* before = add ? onto + h * W * step + b : p;
+        for_groups<T>(C, [&](auto group) {
+          constexpr int B = group.size;
+          V inverse[B] = {}, offset[B] = {}, sum[B] = {}, sum_y[B] = {};
+          if (affine)
+            unrolled<B>([&](auto i) ALWAYS {
+              inverse[i] = group.load(static_cast<const T*>(s.in_inverse) + e * s.Ci, i);
+              offset[i] = group.load(static_cast<const T*>(s.in_offset) + e * s.Ci, i);
+            });
+          const T *gradients = by_input + (scattered() ? h : h - from) * row + begin;
+          const T *seen = plane + ((h + pad) * Wp + pad) * Cip + begin;
+          const T *y = input(n, e) + h * W * in_step;
+          T* p = target + h * W * step;
+          const T* before = add ? onto + h * W * step : p;
           ahead.some();
           for (int64_t w = 0; w < W; ++w) {
-            V v = Sd::load(gradients + w * apart);
-            const V active = Sd::load(seen + w * apart);
-            if (activation != NONE) v = active > zero ? v : zero;
-            if (activation == RELU6) v = active < six ? v : zero;
-            if (!first) {
-              sum += v;
-              // without weight and bias: where the gradient is not zero the activation has changed nothing
-              sum_y += v * (affine ? Sd::template load<part>(y + w * in_step, lanes) * inverse + offset : active);
-            }
-            if (add) v += Sd::template load<part>(before + w * step, lanes);
-            Sd::template store<part>(p + w * step, v, lanes);
+            V v[B];
+            unrolled<B>([&](auto i) ALWAYS {
+              v[i] = Sd::load(gradients + w * apart + group.at(i));
+              const V active = Sd::load(seen + w * apart + group.at(i));
+              if (activation != NONE) v[i] = active > zero ? v[i] : zero;
+              if (activation == RELU6) v[i] = active < six ? v[i] : zero;
+              if (!first) {
+                sum[i] += v[i];
+                // without weight and bias: where the gradient is not zero the activation has changed nothing
+                sum_y[i] += v[i] * (affine ? group.load(y + w * in_step, i) * inverse[i] + offset[i] : active);
+              }
+              if (add) v[i] += group.load(before + w * step, i);
+            });
+            unrolled<B>([&](auto i) ALWAYS { group.store(p + w * step, v[i], i); });
           }
           if (first) return;
-          Sd::store(own_sums + b, Sd::load(own_sums + b) + sum);
-          Sd::store(own_sums + Cip + b, Sd::load(own_sums + Cip + b) + sum_y);
+          unrolled<B>([&](auto i) ALWAYS {
+            sum[i] += Sd::load(own_sums + group.at(i));
+            sum_y[i] += Sd::load(own_sums + Cip + group.at(i));
+          });
+          unrolled<B>([&](auto i) ALWAYS {
+            Sd::store(own_sums + group.at(i), sum[i]);
+            Sd::store(own_sums + Cip + group.at(i), sum_y[i]);
+          });
         });
     });
   }
@@ -916,7 +1030,7 @@ void Worker<T>::forward() const {
       if (unit + 1 < s.N * E) {
         ahead.restart();
         ask_for_input((unit + 1) / E, (unit + 1) % E, ahead);
-        ahead.within(s.H * Cip / Sd::L);
+        ahead.within(s.H * load_groups());
       }
       for (int64_t from = 0, loaded = 0, to; from < s.Ho; from = to) {
         to = std::min(from + R, s.Ho);
@@ -932,33 +1046,27 @@ void Worker<T>::forward() const {
           before = to_where;
         }
         if (s.pointwise) pointwise<T>(before, Cmp, Cm, matrix.get() + e * Cm * Cop, Cop, count, result);
-        for_vectors<T>(C, [&](int64_t b, int64_t lanes, auto part) {
-          const T* r = result + b;
+        for_groups<T>(C, [&](auto group) {
+          constexpr int B = group.size;
+          const auto load = [&](int64_t p, int i) ALWAYS { return Sd::load(result + p * apart + group.at(i)); };
           if (result != out)
             for (int64_t p = 0; p < count; ++p)
-              Sd::template store<part>(out + p * C + b, Sd::load(r + p * apart), lanes);
+              unrolled<B>([&](auto i) ALWAYS { group.store(out + p * C, load(p, i), i); });
           if (!s.training) return;
           // sums of what differs from the first pixel, and of its square
-          if (from == 0) {
-            Sd::store(sums + b, Sd::load(r));
-            Sd::store(sums + Cop + b, V{});
-            Sd::store(sums + 2 * Cop + b, V{});
-          }
-          const V pivot = Sd::load(sums + b);
-          V sum[4] = {}, square[4] = {};
-          const auto add = [&](int64_t p, int q) {
-            const V v = Sd::load(r + p * apart) - pivot;
-            sum[q] += v;
-            square[q] += v * v;
-          };
-          int64_t p = 0;
-          for (; p + 4 <= count; p += 4)
-#pragma GCC unroll 4
-            for (int q = 0; q < 4; ++q) add(p + q, q);
-          for (; p < count; ++p) add(p, 0);
-          Sd::store(sums + Cop + b, Sd::load(sums + Cop + b) + ((sum[0] + sum[1]) + (sum[2] + sum[3])));
-          Sd::store(sums + 2 * Cop + b,
-                    Sd::load(sums + 2 * Cop + b) + ((square[0] + square[1]) + (square[2] + square[3])));
+          V pivot[B], total[2 * B];
+          unrolled<B>([&](auto i) ALWAYS {
+            if (from == 0) Sd::store(sums + group.at(i), load(0, i));
+            pivot[i] = Sd::load(sums + group.at(i));
+          });
+          sum_over<T>(count, total, [&](int64_t p, auto i) ALWAYS {
+            const V v = load(p, i % B) - pivot[i % B];
+            return i < B ? v : v * v;
+          });
+          unrolled<2 * B>([&](auto i) ALWAYS {
+            if (from > 0) total[i] += Sd::load(sums + (1 + i / B) * Cop + group.at(i % B));
+          });
+          unrolled<2 * B>([&](auto i) ALWAYS { Sd::store(sums + (1 + i / B) * Cop + group.at(i % B), total[i]); });
         });
       }
       for (int64_t c = 0; s.training && c < s.Co; ++c) {
@@ -1046,7 +1154,7 @@ void Worker<T>::backward() const {
             if (s.source == EDGES) ahead.add(static_cast<const T*>(s.gradient) + next * size, size);
             if (s.source == NODES && E == 1) ahead.add(static_cast<const T*>(s.given[0]) + next * size, size);
             ask_for_input(next_n, next_e, ahead);
-            ahead.within(((there ? 1 : 2) * s.H * Cip + s.Ho * Cop) / Sd::L);
+            ahead.within((there ? 1 : 2) * s.H * load_groups() + s.Ho * num_groups<T>(s.Co));
           }
           if (scatter) std::memset(before, 0, static_cast<size_t>(Hp * Wp * Cip) * sizeof(T));
           std::memset(own_sums, 0, static_cast<size_t>(2 * Cip) * sizeof(T));
@@ -1075,8 +1183,8 @@ void Worker<T>::backward() const {
             const T* in_rows = plane + from * s.stride * Wp * Cip;
             if (by_taps)
               with_size(s.k, [&](auto k) {
-                constexpr int rows = k * k <= REGISTERS - 4 ? k : 1;
-                depthwise_weight<T, k, rows, rows * k < 8 ? 2 : 1>(
+                constexpr int rows = k * k <= REGISTERS - 5 ? k : 1;  // beside the sums: four values and one
+                depthwise_weight<T, k, rows>(
                     in_rows, Wp * Cip, s.stride, s.dilation, inside, G_row * Cip, to - from, s.Wo, Cip,
                     taps_gradient.get() + (chunk * E + e) * kk * Cip);
               });
@@ -1133,11 +1241,13 @@ void Worker<T>::backward() const {
       }
     for (int64_t o = 0; by_matrix && o < s.Co; ++o) {
       T* gradient = weight_row<T>(s.pointwise_gradient, s.odd_gradient, e, o);
-      for_vectors<T>(s.Ci, [&](int64_t b, int64_t lanes, auto part) {
-        V sum = {};
+      for_groups<T>(s.Ci, [&](auto group) {
+        V sum[group.size] = {};
         for (int64_t q = 0; q < chunks; ++q)
-          sum += Sd::load(matrix_gradient.get() + ((q * E + e) * s.Co + o) * Cmp + half(o) + b);
-        Sd::template store<part>(gradient + b, sum, lanes);
+          unrolled<group.size>([&](auto i) ALWAYS {
+            sum[i] += Sd::load(matrix_gradient.get() + ((q * E + e) * s.Co + o) * Cmp + half(o) + group.at(i));
+          });
+        unrolled<group.size>([&](auto i) ALWAYS { group.store(gradient, sum[i], i); });
       });
     }
   }
@@ -1188,10 +1298,10 @@ struct Mixer {
   const T* gamma(int64_t o, int64_t n, int64_t e) const {
     return static_cast<const T*>(m.gamma) + (o * E + e) * m.gamma_edge + n * m.gamma_image;
   }
-  template <class P>
-  V coefficient(const void* const* all, int64_t o, int64_t e, int64_t b, int64_t count, P part, T other) const {
+  template <class G>
+  V coefficient(const void* const* all, int64_t o, int64_t e, G group, int i, T other) const {
     const T* from = static_cast<const T*>(all[o]);
-    return from ? Sd::template load<part>(from + (m.shared[o] ? e / m.T : e) * m.C + b, count) : V{} + other;
+    return from ? group.load(from + (m.shared[o] ? e / m.T : e) * m.C, i) : V{} + other;
   }
 
   // The share of operations [from, to), added to what is in the nodes.
@@ -1199,36 +1309,44 @@ struct Mixer {
     for_units(m.N * m.T, m.threads, [&](int64_t unit) {
       const int64_t n = unit / m.T, t = unit % m.T;
       T* out = static_cast<T*>(m.nodes[t]) + n * m.pixels * m.C;
-      for_vectors<T>(m.C, [&](int64_t b, int64_t count, auto part) {
-        V constant = {};
+      for_groups<T>(m.C, [&](auto group) {
+        constexpr int B = group.size;
+        V constant[B] = {};
         for (int64_t o = from_op; o < to_op; ++o)
           for (int64_t e = t; e < E; e += m.T)
-            constant += *gamma(o, n, e) * coefficient(m.shift, o, e, b, count, part, 0);
+            unrolled<B>([&](auto i) ALWAYS {
+              constant[i] += *gamma(o, n, e) * coefficient(m.shift, o, e, group, i, 0);
+            });
         // four terms at a time, so that the sum is fetched and stored seldom
         const T* from[4] = {};
-        V factor[4];
+        V factor[4][B];
         int64_t step[4], terms = 0;
         const T* before = from_op ? static_cast<const T*>(m.nodes[t]) : static_cast<const T*>(m.onto[t]);
         if (before) before += n * m.pixels * m.C;
         const auto add = [&](auto count_of) {
           constexpr int K = count_of;
           for (int64_t p = 0; p < m.pixels; ++p) {
-            V v = before ? constant + Sd::template load<part>(before + p * m.C + b, count) : constant;
-#pragma GCC unroll 4
-            for (int k = 0; k < K; ++k) {
-              __builtin_prefetch(from[k] + (p + AHEAD) * step[k]);
-              v += factor[k] * Sd::template load<part>(from[k] + p * step[k], count);
-            }
-            Sd::template store<part>(out + p * m.C + b, v, count);
+            V v[B];
+            unrolled<B>([&](auto i) ALWAYS {
+              v[i] = before ? constant[i] + group.load(before + p * m.C, i) : constant[i];
+            });
+            unrolled<K>([&](auto k) ALWAYS {
+              unrolled<B>([&](auto i) ALWAYS {
+                __builtin_prefetch(from[k] + (p + AHEAD / B) * step[k] + group.at(i));
+                v[i] += factor[k][i] * group.load(from[k] + p * step[k], i);
+              });
+            });
+            unrolled<B>([&](auto i) ALWAYS { group.store(out + p * m.C, v[i], i); });
           }
           before = out;
-          constant = V{};
+          unrolled<B>([&](auto i) ALWAYS { constant[i] = V{}; });
           terms = 0;
         };
         for (int64_t o = from_op; o < to_op; ++o)
           for (int64_t e = t; e < E; e += m.T) {
-            factor[terms] = *gamma(o, n, e) * coefficient(m.scale, o, e, b, count, part, 1);
-            from[terms] = y(o, n, e) + b;
+            for (int i = 0; i < B; ++i)
+              factor[terms][i] = *gamma(o, n, e) * coefficient(m.scale, o, e, group, i, 1);
+            from[terms] = y(o, n, e);
             step[terms++] = m.pixel[o];
             if (terms == 4) add(std::integral_constant<int, 4>());
           }
@@ -1246,23 +1364,29 @@ struct Mixer {
     for_units(m.N * m.T, m.threads, [&](int64_t unit) {
       const int64_t n = unit / m.T, t = unit % m.T;
       const T* g = static_cast<const T*>(m.nodes[t]) + n * m.pixels * m.C;
-      for_vectors<T>(m.C, [&](int64_t b, int64_t count, auto part) {
-        const auto gradient = [&](int64_t p) { return Sd::template load<part>(g + p * m.C + b, count); };
-        const V sum = sum_over<T>(m.pixels, gradient);
+      for_groups<T>(m.C, [&](auto group) {
+        constexpr int B = group.size;
+        const auto gradient = [&](int64_t p, int i) ALWAYS { return group.load(g + p * m.C, i); };
+        V sum[B], sum_y[B], scale[B], shift[B];
+        sum_over<T>(m.pixels, sum, gradient);
         for (int64_t e = t; e < E; e += m.T) {
-          const V scale = coefficient(m.scale, o, e, b, count, part, 1);
-          const V shift = coefficient(m.shift, o, e, b, count, part, 0);
-          const T* from = y(o, n, e) + b;
+          unrolled<B>([&](auto i) ALWAYS {
+            scale[i] = coefficient(m.scale, o, e, group, i, 1);
+            shift[i] = coefficient(m.shift, o, e, group, i, 0);
+          });
+          const T* from = y(o, n, e);
           const int64_t pixel = m.pixel[o];
-          const V sum_y = sum_over<T>(m.pixels, [&](int64_t p) {
-            __builtin_prefetch(from + (p + AHEAD) * pixel);
-            return gradient(p) * (Sd::template load<part>(from + p * pixel, count) * scale + shift);
+          sum_over<T>(m.pixels, sum_y, [&](int64_t p, auto i) ALWAYS {
+            __builtin_prefetch(from + (p + AHEAD / B) * pixel + group.at(i));
+            return gradient(p, i) * (group.load(from + p * pixel, i) * scale[i] + shift[i]);
           });
           const double factor = m.gamma_image ? *gamma(o, n, e) : T(1);
-          for (int64_t i = 0; i < count; ++i) {
-            sums.get()[n * channels + e * m.C + b + i] = factor * sum[i];
-            sums_y.get()[n * channels + e * m.C + b + i] = factor * sum_y[i];
-          }
+          const int64_t lanes = std::min(m.C, Sd::L), first = n * channels + e * m.C;
+          for (int i = 0; i < B; ++i)
+            for (int64_t c = 0; c < lanes; ++c) {
+              sums.get()[first + group.at(i) + c] = factor * sum[i][c];
+              sums_y.get()[first + group.at(i) + c] = factor * sum_y[i][c];
+            }
         }
       });
     });
@@ -1324,9 +1448,7 @@ int done(F f) {
 }
 
 extern "C" {
-int forward_float(const Mix* m, const Stage* s) { return done([&] { forward<float>(*m, s); }); }
-int forward_double(const Mix* m, const Stage* s) { return done([&] { forward<double>(*m, s); }); }
+int forward(const Mix* m, const Stage* s) { return done([&] { forward<REAL>(*m, s); }); }
 // The gradients of gamma alone, or all.
-int backward_float(const Mix* m, const Stage* s, int64_t all) { return done([&] { backward<float>(*m, s, !all); }); }
-int backward_double(const Mix* m, const Stage* s, int64_t all) { return done([&] { backward<double>(*m, s, !all); }); }
+int backward(const Mix* m, const Stage* s, int64_t all) { return done([&] { backward<REAL>(*m, s, !all); }); }
 }

@@ -396,7 +396,7 @@ class Calls:
 
     def __init__(self, name: str, plan: Plan, dtype: torch.dtype, words: Words) -> None:
         self.name, self.plan, self.words = name, plan, words  # kept while the kernels read them
-        self.kernel = getattr(kernels(), f"{name}_{DTYPES[dtype]}")
+        self.kernel = getattr(kernels(real=DTYPES[dtype]), name)
         threads = torch.get_num_threads()
         for section in plan.sections:
             words[section.start + MIX.index("threads")] = threads

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from darts_sg import native
 from darts_sg.methods.relaxation import softmax
@@ -16,6 +16,7 @@ from darts_sg.networks.derived import stages_of
 from darts_sg.networks.edges import EdgeBatch, EdgeWeights
 from darts_sg.networks.supernet import Supernet, candidate
 from darts_sg.ops import OPERATIONS
+from darts_sg.ops.depthwise import DepthwiseConv2d
 from darts_sg.ops.operation import Residual
 from darts_sg.spaces import parse_space
 from tests.reference.transfer import assert_equal_tensors, randomize
@@ -26,7 +27,7 @@ UNOPTIMISED = tuple("-O0" if flag == "-O3" else flag for flag in native.FLAGS)  
 @pytest.fixture
 def forgotten(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A process that has no kernels yet, with an empty cache."""
-    monkeypatch.setattr(native, "_loaded", [])
+    monkeypatch.setattr(native, "_loaded", {})
     monkeypatch.setattr(native, "FLAGS", UNOPTIMISED)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     return tmp_path / "darts_sg"
@@ -39,9 +40,9 @@ def program(folder: Path, text: str) -> str:
     return str(path)
 
 
-def available() -> None:
+def available(real: str = "double") -> None:
     try:
-        native.kernels()
+        native.kernels(real=real)
     except native.Unavailable as reason:
         pytest.skip(str(reason))
 
@@ -61,10 +62,10 @@ def test_a_compiler_that_fails_is_quoted(forgotten: Path, monkeypatch: pytest.Mo
 
 
 def test_they_are_compiled_once(forgotten: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    available()
+    available("float")
     library = next(forgotten.glob("chains-*.so"))
     assert list(forgotten.iterdir()) == [library]
-    monkeypatch.setattr(native, "_loaded", [])
+    monkeypatch.setattr(native, "_loaded", {})
     told: list[str] = []
     native.kernels(told.append)
     assert told == []
@@ -72,8 +73,8 @@ def test_they_are_compiled_once(forgotten: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_they_work_where_nothing_can_be_kept(forgotten: Path, tmp_path: Path) -> None:
     forgotten.write_text("a file where the folder should be")
-    available()
-    assert hasattr(native.kernels(), "forward_float")
+    available("float")
+    assert hasattr(native.kernels(), "forward")
 
 
 @pytest.mark.parametrize("names", [["sep_conv_3x3", "max_pool_3x3", "skip_connect"], ["skip_connect", "avg_pool_3x3"]])
@@ -109,7 +110,7 @@ def test_vectors_of_any_width_give_what_pytorch_gives(
         pytest.skip(f"this processor has no {feature}")
     flags = ["-march=x86-64" if flag == "-march=native" else flag for flag in UNOPTIMISED]
     monkeypatch.setattr(native, "FLAGS", (*flags, *options.split()))
-    monkeypatch.setattr(native, "_loaded", [])
+    monkeypatch.setattr(native, "_loaded", {})
     net = small_supernet(channels).double()
     x = torch.randn(3, 3, 9, 9, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
     mine = gradients_of(net, x)
@@ -152,7 +153,7 @@ def test_the_number_of_threads_changes_no_bit_of_the_operations(threads: object)
     assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
 
 
-@pytest.mark.parametrize("channels", [6, 16, 24])
+@pytest.mark.parametrize("channels", [6, 16, 36])
 def test_float32_agrees_with_pytorch_to_its_precision(channels: int) -> None:
     net = small_supernet(channels)
     x = torch.randn(4, 3, 8, 8).contiguous(memory_format=torch.channels_last)
@@ -188,8 +189,6 @@ def test_frozen_weights_and_alphas_get_no_gradient() -> None:
 
 
 def test_stages_that_are_not_known_are_left_to_pytorch() -> None:
-    from torch import nn
-
     pool_of, stages_of = chains.pool_of, chains.stages_of
     norm = nn.BatchNorm2d(4, affine=False)
     assert stages_of([nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1, groups=4, bias=False), norm], 2) is not None
@@ -205,6 +204,27 @@ def test_stages_that_are_not_known_are_left_to_pytorch() -> None:
     assert pool_of([nn.MaxPool2d(3, 2, padding=1), norm]) is not None
     assert pool_of([nn.MaxPool2d(2, 2), norm]) is None
     assert pool_of([nn.AvgPool2d(3, 1, padding=1), norm]) is None  # counts the border
+
+
+@pytest.mark.parametrize("kernel_size", [3, 5, 7])
+@pytest.mark.parametrize(("stride", "dilation"), [(1, 1), (1, 2), (2, 1), (2, 2), (1, 3), (3, 1), (3, 2)])
+def test_depthwise_convolutions_of_any_stride_and_dilation(kernel_size: int, stride: int, dilation: int) -> None:
+    """Channels in several groups of vectors, of which the last ones overlap, and rows of any length included."""
+    available()
+    torch.manual_seed(0)
+    for C, size in ((4, (5, 4)), (9, (7, 14)), (44, (6, 11))):
+        conv, norm = DepthwiseConv2d(C, kernel_size, stride, dilation), nn.BatchNorm2d(C)
+        layers = nn.Sequential(nn.ReLU(), conv, norm).double()
+        x = torch.randn(2, C, *size, dtype=torch.float64, requires_grad=True)
+        expected = layers(x)
+        stages = chains.stages_of(list(layers), 1)
+        assert stages is not None
+        operations = chains.Operations(1, 1, [chains.Operation(stages)])
+        [actual] = chains.run([x], torch.ones(1, 1, dtype=torch.float64), operations)
+        by = torch.randn_like(expected)
+        wanted = [x, *layers.parameters()]
+        assert_equal_tensors([actual], [expected])
+        assert_equal_tensors(*(torch.autograd.grad((y * by).sum(), wanted) for y in (actual, expected)))
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
