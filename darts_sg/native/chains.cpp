@@ -61,9 +61,9 @@ constexpr int64_t BYTES = 16, REGISTERS = 16;
 
 enum Part : int { SOME = 0, QUARTER = 1, HALF = 2, WHOLE = 4 };  // how much of a vector there is
 
-template <class T>
+template <class T, int64_t Bytes = BYTES>
 struct Simd {
-  static constexpr int64_t L = BYTES / sizeof(T);
+  static constexpr int64_t L = Bytes / sizeof(T);
   typedef T V __attribute__((vector_size(L * sizeof(T)), aligned(sizeof(T)), may_alias));
   static V load(const T* p) { return *reinterpret_cast<const V*>(p); }
   static void store(T* p, V v) { *reinterpret_cast<V*>(p) = v; }
@@ -318,8 +318,9 @@ void with_steps(int64_t stride, int64_t dilation, F f) {
   f(std::integral_constant<int, 0>(), std::integral_constant<int, 0>());
 }
 
-// Calls f(q, j, x) for each of P output pixels side by side, q, and each of K taps of a row, j, with x, what the tap sees
-// there: one vector of channels. A pixel is loaded once for all that see it, taps of a single output pixel `tap` apart.
+// Calls f(q, j, x) for each of P output pixels side by side, q, and each of K taps of a row, j, with x, what the tap
+// sees there: one vector of channels. A pixel is loaded once for all that see it, taps of a single output pixel `tap`
+// apart.
 template <class T, int K, int P, int stride, int dilation, class F>
 ALWAYS_INLINE void for_taps(const T* p, int64_t Cp, int64_t tap, F f) {
   constexpr int columns = P == 1 ? K : (P - 1) * stride + (K - 1) * dilation + 1;
@@ -444,90 +445,126 @@ void depthwise_weight(const T* in, int64_t in_row, int64_t stride, int64_t dilat
   });
 }
 
-template <class T, int P, int B>
-inline void pointwise_pixels(const T* in, int64_t in_Cp, int64_t C, const T* weight, int64_t Cp, T* out) {
-  typedef Simd<T> S;
-  typename S::V sum[P][B] = {};
-  for (int64_t c = 0; c < C; ++c) {
-    typename S::V w[B];
-#pragma GCC unroll 4
-    for (int b = 0; b < B; ++b) {
-      w[b] = S::load(weight + c * Cp + b * S::L);
-      keep(w[b]);
-    }
-#pragma GCC unroll 8
-    for (int q = 0; q < P; ++q)
-#pragma GCC unroll 4
-      for (int b = 0; b < B; ++b) sum[q][b] += in[q * in_Cp + c] * w[b];
+// What is computed of the last vector of C channels: half of a wide one takes half the time.
+template <class T, class F>
+void with_last(int64_t C, F f) {
+  constexpr int64_t L = Simd<T>::L;
+  const int64_t lanes = (C - 1) % L + 1;
+  if constexpr (BYTES == 64) {
+    if (lanes <= L / 4) return f(std::integral_constant<int, QUARTER>());
+    if (lanes <= L / 2) return f(std::integral_constant<int, HALF>());
   }
-#pragma GCC unroll 8
-  for (int q = 0; q < P; ++q)
-#pragma GCC unroll 4
-    for (int b = 0; b < B; ++b) S::store(out + q * Cp + b * S::L, sum[q][b]);
+  f(std::integral_constant<int, WHOLE>());
+}
+
+// B vectors side by side, the last of which may be a Part.
+template <class T, int B, int Part>
+struct Row {
+  typedef Simd<T> S;
+  typedef Simd<T, BYTES * Part / WHOLE> Last;
+  static constexpr int64_t at = (B - 1) * S::L;  // the last one
+  typename S::V whole[std::max(B - 1, 1)] = {};
+  typename Last::V last = {};
+  ALWAYS_INLINE void load(const T* p) {
+    unrolled<B - 1>([&](auto b) ALWAYS {
+      whole[b] = S::load(p + b * S::L);
+      keep(whole[b]);
+    });
+    last = Last::load(p + at);
+    keep(last);
+  }
+  ALWAYS_INLINE void add(T x, const Row& row) {
+    unrolled<B - 1>([&](auto b) ALWAYS { whole[b] += x * row.whole[b]; });
+    last += x * row.last;
+  }
+  ALWAYS_INLINE void store(T* p) const {
+    unrolled<B - 1>([&](auto b) ALWAYS { S::store(p + b * S::L, whole[b]); });
+    Last::store(p + at, last);
+  }
+  ALWAYS_INLINE void add_to(T* p) const {
+    unrolled<B - 1>([&](auto b) ALWAYS { S::store(p + b * S::L, S::load(p + b * S::L) + whole[b]); });
+    Last::store(p + at, Last::load(p + at) + last);
+  }
+};
+
+template <class T, int P, int B, int Part>
+inline void pointwise_pixels(const T* in, int64_t in_Cp, int64_t C, const T* weight, int64_t Cp, T* out) {
+  Row<T, B, Part> sum[P], w;
+  for (int64_t c = 0; c < C; ++c) {
+    w.load(weight + c * Cp);
+    unrolled<P>([&](auto q) ALWAYS { sum[q].add(in[q * in_Cp + c], w); });
+  }
+  unrolled<P>([&](auto q) ALWAYS { sum[q].store(out + q * Cp); });
 }
 
 // `pointwise` for B vectors of channels.
-template <class T, int B>
+template <class T, int B, int Part>
 inline void pointwise_vectors(const T* in, int64_t in_Cp, int64_t C, const T* weight, int64_t Cp, int64_t pixels,
                               T* out) {
   constexpr int P = std::min<int>(8, (REGISTERS - 1 - B) / B);  // beside the sums: B weights and one value
   int64_t p = 0;
-  for (; p + P <= pixels; p += P) pointwise_pixels<T, P, B>(in + p * in_Cp, in_Cp, C, weight, Cp, out + p * Cp);
-  for (; p + 2 <= pixels; p += 2) pointwise_pixels<T, 2, B>(in + p * in_Cp, in_Cp, C, weight, Cp, out + p * Cp);
-  for (; p < pixels; ++p) pointwise_pixels<T, 1, B>(in + p * in_Cp, in_Cp, C, weight, Cp, out + p * Cp);
+  for (; p + P <= pixels; p += P) pointwise_pixels<T, P, B, Part>(in + p * in_Cp, in_Cp, C, weight, Cp, out + p * Cp);
+  for (; p + 2 <= pixels; p += 2) pointwise_pixels<T, 2, B, Part>(in + p * in_Cp, in_Cp, C, weight, Cp, out + p * Cp);
+  for (; p < pixels; ++p) pointwise_pixels<T, 1, B, Part>(in + p * in_Cp, in_Cp, C, weight, Cp, out + p * Cp);
 }
 
-// A matrix product: in (pixels, in_Cp), its first C columns times weight (C, Cp), to out (pixels, Cp).
-template <class T>
-void pointwise(const T* in, int64_t in_Cp, int64_t C, const T* weight, int64_t Cp, int64_t pixels, T* out) {
+// Calls f with the first channel, the number (at most three) and the Part of vectors side by side, until those of C
+// channels are done.
+template <class T, class F>
+void for_rows(int64_t C, F f) {
   constexpr int64_t L = Simd<T>::L;
-  for (int64_t b = 0, left = Cp / L, B; left > 0; b += B * L, left -= B) {
+  const auto of_size = [&](int64_t b, int64_t B, auto part) {
+    if (B == 3) f(b, std::integral_constant<int, 3>(), part);
+    if (B == 2) f(b, std::integral_constant<int, 2>(), part);
+    if (B == 1) f(b, std::integral_constant<int, 1>(), part);
+  };
+  for (int64_t b = 0, left = (C + L - 1) / L, B; left > 0; b += B * L, left -= B) {
     B = left == 4 ? 2 : std::min<int64_t>(left, 3);
-    if (B == 3) pointwise_vectors<T, 3>(in, in_Cp, C, weight + b, Cp, pixels, out + b);
-    if (B == 2) pointwise_vectors<T, 2>(in, in_Cp, C, weight + b, Cp, pixels, out + b);
-    if (B == 1) pointwise_vectors<T, 1>(in, in_Cp, C, weight + b, Cp, pixels, out + b);
+    if (B < left)
+      of_size(b, B, std::integral_constant<int, WHOLE>());
+    else
+      with_last<T>(C, [&](auto part) { of_size(b, B, part); });
   }
+}
+
+// A matrix product: in (pixels, in_Cp), its first C columns times weight (C, Cp), its first Co columns, to out
+// (pixels, Cp).
+template <class T>
+void pointwise(const T* in, int64_t in_Cp, int64_t C, const T* weight, int64_t Co, int64_t Cp, int64_t pixels, T* out) {
+  for_rows<T>(Co, [&](int64_t b, auto B, auto part) {
+    pointwise_vectors<T, B, part>(in, in_Cp, C, weight + b, Cp, pixels, out + b);
+  });
 }
 
 // `pointwise_weight` for B vectors of channels, Q rows of the gradient at a time.
-template <class T, int Q, int B>
+template <class T, int Q, int B, int Part>
 inline void pointwise_weight_vectors(const T* out, int64_t out_Cp, int64_t C, const T* in, int64_t Cp, int64_t pixels,
                                      T* gradient) {
-  typedef Simd<T> S;
   for (int64_t c = 0; c < C; c += Q) {
-    typename S::V sum[Q][B] = {};
+    Row<T, B, Part> sum[Q], v;
     const T *o = out + c, *i = in;
     for (int64_t p = 0; p < pixels; ++p, o += out_Cp, i += Cp) {
-      typename S::V v[B];
-#pragma GCC unroll 4
-      for (int b = 0; b < B; ++b) {
-        v[b] = S::load(i + b * S::L);
-        keep(v[b]);
-      }
-#pragma GCC unroll 8
-      for (int q = 0; q < Q; ++q)
-#pragma GCC unroll 4
-        for (int b = 0; b < B; ++b) sum[q][b] += o[q] * v[b];
+      v.load(i);
+      unrolled<Q>([&](auto q) ALWAYS { sum[q].add(o[q], v); });
     }
-    for (int64_t q = 0; q < Q && c + q < C; ++q)
-      for (int b = 0; b < B; ++b) {
-        T* to = gradient + (c + q) * Cp + b * S::L;
-        S::store(to, S::load(to) + sum[q][b]);
-      }
+    unrolled<Q>([&](auto q) ALWAYS {
+      if (c + q < C) sum[q].add_to(gradient + (c + q) * Cp);
+    });
   }
 }
 
-// Adds to gradient (C, Cp) the product of out (pixels, out_Cp), its first C columns, transposed, and in (pixels, Cp).
+// Adds to gradient (C, Cp) the product of out (pixels, out_Cp), its first C columns, transposed, and in (pixels, Cp),
+// its first Ci columns.
 template <class T>
-void pointwise_weight(const T* out, int64_t out_Cp, int64_t C, const T* in, int64_t Cp, int64_t pixels, T* gradient) {
-  constexpr int64_t L = Simd<T>::L;
-  constexpr int Q = REGISTERS >= 32 ? 8 : 4;  // out_Cp is a multiple of it
-  for (int64_t b = 0, left = Cp / L, B; left > 0; b += B * L, left -= B) {
-    B = left == 4 ? 2 : std::min<int64_t>(left, 3);
-    if (B == 3) pointwise_weight_vectors<T, Q, 3>(out, out_Cp, C, in + b, Cp, pixels, gradient + b);
-    if (B == 2) pointwise_weight_vectors<T, Q, 2>(out, out_Cp, C, in + b, Cp, pixels, gradient + b);
-    if (B == 1) pointwise_weight_vectors<T, 8, 1>(out, out_Cp, C, in + b, Cp, pixels, gradient + b);
-  }
+void pointwise_weight(const T* out, int64_t out_Cp, int64_t C, const T* in, int64_t Ci, int64_t Cp, int64_t pixels,
+                      T* gradient) {
+  for_rows<T>(Ci, [&](int64_t b, auto B, auto part) {
+    constexpr int Q = REGISTERS >= 32 || B == 1 ? 8 : 4;  // out_Cp is a multiple of it
+    const int64_t rest = C % Q, few = Q > 4 && rest <= 4 ? rest : 0;
+    pointwise_weight_vectors<T, Q, B, part>(out, out_Cp, C - few, in + b, Cp, pixels, gradient + b);
+    pointwise_weight_vectors<T, 4, B, part>(out + C - few, out_Cp, few, in + b, Cp, pixels,
+                                            gradient + (C - few) * Cp + b);
+  });
 }
 
 // 3x3 pools of a plane with a border of one pixel: -infinity for the maximum, which is the first one in its window.
@@ -1045,7 +1082,7 @@ void Worker<T>::forward() const {
           convolve(plane, e, from, to, to_where);
           before = to_where;
         }
-        if (s.pointwise) pointwise<T>(before, Cmp, Cm, matrix.get() + e * Cm * Cop, Cop, count, result);
+        if (s.pointwise) pointwise<T>(before, Cmp, Cm, matrix.get() + e * Cm * Cop, s.Co, Cop, count, result);
         for_groups<T>(C, [&](auto group) {
           constexpr int B = group.size;
           const auto load = [&](int64_t p, int i) ALWAYS { return Sd::load(result + p * apart + group.at(i)); };
@@ -1170,14 +1207,14 @@ void Worker<T>::backward() const {
               const T* m = transposed.get() + e * s.Co * Cmp;
               if (border)
                 for (int64_t h = 0; h < to - from; ++h)
-                  pointwise<T>(output + h * s.Wo * Cop, Cop, s.Co, m, Cip, s.Wo, inside + h * G_row * Cip);
+                  pointwise<T>(output + h * s.Wo * Cop, Cop, s.Co, m, Cm, Cip, s.Wo, inside + h * G_row * Cip);
               else
-                pointwise<T>(output, Cop, s.Co, m, Cmp, (to - from) * s.Wo, inside);
+                pointwise<T>(output, Cop, s.Co, m, Cm, Cmp, (to - from) * s.Wo, inside);
             }
             if (by_matrix) {
               const T* in = plane + from * Wp * Cip;
               if (has_middle()) convolve(plane, e, from, to, middle), in = middle;
-              pointwise_weight<T>(output, Cop, s.Co, in, Cmp, (to - from) * s.Wo,
+              pointwise_weight<T>(output, Cop, s.Co, in, Cm, Cmp, (to - from) * s.Wo,
                                   matrix_gradient.get() + (chunk * E + e) * s.Co * Cmp);
             }
             const T* in_rows = plane + from * s.stride * Wp * Cip;

@@ -231,7 +231,12 @@ def test_depthwise_convolutions_of_any_stride_and_dilation(kernel_size: int, str
 def test_an_operation_with_affine_norms_is_that_of_its_layers(name: str) -> None:
     """Weights of BatchNorm that are zero or nearly so included, alone and in a sum with another operation."""
     available()
-    for stride, size, C, training in ((1, (7, 9), 6, True), (2, (9, 7), 20, True), (1, (5, 5), 36, False)):
+    for stride, size, C, training in (
+        (1, (7, 9), 6, True),
+        (2, (9, 7), 20, True),
+        (2, (5, 6), 18, True),
+        (1, (5, 5), 36, False),
+    ):
         torch.manual_seed(0)
         ops = [OPERATIONS[each].build(C, stride, True).double() for each in (name, "dil_conv_3x3")]
         randomize(torch.nn.ModuleList(ops), seed=1)
