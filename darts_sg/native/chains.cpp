@@ -37,6 +37,8 @@
 
 #include <omp.h>
 
+// REAL, the type of numbers that the functions for darts_sg/native/cpu.py have, float or double, is given when this is
+// compiled. Where something has to be in registers all is inlined and unrolled, whatever the compiler thinks of it.
 #define ALWAYS __attribute__((always_inline))
 #define ALWAYS_INLINE inline ALWAYS
 
@@ -626,12 +628,11 @@ void pool_gather(const T* gradient, const T* maxima, int64_t row, int64_t rows, 
   for (int64_t h = 0; h < rows; ++h)
     for (int64_t i = 0; i < W * Cp; i += Simd<T>::L) {
       V sum = {};
-#pragma GCC unroll 9
-      for (int j = 0; j < 9; ++j) {  // the window in row j / 3 has the pixel at its place 8 - j
+      unrolled<9>([&](auto j) ALWAYS {  // the window in row j / 3 has the pixel at its place 8 - j
         const int64_t at = (h + j / 3) * row + j % 3 * Cp + i;
         const V g = Simd<T>::load(gradient + at), zero = {};
         sum += Simd<T>::load(maxima + at) == zero + static_cast<T>(8 - j) ? g : zero;
-      }
+      });
       Simd<T>::store(out + h * W * Cp + i, sum);
     }
 }
@@ -1321,7 +1322,7 @@ namespace {
 
 template <class T>
 struct Mixer {
-  static constexpr int64_t AHEAD = 16;  // pixels that are asked for before they are needed
+  static constexpr int64_t AHEAD = 16;  // vectors that are asked for before they are needed
   typedef Simd<T> Sd;
   typedef typename Sd::V V;
   const Mix& m;
