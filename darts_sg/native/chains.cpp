@@ -124,9 +124,14 @@ struct Group {
 };
 
 template <class T>
+int64_t num_vectors(int64_t C) {
+  return (C + Simd<T>::L - 1) / Simd<T>::L;
+}
+
+template <class T>
 int64_t num_groups(int64_t C) {
-  const int64_t most = REGISTERS / 8, vectors = (C + Simd<T>::L - 1) / Simd<T>::L;
-  return (vectors + most - 1) / most;
+  const int64_t most = REGISTERS / 8;
+  return (num_vectors<T>(C) + most - 1) / most;
 }
 
 // Calls f with each group of the vectors that C channels are.
@@ -136,7 +141,7 @@ void for_groups(int64_t C, F f) {
   if (C == L / 2) return f(Group<T, 1, HALF>{0, 0, C});
   if (C == L / 4) return f(Group<T, 1, QUARTER>{0, 0, C});
   if (C < L) return f(Group<T, 1, SOME>{0, 0, C});
-  for (int64_t groups = num_groups<T>(C), vectors = (C + L - 1) / L, from = 0, size; groups > 0; from += size) {
+  for (int64_t groups = num_groups<T>(C), vectors = num_vectors<T>(C), from = 0, size; groups > 0; from += size) {
     size = (vectors - from) / groups--;  // at the end there are two at least, unless there is but one vector
     const int64_t last = std::min((from + size - 1) * L, C - L);
     if (size == 1) f(Group<T, 1, WHOLE>{from * L, last, C});
@@ -520,7 +525,7 @@ void for_rows(int64_t C, F f) {
     if (B == 2) f(b, std::integral_constant<int, 2>(), part);
     if (B == 1) f(b, std::integral_constant<int, 1>(), part);
   };
-  for (int64_t b = 0, left = (C + L - 1) / L, B; left > 0; b += B * L, left -= B) {
+  for (int64_t b = 0, left = num_vectors<T>(C), B; left > 0; b += B * L, left -= B) {
     B = left == 4 ? 2 : std::min<int64_t>(left, 3);
     if (B < left)
       of_size(b, B, std::integral_constant<int, WHOLE>());
@@ -792,14 +797,12 @@ struct Worker {  // a stage with its weights packed: what all threads share
     return static_cast<const T*>(s.in) + (n * E + e) * s.H * s.W * s.Ci;
   }
   int64_t in_pixel() const { return s.first ? s.in_pixel : s.Ci; }
+  int64_t parts() const { return s.first ? s.parts : 1; }
   // Groups of vectors in a row of the input.
-  int64_t load_groups() const {
-    const int64_t parts = s.first ? s.parts : 1;
-    return parts * num_groups<T>(s.Ci / parts);
-  }
+  int64_t load_groups() const { return parts() * num_groups<T>(s.Ci / parts()); }
   void ask_for_input(int64_t n, int64_t e, Ahead& ahead) const {
     if (s.first && E > 1) return;  // which another edge has brought to the cache
-    for (int64_t part = 0; part < (s.first ? s.parts : 1); ++part) ahead.add(input(n, e, part), s.H * s.W * in_pixel());
+    for (int64_t part = 0; part < parts(); ++part) ahead.add(input(n, e, part), s.H * s.W * in_pixel());
   }
   const T* gamma(int64_t n, int64_t e) const {
     return static_cast<const T*>(s.gamma) + e * s.gamma_edge + n * s.gamma_image;
@@ -819,7 +822,7 @@ struct Worker {  // a stage with its weights packed: what all threads share
 
   // Rows [from, to) of the input of edge e of image n, normalised and activated, into a plane with a border.
   void load(int64_t n, int64_t e, int64_t from, int64_t to, T* plane, Ahead& ahead) const {
-    const int64_t step = in_pixel(), W = s.W, apart = Cip, parts = s.first ? s.parts : 1, C = s.Ci / parts;
+    const int64_t step = in_pixel(), W = s.W, apart = Cip, parts = this->parts(), C = s.Ci / parts;
     const auto rows = [&](auto activation, auto scaled) {
       for (int64_t h = from; h < to; ++h)
         for (int64_t part = 0; part < parts; ++part)
