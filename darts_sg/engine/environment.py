@@ -16,6 +16,7 @@ import torch
 
 from darts_sg.engine.distributed import ALONE, Ranks
 from darts_sg.errors import UsageError
+from darts_sg.native.memory import POOL
 
 
 def choose_device(name: str, ranks: Ranks = ALONE) -> torch.device:
@@ -64,10 +65,11 @@ def keep_freed_memory() -> None:
 
 
 def return_freed_memory() -> None:
-    """Hand back to the system what is freed, on a GPU and by glibc, and kept for the next step."""
+    """Hand back to the system what is freed and kept for the next step: on a GPU, for the C++ kernels, and by glibc."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    POOL.release()
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
 

@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from darts_sg.native import kernels
 from darts_sg.native.chains import DTYPES, EDGES, MIXED_NODES, NODES, Graph, Operation, Stage, Step, kind_of
+from darts_sg.native.memory import POOL
 
 # the structures of chains.cpp
 STAGE = (
@@ -112,7 +113,8 @@ class _Part:
 
     def take(self, values: int) -> Address:
         address = Address(self.kind, 0, self.bytes)
-        self.bytes += -(-values * self.value_size // ALIGNED) * ALIGNED
+        # and a line of the cache more, for things of one size that begin at multiples of it share few lines
+        self.bytes += (-(-values * self.value_size // ALIGNED) + 1) * ALIGNED
         return address
 
     def tensor(self, like: Tensor) -> Tensor:
@@ -203,7 +205,8 @@ class _Section:
             stride, Co = 2, stage.halving.C_out // (S * T)
             row |= {"pointwise": weights.pop(0), "odd": weights.pop(0)}
         Ho, Wo = -(-H // stride), -(-W // stride)
-        y, (scale, shift) = Address("outputs", plan.num_results), self._pair(S * T * Co)
+        shape = (self.N, S * T, Ho, Wo, Co)
+        y, (scale, shift) = plan.outputs.take(int(np.prod(shape))), self._pair(S * T * Co)
         inverse, offset = scale, shift
         if (norm := stage.norm) is not None:
             row |= {"norm": 1, "eps": np.array(norm.eps, dtype=np.float64).view(np.int64).item()}
@@ -216,7 +219,7 @@ class _Section:
         plan.num_results += 1
         row |= {"stride": stride, "Ho": Ho, "Wo": Wo, "Co": Co, "out": y}
         row |= {"scale": scale, "shift": shift, "inverse": inverse, "offset": offset}
-        return row, _Result((self.N, S * T, Ho, Wo, Co), y, scale, shift, inverse, offset)
+        return row, _Result(shape, y, scale, shift, inverse, offset)
 
     def words(self, onto: Sequence[bool], *, backward: bool) -> list[Value]:
         """MIX, and the lists of numbers and further pointers. onto: in which nodes there is something already."""
@@ -241,7 +244,7 @@ class _Section:
                 normalisation = (result.inverse, result.offset) if backward else (result.scale, result.shift)
                 row["scale"], row["shift"] = normalisation
                 size = E // S * part * self.plan.value_size
-                found["y"] += [result.y._replace(offset=state * size) for state in range(S)]
+                found["y"] += [result.y._replace(offset=result.y.offset + state * size) for state in range(S)]
                 found["to_states"] += [0] * S
                 found["onto_states"] += [0] * S
             else:
@@ -316,6 +319,7 @@ class Plan:
         self.graph = graph
         self.value_size = gammas[0].element_size()
         self.images = dict(enumerate(inputs))  # of all states
+        self.outputs = _Part("outputs", self.value_size)  # of all stages: one piece of memory breaks up less of it
         self.normalisations = _Part("normalisations", self.value_size)
         self.sums = _Part("sums", 8)
         self.num_weights = self.num_results = self.first_stage = 0
@@ -324,12 +328,12 @@ class Plan:
             self.sections.append(_Section(self, i, step, gamma.dim() == 3, self.first_stage))
             self.first_stage += self.sections[-1].num_words
         self.norms = [stage.norm for stage in graph.stages]
-        self.outputs = [result.shape for section in self.sections for result in section.results]
-        self.single_values = [N * H * W == 1 for N, _, H, W, _ in self.outputs]  # a channel
+        shapes = [result.shape for section in self.sections for result in section.results]
+        self.single_values = [N * H * W == 1 for N, _, H, W, _ in shapes]  # a channel
         num_states = len(self.images)
         self.counts = {
             "itself": 1, "states": num_states, "gammas": len(gammas), "normalisations": 1, "weights": self.num_weights,
-            "outputs": self.num_results, "statistics": 2 * self.num_results, "sums": 1, "passed": 2,
+            "outputs": 1, "statistics": 2 * self.num_results, "sums": 1, "passed": 2,
             "behind": num_states, "by_states": num_states, "by_weights": self.num_weights,
         }  # fmt: skip
         self.first_rows = np.cumsum([0, *(len(section.rows) for section in self.sections)]).tolist()
@@ -446,10 +450,9 @@ class _Run(torch.autograd.Function):
         weights = tensors[num_gammas + num_inputs :]
         plan, like = _plan(graph, inputs, gammas), gammas[0]
         states += [_pixels(like, plan, state) for state in range(num_inputs, len(plan.images))]
-        normalisations = plan.normalisations.tensor(like)
-        outputs = [like.new_empty(shape) for shape in plan.outputs]
+        normalisations, outputs = plan.normalisations.tensor(like), POOL.take(plan.outputs.bytes)
         statistics = [t for norm in plan.norms for t in _statistics(norm)]
-        starts = _starts([None, *states, *gammas, normalisations, *weights, *outputs, *statistics])
+        starts = _starts([None, *states, *gammas, normalisations, *weights, outputs, *statistics])
         absent = [0] * (sum(plan.counts.values()) - len(starts))
         call = Calls("forward", plan, like.dtype, plan.forward.with_addresses(starts + absent))
         training = [norm is not None and norm.training for norm in plan.norms]
@@ -462,7 +465,7 @@ class _Run(torch.autograd.Function):
             call(section)
         ctx.plan, ctx.training = plan, training
         kept = [state if number in graph.taken else None for number, state in enumerate(states)]
-        ctx.save_for_backward(*kept, *gammas, normalisations, *weights, *outputs)
+        ctx.save_for_backward(*kept, *gammas, normalisations, *weights, outputs)
         ctx.set_materialize_grads(False)
         given = tensors[num_gammas:]
         return *(states[state].permute(0, 3, 1, 2) for state in graph.outputs), *(given[i] for i in graph.passed_on)
@@ -502,7 +505,7 @@ class _Run(torch.autograd.Function):
         for i in (i for section in itertools.compress(sections, whole) for i in section.weights if of_weights[i]):
             by_weights[i] = torch.empty_like(weights[i])
         sums = plan.sums.tensor(like)
-        passed = [like.new_empty(size if any(whole) else 0, dtype=torch.uint8) for size in plan.passed_bytes]
+        passed = [POOL.take(size if any(whole) else 0) for size in plan.passed_bytes]
         starts = [0, *_starts(saved), *[0] * counts["statistics"]]
         starts += _starts([sums, *passed, *behind, *by_states, *by_weights])
         call = Calls("backward", plan, like.dtype, plan.backward.with_addresses(starts))
