@@ -106,8 +106,8 @@ class RunConfig:
 
     kernels: Literal["auto", "native", "pytorch"] = option("auto", "Training", free=True)
     """What computes the operations of cells: native (C++ kernels on a CPU, Triton kernels in a search on a CUDA GPU,
-    both compiled at the first run) or pytorch. The last bits of a result depend on it. Default: native where there is a
-    C++ compiler, or Triton; a resumed run keeps its own."""
+    both compiled at the first run, and compared with PyTorch's before they are used) or pytorch. The last bits of a
+    result depend on it. Default: native where there is a C++ compiler, or Triton; a resumed run keeps its own."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "image_size", "train_images", "validation_images", "threads"):

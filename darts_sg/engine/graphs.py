@@ -76,7 +76,7 @@ class Captured:
 def compile_step(supernet: Supernet, relaxation: Relaxation, images: Tensor, autocast: torch.autocast) -> None:
     """Compile the Triton kernels of a search step, all at a time instead of one after the other in the first steps.
 
-    They are the same for any number of images. The supernet is left as it is.
+    They are the same for any number of images. The supernet is left as it is. Raises Unavailable if Triton cannot.
     """
     from darts_sg.native import gpu
 

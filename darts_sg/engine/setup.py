@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from darts_sg import native
 from darts_sg.config import RunConfig, SearchConfig
 from darts_sg.data import Augment, Dataset, Images, Reading, TrainBatches, balanced_split, load_dataset
 from darts_sg.engine import environment
@@ -310,54 +309,6 @@ def compile_parts(parts: Iterable[torch.nn.Module], device: torch.device) -> Non
         raise UsageError(f"--compile needs a C++ compiler, and {compiler} is not there; install one or leave it out")
     for part in parts:
         part.compile(dynamic=False)
-
-
-def choose_kernels(config: RunConfig, setting: Setting, *, on_gpu: bool = False) -> str:
-    """What computes the operations, native or pytorch: as asked, as the resumed run has it, or what is there.
-
-    on_gpu: whether there are kernels for GPUs, too, for what is computed.
-
-    Raises UsageError if the native kernels are asked for and cannot be had.
-    """
-    asked = wanted = config.kernels
-    if on_gpu and setting.device.type == "cuda" and not config.compile:
-        return _choose_triton(asked, setting)
-    if setting.device.type != "cpu" or config.compile or config.precision != "float32":
-        if asked == "native":
-            kinds = "CUDA GPUs, CPUs" if on_gpu else "CPUs"
-            raise UsageError(f"--kernels native is for {kinds} with float32, no --compile; leave one of them out")
-        return "pytorch"
-    if asked == "auto" and setting.earlier:  # a run that does not say was started when there was no choice
-        wanted = setting.earlier["environment"].get("kernels", "pytorch")
-    if wanted == "pytorch":
-        return "pytorch"
-    try:
-        native.kernels(print)
-    except native.Unavailable as reason:
-        if asked == "native":
-            raise UsageError(f"--kernels native: {reason}; install one, or leave the option out") from None
-        if wanted == "native":
-            raise UsageError(
-                f"this run was started with the native kernels, but {reason}; install one, or add --kernels pytorch, "
-                "which changes the last bits of the result"
-            ) from None
-        print(f"note: {reason}; with one, a CPU is faster: a search about twice as fast")
-        return "pytorch"
-    return "native"
-
-
-def _choose_triton(asked: str, setting: Setting) -> str:
-    """As `choose_kernels`, on a CUDA GPU."""
-    earlier = setting.earlier.get("environment", {}).get("kernels")
-    if asked == "pytorch" or (asked == "auto" and earlier == "pytorch"):
-        return "pytorch"
-    missing = native.triton_missing(torch.cuda.get_device_capability(setting.device))
-    if missing is None:
-        return "native"
-    if asked == "native":
-        raise UsageError(f"--kernels native: {missing}; mend that, or leave the option out")
-    print(f"note: {missing}; with its kernels a search on a GPU is faster")
-    return "pytorch"
 
 
 def captures(config: SearchConfig, setting: Setting) -> bool:

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -43,6 +44,22 @@ def kernels(tell: Callable[[str], None] = lambda message: None, real: str = "flo
         except (OSError, RuntimeError, subprocess.SubprocessError) as error:
             raise Unavailable(" ".join(str(error).split())) from None
     return _loaded[real]
+
+
+def checked(by: str) -> bool:
+    """Whether the compiled kernels (float) were found to compute what they should, in this or another process."""
+    return _mark(by).exists()
+
+
+def set_checked(by: str) -> None:
+    """Keep in mind that they were. Where that cannot be kept, they will be checked again."""
+    with suppress(OSError):
+        _mark(by).touch()
+
+
+def _mark(by: str) -> Path:
+    """A file beside the library."""
+    return Path(f"{kernels()._name}.{by}.checked")
 
 
 def triton_missing(capability: tuple[int, int]) -> str | None:

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
+from darts_sg.native import Unavailable
 from darts_sg.native import triton_kernels as kernels
 from darts_sg.native.chains import EDGES, MIXED_NODES, NODES, Operation, Operations, Stage, kind_of
 
@@ -191,7 +192,8 @@ def compile_ahead(passes: Callable[[], object], device: torch.device) -> int:
     """Compile the kernels that `passes` needs, as many at a time as there are cores; returns their number.
 
     `passes` is called, but launches nothing: the tensors that kernels fill hold anything. Triton keeps what it has
-    compiled, so that this takes a minute or so for the first search of its kind on a machine, and seconds later.
+    compiled, so that this takes a minute or so for the first search of its kind on a machine, and seconds later. Raises
+    Unavailable if it cannot.
     """
     _recorded.append({})
     try:
@@ -199,8 +201,14 @@ def compile_ahead(passes: Callable[[], object], device: torch.device) -> int:
     finally:
         found = list(_recorded.pop().values())
     with ThreadPoolExecutor(initializer=torch.cuda.set_device, initargs=(device.index or 0,)) as threads:
-        for kernel in [threads.submit(one.warmup, *plain, grid=(1,), **sizes) for one, plain, sizes in found]:
-            kernel.result()
+        compiled = [threads.submit(one.warmup, *plain, grid=(1,), **sizes) for one, plain, sizes in found]
+        try:
+            for kernel in compiled:
+                kernel.result()
+        except Exception as error:  # of many kinds, from Triton, LLVM and NVIDIA's assembler
+            threads.shutdown(cancel_futures=True)
+            reason = next(filter(None, str(error).splitlines()), type(error).__name__)
+            raise Unavailable(f"Triton {triton.__version__} cannot compile its kernels: {reason.strip()}") from error
     return len(found)
 
 

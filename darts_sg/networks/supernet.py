@@ -62,7 +62,8 @@ class SupernetCell(nn.Module):
 
     def __init__(self, spec: CellSpec, operations: Sequence[str], num_nodes: int, partial_channels: int) -> None:
         super().__init__()
-        self.reduction = spec.reduction
+        self.spec, self.reduction = spec, spec.reduction
+        self.weights_shape = num_edges(num_nodes), len(operations)  # of its mixing weights
         self.num_nodes = num_nodes
         self.K = partial_channels
         self.C_mixed = spec.C // partial_channels

@@ -13,11 +13,10 @@ from darts_sg.analysis.cost import derived_cost
 from darts_sg.config import AugmentConfig, SearchConfig
 from darts_sg.data import Dataset, DataSpec, ImageSet
 from darts_sg.engine.augment import AugmentJob
-from darts_sg.engine.distributed import Ranks
 from darts_sg.engine.environment import describe
 from darts_sg.engine.run_dir import RunDir
 from darts_sg.engine.search import SearchJob, penalties_of, split_sizes
-from darts_sg.engine.setup import Setting, captures, choose_kernels
+from darts_sg.engine.setup import Setting
 from darts_sg.engine.steps import evaluate, load_optimizer, scheduled_learning_rate
 from darts_sg.errors import UsageError
 from darts_sg.genotype import load_genotype
@@ -184,37 +183,6 @@ def test_more_images_than_there_are_is_refused() -> None:
         SearchJob(search_config(train_images=40, validation_images=20), setting())
 
 
-@pytest.mark.parametrize(
-    ("asked", "earlier", "there", "expected"),
-    [
-        ("auto", None, True, "native"),
-        ("auto", None, False, "pytorch"),
-        ("pytorch", None, True, "pytorch"),
-        ("native", None, False, "--kernels native: no compiler; install one, or leave the option out"),
-        ("auto", {"kernels": "pytorch"}, True, "pytorch"),
-        ("auto", {}, True, "pytorch"),
-        ("auto", {"kernels": "native"}, False, "this run was started with the native kernels, but no compiler"),
-        ("pytorch", {"kernels": "native"}, False, "pytorch"),
-    ],
-)
-def test_kernels_are_those_of_the_run_else_the_fastest_there_are(
-    asked: str, earlier: dict[str, str] | None, there: bool, expected: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def kernels(tell: object) -> None:
-        if not there:
-            raise native.Unavailable("no compiler")
-
-    monkeypatch.setattr(native, "kernels", kernels)
-    known = {} if earlier is None else {"environment": earlier}
-    where = Setting(torch.device("cpu"), setting().data, known, {})
-    if " " in expected:
-        with pytest.raises(UsageError) as caught:
-            choose_kernels(search_config(kernels=asked), where)
-        assert str(caught.value).startswith(expected)
-    else:
-        assert choose_kernels(search_config(kernels=asked), where) == expected
-
-
 @pytest.mark.parametrize("kernels", ["pytorch", "native"])
 def test_the_alphas_of_a_short_search_are_those_of_the_textbook_step_by_step(kernels: str) -> None:
     """In float64, with the textbook's supernet, all gradients in both steps, as the original runs."""
@@ -281,66 +249,6 @@ def test_bfloat16_steps_stay_close_to_those_of_float32() -> None:
     for exact, rough in zip(*losses, strict=True):
         assert exact != rough
         torch.testing.assert_close(exact, rough, rtol=0.1, atol=0.1)
-
-
-@pytest.mark.parametrize("options", [{"precision": "bfloat16"}, {"compile": True}])
-def test_native_kernels_are_for_float32_without_compilation(options: dict[str, object]) -> None:
-    where = Setting(torch.device("cpu"), setting().data, {}, {})
-    assert choose_kernels(search_config(**options), where) == "pytorch"
-    with pytest.raises(UsageError, match="leave one of them out"):
-        choose_kernels(search_config(**options, kernels="native"), where)
-
-
-@pytest.fixture
-def on_gpu(monkeypatch: pytest.MonkeyPatch) -> Setting:
-    """A setting with a GPU that is not there."""
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    monkeypatch.setattr("darts_sg.native.find_spec", lambda name: object())
-    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
-    return Setting(torch.device("cuda"), setting().data, {}, {})
-
-
-def test_a_search_on_a_gpu_has_triton_kernels_in_either_precision(on_gpu: Setting) -> None:
-    for options in ({}, {"precision": "bfloat16"}, {"kernels": "native"}):
-        assert choose_kernels(search_config(**options), on_gpu, on_gpu=True) == "native"
-    for options in ({"kernels": "pytorch"}, {"compile": True}):
-        assert choose_kernels(search_config(**options), on_gpu, on_gpu=True) == "pytorch"
-    assert choose_kernels(search_config(), on_gpu) == "pytorch"  # retraining has none
-    earlier = {"environment": {"kernels": "pytorch"}}
-    resumed = Setting(on_gpu.device, on_gpu.data, earlier, {})
-    assert choose_kernels(search_config(), resumed, on_gpu=True) == "pytorch"
-    assert choose_kernels(search_config(kernels="native"), resumed, on_gpu=True) == "native"
-
-
-@pytest.mark.parametrize(
-    ("name", "what", "reason"),
-    [
-        ("darts_sg.native.find_spec", lambda name: None, "Triton is not installed"),
-        ("shutil.which", lambda name: None, "no gcc or clang"),
-        ("torch.cuda.get_device_capability", lambda device: (6, 1), "this one has 6.1"),
-    ],
-)
-def test_without_triton_a_gpu_has_pytorch_and_says_why(
-    name: str,
-    what: object,
-    reason: str,
-    on_gpu: Setting,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setattr(name, what)
-    assert choose_kernels(search_config(), on_gpu, on_gpu=True) == "pytorch"
-    assert reason in capsys.readouterr().out
-    with pytest.raises(UsageError, match=reason):
-        choose_kernels(search_config(kernels="native"), on_gpu, on_gpu=True)
-
-
-def test_steps_are_captured_on_one_gpu_unless_they_say_otherwise(on_gpu: Setting) -> None:
-    assert captures(search_config(), on_gpu)
-    for options in ({"capture": False}, {"compile": True}, {"penalty": "params:0.1"}):
-        assert not captures(search_config(**options), on_gpu)
-    assert not captures(search_config(), setting())
-    assert not captures(search_config(), Setting(on_gpu.device, on_gpu.data, {}, {}, Ranks(0, 2, 0, 2)))
 
 
 def test_an_optimizer_takes_over_a_state_but_not_how_it_was_computed() -> None:

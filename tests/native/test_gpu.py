@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,13 @@ pytest.importorskip("triton", reason="Triton comes with PyTorch for GPUs, and is
 from benchmarks.launches import count
 from benchmarks.machine_code import triton_kernels_on_any_device
 from benchmarks.subjects import Shape, passes
-from darts_sg.native import gpu
+from darts_sg.engine.kernels import cell_errors
+from darts_sg.native import Unavailable, gpu
 from darts_sg.networks.edges import EdgeBatch, EdgeWeights
-from darts_sg.networks.supernet import candidate
+from darts_sg.networks.skeleton import CellSpec
+from darts_sg.networks.supernet import SupernetCell, candidate
 from darts_sg.ops import OPERATIONS
+from tests.engine.test_search_step import search_config, setting
 from tests.reference.transfer import assert_equal_tensors, randomize
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -148,3 +152,32 @@ def test_sums_of_programs_are_the_same_each_time() -> None:
     mixing = torch.full((1, 2), 0.5, device=DEVICE, requires_grad=True)
     first, second = (nodes_and_gradients(batch, [x], mixing, []) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_kernels_that_do_not_compile_are_told_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Kernel:
+        def warmup(self, *arguments: object, **sizes: object) -> None:
+            raise RuntimeError("\nptxas fatal: no such architecture\nand much more")
+
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+
+    def passes() -> None:
+        for C in range(3):
+            gpu.launch(Kernel(), (1,), C=C)
+
+    with pytest.raises(Unavailable, match=r"Triton .* cannot compile its kernels: ptxas fatal: no such architecture$"):
+        gpu.compile_ahead(passes, torch.device("cuda"))
+
+
+def test_the_check_that_a_search_begins_with_passes() -> None:
+    spec = CellSpec(4, 3, 2, reduction=True, reduction_before=False)
+    cell = SupernetCell(spec, ("none", "dil_conv_3x3", "avg_pool_3x3", "skip_connect"), 1, 1).to(DEVICE)
+    for batch in cell.batches:
+        batch.native = True
+    shapes = [(2, 4, 5, 5), (2, 3, 5, 5)]
+    errors, output = cell_errors(cell, shapes, search_config(), replace(setting(), device=torch.device(DEVICE)))
+    assert output == (2, 2, 3, 3)
+    assert max(errors.values()) < 1e-3
+    assert len(errors) == 4 + len([*cell.parameters()]) + 2 * len(
+        [m for m in cell.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    )

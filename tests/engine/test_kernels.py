@@ -1,0 +1,240 @@
+"""Which kernels a job takes, and that native ones which compute something else than PyTorch are found and not used."""
+
+import copy
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from darts_sg import native
+from darts_sg.config import AugmentConfig
+from darts_sg.engine.augment import AugmentJob
+from darts_sg.engine.distributed import Ranks
+from darts_sg.engine.kernels import check_kernels, choose_kernels
+from darts_sg.engine.search import SearchJob
+from darts_sg.engine.setup import Setting, captures
+from darts_sg.errors import UsageError
+from darts_sg.genotype import load_genotype
+from darts_sg.native import chains
+from darts_sg.networks.derived import DerivedNetwork
+from darts_sg.networks.supernet import Supernet
+from tests.engine.test_search_step import search_config, setting
+
+
+def nothing() -> None:
+    """Has no network computed by kernels."""
+
+
+@pytest.mark.parametrize(
+    ("asked", "earlier", "there", "expected"),
+    [
+        ("auto", None, True, "native"),
+        ("auto", None, False, "pytorch"),
+        ("pytorch", None, True, "pytorch"),
+        ("native", None, False, "--kernels native: no compiler; mend that, or leave the option out"),
+        ("auto", {"kernels": "pytorch"}, True, "pytorch"),
+        ("auto", {}, True, "pytorch"),
+        ("auto", {"kernels": "native"}, False, "this run was started with the native kernels, but no compiler"),
+        ("pytorch", {"kernels": "native"}, False, "pytorch"),
+    ],
+)
+def test_kernels_are_those_of_the_run_else_the_fastest_there_are(
+    asked: str, earlier: dict[str, str] | None, there: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kernels(tell: object) -> None:
+        if not there:
+            raise native.Unavailable("no compiler")
+
+    monkeypatch.setattr(native, "kernels", kernels)
+    known = {} if earlier is None else {"environment": earlier}
+    where = Setting(torch.device("cpu"), setting().data, known, {})
+    if " " in expected:
+        with pytest.raises(UsageError) as caught:
+            choose_kernels(search_config(kernels=asked), where, nothing)
+        assert str(caught.value).startswith(expected)
+    else:
+        assert choose_kernels(search_config(kernels=asked), where, nothing) == expected
+
+
+@pytest.mark.parametrize("options", [{"precision": "bfloat16"}, {"compile": True}])
+def test_native_kernels_are_for_float32_without_compilation(options: dict[str, object]) -> None:
+    where = Setting(torch.device("cpu"), setting().data, {}, {})
+    assert choose_kernels(search_config(**options), where, nothing) == "pytorch"
+    with pytest.raises(UsageError, match="leave one of them out"):
+        choose_kernels(search_config(**options, kernels="native"), where, nothing)
+
+
+@pytest.fixture
+def on_gpu(monkeypatch: pytest.MonkeyPatch) -> Setting:
+    """A setting with a GPU that is not there."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr("darts_sg.native.find_spec", lambda name: object())
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+    return Setting(torch.device("cuda"), setting().data, {}, {})
+
+
+def test_a_search_on_a_gpu_has_triton_kernels_in_either_precision(on_gpu: Setting) -> None:
+    for options in ({}, {"precision": "bfloat16"}, {"kernels": "native"}):
+        assert choose_kernels(search_config(**options), on_gpu, nothing, on_gpu=True) == "native"
+    for options in ({"kernels": "pytorch"}, {"compile": True}):
+        assert choose_kernels(search_config(**options), on_gpu, nothing, on_gpu=True) == "pytorch"
+    assert choose_kernels(search_config(), on_gpu, nothing) == "pytorch"  # retraining has none
+    earlier = {"environment": {"kernels": "pytorch"}}
+    resumed = Setting(on_gpu.device, on_gpu.data, earlier, {})
+    assert choose_kernels(search_config(), resumed, nothing, on_gpu=True) == "pytorch"
+    assert choose_kernels(search_config(kernels="native"), resumed, nothing, on_gpu=True) == "native"
+
+
+@pytest.mark.parametrize(
+    ("name", "what", "reason"),
+    [
+        ("darts_sg.native.find_spec", lambda name: None, "Triton is not installed"),
+        ("shutil.which", lambda name: None, "no gcc or clang"),
+        ("torch.cuda.get_device_capability", lambda device: (6, 1), "this one has 6.1"),
+    ],
+)
+def test_without_triton_a_gpu_has_pytorch_and_says_why(
+    name: str,
+    what: object,
+    reason: str,
+    on_gpu: Setting,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(name, what)
+    assert choose_kernels(search_config(), on_gpu, nothing, on_gpu=True) == "pytorch"
+    assert reason in capsys.readouterr().out
+    with pytest.raises(UsageError, match=reason):
+        choose_kernels(search_config(kernels="native"), on_gpu, nothing, on_gpu=True)
+
+
+def test_steps_are_captured_on_one_gpu_unless_they_say_otherwise(on_gpu: Setting) -> None:
+    assert captures(search_config(), on_gpu)
+    for options in ({"capture": False}, {"compile": True}, {"penalty": "params:0.1"}):
+        assert not captures(search_config(**options), on_gpu)
+    assert not captures(search_config(), setting())
+    assert not captures(search_config(), Setting(on_gpu.device, on_gpu.data, {}, {}, Ranks(0, 2, 0, 2)))
+
+
+NETWORKS = ("supernet", "partial channels", "derived")
+
+
+def network_of(name: str) -> Supernet | DerivedNetwork:
+    try:
+        native.kernels()
+    except native.Unavailable as reason:
+        pytest.skip(str(reason))
+    torch.manual_seed(0)
+    if name == "derived":
+        network: Supernet | DerivedNetwork = DerivedNetwork(load_genotype("DARTS_V1"), channels=4, cells=4)
+    else:
+        K = 2 if name == "partial channels" else 1
+        operations = ("none", "sep_conv_3x3", "sandglass_5x5", "avg_pool_3x3", "skip_connect")
+        network = Supernet(operations, channels=4, cells=3, num_nodes=2, partial_channels=K)
+    network.use_native(True)
+    return network
+
+
+@pytest.fixture
+def marks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The networks by which kernels were checked, none at first."""
+    found: list[str] = []
+    monkeypatch.setattr(native, "checked", lambda by: by in found)
+    monkeypatch.setattr(native, "set_checked", found.append)
+    return found
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_kernels_are_compared_with_pytorch_once_and_nothing_changes(
+    name: str, marks: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = network_of(name)
+    before, generator = copy.deepcopy(network.state_dict()), torch.get_rng_state()
+    for _ in range(2):
+        check_kernels(network, search_config(), setting())
+    assert marks == [type(network).__name__]
+    [line] = capsys.readouterr().out.splitlines()
+    assert float(line.split()[-1]) < 5e-3, line
+    assert torch.equal(generator, torch.get_rng_state())
+    for key, value in network.state_dict().items():
+        assert torch.equal(value, before[key]), key
+    assert all(module.native for module in network.cells)
+    assert all(weight.grad is None for weight in network.parameters())
+
+
+def wrong_output(found: list[Tensor], graph: chains.Graph) -> list[Tensor]:
+    return [tensor + 0.1 * tensor.detach() for tensor in found]
+
+
+def wrong_gradient(found: list[Tensor], graph: chains.Graph) -> list[Tensor]:
+    return [tensor + 0.05 * (tensor - tensor.detach()) for tensor in found]
+
+
+def wrong_statistic(found: list[Tensor], graph: chains.Graph) -> list[Tensor]:
+    norm = graph.stages[0].norm
+    assert norm is not None
+    assert norm.running_var is not None
+    norm.running_var.mul_(1.5)
+    return found
+
+
+def not_a_number(found: list[Tensor], graph: chains.Graph) -> list[Tensor]:
+    return [found[0] * torch.nan, *found[1:]]
+
+
+@pytest.mark.parametrize("name", ["supernet", "derived"])
+@pytest.mark.parametrize(
+    ("wrong", "what"),
+    [
+        (wrong_output, "the output is off by 0"),
+        (wrong_gradient, "the gradient of .* is off by 0"),
+        (wrong_statistic, "running_var is off by 0"),
+        (not_a_number, "the output is off by inf"),
+    ],
+)
+def test_what_kernels_compute_wrongly_is_named(
+    name: str, wrong: object, what: str, marks: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = network_of(name)
+    compute_wrongly(wrong, monkeypatch)
+    with pytest.raises(native.Unavailable, match=f"something else than PyTorch here: in cell 0, .*{what}"):
+        check_kernels(network, search_config(), setting())
+    assert marks == []
+
+
+def compute_wrongly(wrong: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_graph = chains.run_graph
+
+    def run_wrongly(inputs: Sequence[Tensor], gammas: Sequence[Tensor], graph: chains.Graph) -> list[Tensor]:
+        assert callable(wrong)
+        found: list[Tensor] = wrong(run_graph(inputs, gammas, graph), graph)
+        return found
+
+    monkeypatch.setattr(chains, "run_graph", run_wrongly)
+
+
+@pytest.mark.parametrize("job", ["search", "augment"])
+def test_wrong_kernels_are_not_used(
+    job: str, marks: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network_of("supernet")
+    compute_wrongly(wrong_output, monkeypatch)
+    where = setting()
+    genotype = load_genotype("DARTS_V1")
+
+    def begin(**options: object) -> Supernet | torch.nn.Module:
+        if job == "search":
+            return SearchJob(search_config(**options), where).supernet
+        config = AugmentConfig(genotype="DARTS_V1", channels=4, cells=3, batch_size=8, **options)  # type: ignore[arg-type]
+        return AugmentJob(config, genotype, where).network
+
+    network = begin()
+    assert where.environment["kernels"] == "pytorch"
+    assert not any(module.native for module in network.modules() if hasattr(module, "native"))
+    assert "note: the native kernels compute something else than PyTorch here" in capsys.readouterr().out
+    with pytest.raises(UsageError, match=r"--kernels native: .* or leave the option out"):
+        begin(kernels="native")
+    where.earlier["environment"] = {"kernels": "native"}
+    with pytest.raises(UsageError, match=r"started with the native kernels, but .* add --kernels pytorch"):
+        begin()
