@@ -10,7 +10,7 @@ from torch import Tensor
 
 from darts_sg import native
 from darts_sg.config import RunConfig
-from darts_sg.engine.setup import Setting, autocast
+from darts_sg.engine.setup import Setting, autocast, is_out_of_memory
 from darts_sg.errors import UsageError
 from darts_sg.networks.derived import DerivedCell, DerivedNetwork
 from darts_sg.networks.edges import EdgeBatch
@@ -64,8 +64,8 @@ def choose_kernels(config: RunConfig, setting: Setting, use: Callable[[], None],
 
 
 def check_kernels(network: Supernet | DerivedNetwork, config: RunConfig, setting: Setting) -> None:
-    """Compare the native kernels, which the network uses, with PyTorch in float64 on a few images of noise: output,
-    gradients and running statistics of each kind of cell.
+    """Compare the native kernels, which the network uses, with PyTorch in float64 on a CPU, on a few images of noise:
+    output, gradients and running statistics of each kind of cell.
 
     The network stays as it is, and so do the generators of random numbers. C++ kernels are compared once after they
     were compiled, by the first network of either kind, those for a GPU each time. Raises Unavailable, with what differs
@@ -93,7 +93,7 @@ def check_kernels(network: Supernet | DerivedNetwork, config: RunConfig, setting
                 )
         shapes = [shapes[1], outputs[kind]]
     if setting.ranks.leads:
-        print(f"native kernels against PyTorch in float64: of a tensor's norm at most {largest:.1e}")
+        print(f"native kernels, compared with PyTorch in float64: off by at most {largest:.1e} of a tensor's norm")
     if on_cpu:
         native.set_checked(by)
 
@@ -104,17 +104,23 @@ def cell_errors(
     """The errors of a cell by name, each of the norm of its tensor, and the shape of the cell's output.
 
     shapes: those of its two states. Of several draws of random numbers the errors are those of the best: a wrong kernel
-    errs in all of them.
+    errs in all of them. Raises Unavailable if the kernels cannot be run at all.
     """
     found: list[tuple[dict[str, float], tuple[int, ...]]] = []
     for seed in range(DRAWS):
-        exact, rounded = copy.deepcopy(cell).double(), copy.deepcopy(cell)
+        exact, rounded = copy.deepcopy(cell).double().cpu(), copy.deepcopy(cell)
         for module in exact.modules():
             if isinstance(module, SupernetCell | DerivedCell | EdgeBatch):
                 module.native = False
-        expected = _pass(exact, shapes, seed, setting.device, torch.float64)
-        with _no_tensorfloat32(), autocast(config, setting.device):
-            actual = _pass(rounded, shapes, seed, setting.device, torch.float32)
+        expected = _pass(exact, shapes, seed, torch.device("cpu"), torch.float64)
+        try:
+            with _no_tensorfloat32(), autocast(config, setting.device):
+                actual = _pass(rounded, shapes, seed, setting.device, torch.float32)
+        except Exception as error:  # of many kinds, from Triton and CUDA
+            if is_out_of_memory(error):
+                raise
+            reason = next(filter(None, str(error).splitlines()), type(error).__name__)
+            raise native.Unavailable(f"the native kernels fail here: {reason.strip()}") from error
         errors = _errors(actual, expected)
         found.append((errors, tuple(expected["the output"].shape)))
         if max(errors.values()) <= TOLERANCES[config.precision]:
@@ -159,7 +165,7 @@ def _errors(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dic
     least = 0.1 * torch.stack([*values.values()]).median()
     errors = {}
     for name, tensor in expected.items():
-        off = (actual[name].double() - tensor).norm() / tensor.numel() ** 0.5
+        off = (actual[name].to(tensor) - tensor).norm() / tensor.numel() ** 0.5
         error = float(off / values[name].clamp(min=least))
         errors[name] = error if math.isfinite(error) else math.inf
     return errors

@@ -155,7 +155,9 @@ def test_kernels_are_compared_with_pytorch_once_and_nothing_changes(
         check_kernels(network, search_config(), setting())
     assert marks == [type(network).__name__]
     [line] = capsys.readouterr().out.splitlines()
-    assert float(line.split()[-1]) < 5e-3, line
+    before_it, after_it = line.split("at most ")
+    assert "compared with PyTorch" in before_it
+    assert float(after_it.split()[0]) < 5e-3, line
     assert torch.equal(generator, torch.get_rng_state())
     for key, value in network.state_dict().items():
         assert torch.equal(value, before[key]), key
@@ -212,6 +214,25 @@ def compute_wrongly(wrong: object, monkeypatch: pytest.MonkeyPatch) -> None:
         return found
 
     monkeypatch.setattr(chains, "run_graph", run_wrongly)
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"),
+    [
+        (RuntimeError("\nout of resource: shared memory\nmore"), native.Unavailable),
+        (MemoryError("not enough memory"), MemoryError),
+    ],
+)
+def test_kernels_that_fail_are_not_to_be_had_unless_memory_is_what_lacks(
+    raised: Exception, expected: type[Exception], marks: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(found: list[Tensor], graph: chains.Graph) -> list[Tensor]:
+        raise raised
+
+    network = network_of("supernet")
+    compute_wrongly(fail, monkeypatch)
+    with pytest.raises(expected, match="out of resource: shared memory$|not enough memory"):
+        check_kernels(network, search_config(), setting())
 
 
 @pytest.mark.parametrize("job", ["search", "augment"])
