@@ -231,7 +231,7 @@ def test_kernels_that_fail_are_not_to_be_had_unless_memory_is_what_lacks(
 
     network = network_of("supernet")
     compute_wrongly(fail, monkeypatch)
-    with pytest.raises(expected, match="out of resource: shared memory$|not enough memory"):
+    with pytest.raises(expected, match=r"out of resource: shared memory$|not enough memory"):
         check_kernels(network, search_config(), setting())
 
 
