@@ -27,9 +27,9 @@ class Pool:
         share its memory. Raises MemoryError if there are not so many."""
         if size < SMALLEST or sys.platform != "linux":
             return torch.empty(size, dtype=torch.uint8)
-        array = np.frombuffer(piece := self._piece(size), dtype=np.uint8)
+        array = np.frombuffer(piece := self._piece(size), dtype=np.uint8, count=size)
         weakref.finalize(array, self._free.append, piece).atexit = False
-        return torch.from_numpy(array)[:size]
+        return torch.from_numpy(array)
 
     def release(self) -> None:
         """Give back to the system what is free."""
