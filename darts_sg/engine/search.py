@@ -277,10 +277,15 @@ class SearchJob:
         return Genotype(name, self.space.name, self.space.operations, normal, reduce, MappingProxyType(provenance))
 
     def evaluate(self) -> Evaluation:
-        """Loss and accuracy of the supernet on the whole validation part, with the running statistics."""
+        """Loss and accuracy of the supernet on the whole validation part, with the running statistics.
+
+        In batches no larger than those of training, so that what fits into memory for a step fits here, too: even
+        without gradients a cell keeps what all its operations give until it is complete.
+        """
         mixing = self.relaxation(self.supernet)
         ranks, spec = self.setting.ranks, self.setting.data.spec
-        batches = evaluation_batches(self.validation_images, spec, EVALUATION_BATCH, ranks.rank, ranks.size)
+        size = max(1, min(EVALUATION_BATCH, self.config.batch_size // ranks.size))
+        batches = evaluation_batches(self.validation_images, spec, size, ranks.rank, ranks.size)
         found = evaluate(self.supernet, lambda x: self.supernet(x, mixing), batches, ranks)
         self.share()
         return found

@@ -239,7 +239,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def what_fits(job: Job, batch_size: int, resume_command: str, *, recompute: bool | None) -> str:
-    """The way out of a lack of memory, tried on this machine: the same batch with recomputation, else a smaller one.
+    """The way out of a lack of memory, tried on this machine: the same batch with recomputation, else smaller ones.
 
     recompute: whether the run recomputes already; None if it cannot.
     """
@@ -254,9 +254,19 @@ def what_fits(job: Job, batch_size: int, resume_command: str, *, recompute: bool
 
     if recompute is False and fits(batch_size, True):
         return f"with recomputation it fits, and gives the same bits: {resume_command} --recompute"
-    size = batch_size // 2
-    while size and not fits(size, bool(recompute)):
-        size //= 2
+
+    def largest(least: int, again: bool) -> int:
+        """Of half the batch size, a quarter and so on, above `least`, what fits; `least` if nothing does."""
+        size = batch_size // 2
+        while size > least and not fits(size, again):
+            size //= 2
+        return max(size, least)
+
+    size = largest(0, bool(recompute))
+    more = largest(size, True) if recompute is False else size
+    if more > size:
+        without = f", {size} without it" if size else ""
+        return f"{more} fits here with recomputation{without}: start a new run with --batch-size {more} --recompute"
     if not size:
         smaller = "" if batch_size < 4 else f"--batch-size {batch_size // 4} or "
         return f"what is left here is not enough for one image either; start again with {smaller}fewer --channels"

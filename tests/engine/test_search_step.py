@@ -66,6 +66,15 @@ def test_a_first_order_step_is_adam_on_the_alphas_then_clipped_sgd_on_the_weight
         torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-6)
 
 
+def test_the_supernet_is_evaluated_in_batches_no_larger_than_those_of_training() -> None:
+    job = SearchJob(search_config(batch_size=5), setting())
+    sizes: list[int] = []
+    job.supernet.stem.register_forward_pre_hook(lambda stem, given: sizes.append(len(given[0])))
+    job.evaluate()
+    assert sum(sizes) == len(job.validation_images)
+    assert max(sizes) == 5
+
+
 def test_frozen_alphas_do_not_move_and_are_not_measured() -> None:
     job = SearchJob(search_config(alpha_frozen_epochs=1, partial_channels=2, edge_normalization=True), setting())
     before = [alpha.clone() for alpha in job.alphas]

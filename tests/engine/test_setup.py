@@ -9,7 +9,7 @@ from darts_sg.engine.setup import is_out_of_memory, what_fits
 class FakeJob:
     """A job of which `limit` images fit into memory, four times as many with recomputation."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: float) -> None:
         self.limit = limit
 
     def attempt(self, batch_size: int, *, recompute: bool) -> None:
@@ -21,13 +21,19 @@ class FakeJob:
     ("limit", "recompute", "expected"),
     [
         (16, False, "with recomputation it fits, and gives the same bits: python search.py --resume X --recompute"),
-        (10, False, "8 fits here: start a new run with --batch-size 8"),
+        (
+            10,
+            False,
+            "32 fits here with recomputation, 8 without it: start a new run with --batch-size 32 --recompute",
+        ),
+        (0.5, False, "2 fits here with recomputation: start a new run with --batch-size 2 --recompute"),
+        (0, False, "what is left here is not enough for one image either; start again with --batch-size 16 or fewer"),
         (10, True, "32 fits here: start a new run with --batch-size 32"),
         (10, None, "8 fits here: start a new run with --batch-size 8"),
         (0, None, "what is left here is not enough for one image either; start again with --batch-size 16 or fewer"),
     ],
 )
-def test_the_way_out_is_tried(limit: int, recompute: bool | None, expected: str) -> None:
+def test_the_way_out_is_tried(limit: float, recompute: bool | None, expected: str) -> None:
     found = what_fits(FakeJob(limit), 64, "python search.py --resume X", recompute=recompute)  # type: ignore[arg-type]
     assert found.startswith(expected)
 
