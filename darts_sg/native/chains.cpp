@@ -110,6 +110,12 @@ ALWAYS_INLINE void unrolled(F f) {
   unrolled<N>(f, std::make_integer_sequence<int, N>());
 }
 
+// Calls f with `number` as a constant, which is one of these or none.
+template <int64_t... Numbers, class F>
+ALWAYS_INLINE void as_constant(int64_t number, F f) {
+  ((number == Numbers ? f(std::integral_constant<int64_t, Numbers>()) : void()), ...);
+}
+
 // Vectors of channels side by side, B of them, or one of which there is but a Part. The last vector ends with the last
 // channel, so it may begin within the one before: each channel in both is computed twice, and both times the same. So
 // what is overwritten has to be loaded for all B before.
@@ -144,12 +150,9 @@ void for_groups(int64_t C, F f) {
   for (int64_t groups = num_groups<T>(C), vectors = num_vectors<T>(C), from = 0, size; groups > 0; from += size) {
     size = (vectors - from) / groups--;  // at the end there are two at least, unless there is but one vector
     const int64_t last = std::min((from + size - 1) * L, C - L);
-    if (size == 1) f(Group<T, 1, WHOLE>{from * L, last, C});
-    if (size == 2) f(Group<T, 2, WHOLE>{from * L, last, C});
-    if constexpr (REGISTERS >= 32) {
-      if (size == 3) f(Group<T, 3, WHOLE>{from * L, last, C});
-      if (size == 4) f(Group<T, 4, WHOLE>{from * L, last, C});
-    }
+    const auto of_size = [&](auto B) { f(Group<T, B, WHOLE>{from * L, last, C}); };
+    as_constant<1, 2>(size, of_size);
+    if constexpr (REGISTERS >= 32) as_constant<3, 4>(size, of_size);
   }
 }
 
@@ -520,10 +523,8 @@ inline void pointwise_vectors(const T* in, int64_t in_Cp, int64_t C, const T* we
 template <class T, class F>
 void for_rows(int64_t C, F f) {
   constexpr int64_t L = Simd<T>::L;
-  const auto of_size = [&](int64_t b, int64_t B, auto part) {
-    if (B == 3) f(b, std::integral_constant<int, 3>(), part);
-    if (B == 2) f(b, std::integral_constant<int, 2>(), part);
-    if (B == 1) f(b, std::integral_constant<int, 1>(), part);
+  const auto of_size = [&](int64_t b, int64_t size, auto part) {
+    as_constant<3, 2, 1>(size, [&](auto B) { f(b, B, part); });
   };
   for (int64_t b = 0, left = num_vectors<T>(C), B; left > 0; b += B * L, left -= B) {
     B = left == 4 ? 2 : std::min<int64_t>(left, 3);
@@ -725,17 +726,13 @@ void mix_nodes(const void* const* nodes, int64_t at, const T* gamma, int64_t gam
 // Calls f with the size of a square kernel as a constant.
 template <class F>
 void with_size(int64_t k, F f) {
-  if (k == 3) f(std::integral_constant<int, 3>());
-  if (k == 5) f(std::integral_constant<int, 5>());
-  if (k == 7) f(std::integral_constant<int, 7>());
+  as_constant<3, 5, 7>(k, f);
 }
 
 // Calls f with an activation as a constant.
 template <class F>
 void with_activation(int64_t activation, F f) {
-  if (activation == NONE) f(std::integral_constant<int64_t, NONE>());
-  if (activation == RELU) f(std::integral_constant<int64_t, RELU>());
-  if (activation == RELU6) f(std::integral_constant<int64_t, RELU6>());
+  as_constant<NONE, RELU, RELU6>(activation, f);
 }
 
 template <class T>
@@ -1389,11 +1386,9 @@ struct Mixer {
               factor[terms][i] = *gamma(o, n, e) * coefficient(m.scale, o, e, group, i, 1);
             from[terms] = y(o, n, e);
             step[terms++] = m.pixel[o];
-            if (terms == 4) add(std::integral_constant<int, 4>());
+            as_constant<4>(terms, add);
           }
-        if (terms == 3) add(std::integral_constant<int, 3>());
-        if (terms == 2) add(std::integral_constant<int, 2>());
-        if (terms == 1) add(std::integral_constant<int, 1>());
+        as_constant<3, 2, 1>(terms, add);
       });
     });
   }
