@@ -169,15 +169,18 @@ def test_kernels_that_do_not_compile_are_told_in_a_line(monkeypatch: pytest.Monk
         gpu.compile_ahead(passes, torch.device("cuda"))
 
 
-def test_the_check_that_a_search_begins_with_passes() -> None:
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-3), ("bfloat16", 0.1)])
+def test_the_check_that_a_search_begins_with_passes(precision: str, tolerance: float) -> None:
+    torch.manual_seed(0)
     spec = CellSpec(4, 3, 2, reduction=True, reduction_before=False)
     cell = SupernetCell(spec, ("none", "dil_conv_3x3", "avg_pool_3x3", "skip_connect"), 1, 1).to(DEVICE)
     for batch in cell.batches:
         batch.native = True
     shapes = [(2, 4, 5, 5), (2, 3, 5, 5)]
-    errors, output = cell_errors(cell, shapes, search_config(), replace(setting(), device=torch.device(DEVICE)))
+    where = replace(setting(), device=torch.device(DEVICE))
+    errors, output = cell_errors(cell, shapes, search_config(precision=precision), where)
     assert output == (2, 2, 3, 3)
-    assert max(errors.values()) < 1e-3
+    assert max(errors.values()) < tolerance
     assert len(errors) == 4 + len([*cell.parameters()]) + 2 * len(
         [m for m in cell.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     )
