@@ -107,34 +107,36 @@ def unrolled(
     put back to the same bits, also if the objective raises.
     """
     weights, alphas = list(weights), list(alphas)
-    kept = [w.detach().clone() for w in weights]
+    kept = [torch.empty_like(w) for w in weights]
+    with torch.no_grad():
+        torch._foreach_copy_(kept, weights)
     buffers = virtual.buffers or [None] * len(weights)
     try:
         with frozen(alphas):
             train_gradients = mean(torch.autograd.grad(objective(train_batch)[0], weights), train_batch)
         with torch.no_grad():
-            for w, gradient, buffer in zip(weights, train_gradients, buffers, strict=True):
-                step = gradient.add(w, alpha=virtual.weight_decay)
-                if buffer is not None:
-                    step.add_(buffer, alpha=virtual.momentum)
-                w.sub_(step, alpha=virtual.learning_rate)
+            steps = torch._foreach_add(list(train_gradients), weights, alpha=virtual.weight_decay)
+            moving = [(step, buffer) for step, buffer in zip(steps, buffers, strict=True) if buffer is not None]
+            if moving:
+                torch._foreach_add_(*map(list, zip(*moving, strict=True)), alpha=virtual.momentum)
+            torch._foreach_sub_(weights, steps, alpha=virtual.learning_rate)
         loss, logits = objective(validation_batch)
         gradients = mean(torch.autograd.grad(loss, [*alphas, *weights]), validation_batch)
         direct, direction = gradients[: len(alphas)], gradients[len(alphas) :]
 
-        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(d) for d in direction]))
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(direction))))
         eps = RADIUS / norm.clamp_min(torch.finfo(norm.dtype).tiny)
+        offsets = torch._foreach_mul(list(direction), eps)
         sides = []
         for sign in (1.0, -1.0):
             with torch.no_grad():
-                for w, base, d in zip(weights, kept, direction, strict=True):
-                    torch.addcmul(base, d, eps, value=sign, out=w)
+                torch._foreach_copy_(weights, kept)
+                torch._foreach_add_(weights, offsets, alpha=sign)
             with frozen(weights):
                 sides.append(mean(torch.autograd.grad(objective(train_batch)[0], alphas), train_batch))
     finally:
         with torch.no_grad():
-            for w, base in zip(weights, kept, strict=True):
-                w.copy_(base)
+            torch._foreach_copy_(weights, kept)
     implicit = [(plus - minus).div_(2.0 * eps) for plus, minus in zip(*sides, strict=True)]
     total = [g.sub(i, alpha=virtual.learning_rate) for g, i in zip(direct, implicit, strict=True)]
     return Hypergradient(loss.detach(), logits.detach(), total)
