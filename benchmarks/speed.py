@@ -278,7 +278,7 @@ def draw_bars(rows: Sequence[Row], path: Path) -> None:
             if target is not None:
                 axes.plot((target, target), (y - 0.38, y + 0.38), color="#c0392b", linewidth=2, linestyle=style)
         right = max(row.ratio, row.spread[1], row.aim or 0)
-        axes.text(right + 0.2, y, f"{row.ratio:.1f}×  ({row.baseline:.2f} s to {row.value:.2f} s)", va="center")
+        axes.text(right + 0.2, y, f"{row.ratio:.3g}×  ({row.baseline:.2f} s to {row.value:.2f} s)", va="center")
     axes.set_yticks(range(len(timed_rows)), [row.name for row in timed_rows])
     axes.set_xlim(0, max(max(row.ratio, row.spread[1], row.aim or 0) for row in timed_rows) * 1.4)
     axes.set_xlabel("times faster than the baseline (red: at least, dotted: aim; dark: range of the rounds)")
