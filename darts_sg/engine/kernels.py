@@ -64,8 +64,8 @@ def choose_kernels(config: RunConfig, setting: Setting, use: Callable[[], None],
 
 
 def check_kernels(network: Supernet | DerivedNetwork, config: RunConfig, setting: Setting) -> None:
-    """Compare the native kernels, which the network uses, with PyTorch in float64 on a CPU, on a few images of noise:
-    output, gradients and running statistics of each kind of cell.
+    """Compare the native kernels, which the network uses, with PyTorch in float64 on a CPU: output, gradients and
+    running statistics of each kind of cell, for two images of noise, and for a batch of the run's size of these two.
 
     The network stays as it is, and so do the generators of random numbers. C++ kernels are compared once after they
     were compiled, by the first network of either kind, those for a GPU each time. Raises Unavailable, with what differs
@@ -107,21 +107,27 @@ def cell_errors(
     errs in all of them. Raises Unavailable if the kernels cannot be run at all.
     """
     found: list[tuple[dict[str, float], tuple[int, ...]]] = []
+    most = config.batch_size // setting.ranks.size // CHECKED_IMAGES
     for seed in range(DRAWS):
-        exact, rounded = copy.deepcopy(cell).double().cpu(), copy.deepcopy(cell)
+        exact = copy.deepcopy(cell).double().cpu()
         for module in exact.modules():
             if isinstance(module, SupernetCell | DerivedCell | EdgeBatch):
                 module.native = False
-        expected = _pass(exact, shapes, seed, torch.device("cpu"), torch.float64)
-        try:
-            with _no_tensorfloat32(), autocast(config, setting.device):
-                actual = _pass(rounded, shapes, seed, setting.device, torch.float32)
-        except Exception as error:  # of many kinds, from Triton and CUDA
-            if is_out_of_memory(error):
-                raise
-            reason = next(filter(None, str(error).splitlines()), type(error).__name__)
-            raise native.Unavailable(f"the native kernels fail here: {reason.strip()}") from error
-        errors = _errors(actual, expected)
+        expected = _pass(exact, shapes, 1, seed, torch.device("cpu"), torch.float64)
+        errors: dict[str, float] = {}
+        for times in (1, most) if most > 1 else (1,):
+            try:
+                with _no_tensorfloat32(), autocast(config, setting.device):
+                    actual = _pass(copy.deepcopy(cell), shapes, times, seed, setting.device, torch.float32)
+            except Exception as error:  # of many kinds, from Triton and CUDA
+                if not is_out_of_memory(error):
+                    reason = next(filter(None, str(error).splitlines()), type(error).__name__)
+                    raise native.Unavailable(f"the native kernels fail here: {reason.strip()}") from error
+                if times == 1:
+                    raise
+                continue  # a step of so many will not fit either, and says what does
+            batch = "" if times == 1 else f" for {times * CHECKED_IMAGES} images"
+            errors |= {f"{name}{batch}": one for name, one in _errors(actual, expected).items()}
         found.append((errors, tuple(expected["the output"].shape)))
         if max(errors.values()) <= TOLERANCES[config.precision]:
             break
@@ -131,18 +137,24 @@ def cell_errors(
 def _pass(
     cell: SupernetCell | DerivedCell,
     shapes: Sequence[tuple[int, ...]],
+    times: int,
     seed: int,
     device: torch.device,
     dtype: torch.dtype,
 ) -> dict[str, Tensor]:
-    """A cell's output, gradients and statistics for states of noise and, in a supernet, random mixing weights."""
+    """A cell's output, gradients and statistics for states of noise and, in a supernet, random mixing weights.
+
+    With the images `times` times all that is per image has one dimension more, (times, images, …), and all is what it
+    would be for these images once, but for the running variances, which are left out: those are unbiased.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def noise(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator).to(device, dtype)
 
     # states are positive, for some kernels take them as they are before a ReLU and others after it
-    inputs = {f"the gradient of state {i}": noise(*shape).abs() for i, shape in enumerate(shapes)}
+    states = {f"the gradient of state {i}": noise(*shape).abs() for i, shape in enumerate(shapes)}
+    inputs = {name: state.repeat(times, 1, 1, 1) for name, state in states.items()}
     if isinstance(cell, SupernetCell):
         inputs["the gradient of the mixing weights"] = noise(*cell.weights_shape).softmax(dim=-1)
     for tensor in inputs.values():
@@ -150,12 +162,16 @@ def _pass(
     s0, s1, *mixing = inputs.values()
     output = cell(s0, s1, cell.edge_weights(mixing[0], None) if isinstance(cell, SupernetCell) else None)
     wanted = inputs | {f"the gradient of {name}": weight for name, weight in cell.named_parameters()}
-    gradients = torch.autograd.grad(output, [*wanted.values()], noise(*output.shape).to(output), allow_unused=True)
-    return {
-        "the output": output.detach(),
-        **{name: g for name, g in zip(wanted, gradients, strict=True) if g is not None},
-        **{name: buffer for name, buffer in cell.named_buffers() if buffer.is_floating_point()},
+    of_output = noise(len(output) // times, *output.shape[1:]).repeat(times, 1, 1, 1).div_(times).to(output)
+    gradients = torch.autograd.grad(output, [*wanted.values()], of_output, allow_unused=True)
+    found = {"the output": output.detach()}
+    found |= {
+        name: g * times if name in states else g for name, g in zip(wanted, gradients, strict=True) if g is not None
     }
+    if times > 1:
+        found |= {name: found[name].unflatten(0, (times, -1)) for name in ("the output", *states)}
+    buffers = {name: buffer for name, buffer in cell.named_buffers() if buffer.is_floating_point()}
+    return found | {name: b for name, b in buffers.items() if times == 1 or not name.endswith("running_var")}
 
 
 def _errors(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, float]:
@@ -164,8 +180,8 @@ def _errors(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dic
     values = {name: tensor.norm() / tensor.numel() ** 0.5 for name, tensor in expected.items()}
     least = 0.1 * torch.stack([*values.values()]).median()
     errors = {}
-    for name, tensor in expected.items():
-        off = (actual[name].to(tensor) - tensor).norm() / tensor.numel() ** 0.5
+    for name, tensor in actual.items():
+        off = (tensor.to(expected[name]) - expected[name]).norm() / tensor.numel() ** 0.5
         error = float(off / values[name].clamp(min=least))
         errors[name] = error if math.isfinite(error) else math.inf
     return errors

@@ -181,6 +181,10 @@ def wrong_statistic(found: list[Tensor], graph: chains.Graph) -> list[Tensor]:
     return found
 
 
+def wrong_for_many_images(found: list[Tensor], graph: chains.Graph) -> list[Tensor]:
+    return wrong_gradient(found, graph) if len(found[0]) > 2 else found
+
+
 def not_a_number(found: list[Tensor], graph: chains.Graph) -> list[Tensor]:
     return [found[0] * torch.nan, *found[1:]]
 
@@ -192,6 +196,7 @@ def not_a_number(found: list[Tensor], graph: chains.Graph) -> list[Tensor]:
         (wrong_output, "the output is off by 0"),
         (wrong_gradient, "the gradient of .* is off by 0"),
         (wrong_statistic, "running_var is off by 0"),
+        (wrong_for_many_images, "the gradient of .* for 8 images is off by 0"),
         (not_a_number, "the output is off by inf"),
     ],
 )
@@ -233,6 +238,20 @@ def test_kernels_that_fail_are_not_to_be_had_unless_memory_is_what_lacks(
     compute_wrongly(fail, monkeypatch)
     with pytest.raises(expected, match=r"out of resource: shared memory$|not enough memory"):
         check_kernels(network, search_config(), setting())
+
+
+def test_what_only_a_whole_batch_has_no_memory_for_is_not_checked(
+    marks: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(found: list[Tensor], graph: chains.Graph) -> list[Tensor]:
+        if len(found[0]) > 2:
+            raise MemoryError("not enough memory")
+        return found
+
+    network = network_of("supernet")
+    compute_wrongly(fail, monkeypatch)
+    check_kernels(network, search_config(), setting())
+    assert marks == ["Supernet"]
 
 
 @pytest.mark.parametrize("job", ["search", "augment"])
