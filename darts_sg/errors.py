@@ -15,3 +15,9 @@ class Stopped(RunError):
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+def first_line(error: BaseException, otherwise: str = "") -> str:
+    """The first line of another library's error that says anything; without one `otherwise`, or what kind it is."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next(filter(None, lines), otherwise or type(error).__name__)

@@ -22,7 +22,7 @@ from typing import Any
 
 import yaml
 
-from darts_sg.errors import UsageError
+from darts_sg.errors import UsageError, first_line
 from darts_sg.registry import Registry, unknown_name
 
 SCHEMA = 1
@@ -160,7 +160,7 @@ def _read_yaml(text: str, name: str) -> Reading:
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError) as error:  # all are raised by it
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}: " if mark else ""
-        reason = getattr(error, "problem", None) or (str(error).splitlines() or [type(error).__name__])[0]
+        reason = getattr(error, "problem", None) or first_line(error)
         raise GenotypeError(f"{where}not YAML: {reason}") from None
     places: Places = {}
     _note_yaml(places, "", tree)
@@ -213,7 +213,7 @@ def _expression(text: str, expected: str) -> tuple[str | None, ast.expr]:
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         line = getattr(error, "lineno", None)
         where = f"line {line + above}: " if line else ""
-        reason = getattr(error, "msg", None) or (str(error).splitlines() or ["it is too deeply nested"])[0]
+        reason = getattr(error, "msg", None) or first_line(error, "it is too deeply nested")
         raise GenotypeError(f"{where}not {expected}: {reason}") from None
     match tree.body:
         case [ast.Expr(value=value)]:

@@ -14,7 +14,7 @@ import numpy as np
 import yaml
 
 from darts_sg.derive import Array, num_edges
-from darts_sg.errors import UsageError
+from darts_sg.errors import UsageError, first_line
 from darts_sg.genotype import Cell, Genotype, load_genotype
 
 Row = dict[str, float]
@@ -100,7 +100,7 @@ def read_run(run_dir: Path) -> Run:
     try:
         config = yaml.safe_load(config_path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{config_path} is not YAML: {str(error).splitlines()[0]}") from None
+        raise UsageError(f"{config_path} is not YAML: {first_line(error)}") from None
     job = config.get("job") if isinstance(config, dict) else None
     if job not in SCRIPTS or not isinstance(config.get("options"), dict):
         raise UsageError(f"{config_path} does not belong to a run: it needs job (search or augment) and options")

@@ -12,7 +12,7 @@ from darts_sg.analysis.report import write_report
 from darts_sg.config import AugmentConfig
 from darts_sg.data import Images, count_unusual, evaluation_batches
 from darts_sg.engine.checkpoint import checkpoints
-from darts_sg.engine.kernels import check_kernels, choose_kernels
+from darts_sg.engine.kernels import use_kernels
 from darts_sg.engine.loop import Loop, StepResult
 from darts_sg.engine.run_dir import RunDir
 from darts_sg.engine.setup import (
@@ -256,15 +256,7 @@ class AugmentJob:
             if self.config.kernels == "native":
                 raise UsageError("--kernels native is for the network of a genotype, not for a model; leave it out")
             return "pytorch"
-        network = self.network
-
-        def use() -> None:
-            network.use_native(True)
-            check_kernels(network, self.config, self.setting)
-
-        chosen = choose_kernels(self.config, self.setting, use)
-        network.use_native(chosen == "native")
-        return chosen
+        return use_kernels(self.network, self.config, self.setting)
 
     @functools.cached_property
     def _fingerprint(self) -> str:

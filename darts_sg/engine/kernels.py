@@ -11,7 +11,7 @@ from torch import Tensor
 from darts_sg import native
 from darts_sg.config import RunConfig
 from darts_sg.engine.setup import Setting, autocast, is_out_of_memory
-from darts_sg.errors import UsageError
+from darts_sg.errors import UsageError, first_line
 from darts_sg.networks.derived import DerivedCell, DerivedNetwork
 from darts_sg.networks.edges import EdgeBatch
 from darts_sg.networks.supernet import Supernet, SupernetCell
@@ -23,19 +23,25 @@ DRAWS = 3
 TOLERANCES = {"float32": 0.01, "bfloat16": 0.3}
 
 
-def choose_kernels(config: RunConfig, setting: Setting, use: Callable[[], None], *, on_gpu: bool = False) -> str:
-    """What computes the operations, native or pytorch: as asked, as the resumed run has it, or what is there.
+def use_kernels(
+    network: Supernet | DerivedNetwork,
+    config: RunConfig,
+    setting: Setting,
+    prepare_gpu: Callable[[], None] | None = None,
+) -> str:
+    """Have the network computed by native kernels or by PyTorch's: as asked, as the resumed run has it, or by what is
+    there and computes what it should. Returns which, native or pytorch.
 
-    use: has the network computed by the native kernels, once they are known to be there; raises Unavailable if they
-    cannot. on_gpu: whether there are kernels for GPUs, too, for what is computed.
+    prepare_gpu: compiles the kernels for a CUDA GPU and raises Unavailable if it cannot; None where there are none for
+    such a network.
 
     Raises UsageError if the native kernels are asked for and cannot be had.
     """
     asked = wanted = config.kernels
-    cuda = on_gpu and setting.device.type == "cuda" and not config.compile
-    if not cuda and (setting.device.type != "cpu" or config.compile or config.precision != "float32"):
+    prepare = prepare_gpu if setting.device.type == "cuda" and not config.compile else None
+    if prepare is None and (setting.device.type != "cpu" or config.compile or config.precision != "float32"):
         if asked == "native":
-            kinds = "CUDA GPUs, CPUs" if on_gpu else "CPUs"
+            kinds = "CPUs" if prepare_gpu is None else "CUDA GPUs, CPUs"
             raise UsageError(f"--kernels native is for {kinds} with float32, no --compile; leave one of them out")
         return "pytorch"
     if asked == "auto" and setting.earlier:  # a run that does not say was started when there was no choice
@@ -43,14 +49,18 @@ def choose_kernels(config: RunConfig, setting: Setting, use: Callable[[], None],
     if wanted == "pytorch":
         return "pytorch"
     try:
-        if cuda:
+        if prepare is not None:
             missing = native.triton_missing(torch.cuda.get_device_capability(setting.device))
             if missing is not None:
                 raise native.Unavailable(missing)
         else:
             native.kernels(print)
-        use()
+        network.use_native(True)
+        if prepare is not None:
+            prepare()
+        check_kernels(network, config, setting)
     except native.Unavailable as reason:
+        network.use_native(False)
         if asked == "native":
             raise UsageError(f"--kernels native: {reason}; mend that, or leave the option out") from None
         if wanted == "native":
@@ -74,14 +84,14 @@ def check_kernels(network: Supernet | DerivedNetwork, config: RunConfig, setting
     on_cpu, by = setting.device.type == "cpu", type(network).__name__
     if on_cpu and native.checked(by):
         return
-    spec = setting.data.spec
-    images = torch.empty(CHECKED_IMAGES, spec.in_channels, spec.image_size, spec.image_size, device="meta")
+    data, size = setting.data.spec, setting.data.spec.image_size
+    images = torch.empty(CHECKED_IMAGES, data.in_channels, size, size, device="meta")
     shapes = [tuple(state.shape) for state in copy.deepcopy(network.stem).to("meta")(images)]
     outputs: dict[object, tuple[int, ...]] = {}  # of cells, by their kind
     largest = 0.0
-    for number, cell in enumerate(network.cells):
+    for number, (cell, spec) in enumerate(zip(network.cells, network.specs, strict=True)):
         assert isinstance(cell, SupernetCell | DerivedCell)
-        kind = cell.spec, *shapes
+        kind = spec, *shapes
         if kind not in outputs:
             errors, outputs[kind] = cell_errors(cell, shapes, config, setting)
             name = max(errors, key=errors.__getitem__)
@@ -121,8 +131,7 @@ def cell_errors(
                     actual = _pass(copy.deepcopy(cell), shapes, times, seed, setting.device, torch.float32)
             except Exception as error:  # of many kinds, from Triton and CUDA
                 if not is_out_of_memory(error):
-                    reason = next(filter(None, str(error).splitlines()), type(error).__name__)
-                    raise native.Unavailable(f"the native kernels fail here: {reason.strip()}") from error
+                    raise native.Unavailable(f"the native kernels fail here: {first_line(error)}") from error
                 if times == 1:
                     raise
                 continue  # a step of so many will not fit either, and says what does

@@ -22,7 +22,7 @@ from darts_sg.config import PENALTIES, SearchConfig
 from darts_sg.data import Augment, ImageFiles, Images, TrainBatches, evaluation_batches, read_split
 from darts_sg.derive import Bound, derive_bounded, entropy, frontier, strengths
 from darts_sg.engine.graphs import Captured, compile_step
-from darts_sg.engine.kernels import check_kernels, choose_kernels
+from darts_sg.engine.kernels import use_kernels
 from darts_sg.engine.loop import Loop, StepResult
 from darts_sg.engine.run_dir import RunDir
 from darts_sg.engine.setup import (
@@ -79,8 +79,7 @@ class SearchJob:
         self.num_epochs, self.steps_per_epoch = config.epochs, len(self.train)
         self.supernet = to_device(self._build(), setting.device)
         self.relaxation = RELAXATIONS[config.relaxation]
-        setting.environment["kernels"] = choose_kernels(config, setting, self._use_native, on_gpu=True)
-        self.supernet.use_native(setting.environment["kernels"] == "native")
+        setting.environment["kernels"] = use_kernels(self.supernet, config, setting, self._prepare_gpu)
         self.supernet.recompute = config.recompute
         if config.compile:
             compile_parts(self.supernet.edge_batches(), setting.device)
@@ -97,15 +96,12 @@ class SearchJob:
         )  # fmt: skip
         self.captured = Captured(self._update) if captures(config, setting) else None
 
-    def _use_native(self) -> None:
+    def _prepare_gpu(self) -> None:
         config, setting = self.config, self.setting
-        self.supernet.use_native(True)
-        if setting.device.type == "cuda":
-            if setting.ranks.leads:
-                print("preparing the Triton kernels for this GPU (the first time some minutes, later seconds)")
-            images = trial_batch(self.train_images, config, setting, 2 * setting.ranks.size)[0]
-            compile_step(self.supernet, self.relaxation, images, autocast(config, setting.device))
-        check_kernels(self.supernet, config, setting)
+        if setting.ranks.leads:
+            print("preparing the Triton kernels for this GPU (the first time some minutes, later seconds)")
+        images = trial_batch(self.train_images, config, setting, 2 * setting.ranks.size)[0]
+        compile_step(self.supernet, self.relaxation, images, autocast(config, setting.device))
 
     def learning_rate(self, epoch: int) -> float:
         return cosine_learning_rate(self.config, epoch)

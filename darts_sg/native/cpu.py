@@ -117,8 +117,8 @@ class _Part:
         self.bytes += (-(-values * self.value_size // ALIGNED) + 1) * ALIGNED
         return address
 
-    def tensor(self, like: Tensor) -> Tensor:
-        return like.new_empty(self.bytes, dtype=torch.uint8)
+    def tensor(self) -> Tensor:
+        return POOL.take(self.bytes)
 
 
 class _Section:
@@ -450,7 +450,7 @@ class _Run(torch.autograd.Function):
         weights = tensors[num_gammas + num_inputs :]
         plan, like = _plan(graph, inputs, gammas), gammas[0]
         states += [_pixels(like, plan, state) for state in range(num_inputs, len(plan.images))]
-        normalisations, outputs = plan.normalisations.tensor(like), POOL.take(plan.outputs.bytes)
+        normalisations, outputs = plan.normalisations.tensor(), plan.outputs.tensor()
         statistics = [t for norm in plan.norms for t in _statistics(norm)]
         starts = _starts([None, *states, *gammas, normalisations, *weights, outputs, *statistics])
         absent = [0] * (sum(plan.counts.values()) - len(starts))
@@ -504,7 +504,7 @@ class _Run(torch.autograd.Function):
         by_weights: list[Tensor | None] = [None] * len(weights)
         for i in (i for section in itertools.compress(sections, whole) for i in section.weights if of_weights[i]):
             by_weights[i] = torch.empty_like(weights[i])
-        sums = plan.sums.tensor(like)
+        sums = plan.sums.tensor()
         passed = [POOL.take(size if any(whole) else 0) for size in plan.passed_bytes]
         starts = [0, *_starts(saved), *[0] * counts["statistics"]]
         starts += _starts([sums, *passed, *behind, *by_states, *by_weights])

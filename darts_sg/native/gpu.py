@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
+from darts_sg.errors import first_line
 from darts_sg.native import Unavailable
 from darts_sg.native import triton_kernels as kernels
 from darts_sg.native.chains import EDGES, MIXED_NODES, NODES, Operation, Operations, Stage, kind_of
@@ -207,8 +208,8 @@ def compile_ahead(passes: Callable[[], object], device: torch.device) -> int:
                 kernel.result()
         except Exception as error:  # of many kinds, from Triton, LLVM and NVIDIA's assembler
             threads.shutdown(cancel_futures=True)
-            reason = next(filter(None, str(error).splitlines()), type(error).__name__)
-            raise Unavailable(f"Triton {triton.__version__} cannot compile its kernels: {reason.strip()}") from error
+            reason = f"Triton {triton.__version__} cannot compile its kernels: {first_line(error)}"
+            raise Unavailable(reason) from error
     return len(found)
 
 

@@ -33,7 +33,7 @@ class DerivedCell(nn.Module):
 
     def __init__(self, cell: Cell, spec: CellSpec) -> None:
         super().__init__()
-        self.cell, self.spec = cell, spec
+        self.cell = cell
         self.input_0, self.input_1 = input_layers(spec, affine=True)
         self.ops = nn.ModuleList(
             OPERATIONS[edge.operation].build(spec.C, 2 if spec.reduction and edge.state < NUM_INPUTS else 1, True)

@@ -62,7 +62,7 @@ class SupernetCell(nn.Module):
 
     def __init__(self, spec: CellSpec, operations: Sequence[str], num_nodes: int, partial_channels: int) -> None:
         super().__init__()
-        self.spec, self.reduction = spec, spec.reduction
+        self.reduction = spec.reduction
         self.weights_shape = num_edges(num_nodes), len(operations)  # of its mixing weights
         self.num_nodes = num_nodes
         self.K = partial_channels
@@ -235,9 +235,9 @@ class Supernet(nn.Module):
         large = network == "imagenet"
         C_stem = channels if large else stem_multiplier * channels
         self.stem = (ImageNetStem if large else CifarStem)(in_channels, C_stem)
-        specs = cell_specs(channels, cells, C_stem, lambda reduction: num_nodes, reduction_before=large)
-        self.cells = nn.ModuleList(SupernetCell(spec, operations, num_nodes, partial_channels) for spec in specs)
-        self.head = Head(num_nodes * specs[-1].C, num_classes)
+        self.specs = cell_specs(channels, cells, C_stem, lambda reduction: num_nodes, reduction_before=large)
+        self.cells = nn.ModuleList(SupernetCell(spec, operations, num_nodes, partial_channels) for spec in self.specs)
+        self.head = Head(num_nodes * self.specs[-1].C, num_classes)
 
         for layer in self.modules():
             if isinstance(layer, nn.BatchNorm2d):

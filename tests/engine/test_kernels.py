@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from darts_sg import native
-from darts_sg.config import AugmentConfig
+from darts_sg.config import AugmentConfig, RunConfig
 from darts_sg.engine.augment import AugmentJob
 from darts_sg.engine.distributed import Ranks
-from darts_sg.engine.kernels import check_kernels, choose_kernels
+from darts_sg.engine.kernels import check_kernels, use_kernels
 from darts_sg.engine.search import SearchJob
 from darts_sg.engine.setup import Setting, captures
 from darts_sg.errors import UsageError
@@ -22,8 +22,27 @@ from darts_sg.networks.supernet import Supernet
 from tests.engine.test_search_step import search_config, setting
 
 
-def nothing() -> None:
-    """Has no network computed by kernels."""
+class Network:
+    """One of which nothing but the kernels that compute it is known."""
+
+    native = False
+
+    def use_native(self, on: bool) -> None:
+        self.native = on
+
+
+@pytest.fixture
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever kernels there are compute what they should."""
+    monkeypatch.setattr("darts_sg.engine.kernels.check_kernels", lambda network, config, setting: None)
+
+
+def chosen(config: RunConfig, where: Setting, *, on_gpu: bool = False) -> str:
+    """What computes a network, for which there are kernels for GPUs, too, or not."""
+    network = Network()
+    found = use_kernels(network, config, where, (lambda: None) if on_gpu else None)  # type: ignore[arg-type]
+    assert network.native == (found == "native")
+    return found
 
 
 @pytest.mark.parametrize(
@@ -40,7 +59,12 @@ def nothing() -> None:
     ],
 )
 def test_kernels_are_those_of_the_run_else_the_fastest_there_are(
-    asked: str, earlier: dict[str, str] | None, there: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+    asked: str,
+    earlier: dict[str, str] | None,
+    there: bool,
+    expected: str,
+    unchecked: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def kernels(tell: object) -> None:
         if not there:
@@ -51,22 +75,22 @@ def test_kernels_are_those_of_the_run_else_the_fastest_there_are(
     where = Setting(torch.device("cpu"), setting().data, known, {})
     if " " in expected:
         with pytest.raises(UsageError) as caught:
-            choose_kernels(search_config(kernels=asked), where, nothing)
+            chosen(search_config(kernels=asked), where)
         assert str(caught.value).startswith(expected)
     else:
-        assert choose_kernels(search_config(kernels=asked), where, nothing) == expected
+        assert chosen(search_config(kernels=asked), where) == expected
 
 
 @pytest.mark.parametrize("options", [{"precision": "bfloat16"}, {"compile": True}])
 def test_native_kernels_are_for_float32_without_compilation(options: dict[str, object]) -> None:
     where = Setting(torch.device("cpu"), setting().data, {}, {})
-    assert choose_kernels(search_config(**options), where, nothing) == "pytorch"
+    assert chosen(search_config(**options), where) == "pytorch"
     with pytest.raises(UsageError, match="leave one of them out"):
-        choose_kernels(search_config(**options, kernels="native"), where, nothing)
+        chosen(search_config(**options, kernels="native"), where)
 
 
 @pytest.fixture
-def on_gpu(monkeypatch: pytest.MonkeyPatch) -> Setting:
+def on_gpu(unchecked: None, monkeypatch: pytest.MonkeyPatch) -> Setting:
     """A setting with a GPU that is not there."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr("darts_sg.native.find_spec", lambda name: object())
@@ -76,14 +100,14 @@ def on_gpu(monkeypatch: pytest.MonkeyPatch) -> Setting:
 
 def test_a_search_on_a_gpu_has_triton_kernels_in_either_precision(on_gpu: Setting) -> None:
     for options in ({}, {"precision": "bfloat16"}, {"kernels": "native"}):
-        assert choose_kernels(search_config(**options), on_gpu, nothing, on_gpu=True) == "native"
+        assert chosen(search_config(**options), on_gpu, on_gpu=True) == "native"
     for options in ({"kernels": "pytorch"}, {"compile": True}):
-        assert choose_kernels(search_config(**options), on_gpu, nothing, on_gpu=True) == "pytorch"
-    assert choose_kernels(search_config(), on_gpu, nothing) == "pytorch"  # retraining has none
+        assert chosen(search_config(**options), on_gpu, on_gpu=True) == "pytorch"
+    assert chosen(search_config(), on_gpu) == "pytorch"  # retraining has none
     earlier = {"environment": {"kernels": "pytorch"}}
     resumed = Setting(on_gpu.device, on_gpu.data, earlier, {})
-    assert choose_kernels(search_config(), resumed, nothing, on_gpu=True) == "pytorch"
-    assert choose_kernels(search_config(kernels="native"), resumed, nothing, on_gpu=True) == "native"
+    assert chosen(search_config(), resumed, on_gpu=True) == "pytorch"
+    assert chosen(search_config(kernels="native"), resumed, on_gpu=True) == "native"
 
 
 @pytest.mark.parametrize(
@@ -103,10 +127,10 @@ def test_without_triton_a_gpu_has_pytorch_and_says_why(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(name, what)
-    assert choose_kernels(search_config(), on_gpu, nothing, on_gpu=True) == "pytorch"
+    assert chosen(search_config(), on_gpu, on_gpu=True) == "pytorch"
     assert reason in capsys.readouterr().out
     with pytest.raises(UsageError, match=reason):
-        choose_kernels(search_config(kernels="native"), on_gpu, nothing, on_gpu=True)
+        chosen(search_config(kernels="native"), on_gpu, on_gpu=True)
 
 
 def test_steps_are_captured_on_one_gpu_unless_they_say_otherwise(on_gpu: Setting) -> None:
