@@ -67,7 +67,7 @@ def triton_missing(capability: tuple[int, int]) -> str | None:
     if find_spec("triton") is None:
         return "Triton is not installed"
     if not any(shutil.which(name) for name in (os.environ.get("CC") or "gcc", "clang")):
-        return "Triton needs a C compiler, and there is no gcc or clang (CC=… names another)"
+        return "Triton needs a C compiler, and there is no gcc or clang: install one (CC=… names another)"
     if capability < (7, 0):
         return "Triton needs a GPU of compute capability 7.0 or higher, and this one has {}.{}".format(*capability)
     return None
@@ -79,7 +79,7 @@ _loaded: dict[str, ctypes.CDLL] = {}
 def _load(tell: Callable[[str], None], real: str) -> ctypes.CDLL:
     found = shutil.which(compiler())
     if found is None:
-        raise Unavailable(f"there is no C++ compiler {compiler()!r} (CXX=… names another)")
+        raise Unavailable(f"there is no C++ compiler {compiler()!r}: install it (CXX=… names another)")
     version = _output([found, "--version"])
     options = [*FLAGS, f"-DREAL={real}"]
     key = "\n".join([SOURCE.read_text(encoding="utf-8"), *options, version, _processor()])
