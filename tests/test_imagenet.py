@@ -75,8 +75,9 @@ def test_augment_reads_from_files_names_what_is_odd_and_continues_to_the_same_bi
         assert time.monotonic() < deadline
         time.sleep(0.01)
     process.kill()
+    process.wait()
     code, _, err = in_process(capsys, "augment", "--resume=killed", "--workers=0", "--damaged=stop")
-    assert code == 1
+    assert code == 1, err
     assert "choose --damaged skip (a run goes on with --resume)" in err
     code, _, err = in_process(capsys, "augment", "--resume=killed", "--workers=0")
     assert code == 0, err

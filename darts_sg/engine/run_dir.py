@@ -18,11 +18,11 @@ search.html      search: its epochs, to leaf through in a browser
 """
 
 import csv
-import errno
 import fcntl
 import io
 import json
 import logging
+import time
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -36,6 +36,8 @@ from darts_sg.files import write_atomically
 
 TERMINAL = logging.lastResort or logging.NullHandler()
 """Where warnings go as long as there is no other handler."""
+PATIENCE = 5.0
+"""Seconds to wait for a run folder that another process holds: one that was killed takes a moment to end."""
 
 
 class RunDir:
@@ -122,14 +124,19 @@ class RunDir:
 
     def _take_lock(self) -> IO[str]:
         lock = (self.path / ".lock").open("a")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            lock.close()
-            if error.errno in (errno.EAGAIN, errno.EACCES):
-                raise UsageError(f"another process is running in {self.path}; wait for it or stop it") from None
-            raise
-        return lock
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return lock
+            except (BlockingIOError, PermissionError):
+                if time.monotonic() > deadline:
+                    lock.close()
+                    raise UsageError(f"another process is running in {self.path}; wait for it or stop it") from None
+            except OSError:
+                lock.close()
+                raise
+            time.sleep(0.05)
 
 
 class OthersRunDir(RunDir):
