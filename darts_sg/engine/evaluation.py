@@ -49,6 +49,6 @@ def run_evaluation(config: AugmentConfig, path: Path) -> None:
         print(f"equals the recorded {recorded}")
     else:
         print(
-            f"differs from the recorded {recorded} by {error - m.test_error:+.4f} points on the same images; another "
-            f"device, version of PyTorch (recorded: {m.torch}), --kernels or --compile changes the last bits"
+            f"differs from the recorded {recorded} by {error - m.test_error:+.4f} points on the same images; the last "
+            f"bits change with the device, PyTorch (recorded: {m.torch}), --batch-size, --kernels and --compile"
         )

@@ -19,16 +19,16 @@ from darts_sg.analysis.curves import draw_mixing_weights
 from darts_sg.analysis.report import write_report
 from darts_sg.analysis.run_folder import read_search_epoch
 from darts_sg.config import PENALTIES, SearchConfig
-from darts_sg.data import Augment, ImageFiles, Images, TrainBatches, evaluation_batches, read_split
+from darts_sg.data import Augment, ImageFiles, Images, TrainBatches, read_split
 from darts_sg.derive import Bound, derive_bounded, entropy, frontier, strengths
 from darts_sg.engine.graphs import Captured, compile_step
 from darts_sg.engine.kernels import use_kernels
 from darts_sg.engine.loop import Loop, StepResult
 from darts_sg.engine.run_dir import RunDir
 from darts_sg.engine.setup import (
-    EVALUATION_BATCH,
     Setting,
     autocast,
+    batches_to_evaluate,
     captures,
     compile_parts,
     dry_run,
@@ -275,14 +275,12 @@ class SearchJob:
     def evaluate(self) -> Evaluation:
         """Loss and accuracy of the supernet on the whole validation part, with the running statistics.
 
-        In batches no larger than those of training, so that what fits into memory for a step fits here, too: even
-        without gradients a cell keeps what all its operations give until it is complete.
+        In batches no larger than those of training: even without gradients a cell keeps what all its operations give
+        until it is complete.
         """
         mixing = self.relaxation(self.supernet)
-        ranks, spec = self.setting.ranks, self.setting.data.spec
-        size = max(1, min(EVALUATION_BATCH, self.config.batch_size // ranks.size))
-        batches = evaluation_batches(self.validation_images, spec, size, ranks.rank, ranks.size)
-        found = evaluate(self.supernet, lambda x: self.supernet(x, mixing), batches, ranks)
+        batches = batches_to_evaluate(self.validation_images, self.config, self.setting)
+        found = evaluate(self.supernet, lambda x: self.supernet(x, mixing), batches, self.setting.ranks)
         self.share()
         return found
 

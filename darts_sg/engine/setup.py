@@ -8,7 +8,7 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +17,16 @@ import torch
 from torch import Tensor
 
 from darts_sg.config import RunConfig, SearchConfig
-from darts_sg.data import Augment, Dataset, Images, Reading, TrainBatches, balanced_split, load_dataset
+from darts_sg.data import (
+    Augment,
+    Dataset,
+    Images,
+    Reading,
+    TrainBatches,
+    balanced_split,
+    evaluation_batches,
+    load_dataset,
+)
 from darts_sg.engine import environment
 from darts_sg.engine.checkpoint import checkpoints, seed_everything
 from darts_sg.engine.distributed import ALONE, RankLost, Ranks
@@ -102,6 +111,16 @@ def train_batches(images: Images, config: RunConfig, setting: Setting, stream: s
             f"{ranks.size} processes, which need 2 each; choose another --batch-size or number of images"
         )
     return batches
+
+
+def batches_to_evaluate(
+    images: Images, config: RunConfig, setting: Setting, times: int = 1
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """This rank's shares of the images, each image once: at most 250 at a time, and at most `times` as many as in a
+    training step, so that what fits into memory for a step fits here, too."""
+    ranks = setting.ranks
+    size = max(1, min(EVALUATION_BATCH, config.batch_size // ranks.size * times))
+    return evaluation_batches(images, setting.data.spec, size, ranks.rank, ranks.size)
 
 
 def refuse_single_images(batches: TrainBatches, forward: Callable[[Tensor], object]) -> None:

@@ -59,6 +59,16 @@ def test_the_average_is_the_sum_written_out_and_leaves_the_training_as_it_is() -
     assert plain.evaluate("test", plain.test_images).keys() == {"test_loss", "test_accuracy"}
 
 
+@pytest.mark.parametrize(("batch_size", "expected"), [(3, 12), (100, 48)])
+def test_images_are_tested_in_batches_that_need_no_more_memory_than_a_step(batch_size: int, expected: int) -> None:
+    job = augment_job(batch_size=batch_size)
+    sizes: list[int] = []
+    job.network.stem.register_forward_pre_hook(lambda stem, given: sizes.append(len(given[0])))
+    job.evaluate("test", job.test_images)
+    assert sum(sizes) == len(job.test_images)
+    assert max(sizes) == expected
+
+
 @pytest.mark.parametrize(
     ("job", "options", "refused"),
     [
