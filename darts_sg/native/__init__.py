@@ -15,6 +15,8 @@ from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
+from darts_sg.files import write_atomically
+
 SOURCE = Path(__file__).parent / "chains.cpp"
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fno-math-errno", "-Wno-psabi", "-fPIC", "-shared")
 
@@ -92,10 +94,7 @@ def _load(tell: Callable[[str], None], real: str) -> ctypes.CDLL:
         built = Path(folder) / name
         _output([found, *options, str(SOURCE), "-o", str(built)])
         try:
-            library.parent.mkdir(parents=True, exist_ok=True)
-            waiting = library.with_name(f"{name}.{os.getpid()}")
-            shutil.copyfile(built, waiting)
-            waiting.replace(library)
+            write_atomically(library, built.read_bytes())
         except OSError:  # no place to keep it: this process alone has it
             return ctypes.CDLL(str(built))
     return ctypes.CDLL(str(library))
