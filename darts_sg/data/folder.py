@@ -18,8 +18,8 @@ from rich.progress import track
 from darts_sg.data.spec import Dataset, DataSpec, ImageSet
 from darts_sg.data.split import balanced_split
 from darts_sg.data.statistics import channel_statistics
-from darts_sg.data.stream import UNREADABLE
-from darts_sg.errors import UsageError
+from darts_sg.data.stream import UNREADABLE, to_rgb
+from darts_sg.errors import UsageError, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -167,6 +167,7 @@ def read_images(files: LabelledFiles, size: int, class_names: list[str]) -> Imag
     pixels = torch.empty((len(files.paths), size, size, 3), dtype=torch.uint8)
     labels: list[int] = []
     broken: list[Path] = []
+    reason = ""
     pairs = zip(files.paths, files.labels, strict=True)
     for path, label in track(
         pairs,
@@ -178,13 +179,15 @@ def read_images(files: LabelledFiles, size: int, class_names: list[str]) -> Imag
     ):
         try:
             pixels[len(labels)] = torch.from_numpy(read_image(path, size))
-        except UNREADABLE:
+        except UNREADABLE as error:
             broken.append(path)
+            reason = reason or first_line(error)
         else:
             labels.append(label)
     if broken:
         names = ", ".join(map(str, broken[:NAMED])) + (", …" if len(broken) > NAMED else "")
-        logger.warning("%d of %d images cannot be read and are left out: %s", len(broken), len(files.paths), names)
+        text = "%d of %d images cannot be read and are left out: %s; of the first: %s"
+        logger.warning(text, len(broken), len(files.paths), names, reason)
     for label in set(files.labels) - set(labels):
         raise UsageError(f"no image of the class {class_names[label]} can be read: repair or remove it")
     return ImageSet(pixels[: len(labels)], torch.tensor(labels))
@@ -193,5 +196,5 @@ def read_images(files: LabelledFiles, size: int, class_names: list[str]) -> Imag
 def read_image(path: Path, size: int) -> np.ndarray:
     """One image as uint8 (size, size, 3), upright: shorter side resized, middle cropped."""
     with Image.open(path) as image:
-        upright = ImageOps.exif_transpose(image).convert("RGB")
+        upright = to_rgb(ImageOps.exif_transpose(image))
     return np.array(ImageOps.fit(upright, (size, size), Image.Resampling.BICUBIC))

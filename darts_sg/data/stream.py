@@ -190,6 +190,18 @@ class FileReader(torch_data.Dataset[Read]):
         return Read(None, at, unusual, failure if self.replace else "")
 
 
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An image of any mode with 8 bits a channel; of 16-bit grey values the upper 8, where Pillow would cut off at 255.
+
+    Raises ValueError for modes whose values have no fixed range: float and 32-bit integers.
+    """
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"pixels of mode {image.mode} have no fixed range; convert it to 8 bits")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
 def read_square(
     path: str, size: int, box_of: Callable[[int, int], Box], *, reduced: bool = False
 ) -> tuple[np.ndarray, str]:
@@ -206,7 +218,7 @@ def read_square(
             wanted = math.ceil(width * size / (right - left)), math.ceil(height * size / (bottom - top))
             image.draft(None, wanted)
         x, y = image.width / width, image.height / height
-        whole = image if image.mode == "RGB" else image.convert("RGB")
+        whole = to_rgb(image)
         box = left * x, top * y, min(right * x, image.width), min(bottom * y, image.height)
         square = whole.resize((size, size), Image.Resampling.BILINEAR, box=box)
     return np.array(square), "" if kind == USUAL else kind

@@ -203,3 +203,23 @@ def test_what_does_not_fit_into_memory_is_refused(tmp_path: Path, monkeypatch: p
 def test_a_size_too_small_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="too small"):
         load(tmp_path, image_size=4)
+
+
+def test_grey_values_of_16_bits_keep_their_upper_8_and_values_without_a_range_are_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ramp = np.arange(0, 65536, 64, dtype=np.uint16).reshape(32, 32)
+    for name in ("a", "b"):
+        for index in range(5):
+            path = tmp_path / name / f"{index}.png"
+            path.parent.mkdir(exist_ok=True)
+            Image.fromarray(ramp).save(path)
+    Image.fromarray(ramp / np.float32(65536)).save(tmp_path / "a" / "x.tiff")
+    with caplog.at_level(logging.WARNING):
+        dataset = load(tmp_path)
+    assert len(dataset.train.labels) + len(dataset.test.labels) == 10
+    assert torch.equal(
+        dataset.train.images[0], torch.from_numpy((ramp >> 8).astype(np.uint8))[..., None].expand(-1, -1, 3)
+    )
+    assert "1 of 9 images cannot be read and are left out" in caplog.text
+    assert "pixels of mode F have no fixed range; convert it to 8 bits" in caplog.text
