@@ -2,8 +2,14 @@
 
 import sys
 
-from darts_sg.cli import run_job_command
 from darts_sg.terminal import answer
 
+
+def main() -> None:
+    from darts_sg.cli import run_job_command  # slow to import: within `answer`, for Ctrl-C, and not in data workers
+
+    run_job_command("augment", sys.argv[1:], "augment.py")
+
+
 if __name__ == "__main__":
-    answer(lambda: run_job_command("augment", sys.argv[1:], "augment.py"), "augment.py")
+    answer(main, "augment.py")

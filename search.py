@@ -2,8 +2,14 @@
 
 import sys
 
-from darts_sg.cli import run_job_command
 from darts_sg.terminal import answer
 
+
+def main() -> None:
+    from darts_sg.cli import run_job_command  # slow to import: within `answer`, for Ctrl-C, and not in data workers
+
+    run_job_command("search", sys.argv[1:], "search.py")
+
+
 if __name__ == "__main__":
-    answer(lambda: run_job_command("search", sys.argv[1:], "search.py"), "search.py")
+    answer(main, "search.py")

@@ -4,8 +4,11 @@ With --images the reading of image files instead (benchmarks/images.py).
 """
 
 import argparse
+import errno
 import json
+import os
 import platform
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -34,6 +37,7 @@ from benchmarks.subjects import (
 from darts_sg.engine import environment
 from darts_sg.errors import UsageError
 from darts_sg.files import write_atomically
+from darts_sg.genotype_commands import positive
 
 SCALES = {"channels": (8, 16, 32), "cells": (5, 8, 11), "batch": (8, 16, 32, 64)}
 RETRAINING = "retraining step of DARTS_V2, C=36, 20 cells, batch 32"
@@ -264,11 +268,17 @@ def table_of(rows: Sequence[Row], title: str) -> Table:
     return table
 
 
+def drawn(rows: Sequence[Row]) -> list[Row]:
+    """Those that are bars of the picture: times that are compared with one another."""
+    return [row for row in rows if row.unit == "s" and row.ratio >= 0.5]
+
+
 def draw_bars(rows: Sequence[Row], path: Path) -> None:
-    """The ratios of the times as bars, with the smallest and the largest of the rounds and the targets as marks."""
+    """The ratios of the times as bars, of one or more, with the smallest and the largest of the rounds and the targets
+    as marks."""
     from matplotlib.figure import Figure
 
-    timed_rows = [row for row in rows if row.unit == "s" and row.ratio >= 0.5][::-1]
+    timed_rows = drawn(rows)[::-1]
     figure = Figure(figsize=(8.5, 0.5 * len(timed_rows) + 1.2), layout="constrained")
     axes = figure.subplots()
     for y, row in enumerate(timed_rows):
@@ -283,7 +293,6 @@ def draw_bars(rows: Sequence[Row], path: Path) -> None:
     axes.set_xlim(0, max(max(row.ratio, row.spread[1], row.aim or 0) for row in timed_rows) * 1.4)
     axes.set_xlabel("times faster than the baseline (red: at least, dotted: aim; dark: range of the rounds)")
     axes.spines[["top", "right"]].set_visible(False)
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, bbox_inches="tight")
 
 
@@ -313,7 +322,7 @@ def add_options(options: argparse.ArgumentParser) -> None:
         help="cpu, or a GPU, of which only the first-order steps and the launches are measured",
     )
     options.add_argument("--compile", action="store_true", help="on a GPU measure torch.compile as well (minutes)")
-    options.add_argument("--threads", type=int, help="CPU threads (default: one a core)")
+    options.add_argument("--threads", type=positive, help="CPU threads (default: one a core)")
     options.add_argument(
         "--peer",
         action="append",
@@ -323,13 +332,30 @@ def add_options(options: argparse.ArgumentParser) -> None:
     )
 
 
+def _make_place(option: str, path: Path | None) -> None:
+    """Make the folder that a file shall be written to; UsageError if it cannot be."""
+    if path is None:
+        return
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise UsageError(f"{option} {path} cannot be written: {error.strerror}; choose another") from None
+
+
 def main(arguments: argparse.Namespace) -> None:
-    """Measure, print, write. Raises UsageError for an unknown peer or one that cannot be loaded."""
+    """Measure, print, write. Raises UsageError for an unknown peer or one that cannot be loaded, and for a file that
+    could not be written."""
     out = Console(width=None if Console().is_terminal else 160)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     if arguments.picture and arguments.picture.suffix not in (".svg", ".png", ".pdf"):
         raise UsageError(f"--picture {arguments.picture}: expected a name that ends with .svg, .png or .pdf")
+    for name in ("json", "picture"):
+        _make_place(f"--{name}", getattr(arguments, name))
     others = [peers.load(text) for text in arguments.peer]
     device = environment.choose_device(arguments.device)
     missing = native_kernels()
@@ -348,6 +374,12 @@ def main(arguments: argparse.Namespace) -> None:
     if missing:
         out.print(f"without the C++ kernels: {missing}", highlight=False)
     rows: list[Row] = []
+    of_peers = []  # measured first, for they may not run here
+    for peer in others:
+        environment.keep_freed_memory()
+        name = f"first-order step, batch 16, darts, {peer.name}"
+        own = own_step(Shape(space="darts"), native=native)
+        of_peers.append(timed(name, peer.step(Shape(space="darts")), own, 2, None, None, baseline_name=peer.name))
 
     def add(*more: Row) -> None:
         rows.extend(more)
@@ -369,10 +401,7 @@ def main(arguments: argparse.Namespace) -> None:
                 environment.keep_freed_memory()
             add(*measure())
             environment.return_freed_memory()
-    for peer in others:
-        name = f"first-order step, batch 16, darts, {peer.name}"
-        own = own_step(Shape(space="darts"), native=native)
-        add(timed(name, peer.step(Shape(space="darts")), own, 2, None, None, baseline_name=peer.name))
+    add(*of_peers)
     content: dict[str, Any] = {"machine": facts, "rows": [row.as_json() for row in rows]}
     out.print(table_of(rows, "\nagainst the textbook, interleaved (times: times faster; else: the part that is left)"))
     whole = device.type == "cpu" and not arguments.quick and not arguments.only
@@ -403,6 +432,8 @@ def main(arguments: argparse.Namespace) -> None:
         )
         content.setdefault("roofline", []).append({"name": row.name, **bound._asdict(), "seconds": row.value})
     write_json(arguments.json, content, out)
-    if arguments.picture:
+    if arguments.picture and drawn(rows):
         draw_bars(rows, arguments.picture)
         out.print(f"written: {arguments.picture}", highlight=False)
+    elif arguments.picture:
+        out.print(f"not written: {arguments.picture}, for none of these figures is a bar of it", highlight=False)

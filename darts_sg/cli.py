@@ -28,7 +28,7 @@ from darts_sg.config import (
 )
 from darts_sg.engine.distributed import Ranks
 from darts_sg.engine.weights import read_weights
-from darts_sg.errors import UsageError
+from darts_sg.errors import RunError, UsageError, first_line
 
 Config = TypeVar("Config", bound=RunConfig)
 
@@ -51,7 +51,17 @@ class OptionParser(ArgumentParser):
         text = re.sub(r'^Parser key "(\w+)": ', lambda m: f"{flag(m[1])}: ", text)
         text = re.sub(r"Expected an? <class '(\w+)'>\. Got value:", r"expected \1, found", text)
         text = re.sub(r"Expected a typing\.Literal\[(.*?)\]\. Got value:", r"expected one of \1, found", text)
+        text = re.sub(
+            r"Does not validate against any of the Union subtypes Subtypes: \[(.*?)\] Errors: .* Given value: (.*)",
+            lambda m: f"expected {_among(m[1])}, found {m[2]}",
+            text,
+        )
         raise UsageError(f"{text} (see --help)")
+
+
+def _among(types: str) -> str:
+    """The types of a Union in jsonargparse's words, as ours: "<class 'float'>, <class 'NoneType'>" is "float"."""
+    return " or ".join(name for name in re.findall(r"<class '(?:\w+\.)*(\w+)'>", types) if name != "NoneType")
 
 
 def build_parser(job: Job, prog: str, defaults: dict[str, Any]) -> ArgumentParser:
@@ -218,18 +228,35 @@ def run_job_command(job: Job, argv: Sequence[str], prog: str) -> None:
     """search.py and augment.py: parse, then print the options, or import what runs them, and run."""
     leads = Ranks.from_environment().leads
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(sys.stdout if leads else nowhere):
-        config, resume, dry, show, evaluate = parse(job, argv, prog)
-        if show:
-            print(yaml.safe_dump(config.as_dict(), sort_keys=False, allow_unicode=True, width=110), end="")
-        elif isinstance(config, SearchConfig):
-            from darts_sg.engine.search import run_search
+        invocation = parse(job, argv, prog)
+        try:
+            _carry_out(invocation)
+        except RunError:
+            raise
+        except (MemoryError, RuntimeError) as error:
+            from darts_sg.engine.setup import is_out_of_memory
 
-            run_search(config, resume=resume, dry=dry)
-        elif isinstance(config, AugmentConfig) and evaluate is not None:
-            from darts_sg.engine.evaluation import run_evaluation
+            if not is_out_of_memory(error):
+                raise
+            raise RunError(
+                f"out of memory outside the steps: {first_line(error)}; free some, or take fewer --train-images or "
+                "--channels"
+            ) from error
 
-            run_evaluation(config, evaluate)
-        elif isinstance(config, AugmentConfig):
-            from darts_sg.engine.augment import run_augment
 
-            run_augment(config, resume=resume, dry=dry)
+def _carry_out(invocation: Invocation) -> None:
+    config, resume, dry, show, evaluate = invocation
+    if show:
+        print(yaml.safe_dump(config.as_dict(), sort_keys=False, allow_unicode=True, width=110), end="")
+    elif isinstance(config, SearchConfig):
+        from darts_sg.engine.search import run_search
+
+        run_search(config, resume=resume, dry=dry)
+    elif isinstance(config, AugmentConfig) and evaluate is not None:
+        from darts_sg.engine.evaluation import run_evaluation
+
+        run_evaluation(config, evaluate)
+    elif isinstance(config, AugmentConfig):
+        from darts_sg.engine.augment import run_augment
+
+        run_augment(config, resume=resume, dry=dry)

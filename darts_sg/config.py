@@ -24,6 +24,7 @@ from darts_sg.registry import unknown_name
 from darts_sg.spaces import parse_space
 
 RECIPES = Path(__file__).parent / "recipes"
+MOST_THREADS = 1024  # more than any machine has cores; the system may end a process that asks for too many
 
 
 def option(default: Any, group: str, *, free: bool = False) -> Any:
@@ -116,6 +117,10 @@ class RunConfig:
             "cutout_length", "colour_jitter", "workers", "seed", "learning_rate_min", "momentum", "weight_decay",
         ):  # fmt: skip
             self._at_least(name, 0)
+        for name, most in (("threads", MOST_THREADS), ("seed", 2**63 - 1)):
+            value = getattr(self, name)
+            if value is not None and value > most:
+                raise UsageError(f"{flag(name)} must be at most {most}, found {value}")
         for name in ("learning_rate", "gradient_clip", "time_budget", "checkpoint_minutes"):
             value = getattr(self, name)
             if value is not None and not value > 0:

@@ -117,6 +117,28 @@ def test_quick_prints_the_table_and_writes_json_and_picture(
     assert picture.read_text().count("<svg") == 1
 
 
+def test_what_cannot_be_written_is_refused_before_anything_is_measured(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    for options in (["--json", str(tmp_path)], ["--picture", str(tmp_path / "file" / "x.svg")]):
+        code, out, err = command(capsys, *options)
+        assert (code, out) == (2, "")
+        assert f"{' '.join(options)} cannot be written: " in err
+
+
+def test_figures_that_are_no_bars_are_not_drawn(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = Row("peak memory", "MiB", 800, 200, 0.25, (0.25, 0.25), 1, None, None)
+    monkeypatch.setattr(speed, "figures", lambda native: {"peak memory": lambda: [memory]})
+    picture = tmp_path / "bars.svg"
+    code, out, err = command(capsys, "--only", "memory", "--picture", str(picture))
+    assert code == 0, err
+    assert "none of these figures is a bar" in out
+    assert not picture.exists()
+
+
 def test_the_whole_bench_prints_every_table(
     toy: None, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

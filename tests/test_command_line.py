@@ -285,6 +285,25 @@ def test_dry_run_and_print_config_write_nothing(capsys: pytest.CaptureFixture[st
         assert [path.name for path in tmp_path.iterdir()] == ["mine.yaml"]
 
 
+def test_a_lack_of_memory_is_told_by_a_dry_run_and_outside_the_steps(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nothing_left(*arguments: object, **options: object) -> None:
+        raise MemoryError("Unable to allocate 9 TiB")
+
+    run_dir = tmp_path / "run"
+    monkeypatch.setattr("darts_sg.engine.search.SearchJob.step", nothing_left)
+    code, _, err = in_process(capsys, "search", *SEARCH[1:], "--run-dir", str(run_dir), "--dry-run")
+    assert code == 1
+    assert "out of memory with --batch-size 8; with recomputation it fits, and gives the same bits: " in err
+    assert len(err.strip().splitlines()) == 1
+    monkeypatch.setattr("darts_sg.engine.setup.load_dataset", nothing_left)
+    code, _, err = in_process(capsys, "search", *SEARCH[1:], "--run-dir", str(run_dir))
+    assert code == 1
+    assert "out of memory outside the steps: Unable to allocate 9 TiB; free some, or take fewer" in err
+    assert not run_dir.exists()
+
+
 def test_options_beat_the_file_and_the_file_beats_the_recipe(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -308,6 +327,11 @@ BAD = {
     "unknown data set": (["search", "--dataset", "cifar"], "cifar10"),
     "unknown hypergradient": (["search", "--hypergradient", "second"], "choices: first_order, unrolled"),
     "unknown device": (["search", "--dataset", "synthetic", "--device", "cuda:7"], "there is: cpu"),
+    "device without values": (["search", "--dataset", "synthetic", "--device", "meta"], "there is: cpu"),
+    "too many threads": (["search", "--threads", "100000"], "--threads must be at most 1024"),
+    "seed of more than 64 bits": (["search", "--seed", "99999999999999999999"], "--seed must be at most 92"),
+    "no number of minutes": (["search", "--time-budget", "nan"], "--time-budget: expected float, found nan"),
+    "no place for a run": (["search", *SEARCH[1:], "--run-dir", "/proc/x"], "--run-dir /proc/x cannot be made"),
     "indivisible channels": (["search", *SEARCH[1:], "--partial-channels", "3"], "choose a multiple of 3"),
     "a single image left": (
         ["augment", *AUGMENT[1:], "--train-images", "9"],

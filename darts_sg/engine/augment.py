@@ -344,7 +344,7 @@ def run_augment(config: AugmentConfig, *, resume: Path | None = None, dry: bool 
             f"result.json, {genotype_file}config.yaml, metrics.csv, tensorboard/, checkpoints/, weights.safetensors, "
             f"weights_best.safetensors, {'the same of weights_ema, ' if config.ema else ''}report.md"
         )
-        dry_run(job, config, setting, first_epoch=0, facts=job.facts(), writes=writes)
+        dry_run(job, config, setting, run, title=trained.name, first_epoch=0, facts=job.facts(), writes=writes)
         return None
     sizes = {"train_images": len(job.train_images), "test_images": len(job.test_images)}
     if job.validation_images is not None:

@@ -29,7 +29,7 @@ def choose_device(name: str, ranks: Ranks = ALONE) -> torch.device:
         return ranks.device(accelerator or torch.device("cpu"))
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.ones(1, device=device).item()  # which meta, a device without values, does not have
     except (RuntimeError, AssertionError, NotImplementedError):
         there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
         raise UsageError(f"device {name!r} is not available; there is: {', '.join(there)}") from None

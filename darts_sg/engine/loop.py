@@ -44,7 +44,7 @@ class Job(Protocol):
         """One training step."""
 
     def attempt(self, batch_size: int, *, recompute: bool) -> None:
-        """Compute the gradients of a step with `batch_size` images and throw them away: does it fit into memory?"""
+        """Compute what a step with `batch_size` images computes and throw it away: does it fit into memory?"""
 
     def end_epoch(self, epoch: int, means: dict[str, float], run: RunDir) -> dict[str, float]:
         """Evaluate after an epoch; returns its columns of metrics.csv but epoch, images_per_second and seconds."""

@@ -60,14 +60,17 @@ class RunDir:
 
     @classmethod
     def create(cls, path: Path) -> "RunDir":
-        """A new run folder; UsageError if there is something at `path` already."""
+        """A new run folder; UsageError if there is something at `path` already, or it cannot be made."""
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             if (path / "config.yaml").is_file():
                 raise UsageError(
                     f"run folder {path} exists; continue it with --resume {path}, or choose another --run-dir"
                 )
             raise UsageError(f"{path} exists and is not empty; choose another --run-dir")
-        path.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"--run-dir {path} cannot be made: {error.strerror}; choose another") from None
         return cls(path)
 
     @classmethod

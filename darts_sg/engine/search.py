@@ -151,11 +151,14 @@ class SearchJob:
             return F.cross_entropy(logits, batch[1]), logits
 
     def attempt(self, batch_size: int, *, recompute: bool) -> None:
-        """Compute the gradients of a step with `batch_size` images and throw them away."""
+        """Compute what a step with `batch_size` images computes, of this rank alone, and throw it away."""
         self.supernet.recompute = recompute
         batch = trial_batch(self.train_images, self.config, self.setting, batch_size)
         self.weight_optimizer.zero_grad()
-        torch.autograd.grad(self.objective(batch)[0], [*self.weights, *self.alphas])
+        virtual = VirtualStep(learning_rate=0.0)
+        self.hypergradient(self.objective, self.weights, self.alphas, batch, batch, virtual)
+        with frozen(self.alphas):
+            torch.autograd.grad(self.objective(batch)[0], self.weights)
 
     def end_epoch(self, epoch: int, means: dict[str, float], run: RunDir) -> dict[str, float]:
         mixing = self.mixing()
@@ -441,11 +444,13 @@ def run_search(config: SearchConfig, *, resume: Path | None = None, dry: bool = 
         config = replace(config, split=run.path / "split.json")
     setting = prepare(config, earlier)
     job = SearchJob(config, setting)
+    title = job.space.name
     for batches in (job.train, job.validation):
         refuse_single_images(batches, job.forward_anew)
     if dry:
         writes = "genotype.yaml, config.yaml, metrics.csv, tensorboard/, checkpoints/, genotypes/, alphas/, report.md"
-        dry_run(job, config, setting, first_epoch=config.alpha_frozen_epochs, facts=job.facts(), writes=writes)
+        first = config.alpha_frozen_epochs
+        dry_run(job, config, setting, run, title=title, first_epoch=first, facts=job.facts(), writes=writes)
         return None
 
     def keep_split(run: RunDir) -> None:
@@ -486,6 +491,6 @@ def run_search(config: SearchConfig, *, resume: Path | None = None, dry: bool = 
         print(f"retrain it: python augment.py --genotype {run.path / 'genotype.yaml'}")
 
     return run_job(
-        job, config, setting, run, title=job.space.name, sizes=sizes,
+        job, config, setting, run, title=title, sizes=sizes,
         prepare_run=keep_split, finish=finish, script="search.py",
     )  # fmt: skip

@@ -3,9 +3,7 @@
 import csv
 import dataclasses
 import io
-import os
 import resource
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from darts_sg import native
 from darts_sg.config import RunConfig, SearchConfig
 from darts_sg.data import (
     Augment,
@@ -227,9 +226,14 @@ def run_job(
         write_unusual(run, setting.data.unusual)
         run.close()
     if exhausted:
-        fits = what_fits(job, config.batch_size, loop.resume_command, recompute=getattr(config, "recompute", None))
-        raise RunError(f"out of memory with --batch-size {config.batch_size}; {fits}")
+        raise out_of_memory(job, config, loop.resume_command)
     return run.path
+
+
+def out_of_memory(job: Job, config: RunConfig, command: str) -> RunError:
+    """The error of a step that does not fit into memory, with the way out. command: it begins anew, or goes on."""
+    fits = what_fits(job, config.batch_size, command, recompute=getattr(config, "recompute", None))
+    return RunError(f"out of memory with --batch-size {config.batch_size}; {fits}")
 
 
 def _to_agree_on(config: RunConfig, setting: Setting) -> Mapping[str, Any]:
@@ -253,7 +257,10 @@ def write_unusual(run: RunDir, unusual: dict[str, str]) -> None:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed; on a CPU PyTorch says so in a RuntimeError."""
-    told = ("can't allocate memory", "not enough memory", "out of memory", "could not create a primitive")
+    told = (
+        "can't allocate memory", "not enough memory", "out of memory", "could not create a primitive",
+        "can't start new thread",
+    )  # fmt: skip
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in str(error) for words in told)
 
 
@@ -292,13 +299,35 @@ def what_fits(job: Job, batch_size: int, resume_command: str, *, recompute: bool
     return f"{size} fits here: start a new run with --batch-size {size}"
 
 
-def dry_run(job: Job, config: RunConfig, setting: Setting, *, first_epoch: int, facts: list[str], writes: str) -> None:
-    """Run a step twice, time the second, and print what the whole run would take and write. Leaves nothing behind."""
-    job.step(first_epoch, 0)
-    begun = time.perf_counter()
-    result = job.step(first_epoch, 1 % job.steps_per_epoch)
-    losses = {name: value.item() for name, value in result.means.items()}  # waits for the device
+def dry_run(
+    job: Job,
+    config: RunConfig,
+    setting: Setting,
+    run: RunDir | None,
+    *,
+    title: str,
+    first_epoch: int,
+    facts: list[str],
+    writes: str,
+) -> None:
+    """Run a step twice, time the second, and print what the whole run would take and write. Leaves nothing behind.
+
+    Raises RunError if they do not fit into memory.
+    """
+    exhausted = False
+    try:
+        job.step(first_epoch, 0)
+        begun = time.perf_counter()
+        result = job.step(first_epoch, 1 % job.steps_per_epoch)
+        losses = {name: value.item() for name, value in result.means.items()}  # waits for the device
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        exhausted = True  # what the step holds is freed with the error
+    if exhausted:
+        raise out_of_memory(job, config, environment.command_line(setting.ranks))
     seconds = time.perf_counter() - begun
+    folder = config.run_dir or default_run_dir(job.name, config, title) if run is None else run.path
     steps = job.num_epochs * job.steps_per_epoch
     lines = [
         *facts,
@@ -310,7 +339,7 @@ def dry_run(job: Job, config: RunConfig, setting: Setting, *, first_epoch: int, 
         f"peak memory: {peak_memory(setting.device) / 2**20:.0f} MiB",
         f"whole run: {job.num_epochs} epochs of {job.steps_per_epoch} steps, about {clock(steps * seconds)} (h:mm:ss), "
         "evaluation not counted",
-        f"would write: {config.run_dir or default_run_dir(job.name, config, '…')}/ with {writes}",
+        f"would {'write' if run is None else 'go on in'}: {folder}/ with {writes}",
         "dry run: nothing was written",
     ]
     print("\n".join(lines))
@@ -331,11 +360,13 @@ def to_device(model: Module, device: torch.device) -> Module:
 def compile_parts(parts: Iterable[torch.nn.Module], device: torch.device) -> None:
     """Have torch.compile make faster code of each part's forward and backward pass, for each batch size it meets.
 
-    Raises UsageError if there is no C++ compiler, which the CPU needs.
+    Raises UsageError if there is no C++ compiler that answers, which the CPU needs.
     """
-    compiler = os.environ.get("CXX", "g++")
-    if device.type == "cpu" and shutil.which(compiler) is None:
-        raise UsageError(f"--compile needs a C++ compiler, and {compiler} is not there; install one or leave it out")
+    if device.type == "cpu":
+        try:
+            native.compiler_version()
+        except native.Unavailable as reason:
+            raise UsageError(f"--compile needs a C++ compiler: {reason}; or leave it out") from None
     for part in parts:
         part.compile(dynamic=False)
 

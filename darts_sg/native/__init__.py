@@ -30,6 +30,17 @@ def compiler() -> str:
     return os.environ.get("CXX") or "g++"
 
 
+def compiler_version() -> str:
+    """What the C++ compiler says of itself; raises Unavailable if there is none, or it does not answer."""
+    found = shutil.which(compiler())
+    if found is None:
+        raise Unavailable(f"there is no C++ compiler {compiler()!r}: install it (CXX=… names another)")
+    try:
+        return _output([found, "--version"])
+    except (OSError, subprocess.SubprocessError):
+        raise Unavailable(f"{compiler()!r} --version fails: choose another C++ compiler (CXX=…)") from None
+
+
 def kernels(tell: Callable[[str], None] = lambda message: None, real: str = "float") -> ctypes.CDLL:
     """The compiled kernels for numbers of one type of C++; `tell` is called before they are compiled, some 15 s.
 
@@ -79,10 +90,7 @@ _loaded: dict[str, ctypes.CDLL] = {}
 
 
 def _load(tell: Callable[[str], None], real: str) -> ctypes.CDLL:
-    found = shutil.which(compiler())
-    if found is None:
-        raise Unavailable(f"there is no C++ compiler {compiler()!r}: install it (CXX=… names another)")
-    version = _output([found, "--version"])
+    version = compiler_version()
     options = [*FLAGS, f"-DREAL={real}"]
     key = "\n".join([SOURCE.read_text(encoding="utf-8"), *options, version, _processor()])
     name = f"chains-{real}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
@@ -92,7 +100,9 @@ def _load(tell: Callable[[str], None], real: str) -> ctypes.CDLL:
     tell("compiling the C++ kernels for this processor, once (about 15 s)")
     with tempfile.TemporaryDirectory() as folder:
         built = Path(folder) / name
-        _output([found, *options, str(SOURCE), "-o", str(built)])
+        _output([compiler(), *options, str(SOURCE), "-o", str(built)])
+        if not built.is_file():
+            raise Unavailable(f"{compiler()!r} compiles nothing: choose another C++ compiler (CXX=…)")
         try:
             write_atomically(library, built.read_bytes())
         except OSError:  # no place to keep it: this process alone has it
