@@ -73,6 +73,11 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
     ]
     groups = [{**saved, **kept} for saved, kept in zip(state["param_groups"], own, strict=True)]
     optimizer.load_state_dict({**state, "param_groups": groups})
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                # as the parameter is laid out, which depends on the device: fused optimizers take both for flat memory
+                values[name] = torch.empty_like(parameter).copy_(value)
     for group, kept in zip(optimizer.param_groups, own, strict=True):
         group.update(kept)
 

@@ -182,7 +182,8 @@ struct Buffer {  // aligned memory, zeroed when it is made; throws std::bad_allo
   T* get() const { return memory.get(); }
   explicit Buffer(int64_t count = 0) {
     if (count <= 0) return;
-    size_t bytes = (static_cast<size_t>(count) * sizeof(T) + 63) / 64 * 64;
+    // 64 bytes more, for a vector that is read where fewer values are left
+    size_t bytes = (static_cast<size_t>(count) * sizeof(T) + 127) / 64 * 64;
     memory.reset(static_cast<T*>(std::aligned_alloc(64, bytes)));
     if (!memory) throw std::bad_alloc();
     std::memset(memory.get(), 0, bytes);
@@ -1091,12 +1092,13 @@ void Worker<T>::forward() const {
             for (int64_t p = 0; p < count; ++p)
               unrolled<B>([&](auto i) ALWAYS { group.store(out + p * C, load(p, i), i); });
           if (!s.training) return;
-          // sums of what differs from the first pixel, and of its square
+          // sums of what differs from the first row's mean, and of its square
           V pivot[B], total[2 * B];
-          unrolled<B>([&](auto i) ALWAYS {
-            if (from == 0) Sd::store(sums + group.at(i), load(0, i));
-            pivot[i] = Sd::load(sums + group.at(i));
-          });
+          if (from == 0) {
+            sum_over<T>(s.Wo, pivot, load);
+            unrolled<B>([&](auto i) ALWAYS { Sd::store(sums + group.at(i), pivot[i] / static_cast<T>(s.Wo)); });
+          }
+          unrolled<B>([&](auto i) ALWAYS { pivot[i] = Sd::load(sums + group.at(i)); });
           sum_over<T>(count, total, [&](int64_t p, auto i) ALWAYS {
             const V v = load(p, i % B) - pivot[i % B];
             return i < B ? v : v * v;

@@ -145,7 +145,7 @@ def stages_of(layers: Sequence[nn.Module], E: int) -> list[Stage] | None:
         depthwise = next_if(bool(rest) and _is_depthwise(rest[0]))
         pointwise = next_if(bool(rest) and _is_pointwise(rest[0], E))
         halving = next_if(bool(rest) and depthwise is pointwise is None and _halves(rest[0], E))
-        norm = next_if(bool(rest) and isinstance(rest[0], nn.BatchNorm2d))
+        norm = next_if(bool(rest) and isinstance(rest[0], nn.BatchNorm2d) and rest[0].momentum is not None)
         if norm is None or depthwise is pointwise is halving is None:
             return None
         number = ACTIVATIONS.get(type(activation), 0)
@@ -157,6 +157,8 @@ def pool_of(layers: Sequence[nn.Module]) -> Stage | None:
     """The stage of a 3×3 pool, with its BatchNorm if it has one; None if the layers are something else."""
     norm = layers[1] if len(layers) == 2 else None
     if len(layers) > 2 or not isinstance(layers[0], tuple(POOLS)) or not isinstance(norm, nn.BatchNorm2d | None):
+        return None
+    if norm is not None and norm.momentum is None:
         return None
     pool = cast(nn.MaxPool2d, layers[0])
     known = (pool.kernel_size, pool.padding) == (3, 1) and isinstance(pool.stride, int) and not pool.ceil_mode
@@ -177,7 +179,8 @@ def _is_depthwise(layer: nn.Module) -> bool:
         return False
     k, d, s = layer.kernel_size, layer.dilation, layer.stride
     square = k[0] == k[1] in KERNEL_SIZES and d[0] == d[1] and s[0] == s[1]
-    return square and layer.padding == (d[0] * (k[0] // 2),) * 2 and layer.bias is None
+    same = layer.padding == (d[0] * (k[0] // 2),) * 2 and layer.padding_mode == "zeros"
+    return square and same and layer.bias is None
 
 
 def _is_pointwise(layer: nn.Module, E: int) -> bool:

@@ -203,13 +203,15 @@ class _Section:
             row["pointwise"] = weights.pop(0)
         if stage.halving is not None:
             stride, Co = 2, stage.halving.C_out // (S * T)
-            row |= {"pointwise": weights.pop(0), "odd": weights.pop(0)}
+            row |= {"pointwise": weights[0], "odd": weights[1]}
+            plan.halves |= {weights[0].number: weights[1].number, weights[1].number: weights[0].number}
+            del weights[:2]
         Ho, Wo = -(-H // stride), -(-W // stride)
         shape = (self.N, S * T, Ho, Wo, Co)
         y, (scale, shift) = plan.outputs.take(int(np.prod(shape))), self._pair(S * T * Co)
         inverse, offset = scale, shift
         if (norm := stage.norm) is not None:
-            row |= {"norm": 1, "eps": np.array(norm.eps, dtype=np.float64).view(np.int64).item()}
+            row["norm"] = 1
             if norm.running_mean is not None:
                 row["running_mean"] = Address("statistics", 2 * plan.num_results)
                 row["running_var"] = Address("statistics", 2 * plan.num_results + 1)
@@ -323,13 +325,14 @@ class Plan:
         self.normalisations = _Part("normalisations", self.value_size)
         self.sums = _Part("sums", 8)
         self.num_weights = self.num_results = self.first_stage = 0
+        self.halves: dict[int, int] = {}  # the weight of either half of a HalvingConv, to the other's
         self.sections: list[_Section] = []
         for i, (step, gamma) in enumerate(zip(graph.steps, gammas, strict=True)):
             self.sections.append(_Section(self, i, step, gamma.dim() == 3, self.first_stage))
             self.first_stage += self.sections[-1].num_words
         self.norms = [stage.norm for stage in graph.stages]
         shapes = [result.shape for section in self.sections for result in section.results]
-        self.single_values = [N * H * W == 1 for N, _, H, W, _ in shapes]  # a channel
+        self.too_few = [N * H * W <= 1 for N, _, H, W, _ in shapes]  # values of a channel, to normalise them
         num_states = len(self.images)
         self.counts = {
             "itself": 1, "states": num_states, "gammas": len(gammas), "normalisations": 1, "weights": self.num_weights,
@@ -447,20 +450,27 @@ class _Run(torch.autograd.Function):
         num_gammas, num_inputs = len(graph.steps), graph.num_inputs
         gammas = [gamma.contiguous() for gamma in tensors[:num_gammas]]
         states, inputs = _inputs(tensors[num_gammas:][:num_inputs], graph)
-        weights = tensors[num_gammas + num_inputs :]
-        plan, like = _plan(graph, inputs, gammas), gammas[0]
+        weights = [weight.contiguous() for weight in tensors[num_gammas + num_inputs :]]
+        like = gammas[0]
+        if any(tensor.dtype != like.dtype or tensor.device.type != "cpu" for tensor in tensors):
+            kinds = sorted({f"{tensor.dtype} on {tensor.device}" for tensor in tensors})
+            raise TypeError(f"the C++ kernels need all tensors of one type on the CPU, found {', '.join(kinds)}")
+        plan = _plan(graph, inputs, gammas)
         states += [_pixels(like, plan, state) for state in range(num_inputs, len(plan.images))]
         normalisations, outputs = plan.normalisations.tensor(), plan.outputs.tensor()
         statistics = [t for norm in plan.norms for t in _statistics(norm)]
         starts = _starts([None, *states, *gammas, normalisations, *weights, outputs, *statistics])
         absent = [0] * (sum(plan.counts.values()) - len(starts))
         call = Calls("forward", plan, like.dtype, plan.forward.with_addresses(starts + absent))
-        training = [norm is not None and norm.training for norm in plan.norms]
-        if any(itertools.compress(training, plan.single_values)):
+        training = [norm is not None and (norm.training or norm.running_mean is None) for norm in plan.norms]
+        if any(itertools.compress(training, plan.too_few)):
             raise ValueError("Expected more than 1 value per channel when training")  # as PyTorch says
         call.rows[:, STAGE.index("training")] = training
-        momenta = [0.0 if norm is None else cast(float, norm.momentum) for norm in plan.norms]
-        call.rows.view(np.float64)[:, STAGE.index("momentum")] = momenta
+        for name in ("momentum", "eps"):
+            values = [0.0 if norm is None else getattr(norm, name) for norm in plan.norms]
+            if None in values:
+                raise ValueError(f"the C++ kernels need the {name} of each BatchNorm")
+            call.rows.view(np.float64)[:, STAGE.index(name)] = values
         for section in range(len(plan.sections)):
             call(section)
         ctx.plan, ctx.training = plan, training
@@ -504,6 +514,8 @@ class _Run(torch.autograd.Function):
         by_weights: list[Tensor | None] = [None] * len(weights)
         for i in (i for section in itertools.compress(sections, whole) for i in section.weights if of_weights[i]):
             by_weights[i] = torch.empty_like(weights[i])
+            if (other := plan.halves.get(i)) is not None and by_weights[other] is None:  # the kernels write both
+                by_weights[other] = torch.empty_like(weights[other])
         sums = plan.sums.tensor()
         passed = [POOL.take(size if any(whole) else 0) for size in plan.passed_bytes]
         starts = [0, *_starts(saved), *[0] * counts["statistics"]]

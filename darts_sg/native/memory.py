@@ -7,6 +7,7 @@ which such pieces would break up, and whose pages are small.
 import mmap
 import sys
 import weakref
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -38,16 +39,17 @@ class Pool:
     def _piece(self, size: int) -> mmap.mmap:
         """The smallest of those that are free and large enough; if there is none all of them are given back, and one is
         new."""
-        fitting = min((piece for piece in self._free if len(piece) >= size), key=len, default=None)
-        if fitting is not None:
-            self._free.remove(fitting)
-            return fitting
+        while fitting := min((piece for piece in self._free if len(piece) >= size), key=len, default=None):
+            with suppress(ValueError):  # another thread has just taken it
+                self._free.remove(fitting)
+                return fitting
         self.release()
         try:
             piece = mmap.mmap(-1, -(-size // PAGE) * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         except OSError as error:
             raise MemoryError(f"not enough memory: {size} bytes for the C++ kernels") from error
-        piece.madvise(mmap.MADV_HUGEPAGE)
+        with suppress(OSError):  # a system without large pages
+            piece.madvise(mmap.MADV_HUGEPAGE)
         return piece
 
 

@@ -5,7 +5,7 @@ is the choice of a relaxation (darts_sg.methods.relaxation).
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import NamedTuple, cast
 
 import torch
@@ -181,22 +181,27 @@ def recomputed(cell: SupernetCell, *inputs: Parts | Sequence[EdgeWeights]) -> tu
         *inputs,
         use_reentrant=False,
         preserve_rng_state=False,  # nothing in a cell is random
-        context_fn=lambda: (nullcontext(), statistics_kept(cell)),
+        context_fn=lambda: (nullcontext(), StatisticsKept(cell)),
     )
     return found
 
 
-@contextmanager
-def statistics_kept(module: nn.Module) -> Iterator[None]:
-    """Within the context a forward pass leaves the running statistics alone: it sees its batch a second time."""
-    norms = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)]
-    before = [norm.momentum for norm in norms]
-    try:
-        for norm in norms:
+class StatisticsKept:
+    """Within this context a forward pass leaves the running statistics alone: it sees its batch a second time.
+
+    It is entered once for each backward pass through the graph.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._norms = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)]
+
+    def __enter__(self) -> None:
+        self._momenta = [norm.momentum for norm in self._norms]
+        for norm in self._norms:
             norm.momentum = 0.0
-        yield
-    finally:
-        for norm, momentum in zip(norms, before, strict=True):
+
+    def __exit__(self, *raised: object) -> None:
+        for norm, momentum in zip(self._norms, self._momenta, strict=True):
             norm.momentum = momentum
 
 

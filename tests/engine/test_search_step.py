@@ -278,6 +278,23 @@ def test_an_optimizer_takes_over_a_state_but_not_how_it_was_computed() -> None:
     assert second.state[weight]["step"] == 1
 
 
+def test_the_momentum_of_a_gpu_is_laid_out_for_a_cpu() -> None:
+    """There depthwise weights, and so what belongs to them, are stored tap by tap; fused steps see flat memory."""
+    torch.manual_seed(0)
+    values, gradient = torch.randn(2, 4, 1, 3, 3)
+    tap_by_tap = [t.permute(2, 3, 1, 0).contiguous().permute(3, 2, 0, 1) for t in (values, gradient)]
+    optimizers, weights = [], []
+    for weight, grad in (tap_by_tap, (values, gradient)):
+        weights.append(torch.nn.Parameter(weight.clone()))
+        optimizers.append(torch.optim.SGD([weights[-1]], 0.1, momentum=0.9, fused=True))
+        weights[-1].grad = grad.clone()
+        optimizers[-1].step()
+    load_optimizer(optimizers[1], copy.deepcopy(optimizers[0].state_dict()))
+    for optimizer in optimizers:
+        optimizer.step()
+    torch.testing.assert_close(*weights, rtol=1e-6, atol=1e-6)
+
+
 def test_a_retraining_has_kernels_too_but_not_for_models() -> None:
     options = {"channels": 4, "cells": 3, "batch_size": 8}
     for asked in ("native", "pytorch"):

@@ -196,11 +196,13 @@ def test_stages_that_are_not_known_are_left_to_pytorch() -> None:
         nn.Conv2d(4, 4, 3, groups=4, bias=False),  # no padding
         nn.Conv2d(4, 4, 9, padding=4, groups=4, bias=False),  # no kernel of that size
         nn.Conv2d(4, 4, 3, padding=1, groups=2, bias=False),  # no depthwise convolution
+        nn.Conv2d(4, 4, 3, padding=1, groups=4, bias=False, padding_mode="reflect"),
         nn.Conv2d(4, 4, 1, groups=2),  # a bias
         nn.Conv2d(4, 4, 1, groups=4, stride=2, bias=False),
     ):
         assert stages_of([nn.ReLU(), conv, norm], 2) is None
     assert stages_of([nn.ReLU(), norm], 2) is None
+    assert stages_of([nn.ReLU(), nn.Conv2d(4, 4, 1, groups=2, bias=False), nn.BatchNorm2d(4, momentum=None)], 2) is None
     assert pool_of([nn.MaxPool2d(3, 2, padding=1), norm]) is not None
     assert pool_of([nn.MaxPool2d(2, 2), norm]) is None
     assert pool_of([nn.AvgPool2d(3, 1, padding=1), norm]) is None  # counts the border
@@ -318,3 +320,64 @@ def test_what_is_differentiated_twice_says_so() -> None:
     first = torch.autograd.grad(loss, net.alphas(), create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         sum(g.sum() for g in first).backward()
+
+
+@pytest.mark.parametrize("frozen", ["conv_1", "conv_2"])
+def test_one_half_of_a_skip_connection_may_be_frozen(frozen: str) -> None:
+    net = small_supernet().double()
+    for name, weight in net.named_parameters():
+        weight.requires_grad_(f".{frozen}." not in name)
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    found = []
+    for on in (True, False):
+        net.use_native(on)
+        loss = F.cross_entropy(net(x, softmax(net)), torch.arange(2))
+        found.append(torch.autograd.grad(loss, [p for p in net.parameters() if p.requires_grad]))
+    assert len(found[0]) < len(list(net.parameters()))
+    assert_equal_tensors(*found)
+
+
+def test_weights_may_be_laid_out_in_any_way_and_settings_of_norms_may_change() -> None:
+    net = small_supernet().double()
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    first = gradients_of(net, x)
+    for layer in net.modules():
+        if isinstance(layer, nn.Conv2d) and layer.groups > 1:  # as on a GPU
+            layer.weight.data = layer.weight.data.permute(2, 3, 1, 0).contiguous().permute(3, 2, 0, 1)
+    assert_equal_tensors(gradients_of(net, x), first)
+    for norm in (layer for layer in net.modules() if isinstance(layer, nn.BatchNorm2d)):
+        norm.eps, norm.momentum = 0.5, 0.3
+    both = [gradients_of(net, x)]
+    net.use_native(False)
+    both.append(gradients_of(net, x))
+    assert_equal_tensors(*both)
+    assert abs(both[0][0] - first[0]) > 1e-3
+
+
+def test_what_the_kernels_would_misread_is_refused() -> None:
+    net = small_supernet()
+    x = torch.randn(2, 3, 8, 8)
+    mixing = softmax(net)
+    doubled = mixing._replace(normal=mixing.normal.double(), reduce=mixing.reduce.double())
+    with pytest.raises(TypeError, match=r"found torch\.float32 on cpu, torch\.float64 on cpu"):
+        net(x, doubled)
+    batch, weights = net.cells[0].batches[0], torch.rand(8, len(net.cells[0].batches[0].ops))
+    with pytest.raises(ValueError, match="Expected more than 1 value per channel when training"):
+        batch([torch.randn(0, 6, 4, 4)] * 2, EdgeWeights(weights))
+    for norm in (layer for layer in net.modules() if isinstance(layer, nn.BatchNorm2d)):
+        norm.momentum = None
+    with pytest.raises(ValueError, match="need the momentum of each BatchNorm"):
+        batch([torch.randn(2, 6, 4, 4)] * 2, EdgeWeights(weights))
+
+
+def test_variances_do_not_suffer_from_a_first_pixel_far_from_the_others() -> None:
+    available("float")
+    torch.manual_seed(0)
+    conv, norm = DepthwiseConv2d(8, 3, 1, 1), nn.BatchNorm2d(8)
+    x = torch.randn(2, 8, 64, 64)
+    x[:, :, :2, :2] += 300
+    stages = chains.stages_of([conv, norm], 1)
+    assert stages is not None
+    chains.run([x], torch.ones(1, 1), chains.Operations(1, 1, [chains.Operation(stages)]))
+    exact = F.conv2d(x.double(), conv.weight.double(), padding=1, groups=8).var(dim=(0, 2, 3))
+    torch.testing.assert_close(norm.running_var, (0.9 + 0.1 * exact).float(), rtol=1e-5, atol=0)

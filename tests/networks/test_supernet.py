@@ -110,13 +110,26 @@ def test_operations_that_are_no_chains_of_known_layers_give_the_same(
     assert_equal_tensors(*by_alphas)
 
 
-@pytest.mark.parametrize("num_nodes", [1, 3])
-def test_other_shapes_are_the_textbook_ones_too(num_nodes: int) -> None:
+@pytest.mark.parametrize(
+    ("num_nodes", "space", "partial_channels"),
+    [
+        (3, "skip_connect+sandglass+max_pool_3x3", 2),
+        *((1, space, K) for space in ("sep_conv_3x3", "max_pool_3x3", "skip_connect+sandglass") for K in (1, 2)),
+    ],
+)
+def test_other_shapes_are_the_textbook_ones_too(
+    num_nodes: int, space: str, partial_channels: int, kernels: str
+) -> None:
     options = {"channels": 6, "cells": 4, "num_nodes": num_nodes, "stem_multiplier": 2, "in_channels": 1}
-    actual, expected = pair("skip_connect+sandglass+max_pool_3x3", False, **options, partial_channels=2)
+    actual, expected = pair(space, False, **options, partial_channels=partial_channels)
+    actual.use_native(kernels == "native")
     x = torch.randn(3, 1, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     mixing = mixing_of(actual.alphas())
-    assert_equal_tensors([actual(x, mixing)], [expected(x, *mixing)])
+    outputs = [actual(x, mixing), expected(x, *mixing)]
+    assert_equal_tensors(outputs[:1], outputs[1:])
+    # the mixing weights set the scale: alphas of a single operation have gradients of zero
+    wanted = [mixing.normal, mixing.reduce, *actual.alphas()]
+    assert_equal_tensors(*(gradients(F.cross_entropy(y, torch.arange(3)), wanted) for y in outputs))
 
 
 @pytest.mark.parametrize("options", [PLAIN | FEW, PARTIAL | FEW, IMAGENET | FEW])
@@ -178,6 +191,7 @@ def test_recomputation_changes_no_bit(options: dict[str, int], kernels: str) -> 
         net.use_native(kernels == "native")
         net.recompute = recompute
         loss = F.cross_entropy(net(x, mixing_of(net.alphas())), torch.arange(3))
-        by_parameters = gradients(loss, [*net.weights(), *net.alphas()])
-        found.append([loss, *by_parameters, *net.buffers()])
+        wanted = [*net.weights(), *net.alphas()]
+        twice = torch.autograd.grad(loss, net.alphas(), retain_graph=True, allow_unused=True)
+        found.append([loss, *(g for g in twice if g is not None), *gradients(loss, wanted), *net.buffers()])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
