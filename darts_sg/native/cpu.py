@@ -512,10 +512,9 @@ class _Run(torch.autograd.Function):
                         there = behind[state]
                         pixels.zero_() if there is None else pixels.copy_(there)
         by_weights: list[Tensor | None] = [None] * len(weights)
-        for i in (i for section in itertools.compress(sections, whole) for i in section.weights if of_weights[i]):
-            by_weights[i] = torch.empty_like(weights[i])
-            if (other := plan.halves.get(i)) is not None and by_weights[other] is None:  # the kernels write both
-                by_weights[other] = torch.empty_like(weights[other])
+        for i in (i for section in itertools.compress(sections, whole) for i in section.weights):
+            if of_weights[i] or of_weights[plan.halves.get(i, i)]:  # of two halves the kernels write both
+                by_weights[i] = torch.empty_like(weights[i])
         sums = plan.sums.tensor()
         passed = [POOL.take(size if any(whole) else 0) for size in plan.passed_bytes]
         starts = [0, *_starts(saved), *[0] * counts["statistics"]]

@@ -166,8 +166,7 @@ def run(x: Tensor, gamma: Tensor, operations: Operations, onto: Sequence[Tensor]
     weights = [weight for stage in operations.stages() for weight in stage.weights()]
     given = torch.stack([node.permute(0, 2, 3, 1) for node in onto]) if onto else None
     nodes: Tensor = _Run.apply(operations, gamma, x.contiguous(memory_format=torch.channels_last), given, *weights)
-    # one that is unbound must not be overwritten, as the output of a cell with a single node is
-    return [node.permute(0, 3, 1, 2) for node in ([nodes[0]] if operations.T == 1 else nodes.unbind())]
+    return [node.permute(0, 3, 1, 2) for node in nodes.unbind()]
 
 
 _recorded: list[dict[Any, tuple[Any, ...]]] = []

@@ -234,9 +234,7 @@ class EdgeBatch(nn.Module):
                 given[node].append(part)
         if sums:
             wholes = [join_phases(y) if in_phases else y for in_phases, y in sums.items()]
-            whole = sum_of_chunks(sum(wholes[1:], wholes[0]), self.S)
-            # what is split must not be overwritten, as the output of a cell with a single node is
-            for node, part in enumerate([whole] if self.T == 1 else whole.split(self.C, dim=1)):
+            for node, part in enumerate(sum_of_chunks(sum(wholes[1:], wholes[0]), self.S).split(self.C, dim=1)):
                 given[node].append(part)
         return [sum(parts[1:], parts[0]) for parts in given]
 
@@ -330,7 +328,7 @@ def mix(tensors: Sequence[Tensor], coefficients: Tensor, S: int, T: int) -> list
     parts = torch.stack([part.permute(0, 2, 3, 1) for t in tensors for part in t.chunk(S, dim=1)])  # (K·S, N, H, W, C)
     matrix = coefficients.reshape(-1, T).t()  # (T, K · S)
     mixed = (matrix @ parts.flatten(1)).view(T, *parts.shape[1:])
-    return [node.permute(0, 3, 1, 2) for node in ([mixed[0]] if T == 1 else mixed.unbind())]
+    return [node.permute(0, 3, 1, 2) for node in mixed.unbind()]
 
 
 def split_phases(x: Tensor) -> Tensor:

@@ -116,8 +116,9 @@ class CellGraphs:
 
 
 def between_cells(state: Tensor) -> Tensor:
-    """The ReLU with which the following cells begin, taken once for all of them; overwrites `state`."""
-    return state.relu_()
+    """The ReLU with which the following cells begin, taken once for all of them; overwrites `state`, unless that is a
+    view, such as the only node of a cell: PyTorch refuses to overwrite pieces of a tensor that was split."""
+    return state.relu_() if state._base is None else state.relu()
 
 
 class _Join(torch.autograd.Function):
