@@ -2,11 +2,13 @@
 
 import sys
 
-from darts_sg.terminal import answer
+from darts_sg.cli.terminal import answer
 
 
 def main() -> None:
-    from darts_sg.cli import run_job_command  # slow to import: within `answer`, for Ctrl-C, and not in data workers
+    from darts_sg.cli.jobs import (
+        run_job_command,  # slow to import: within `answer`, for Ctrl-C, and not in data workers
+    )
 
     run_job_command("search", sys.argv[1:], "search.py")
 

@@ -15,8 +15,8 @@ from benchmarks.subjects import Step
 
 # what launches our kernels, and how it is counted: module, name and title
 NATIVE = (
-    ("darts_sg.native.cpu", "Calls.__call__", "darts_sg.cpp"),
-    ("darts_sg.native.gpu", "launch", "darts_sg.triton"),
+    ("darts_sg.backends.cpp.run", "Calls.__call__", "darts_sg.cpp"),
+    ("darts_sg.backends.triton.run", "launch", "darts_sg.triton"),
 )
 SILENT = {  # they compute nothing
     "aten.empty", "aten.empty_like", "aten.empty_strided", "aten.new_empty", "aten.new_empty_strided",

@@ -22,13 +22,14 @@ from rich.table import Table
 from triton.backends.compiler import GPUTarget
 
 from benchmarks.subjects import LAST, Shape
-from darts_sg import native
+from darts_sg.backends import ir
+from darts_sg.backends.cpp import build
+from darts_sg.backends.triton import run as gpu
+from darts_sg.cli.terminal import answer, console
 from darts_sg.engine.graphs import compile_step
 from darts_sg.errors import RunError, UsageError
 from darts_sg.methods.relaxation import softmax
-from darts_sg.native import chains, gpu
 from darts_sg.networks.skeleton import join
-from darts_sg.terminal import answer, console
 
 PROG = "python -m benchmarks.machine_code"
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -105,9 +106,9 @@ class Launched(NamedTuple):
 def triton_kernels_on_any_device() -> Iterator[None]:
     """Supernets with native kernels launch Triton's, whatever device they are on."""
     with (
-        patch.object(chains, "takes", lambda x: False),
-        patch.object(chains, "computes", lambda x, stages: gpu.supports(stages)),
-        patch.object(chains, "run", lambda states, *others: gpu.run(join(states), *others)),
+        patch.object(ir, "takes", lambda x: False),
+        patch.object(ir, "computes", lambda x, stages: gpu.supports(stages)),
+        patch.object(ir, "run", lambda states, *others: gpu.run(join(states), *others)),
     ):
         yield
 
@@ -172,7 +173,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=getattr(defaults, name))
     parser.add_argument("--capability", type=int, default=90, help="of the GPU: 80 an A100, 90 an H100 (default: 90)")
     arguments = parser.parse_args()
-    if missing := native.triton_missing(divmod(arguments.capability, 10)):
+    if missing := build.triton_missing(divmod(arguments.capability, 10)):
         raise UsageError(missing)
     shape = Shape(arguments.space, arguments.batch, arguments.channels, arguments.cells, arguments.size)
     target = f"compute capability {arguments.capability}, Triton {triton.__version__}"

@@ -34,10 +34,10 @@ from benchmarks.subjects import (
     textbook_second_order_step,
     textbook_step,
 )
+from darts_sg.cli.genotype import positive
 from darts_sg.engine import environment
 from darts_sg.errors import UsageError
 from darts_sg.files import write_atomically
-from darts_sg.genotype_commands import positive
 
 SCALES = {"channels": (8, 16, 32), "cells": (5, 8, 11), "batch": (8, 16, 32, 64)}
 RETRAINING = "retraining step of DARTS_V2, C=36, 20 cells, batch 32"

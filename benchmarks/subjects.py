@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from darts_sg import native
+from darts_sg.backends.cpp import build
 from darts_sg.data import Augment, DataSpec, ImageSet, TrainBatches
 from darts_sg.engine.graphs import WARM_UP, Captured, compile_step
 from darts_sg.genotype import load_genotype
@@ -31,8 +31,8 @@ CLIP = 5.0
 def native_kernels() -> str | None:
     """Why there are no C++ kernels; None where there are."""
     try:
-        native.kernels()
-    except native.Unavailable as reason:
+        build.kernels()
+    except build.Unavailable as reason:
         return str(reason)
     return None
 

@@ -11,10 +11,11 @@ from typing import Any, Literal, NoReturn
 
 from rich.table import Table
 
-from darts_sg import diagnose_command, genotype_commands
+from darts_sg.cli import diagnose as diagnose_command
+from darts_sg.cli import genotype as genotype_commands
+from darts_sg.cli.terminal import answer, console, refuse_existing
 from darts_sg.errors import UsageError
 from darts_sg.files import write_atomically
-from darts_sg.terminal import answer, console, refuse_existing
 
 PROG = "darts-sg"
 
@@ -249,10 +250,10 @@ def rewrite_report(arguments: argparse.Namespace) -> None:
 def report_paper(arguments: argparse.Namespace) -> None:
     """Print the paper's experiment, or write it; a picture of it goes beside the file or into one."""
     from darts_sg.analysis.draw import save_figure
-    from darts_sg.analysis.experiment.as_dict import report_dict
-    from darts_sg.analysis.experiment.draw import draw_experiment, drawable
-    from darts_sg.analysis.experiment.read import read_experiment
-    from darts_sg.analysis.experiment.report import TITLE, paper_report
+    from darts_sg.study.as_dict import report_dict
+    from darts_sg.study.draw import draw_experiment, drawable
+    from darts_sg.study.read import read_experiment
+    from darts_sg.study.report import TITLE, paper_report
 
     output: Path | None = arguments.output
     written = output is not None and output.suffix == ".md"
@@ -280,7 +281,7 @@ def report_paper(arguments: argparse.Namespace) -> None:
 
 def run_job(job: Literal["search", "augment"], argv: Sequence[str], prog: str) -> None:
     """The job `search` or `augment`, which needs torch; what only looks at genotypes does without it."""
-    from darts_sg.cli import run_job_command
+    from darts_sg.cli.jobs import run_job_command
 
     run_job_command(job, argv, prog)
 

@@ -21,11 +21,11 @@ from darts_sg.__main__ import PROG, run
 from darts_sg.analysis import compare
 from darts_sg.analysis.cost import derived_cost, model_cost
 from darts_sg.analysis.run_folder import read_metrics
+from darts_sg.cli.terminal import answer
 from darts_sg.engine.checkpoint import checkpoints, read_torch
 from darts_sg.engine.weights import read_weights
 from darts_sg.genotype import load_genotype, renamed
 from darts_sg.networks.mobile import find_model
-from darts_sg.terminal import answer
 
 # one worker makes the runs that the tests here share
 pytestmark = [pytest.mark.usefixtures("rendered_once"), pytest.mark.xdist_group("command line")]

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from darts_sg.__main__ import PROG, run
 from darts_sg.analysis.compare import anatomy
 from darts_sg.analysis.cost import choice_costs, derived_cost
+from darts_sg.cli.terminal import answer
 from darts_sg.formats import NUM_INPUTS
 from darts_sg.genotype import Cell, Genotype, load_genotype
 from darts_sg.networks.derived import DerivedNetwork
-from darts_sg.terminal import answer
 from tests.strategies import damaged, genotypes, joined
 
 SHAPES = st.fixed_dictionaries({"channels": st.integers(2, 5), "cells": st.integers(3, 5)})

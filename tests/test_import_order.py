@@ -15,17 +15,14 @@ LEFTMOST = ("errors", "registry", "files", "quantity", "formats", "genotype")
 ORDER = (
     *LEFTMOST,
     "ops",
-    "native",
+    "backends",
     "spaces",
     "derive",
     "networks",
     "methods",
     "config",
     "engine",
-    "terminal",
     "cli",
-    "genotype_commands",
-    "diagnose_command",
     "__main__",
     "timm_models",
 )

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
+from darts_sg.backends.cpp.memory import POOL
 from darts_sg.engine.distributed import ALONE, Ranks
 from darts_sg.errors import UsageError
-from darts_sg.native.memory import POOL
 
 
 def choose_device(name: str, ranks: Ranks = ALONE) -> torch.device:

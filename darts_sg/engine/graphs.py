@@ -78,7 +78,7 @@ def compile_step(supernet: Supernet, relaxation: Relaxation, images: Tensor, aut
 
     They are the same for any number of images. The supernet is left as it is. Raises Unavailable if Triton cannot.
     """
-    from darts_sg.native import gpu
+    from darts_sg.backends.triton import run as gpu
 
     net = copy.deepcopy(supernet)
     alphas, weights = net.alphas(), net.weights()

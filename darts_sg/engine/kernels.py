@@ -8,12 +8,12 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from darts_sg import native
+from darts_sg.backends.batched import EdgeBatch
+from darts_sg.backends.cpp import build
 from darts_sg.config import RunConfig
 from darts_sg.engine.setup import Setting, autocast, is_out_of_memory
 from darts_sg.errors import UsageError, first_line
 from darts_sg.networks.derived import DerivedCell, DerivedNetwork
-from darts_sg.networks.edges import EdgeBatch
 from darts_sg.networks.supernet import Supernet, SupernetCell
 
 CHECKED_IMAGES = 2
@@ -50,16 +50,16 @@ def use_kernels(
         return "pytorch"
     try:
         if prepare is not None:
-            missing = native.triton_missing(torch.cuda.get_device_capability(setting.device))
+            missing = build.triton_missing(torch.cuda.get_device_capability(setting.device))
             if missing is not None:
-                raise native.Unavailable(missing)
+                raise build.Unavailable(missing)
         else:
-            native.kernels(print)
+            build.kernels(print)
         network.use_native(True)
         if prepare is not None:
             prepare()
         check_kernels(network, config, setting)
-    except native.Unavailable as reason:
+    except build.Unavailable as reason:
         network.use_native(False)
         if asked == "native":
             raise UsageError(f"--kernels native: {reason}; mend that, or leave the option out") from None
@@ -82,7 +82,7 @@ def check_kernels(network: Supernet | DerivedNetwork, config: RunConfig, setting
     most, if one is not what it should be.
     """
     on_cpu, by = setting.device.type == "cpu", type(network).__name__
-    if on_cpu and native.checked(by):
+    if on_cpu and build.checked(by):
         return
     data, size = setting.data.spec, setting.data.spec.image_size
     images = torch.empty(CHECKED_IMAGES, data.in_channels, size, size, device="meta")
@@ -97,7 +97,7 @@ def check_kernels(network: Supernet | DerivedNetwork, config: RunConfig, setting
             name = max(errors, key=errors.__getitem__)
             largest = max(largest, errors[name])
             if errors[name] > TOLERANCES[config.precision]:
-                raise native.Unavailable(
+                raise build.Unavailable(
                     "the native kernels compute something else than PyTorch here: in cell "
                     f"{number}, {name} is off by {errors[name]:.2g} of its norm"
                 )
@@ -105,7 +105,7 @@ def check_kernels(network: Supernet | DerivedNetwork, config: RunConfig, setting
     if setting.ranks.leads:
         print(f"native kernels, compared with PyTorch in float64: off by at most {largest:.1e} of a tensor's norm")
     if on_cpu:
-        native.set_checked(by)
+        build.set_checked(by)
 
 
 def cell_errors(
@@ -131,7 +131,7 @@ def cell_errors(
                     actual = _pass(copy.deepcopy(cell), shapes, times, seed, setting.device, torch.float32)
             except Exception as error:  # of many kinds, from Triton and CUDA
                 if not is_out_of_memory(error):
-                    raise native.Unavailable(f"the native kernels fail here: {first_line(error)}") from error
+                    raise build.Unavailable(f"the native kernels fail here: {first_line(error)}") from error
                 if times == 1:
                     raise
                 continue  # a step of so many will not fit either, and says what does

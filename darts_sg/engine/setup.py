@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from darts_sg import native
+from darts_sg.backends.cpp import build
 from darts_sg.config import RunConfig, SearchConfig
 from darts_sg.data import (
     Augment,
@@ -364,8 +364,8 @@ def compile_parts(parts: Iterable[torch.nn.Module], device: torch.device) -> Non
     """
     if device.type == "cpu":
         try:
-            native.compiler_version()
-        except native.Unavailable as reason:
+            build.compiler_version()
+        except build.Unavailable as reason:
             raise UsageError(f"--compile needs a C++ compiler: {reason}; or leave it out") from None
     for part in parts:
         part.compile(dynamic=False)

@@ -5,9 +5,9 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
+from darts_sg.backends import ir
 from darts_sg.errors import UsageError
 from darts_sg.genotype import NUM_INPUTS, Cell, Genotype
-from darts_sg.native import chains as native
 from darts_sg.networks.skeleton import (
     CellGraphs,
     CellSpec,
@@ -39,30 +39,30 @@ class DerivedCell(nn.Module):
             OPERATIONS[edge.operation].build(spec.C, 2 if spec.reduction and edge.state < NUM_INPUTS else 1, True)
             for _, edge in cell.edges()
         )
-        self.native = False  # whether the kernels of darts_sg.native compute it, if they can
+        self.native = False  # whether the kernels of darts_sg.backends compute it, if they can
         self.graphs = CellGraphs((self.input_0, self.input_1), self._steps(), cell.concat)
 
-    def _steps(self) -> list[native.Step] | None:
+    def _steps(self) -> list[ir.Step] | None:
         """See CellGraphs."""
-        steps: list[native.Step] = []
+        steps: list[ir.Step] = []
         ops = iter(self.ops)
         for number, node in enumerate(self.cell.nodes, start=NUM_INPUTS):
             inputs = list(dict.fromkeys(edge.state for edge in node))
-            each: list[native.Operation] = []
+            each: list[ir.Operation] = []
             for edge in node:
                 op, place = next(ops), inputs.index(edge.state)
                 stages = stages_of(op)
                 if stages is None:
                     return None
-                each.append(native.Operation(stages, place))
+                each.append(ir.Operation(stages, place))
                 if _adds_input(op):
-                    each.append(native.Operation([], place))
-            steps.append(native.Step(native.Operations(1, 1, each), inputs, [number]))
+                    each.append(ir.Operation([], place))
+            steps.append(ir.Step(ir.Operations(1, 1, each), inputs, [number]))
         return steps
 
     def in_one(self, state: Tensor) -> bool:
         """Whether it is computed in one call of the kernels."""
-        return self.native and self.graphs.known and native.takes(state)
+        return self.native and self.graphs.known and ir.takes(state)
 
     def in_parts(self, s0: Parts, s1: Parts, drop_path_prob: float | Tensor | None) -> tuple[Parts, Parts]:
         """What `forward` gives, in parts, and s1, to be used instead of s1 from now on."""
@@ -108,15 +108,15 @@ def _adds_input(op: nn.Module) -> bool:
     return isinstance(op, Residual) and op.shortcut
 
 
-def stages_of(op: nn.Module) -> list[native.Stage] | None:
-    """An operation as the kernels of darts_sg.native compute it: no stages for the identity, None if they cannot."""
+def stages_of(op: nn.Module) -> list[ir.Stage] | None:
+    """An operation as the kernels of darts_sg.backends compute it: no stages for the identity, None if they cannot."""
     if isinstance(op, nn.Identity):
         return []
     if isinstance(op, Residual):
         op = op.body
     if isinstance(op, nn.Sequential):
-        return native.stages_of(list(op), 1)
-    pool = native.pool_of([op])
+        return ir.stages_of(list(op), 1)
+    pool = ir.pool_of([op])
     return None if pool is None else [pool]
 
 
@@ -194,9 +194,9 @@ class DerivedNetwork(nn.Module):
         self.native = False
 
     def use_native(self, on: bool) -> None:
-        """Whether the kernels of darts_sg.native compute what they can of the cells, on a CPU.
+        """Whether the kernels of darts_sg.backends compute what they can of the cells, on a CPU.
 
-        They must be there (darts_sg.native.kernels) by the first forward pass.
+        They must be there (darts_sg.backends.kernels) by the first forward pass.
         """
         self.native = on
         for cell in self._cells():

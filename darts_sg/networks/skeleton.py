@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from darts_sg.backends import ir
 from darts_sg.errors import UsageError
-from darts_sg.native import chains as native
 from darts_sg.ops.primitives import ConvBN, HalvingConvBN
 
 Parts = Sequence[Tensor]  # a state, in one or more parts whose channels follow each other
@@ -66,21 +66,15 @@ class CellGraphs:
     before it (see `between_cells`).
     """
 
-    def __init__(
-        self, layers: Sequence[nn.Module], steps: Sequence[native.Step] | None, outputs: Sequence[int]
-    ) -> None:
+    def __init__(self, layers: Sequence[nn.Module], steps: Sequence[ir.Step] | None, outputs: Sequence[int]) -> None:
         """layers: the two input layers. steps: those after them, None if the kernels cannot compute one. outputs: those
         of the cell's states that are. Its states are numbered from those on that the input layers give."""
-        stages = [
-            native.stages_of([nn.ReLU(), *(layer if isinstance(layer, ConvBN) else [layer])], 1) for layer in layers
-        ]
+        stages = [ir.stages_of([nn.ReLU(), *(layer if isinstance(layer, ConvBN) else [layer])], 1) for layer in layers]
         self.layers = list(layers)
-        self.input_operations = [
-            None if of is None else native.Operations(1, 1, [native.Operation(of)]) for of in stages
-        ]
+        self.input_operations = [None if of is None else ir.Operations(1, 1, [ir.Operation(of)]) for of in stages]
         self.steps, self.outputs = steps or (), outputs
         self.known = steps is not None and None not in self.input_operations
-        self.graphs: dict[tuple[int, int], native.Graph] = {}  # by the number of parts of either input
+        self.graphs: dict[tuple[int, int], ir.Graph] = {}  # by the number of parts of either input
 
     def run(self, s0: Parts, s1: Parts, gammas: Sequence[Tensor]) -> tuple[Parts, Parts]:
         """The output and s1, in parts. gammas: for each step after the input layers."""
@@ -88,7 +82,7 @@ class CellGraphs:
         if sizes not in self.graphs:
             self.graphs[sizes] = self._graph(*sizes)
         one = s0[0].new_ones(1, 1)
-        found = native.run_graph([*s0, *s1], [one, one, *gammas], self.graphs[sizes])
+        found = ir.run_graph([*s0, *s1], [one, one, *gammas], self.graphs[sizes])
         return found[: len(self.outputs)], found[len(self.outputs) :]
 
     def inputs(self, *states: Tensor) -> list[Tensor]:
@@ -96,23 +90,23 @@ class CellGraphs:
         in another way: by the kernels if they can."""
         found: list[Tensor] = []
         for state, layer, operations in zip(states, self.layers, self.input_operations, strict=True):
-            if operations is not None and native.takes(state):
-                found += native.run([state], state.new_ones(1, 1), operations)
+            if operations is not None and ir.takes(state):
+                found += ir.run([state], state.new_ones(1, 1), operations)
             else:
                 found.append(layer(torch.relu(state)))
         return found
 
-    def _graph(self, *sizes: int) -> native.Graph:
+    def _graph(self, *sizes: int) -> ir.Graph:
         given = sum(sizes)
         inputs = range(sizes[0]), range(sizes[0], given)
         steps = []
         for i, (operations, parts, numbers) in enumerate(zip(self.input_operations, sizes, inputs, strict=True)):
             assert operations is not None
-            steps.append(native.Step(replace(operations, parts=parts), numbers, [given + i]))
+            steps.append(ir.Step(replace(operations, parts=parts), numbers, [given + i]))
         for step in self.steps:
             states, nodes = ([given + i for i in numbers] for numbers in (step.states, step.nodes))
-            steps.append(native.Step(step.operations, states, nodes))
-        return native.Graph(given, steps, [given + state for state in self.outputs], passed_on=inputs[1])
+            steps.append(ir.Step(step.operations, states, nodes))
+        return ir.Graph(given, steps, [given + state for state in self.outputs], passed_on=inputs[1])
 
 
 def between_cells(state: Tensor) -> Tensor:

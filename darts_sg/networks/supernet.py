@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from darts_sg.backends import ir
+from darts_sg.backends.batched import EdgeBatch, EdgeWeights, Part, mix
 from darts_sg.derive import num_edges
 from darts_sg.errors import UsageError
 from darts_sg.genotype import NUM_INPUTS
-from darts_sg.native import chains as native
 from darts_sg.networks.derived import NetworkShape
-from darts_sg.networks.edges import EdgeBatch, EdgeWeights, Part, mix
 from darts_sg.networks.skeleton import (
     CellGraphs,
     CellSpec,
@@ -68,7 +68,7 @@ class SupernetCell(nn.Module):
         self.K = partial_channels
         self.C_mixed = spec.C // partial_channels
         self.input_0, self.input_1 = input_layers(spec, affine=False)
-        self.native = False  # whether the kernels of darts_sg.native compute it, if they can
+        self.native = False  # whether the kernels of darts_sg.backends compute it, if they can
         columns = [i for i, name in enumerate(operations) if name != "none"]
         built = {
             (state, node): [candidate(operations[i], self.C_mixed, self.stride(state)) for i in columns]
@@ -90,17 +90,17 @@ class SupernetCell(nn.Module):
         outputs = range(NUM_INPUTS, NUM_INPUTS + num_nodes)
         self.graphs = CellGraphs((self.input_0, self.input_1), self._steps(), outputs)
 
-    def _steps(self) -> list[native.Step] | None:
+    def _steps(self) -> list[ir.Step] | None:
         """See CellGraphs."""
         if self.K > 1:
             return None
-        steps: list[native.Step] = []
+        steps: list[ir.Step] = []
         nodes = range(NUM_INPUTS, NUM_INPUTS + self.num_nodes)
         for i, (batch, known) in enumerate(zip(self._batches(), self.all_native, strict=True)):
             if known is None:
                 return None
             states = range(NUM_INPUTS) if i == 0 else [nodes[i - 1]]
-            steps.append(native.Step(batch.native_operations(known), states, nodes[i:]))
+            steps.append(ir.Step(batch.native_operations(known), states, nodes[i:]))
         return steps
 
     def _batches(self) -> list[EdgeBatch]:
@@ -155,7 +155,7 @@ class SupernetCell(nn.Module):
 
     def takes(self, state: Tensor) -> bool:
         """Whether it is given a state as it is before the ReLU between cells."""
-        return self.native and native.takes(state)
+        return self.native and ir.takes(state)
 
     def in_one(self, state: Tensor) -> bool:
         """Whether it is computed in one call of the kernels."""
@@ -258,15 +258,15 @@ class Supernet(nn.Module):
             self.beta_reduce = nn.Parameter(ALPHA_INIT_DEVIATION * torch.randn(E))
 
     def use_native(self, on: bool) -> None:
-        """Whether the kernels of darts_sg.native compute what they can of the operations, on the device that it is on.
+        """Whether the native kernels compute what they can of the operations, on the device that it is on.
 
-        On a CPU they must be there (darts_sg.native.kernels) by the first forward pass.
+        On a CPU they must be there (darts_sg.backends.kernels) by the first forward pass.
         """
         for module in self.modules():
             if isinstance(module, EdgeBatch | SupernetCell):
                 module.native = on
         if on and self.alpha_normal.is_cuda:
-            from darts_sg.native import gpu
+            from darts_sg.backends.triton import run as gpu
 
             gpu.lay_out(self)
 

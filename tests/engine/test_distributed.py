@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-from darts_sg.cli import parse
+from darts_sg.cli.jobs import parse
 from darts_sg.data import count_unusual
 from darts_sg.engine.checkpoint import checkpoints
 from darts_sg.engine.distributed import ALONE, RankLost, Ranks, needing_all

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from darts_sg import native
+from darts_sg.backends import ir
+from darts_sg.backends.cpp import build
 from darts_sg.config import AugmentConfig, RunConfig
 from darts_sg.engine.augment import AugmentJob
 from darts_sg.engine.distributed import Ranks
@@ -16,7 +17,6 @@ from darts_sg.engine.search import SearchJob
 from darts_sg.engine.setup import Setting, captures
 from darts_sg.errors import UsageError
 from darts_sg.genotype import load_genotype
-from darts_sg.native import chains
 from darts_sg.networks.derived import DerivedNetwork
 from darts_sg.networks.supernet import Supernet
 from tests.engine.test_search_step import search_config, setting
@@ -68,9 +68,9 @@ def test_kernels_are_those_of_the_run_else_the_fastest_there_are(
 ) -> None:
     def kernels(tell: object) -> None:
         if not there:
-            raise native.Unavailable("no compiler")
+            raise build.Unavailable("no compiler")
 
-    monkeypatch.setattr(native, "kernels", kernels)
+    monkeypatch.setattr(build, "kernels", kernels)
     known = {} if earlier is None else {"environment": earlier}
     where = Setting(torch.device("cpu"), setting().data, known, {})
     if " " in expected:
@@ -93,7 +93,7 @@ def test_native_kernels_are_for_float32_without_compilation(options: dict[str, o
 def on_gpu(unchecked: None, monkeypatch: pytest.MonkeyPatch) -> Setting:
     """A setting with a GPU that is not there."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    monkeypatch.setattr("darts_sg.native.find_spec", lambda name: object())
+    monkeypatch.setattr("darts_sg.backends.cpp.build.find_spec", lambda name: object())
     monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
     return Setting(torch.device("cuda"), setting().data, {}, {})
 
@@ -113,7 +113,7 @@ def test_a_search_on_a_gpu_has_triton_kernels_in_either_precision(on_gpu: Settin
 @pytest.mark.parametrize(
     ("name", "what", "reason"),
     [
-        ("darts_sg.native.find_spec", lambda name: None, "Triton is not installed"),
+        ("darts_sg.backends.cpp.build.find_spec", lambda name: None, "Triton is not installed"),
         ("shutil.which", lambda name: None, "no gcc or clang"),
         ("torch.cuda.get_device_capability", lambda device: (6, 1), "this one has 6.1"),
     ],
@@ -146,8 +146,8 @@ NETWORKS = ("supernet", "partial channels", "derived")
 
 def network_of(name: str) -> Supernet | DerivedNetwork:
     try:
-        native.kernels()
-    except native.Unavailable as reason:
+        build.kernels()
+    except build.Unavailable as reason:
         pytest.skip(str(reason))
     torch.manual_seed(0)
     if name == "derived":
@@ -164,8 +164,8 @@ def network_of(name: str) -> Supernet | DerivedNetwork:
 def marks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The networks by which kernels were checked, none at first."""
     found: list[str] = []
-    monkeypatch.setattr(native, "checked", lambda by: by in found)
-    monkeypatch.setattr(native, "set_checked", found.append)
+    monkeypatch.setattr(build, "checked", lambda by: by in found)
+    monkeypatch.setattr(build, "set_checked", found.append)
     return found
 
 
@@ -189,15 +189,15 @@ def test_kernels_are_compared_with_pytorch_once_and_nothing_changes(
     assert all(weight.grad is None for weight in network.parameters())
 
 
-def wrong_output(found: list[Tensor], graph: chains.Graph) -> list[Tensor]:
+def wrong_output(found: list[Tensor], graph: ir.Graph) -> list[Tensor]:
     return [tensor + 0.1 * tensor.detach() for tensor in found]
 
 
-def wrong_gradient(found: list[Tensor], graph: chains.Graph) -> list[Tensor]:
+def wrong_gradient(found: list[Tensor], graph: ir.Graph) -> list[Tensor]:
     return [tensor + 0.05 * (tensor - tensor.detach()) for tensor in found]
 
 
-def wrong_statistic(found: list[Tensor], graph: chains.Graph) -> list[Tensor]:
+def wrong_statistic(found: list[Tensor], graph: ir.Graph) -> list[Tensor]:
     norm = graph.stages[0].norm
     assert norm is not None
     assert norm.running_var is not None
@@ -205,11 +205,11 @@ def wrong_statistic(found: list[Tensor], graph: chains.Graph) -> list[Tensor]:
     return found
 
 
-def wrong_for_many_images(found: list[Tensor], graph: chains.Graph) -> list[Tensor]:
+def wrong_for_many_images(found: list[Tensor], graph: ir.Graph) -> list[Tensor]:
     return wrong_gradient(found, graph) if len(found[0]) > 2 else found
 
 
-def not_a_number(found: list[Tensor], graph: chains.Graph) -> list[Tensor]:
+def not_a_number(found: list[Tensor], graph: ir.Graph) -> list[Tensor]:
     return [found[0] * torch.nan, *found[1:]]
 
 
@@ -229,33 +229,33 @@ def test_what_kernels_compute_wrongly_is_named(
 ) -> None:
     network = network_of(name)
     compute_wrongly(wrong, monkeypatch)
-    with pytest.raises(native.Unavailable, match=f"something else than PyTorch here: in cell 0, .*{what}"):
+    with pytest.raises(build.Unavailable, match=f"something else than PyTorch here: in cell 0, .*{what}"):
         check_kernels(network, search_config(), setting())
     assert marks == []
 
 
 def compute_wrongly(wrong: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_graph = chains.run_graph
+    run_graph = ir.run_graph
 
-    def run_wrongly(inputs: Sequence[Tensor], gammas: Sequence[Tensor], graph: chains.Graph) -> list[Tensor]:
+    def run_wrongly(inputs: Sequence[Tensor], gammas: Sequence[Tensor], graph: ir.Graph) -> list[Tensor]:
         assert callable(wrong)
         found: list[Tensor] = wrong(run_graph(inputs, gammas, graph), graph)
         return found
 
-    monkeypatch.setattr(chains, "run_graph", run_wrongly)
+    monkeypatch.setattr(ir, "run_graph", run_wrongly)
 
 
 @pytest.mark.parametrize(
     ("raised", "expected"),
     [
-        (RuntimeError("\nout of resource: shared memory\nmore"), native.Unavailable),
+        (RuntimeError("\nout of resource: shared memory\nmore"), build.Unavailable),
         (MemoryError("not enough memory"), MemoryError),
     ],
 )
 def test_kernels_that_fail_are_not_to_be_had_unless_memory_is_what_lacks(
     raised: Exception, expected: type[Exception], marks: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(found: list[Tensor], graph: chains.Graph) -> list[Tensor]:
+    def fail(found: list[Tensor], graph: ir.Graph) -> list[Tensor]:
         raise raised
 
     network = network_of("supernet")
@@ -267,7 +267,7 @@ def test_kernels_that_fail_are_not_to_be_had_unless_memory_is_what_lacks(
 def test_what_only_a_whole_batch_has_no_memory_for_is_not_checked(
     marks: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(found: list[Tensor], graph: chains.Graph) -> list[Tensor]:
+    def fail(found: list[Tensor], graph: ir.Graph) -> list[Tensor]:
         if len(found[0]) > 2:
             raise MemoryError("not enough memory")
         return found

@@ -8,8 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from darts_sg import native
 from darts_sg.analysis.cost import derived_cost
+from darts_sg.backends.batched import EdgeBatch
+from darts_sg.backends.cpp import build
 from darts_sg.config import AugmentConfig, SearchConfig
 from darts_sg.data import Dataset, DataSpec, ImageSet
 from darts_sg.engine.augment import AugmentJob
@@ -22,7 +23,6 @@ from darts_sg.errors import UsageError
 from darts_sg.genotype import load_genotype
 from darts_sg.methods.relaxation import softmax
 from darts_sg.networks.derived import DerivedNetwork
-from darts_sg.networks.edges import EdgeBatch
 from darts_sg.networks.mobile import find_model
 from tests.reference import textbook
 from tests.reference.transfer import copy_tensors
@@ -197,8 +197,8 @@ def test_the_alphas_of_a_short_search_are_those_of_the_textbook_step_by_step(ker
     """In float64, with the textbook's supernet, all gradients in both steps, as the original runs."""
     if kernels == "native":
         try:
-            native.kernels()
-        except native.Unavailable as reason:
+            build.kernels()
+        except build.Unavailable as reason:
             pytest.skip(str(reason))
     torch.manual_seed(0)
     config = search_config(kernels=kernels, alpha_learning_rate=0.01, gradient_clip=0.5)
@@ -300,8 +300,8 @@ def test_a_retraining_has_kernels_too_but_not_for_models() -> None:
     for asked in ("native", "pytorch"):
         if asked == "native":
             try:
-                native.kernels()
-            except native.Unavailable:
+                build.kernels()
+            except build.Unavailable:
                 continue
         where = setting()
         job = AugmentJob(AugmentConfig(genotype="DARTS_V2", kernels=asked, **options), load_genotype("DARTS_V2"), where)

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from darts_sg import native
+from darts_sg.backends.cpp import build
 from darts_sg.data import Augment, TrainBatches
 from darts_sg.engine.distributed import fingerprint
 from darts_sg.engine.search import SearchJob
@@ -88,8 +88,8 @@ def test_of_a_search_it_is_that_of_the_exact_hessian_of_the_textbook() -> None:
     assert exact[-1] > 1e-3
     assert job.eigenvalue() == pytest.approx(exact[-1].item(), rel=1e-3)
     try:
-        native.kernels()
-    except native.Unavailable as reason:
+        build.kernels()
+    except build.Unavailable as reason:
         pytest.skip(str(reason))
     job.supernet.use_native(True)
     assert job.eigenvalue() == pytest.approx(exact[-1].item(), rel=1e-3)

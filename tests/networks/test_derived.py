@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from darts_sg import native
 from darts_sg.analysis.cost import derived_cost
+from darts_sg.backends.cpp import build
 from darts_sg.errors import UsageError
 from darts_sg.genotype import Cell, Edge, Genotype, load_genotype, zoo_names
 from darts_sg.networks.derived import DerivedCell, DerivedNetwork
@@ -45,8 +45,8 @@ def pair(genotype: Genotype, **options: object) -> tuple[nn.Module, nn.Module]:
 
 def native_kernels() -> None:
     try:
-        native.kernels()
-    except native.Unavailable as reason:
+        build.kernels()
+    except build.Unavailable as reason:
         pytest.skip(str(reason))
 
 

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from darts_sg import native
 from darts_sg.analysis.cost import count_macs
+from darts_sg.backends.cpp import build
 from darts_sg.derive import num_edges
 from darts_sg.errors import UsageError
 from darts_sg.networks import edges
@@ -56,8 +56,8 @@ def kernels(request: pytest.FixtureRequest) -> str:
     """What computes the operations."""
     if request.param == "native":
         try:
-            native.kernels()
-        except native.Unavailable as reason:
+            build.kernels()
+        except build.Unavailable as reason:
             pytest.skip(str(reason))
     return request.param
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 from matplotlib.transforms import Bbox
 
-from darts_sg.analysis.experiment.draw import draw_experiment
-from darts_sg.analysis.experiment.read import read_experiment
-from tests.analysis.experiment.runs import ERRORS, search_runs, training_runs
+from darts_sg.study.draw import draw_experiment
+from darts_sg.study.read import read_experiment
+from tests.study.runs import ERRORS, search_runs, training_runs
 
 
 def test_dots_means_and_names(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from darts_sg.native.memory import SMALLEST, Pool
+from darts_sg.backends.cpp.memory import SMALLEST, Pool
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the heap has all of it")
 MIB = 2**20

@@ -107,7 +107,7 @@ class Graph:
     """Those that it is given and gives back as they are, for what takes them after it: so their gradients are added up
     within the kernels."""
     plans: dict[Hashable, Any] = field(default_factory=dict, repr=False)
-    """Of darts_sg.native.cpu, for each kind of input."""
+    """Of darts_sg.backends.cpp.run, for each kind of input."""
 
     @cached_property
     def stages(self) -> list[Stage]:
@@ -204,7 +204,7 @@ def run(states: Sequence[Tensor], gamma: Tensor, operations: Operations, onto: S
     Raises Unavailable if the kernels cannot be compiled.
     """
     if states[0].device.type == "cuda":
-        from darts_sg.native import gpu  # Triton is there where there is a GPU
+        from darts_sg.backends.triton import run as gpu  # Triton is there where there is a GPU
 
         return gpu.run(states[0], gamma, operations, onto)
     given = run_graph(states, [gamma], operations.alone)
@@ -217,7 +217,7 @@ def run_graph(inputs: Sequence[Tensor], gammas: Sequence[Tensor], graph: Graph) 
     inputs: the states that it is given, and gammas: one for each step, as for `run`. Raises Unavailable if the kernels
     cannot be compiled, ValueError if a BatchNorm in train mode has a single value of each channel.
     """
-    from darts_sg.native import cpu
+    from darts_sg.backends.cpp import run as cpu
 
     return cpu.run(inputs, gammas, graph)
 
@@ -230,7 +230,7 @@ def takes(x: Tensor) -> bool:
 def computes(x: Tensor, stages: Sequence[Stage]) -> bool:
     """Whether `run` can be given x and these stages, on a CPU or on a GPU."""
     if x.device.type == "cuda":
-        from darts_sg.native import gpu
+        from darts_sg.backends.triton import run as gpu
 
         return gpu.takes(x) and gpu.supports(stages)
     return takes(x)

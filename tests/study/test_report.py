@@ -9,12 +9,12 @@ from scipy import stats
 
 from darts_sg.__main__ import run
 from darts_sg.analysis.cost import derived_cost
-from darts_sg.analysis.experiment.read import read_experiment
-from darts_sg.analysis.experiment.report import paper_report
 from darts_sg.errors import UsageError
 from darts_sg.genotype import load_genotype
-from tests.analysis.experiment.runs import ERRORS, FULL, search_runs, search_with_weights, training_runs
+from darts_sg.study.read import read_experiment
+from darts_sg.study.report import paper_report
 from tests.analysis.runs import make_run, searched
+from tests.study.runs import ERRORS, FULL, search_runs, search_with_weights, training_runs
 
 SETTING = "cifar10 (noted; remarkable): C=16, 8 cells, 15 epochs of 4,000 images, cutout 0, drop path 0.2"
 

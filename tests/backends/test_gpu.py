@@ -17,9 +17,10 @@ pytest.importorskip("triton", reason="Triton comes with PyTorch for GPUs, and is
 from benchmarks.launches import count
 from benchmarks.machine_code import triton_kernels_on_any_device
 from benchmarks.subjects import Shape, passes
+from darts_sg.backends.batched import EdgeBatch, EdgeWeights
+from darts_sg.backends.cpp.build import Unavailable
+from darts_sg.backends.triton import run as gpu
 from darts_sg.engine.kernels import cell_errors
-from darts_sg.native import Unavailable, gpu
-from darts_sg.networks.edges import EdgeBatch, EdgeWeights
 from darts_sg.networks.skeleton import CellSpec
 from darts_sg.networks.supernet import SupernetCell, candidate
 from darts_sg.ops import OPERATIONS
@@ -97,7 +98,7 @@ def test_runs_of_as_many_pixels_as_on_a_gpu(stride: int, C: int, images: int, mo
 def test_every_kernel_compiles_for_a_gpu(tmp_path: Path) -> None:
     """The interpreter takes more than the compiler does, which needs no GPU."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "tests.native.compile_batch"]
+    command = [sys.executable, "-m", "tests.backends.compile_batch"]
     environment["TRITON_CACHE_DIR"] = str(tmp_path)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

@@ -4,10 +4,10 @@ test_gpu.py runs it in a process of its own, for Triton either compiles or inter
 import torch
 
 from benchmarks.machine_code import compiled, table_of
-from darts_sg.native import gpu
-from darts_sg.networks.edges import EdgeBatch, EdgeWeights
+from darts_sg.backends.batched import EdgeBatch, EdgeWeights
+from darts_sg.backends.triton import run as gpu
+from darts_sg.cli.terminal import console
 from darts_sg.networks.supernet import candidate
-from darts_sg.terminal import console
 
 NAMES = ("sandglass_3x3", "dil_conv_3x3", "max_pool_3x3", "skip_connect")
 

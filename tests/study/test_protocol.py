@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pytest
 from scipy import stats
 
-from darts_sg.analysis.experiment.protocol import (
+from darts_sg.study.protocol import (
     Condition,
     Difference,
     fewer_parameters,

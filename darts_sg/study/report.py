@@ -2,7 +2,8 @@
 
 from typing import NamedTuple
 
-from darts_sg.analysis.experiment.protocol import (
+from darts_sg.analysis.report import markdown_table
+from darts_sg.study.protocol import (
     CLAIM,
     DARTS,
     FULL,
@@ -16,10 +17,9 @@ from darts_sg.analysis.experiment.protocol import (
     spread,
     verdict,
 )
-from darts_sg.analysis.experiment.records import Experiment, Trained
-from darts_sg.analysis.experiment.searches import ABSENT, searches_section
-from darts_sg.analysis.experiment.trainings import comparisons_section, retrainings_section, spreads_section
-from darts_sg.analysis.report import markdown_table
+from darts_sg.study.records import Experiment, Trained
+from darts_sg.study.searches import ABSENT, searches_section
+from darts_sg.study.trainings import comparisons_section, retrainings_section, spreads_section
 
 TITLE = "# The paper's experiment"
 

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from darts_sg import native
+from darts_sg.backends import ir
+from darts_sg.backends.batched import EdgeBatch, EdgeWeights
+from darts_sg.backends.cpp import build
 from darts_sg.methods.relaxation import softmax
-from darts_sg.native import chains
 from darts_sg.networks.derived import stages_of
-from darts_sg.networks.edges import EdgeBatch, EdgeWeights
 from darts_sg.networks.supernet import Supernet, candidate
 from darts_sg.ops import OPERATIONS
 from darts_sg.ops.depthwise import DepthwiseConv2d
@@ -21,14 +21,14 @@ from darts_sg.ops.operation import Residual
 from darts_sg.spaces import parse_space
 from tests.reference.transfer import assert_equal_tensors, randomize
 
-UNOPTIMISED = tuple("-O0" if flag == "-O3" else flag for flag in native.FLAGS)  # compiled in a few seconds
+UNOPTIMISED = tuple("-O0" if flag == "-O3" else flag for flag in build.FLAGS)  # compiled in a few seconds
 
 
 @pytest.fixture
 def forgotten(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A process that has no kernels yet, with an empty cache."""
-    monkeypatch.setattr(native, "_loaded", {})
-    monkeypatch.setattr(native, "FLAGS", UNOPTIMISED)
+    monkeypatch.setattr(build, "_loaded", {})
+    monkeypatch.setattr(build, "FLAGS", UNOPTIMISED)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     return tmp_path / "darts_sg"
 
@@ -42,22 +42,22 @@ def program(folder: Path, text: str) -> str:
 
 def available(real: str = "double") -> None:
     try:
-        native.kernels(real=real)
-    except native.Unavailable as reason:
+        build.kernels(real=real)
+    except build.Unavailable as reason:
         pytest.skip(str(reason))
 
 
 def test_without_a_compiler_they_are_unavailable(forgotten: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(native.Unavailable, match="no C\\+\\+ compiler 'no-such-compiler'"):
-        native.kernels()
+    with pytest.raises(build.Unavailable, match="no C\\+\\+ compiler 'no-such-compiler'"):
+        build.kernels()
 
 
 def test_a_compiler_that_fails_is_quoted(forgotten: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     text = 'test "$1" = --version && echo mine 1.0 && exit 0; echo "x.cpp:1: error: no such flag" >&2; exit 1'
     monkeypatch.setenv("CXX", program(tmp_path, text))
-    with pytest.raises(native.Unavailable, match=r"cannot compile the kernels: x\.cpp:1: error: no such flag"):
-        native.kernels()
+    with pytest.raises(build.Unavailable, match=r"cannot compile the kernels: x\.cpp:1: error: no such flag"):
+        build.kernels()
     assert not forgotten.exists()
 
 
@@ -65,16 +65,16 @@ def test_they_are_compiled_once(forgotten: Path, monkeypatch: pytest.MonkeyPatch
     available("float")
     library = next(forgotten.glob("chains-*.so"))
     assert list(forgotten.iterdir()) == [library]
-    monkeypatch.setattr(native, "_loaded", {})
+    monkeypatch.setattr(build, "_loaded", {})
     told: list[str] = []
-    native.kernels(told.append)
+    build.kernels(told.append)
     assert told == []
 
 
 def test_they_work_where_nothing_can_be_kept(forgotten: Path, tmp_path: Path) -> None:
     forgotten.write_text("a file where the folder should be")
     available("float")
-    assert hasattr(native.kernels(), "forward")
+    assert hasattr(build.kernels(), "forward")
 
 
 @pytest.mark.parametrize("names", [["sep_conv_3x3", "max_pool_3x3", "skip_connect"], ["skip_connect", "avg_pool_3x3"]])
@@ -109,8 +109,8 @@ def test_vectors_of_any_width_give_what_pytorch_gives(
     if not processor_has(feature):
         pytest.skip(f"this processor has no {feature}")
     flags = ["-march=x86-64" if flag == "-march=native" else flag for flag in UNOPTIMISED]
-    monkeypatch.setattr(native, "FLAGS", (*flags, *options.split()))
-    monkeypatch.setattr(native, "_loaded", {})
+    monkeypatch.setattr(build, "FLAGS", (*flags, *options.split()))
+    monkeypatch.setattr(build, "_loaded", {})
     net = small_supernet(channels).double()
     x = torch.randn(3, 3, 9, 9, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
     mine = gradients_of(net, x)
@@ -189,7 +189,7 @@ def test_frozen_weights_and_alphas_get_no_gradient() -> None:
 
 
 def test_stages_that_are_not_known_are_left_to_pytorch() -> None:
-    pool_of, stages_of = chains.pool_of, chains.stages_of
+    pool_of, stages_of = ir.pool_of, ir.stages_of
     norm = nn.BatchNorm2d(4, affine=False)
     assert stages_of([nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1, groups=4, bias=False), norm], 2) is not None
     for conv in (
@@ -219,10 +219,10 @@ def test_depthwise_convolutions_of_any_stride_and_dilation(kernel_size: int, str
         layers = nn.Sequential(nn.ReLU(), conv, norm).double()
         x = torch.randn(2, C, *size, dtype=torch.float64, requires_grad=True)
         expected = layers(x)
-        stages = chains.stages_of(list(layers), 1)
+        stages = ir.stages_of(list(layers), 1)
         assert stages is not None
-        operations = chains.Operations(1, 1, [chains.Operation(stages)])
-        [actual] = chains.run([x], torch.ones(1, 1, dtype=torch.float64), operations)
+        operations = ir.Operations(1, 1, [ir.Operation(stages)])
+        [actual] = ir.run([x], torch.ones(1, 1, dtype=torch.float64), operations)
         by = torch.randn_like(expected)
         wanted = [x, *layers.parameters()]
         assert_equal_tensors([actual], [expected])
@@ -259,8 +259,8 @@ def test_an_operation_with_affine_norms_is_that_of_its_layers(name: str) -> None
         terms = [(stages[0], kept), (stages[1], torch.ones_like(kept))]
         if isinstance(mine[0], Residual) and mine[0].shortcut:
             terms.append(([], kept))
-        operations = chains.Operations(1, 1, [chains.Operation(of_op) for of_op, _ in terms])
-        [actual] = chains.run([x], torch.stack([factors for _, factors in terms])[:, None], operations)
+        operations = ir.Operations(1, 1, [ir.Operation(of_op) for of_op, _ in terms])
+        [actual] = ir.run([x], torch.stack([factors for _, factors in terms])[:, None], operations)
         by = torch.randn_like(expected)
         assert_equal_tensors([actual], [expected])
         assert_equal_tensors(
@@ -288,19 +288,19 @@ def test_a_graph_gives_what_its_steps_give(frozen: str) -> None:
     for x in inputs[2 * (frozen == "inputs") :]:
         x.requires_grad_()
 
-    def of(*terms: tuple[torch.nn.Module, int]) -> list[chains.Operation]:
-        return [chains.Operation(stages_of(op) or (), place) for op, place in terms]
+    def of(*terms: tuple[torch.nn.Module, int]) -> list[ir.Operation]:
+        return [ir.Operation(stages_of(op) or (), place) for op, place in terms]
 
     steps = [
-        chains.Step(chains.Operations(1, 1, of((ops[0], 0)), parts=2), [0, 1], [4]),
-        chains.Step(chains.Operations(1, 1, of((ops[1], 0), (ops[2], 1))), [4, 2], [5]),
-        chains.Step(chains.Operations(1, 1, of((ops[4], 0))), [5], [6]),
-        chains.Step(chains.Operations(2, 1, of((ops[5], 0), (torch.nn.Identity(), 0))), [4, 5], [7]),
-        chains.Step(chains.Operations(1, 1, of((ops[3], 0))), [4], [7]),
+        ir.Step(ir.Operations(1, 1, of((ops[0], 0)), parts=2), [0, 1], [4]),
+        ir.Step(ir.Operations(1, 1, of((ops[1], 0), (ops[2], 1))), [4, 2], [5]),
+        ir.Step(ir.Operations(1, 1, of((ops[4], 0))), [5], [6]),
+        ir.Step(ir.Operations(2, 1, of((ops[5], 0), (torch.nn.Identity(), 0))), [4, 5], [7]),
+        ir.Step(ir.Operations(1, 1, of((ops[3], 0))), [4], [7]),
     ]
-    graph = chains.Graph(4, steps, outputs=[4, 5, 7], passed_on=[2, 3])
+    graph = ir.Graph(4, steps, outputs=[4, 5, 7], passed_on=[2, 3])
     gammas = [a.new_ones(len(step.operations.each), step.operations.S) for step in steps]
-    mine = chains.run_graph(inputs, gammas, graph)
+    mine = ir.run_graph(inputs, gammas, graph)
     first = ops[0](torch.cat([a, b], dim=1))
     second = ops[1](first) + ops[2](c)
     expected = [first, second, ops[3](first) + sum(ops[5](x) + x for x in (first, second)), c, d]
@@ -376,8 +376,8 @@ def test_variances_do_not_suffer_from_a_first_pixel_far_from_the_others() -> Non
     conv, norm = DepthwiseConv2d(8, 3, 1, 1), nn.BatchNorm2d(8)
     x = torch.randn(2, 8, 64, 64)
     x[:, :, :2, :2] += 300
-    stages = chains.stages_of([conv, norm], 1)
+    stages = ir.stages_of([conv, norm], 1)
     assert stages is not None
-    chains.run([x], torch.ones(1, 1), chains.Operations(1, 1, [chains.Operation(stages)]))
+    ir.run([x], torch.ones(1, 1), ir.Operations(1, 1, [ir.Operation(stages)]))
     exact = F.conv2d(x.double(), conv.weight.double(), padding=1, groups=8).var(dim=(0, 2, 3))
     torch.testing.assert_close(norm.running_var, (0.9 + 0.1 * exact).float(), rtol=1e-5, atol=0)

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from darts_sg.native import chains as native
+from darts_sg.backends import ir
 from darts_sg.networks.skeleton import join
 from darts_sg.ops.depthwise import DepthwiseConv2d
 from darts_sg.ops.operation import Residual
@@ -96,7 +96,7 @@ class Stacked(nn.Module):
 
     def __init__(self, operations: Sequence[nn.Module]) -> None:
         super().__init__()
-        self.stages: list[native.Stage] | None = None  # as the kernels of darts_sg.native see it
+        self.stages: list[ir.Stage] | None = None  # as the kernels of darts_sg.backends see it
         chains = [chain_of(operation) or [] for operation in operations]
         self.paths = [path for path, _ in chains[0]]
         self.layers = nn.ModuleList(stacked([chain[i][1] for chain in chains]) for i in range(len(self.paths)))
@@ -119,7 +119,7 @@ class Chain(Stacked):
         first = self.layers[1 if self.relu else 0]
         self.dilated = isinstance(first, DepthwiseConv2d) and first.dilation == (2, 2)
         self.by_state = isinstance(first, HalvingConv)  # takes each state once, for all edges that leave it
-        self.stages = native.stages_of(list(self.layers), len(operations))
+        self.stages = ir.stages_of(list(self.layers), len(operations))
 
     def forward(self, x: Tensor, gamma: Tensor, phases: bool) -> Tensor:
         *layers, last = self.layers[1:] if self.relu else self.layers
@@ -138,7 +138,7 @@ class Shared(Stacked):
 
     def __init__(self, operations: Sequence[nn.Module]) -> None:
         super().__init__(operations)
-        pool = native.pool_of(list(self.layers))
+        pool = ir.pool_of(list(self.layers))
         self.stages = None if pool is None else [pool]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -169,7 +169,7 @@ class EdgeBatch(nn.Module):
         super().__init__()
         self.S, self.T, self.C, self.stride = num_states, len(operations) // num_states, C, stride
         self.native = False
-        self.operations: dict[tuple[int, ...], native.Operations] = {}  # as the kernels take them, by which these are
+        self.operations: dict[tuple[int, ...], ir.Operations] = {}  # as the kernels take them, by which these are
         self.ops = nn.ModuleList()
         for ops in zip(*operations, strict=True):  # ops: one operation, on every edge
             weightless = not any(True for _ in ops[0].parameters())
@@ -224,7 +224,7 @@ class EdgeBatch(nn.Module):
         if fast:
             gamma = self.gamma(weights, fast)
             of_states = [x] if x.is_cuda else states
-            for node, part in enumerate(native.run(of_states, gamma, self.native_operations(fast), onto)):
+            for node, part in enumerate(ir.run(of_states, gamma, self.native_operations(fast), onto)):
                 given[node].append(part)
         if passed_on is not None:
             shared.append(x)
@@ -248,14 +248,14 @@ class EdgeBatch(nn.Module):
             weights.gammas[kind] = torch.stack(rows if passed_on is None else [*rows, passed_on])
         return weights.gammas[kind]
 
-    def native_operations(self, fast: Sequence[int]) -> native.Operations:
+    def native_operations(self, fast: Sequence[int]) -> ir.Operations:
         """These operations as the kernels take them, and the states themselves last if they are passed on."""
         kind = tuple(fast)
         if kind not in self.operations:
-            each = [native.Operation(cast(Stacked, self.ops[i]).stages or []) for i in fast]
+            each = [ir.Operation(cast(Stacked, self.ops[i]).stages or []) for i in fast]
             if any(self._passes_on(op) for op in self.ops):
-                each.append(native.Operation())
-            self.operations[kind] = native.Operations(self.S, self.T, each)
+                each.append(ir.Operation())
+            self.operations[kind] = ir.Operations(self.S, self.T, each)
         return self.operations[kind]
 
     def all_native(self) -> list[int] | None:
@@ -269,10 +269,10 @@ class EdgeBatch(nn.Module):
         return sorted(known, key=lambda i: isinstance(self.ops[i], Shared))
 
     def _native_ops(self, x: Tensor) -> list[int]:
-        """The operations that the kernels of darts_sg.native compute now, in the same order."""
+        """The operations that the kernels of darts_sg.backends compute now, in the same order."""
         if not self.native:
             return []
-        return [i for i in self._known() if native.computes(x, cast(Stacked, self.ops[i]).stages or [])]
+        return [i for i in self._known() if ir.computes(x, cast(Stacked, self.ops[i]).stages or [])]
 
     @staticmethod
     def _passes_on(op: nn.Module) -> bool:

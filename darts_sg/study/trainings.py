@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable, Sequence
 
-from darts_sg.analysis.experiment.protocol import COMPARISONS, NAMES, SPACES, Spread, counted, spread
-from darts_sg.analysis.experiment.records import Experiment, Setting, Trained
-from darts_sg.analysis.experiment.searches import ABSENT
 from darts_sg.analysis.report import markdown_table
+from darts_sg.study.protocol import COMPARISONS, NAMES, SPACES, Spread, counted, spread
+from darts_sg.study.records import Experiment, Setting, Trained
+from darts_sg.study.searches import ABSENT
 
 
 def retrainings_section(found: Experiment, picture: str | None) -> list[str]:

@@ -9,11 +9,11 @@ from typing import Any
 
 from rich.table import Table
 
+from darts_sg.cli.terminal import console, refuse_existing
 from darts_sg.errors import UsageError
 from darts_sg.files import write_atomically
 from darts_sg.formats import FORMATS, GenotypeError, recognised, shown
 from darts_sg.quantity import parse_quantity
-from darts_sg.terminal import console, refuse_existing
 
 SHOWN_POINTS = 25  # of a frontier, in a table
 RESULT_FOLDERS = ("results", "runs")  # of measured errors, where there are such

@@ -1,8 +1,8 @@
 """The searches of the paper's experiment in Markdown."""
 
-from darts_sg.analysis.experiment.protocol import BOUND, MAX_SKIPS, NAMES, SPACES, counted, spread
-from darts_sg.analysis.experiment.records import Experiment, Found, Search
 from darts_sg.analysis.report import markdown_table
+from darts_sg.study.protocol import BOUND, MAX_SKIPS, NAMES, SPACES, counted, spread
+from darts_sg.study.records import Experiment, Found, Search
 
 ABSENT = "not measured"
 KINDS = {

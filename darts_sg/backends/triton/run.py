@@ -14,10 +14,10 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
+from darts_sg.backends.cpp.build import Unavailable
+from darts_sg.backends.ir import EDGES, MIXED_NODES, NODES, Operation, Operations, Stage, kind_of
+from darts_sg.backends.triton import kernels
 from darts_sg.errors import first_line
-from darts_sg.native import Unavailable
-from darts_sg.native import triton_kernels as kernels
-from darts_sg.native.chains import EDGES, MIXED_NODES, NODES, Operation, Operations, Stage, kind_of
 
 TILE = 512  # runs of pixels times channels that a program works on at a time; more where that were less than 16 runs
 LONGEST = 4  # pixels of a run; fewer where channels are many, for registers are few

@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from darts_sg.analysis.draw_comparison import Box, Mark, dress, place_names
-from darts_sg.analysis.experiment.protocol import BOUND, DARTS, IR, SANDGLASS
-from darts_sg.analysis.experiment.records import Experiment, Setting, Trained
 from darts_sg.analysis.sheet import LIGHT, STYLES
 from darts_sg.errors import UsageError
+from darts_sg.study.protocol import BOUND, DARTS, IR, SANDGLASS
+from darts_sg.study.records import Experiment, Setting, Trained
 
 BAR = 7.0  # half the width of a mean, in points
 MEAN: dict[str, Any] = {

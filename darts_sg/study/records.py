@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from darts_sg.analysis.cost import derived_counts
-from darts_sg.analysis.experiment.protocol import (
+from darts_sg.analysis.sheet import family
+from darts_sg.genotype import Genotype, load_genotype, state_name
+from darts_sg.study.protocol import (
     BOUND,
     DARTS,
     IR,
@@ -23,8 +25,6 @@ from darts_sg.analysis.experiment.protocol import (
     spread,
     steered_name,
 )
-from darts_sg.analysis.sheet import family
-from darts_sg.genotype import Genotype, load_genotype, state_name
 
 BLOCKS = {IR: "inverted_residual", SANDGLASS: "sandglass"}
 """By space, the family of the operations that it adds to those of darts."""

@@ -6,12 +6,12 @@ import pytest
 
 from darts_sg.analysis.cost import derived_cost, derived_counts
 from darts_sg.analysis.deriving import derive_genotype
-from darts_sg.analysis.experiment.read import read_experiment
 from darts_sg.analysis.measured import same_cells
 from darts_sg.errors import UsageError
 from darts_sg.genotype import Cell, Edge, Genotype, load_genotype, renamed
-from tests.analysis.experiment.runs import FULL, random_like, search_runs, search_with_weights, training_runs
+from darts_sg.study.read import read_experiment
 from tests.analysis.runs import make_run, searched
+from tests.study.runs import FULL, random_like, search_runs, search_with_weights, training_runs
 
 COLLAPSED = 3
 """Epochs after which the search made up has too many skip connections."""

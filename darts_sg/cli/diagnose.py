@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from darts_sg.cli.genotype import not_negative, picture_kind, positive
+from darts_sg.cli.terminal import console
 from darts_sg.errors import UsageError
-from darts_sg.genotype_commands import not_negative, picture_kind, positive
-from darts_sg.terminal import console
 
 if TYPE_CHECKING:
     from darts_sg.engine.diagnosis import Diagnosis

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from darts_sg.analysis.experiment.protocol import COMPARISONS, Judgement, verdict
-from darts_sg.analysis.experiment.records import Experiment, Search, Setting
-from darts_sg.analysis.experiment.report import ROWS
+from darts_sg.study.protocol import COMPARISONS, Judgement, verdict
+from darts_sg.study.records import Experiment, Search, Setting
+from darts_sg.study.report import ROWS
 
 
 def report_dict(found: Experiment) -> dict[str, Any]:

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from darts_sg.native import kernels
-from darts_sg.native.chains import DTYPES, EDGES, MIXED_NODES, NODES, Graph, Operation, Stage, Step, kind_of
-from darts_sg.native.memory import POOL
+from darts_sg.backends.cpp.build import kernels
+from darts_sg.backends.cpp.memory import POOL
+from darts_sg.backends.ir import DTYPES, EDGES, MIXED_NODES, NODES, Graph, Operation, Stage, Step, kind_of
 
 # the structures of chains.cpp
 STAGE = (

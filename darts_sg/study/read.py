@@ -8,7 +8,10 @@ from typing import Any
 
 from darts_sg.analysis.cost import derived_counts
 from darts_sg.analysis.deriving import derive_genotype
-from darts_sg.analysis.experiment.protocol import (
+from darts_sg.analysis.measured import machines, runs_in, setting, wiring
+from darts_sg.analysis.run_folder import Run, search_epochs
+from darts_sg.genotype import Genotype, load_genotype
+from darts_sg.study.protocol import (
     BOUND,
     DARTS,
     FULL_SEARCH,
@@ -22,10 +25,7 @@ from darts_sg.analysis.experiment.protocol import (
     SPACES,
     steered_name,
 )
-from darts_sg.analysis.experiment.records import Experiment, Found, Search, Setting, Trained
-from darts_sg.analysis.measured import machines, runs_in, setting, wiring
-from darts_sg.analysis.run_folder import Run, search_epochs
-from darts_sg.genotype import Genotype, load_genotype
+from darts_sg.study.records import Experiment, Found, Search, Setting, Trained
 
 SEARCHED_ALIKE = (
     "batch_size", "learning_rate", "alpha_learning_rate", "alpha_frozen_epochs",
