@@ -18,6 +18,7 @@ A genotype needs no torch: all that does is imported when it is first asked for.
 from importlib import import_module
 from typing import Any
 
+from darts_sg import plugins as plugins  # registries ask it for installed plug-ins
 from darts_sg.genotype import Cell, Edge, Genotype, load_genotype, zoo_names
 
 _LATER = {

@@ -11,6 +11,7 @@ from typing import Any, Literal, NoReturn
 
 from rich.table import Table
 
+from darts_sg import plugins
 from darts_sg.cli import diagnose as diagnose_command
 from darts_sg.cli import genotype as genotype_commands
 from darts_sg.cli.terminal import answer, console, refuse_existing
@@ -22,6 +23,10 @@ PROG = "darts-sg"
 
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are UsageErrors: one line, no usage text before it."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.add_argument("--plugin", metavar="FILE", action="append", help=plugins.HELP)
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see {self.prog} --help)")
@@ -117,18 +122,21 @@ def show_spaces(arguments: argparse.Namespace) -> None:
     from darts_sg.spaces import SPACES
 
     out = console()
-    named = Table("space", "operations", box=None, pad_edge=False)
+    plugged = any(registry.origin(name) for registry in (SPACES, OPERATIONS) for name in registry)
+    origin_column = ["plug-in"] if plugged else []
+    named = Table("space", "operations", *origin_column, box=None, pad_edge=False)
     for name in SPACES:
-        named.add_row(name, ", ".join(SPACES[name]))
+        named.add_row(name, ", ".join(SPACES[name]), *([SPACES.origin(name)] if plugged else []))
     out.print(named)
     out.print(
         "\nSpaces and operations are joined with +: darts+sandglass, darts+sandglass_3x3_r6, …\n", highlight=False
     )
-    table = Table("operation", "parameters, C=16", "C=36", "layer chain", box=None, pad_edge=False)
+    columns = ("operation", "parameters, C=16", "C=36", "layer chain", *origin_column)
+    table = Table(*columns, box=None, pad_edge=False)
     for name in OPERATIONS:
         operation = OPERATIONS[name]
         counts = [f"{count_params(operation.build(C, 1, True)):,}" for C in (16, 36)]
-        table.add_row(name, *counts, operation.chain)
+        table.add_row(name, *counts, operation.chain, *([OPERATIONS.origin(name)] if plugged else []))
     out.print(table)
     out.print(
         "\nParameters of the operation with stride 1 in a derived network (BatchNorm's included).", highlight=False
@@ -304,13 +312,18 @@ def run_demo(arguments: argparse.Namespace) -> None:
 
 def run(argv: Sequence[str]) -> None:
     """Carry out a command line; raises UsageError for what is wrong with it."""
-    if argv and argv[0] == "search":
-        run_job("search", argv[1:], f"{PROG} search")
-    elif argv and argv[0] == "augment":
-        run_job("augment", argv[1:], f"{PROG} augment")
-    else:
-        arguments = build_parser(bench=list(argv[:1]) == ["bench"]).parse_args(argv)
-        arguments.run(arguments)
+    files, words = plugins.taken(argv)
+    command = words[0] if words else ""
+    if command in ("search", "augment"):
+        job: Literal["search", "augment"] = "search" if command == "search" else "augment"
+        run_job(job, [*(f"--plugin={file}" for file in files), *words[1:]], f"{PROG} {job}")
+        return
+    for file in files:  # before the parser is built: its help and choices name what they add
+        plugins.load(file)
+    arguments = build_parser(bench=command == "bench").parse_args(words)
+    for file in arguments.plugin or ():  # an abbreviation, such as --plug
+        plugins.load(file)
+    arguments.run(arguments)
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import docstring_parser
 import yaml
 
+from darts_sg import plugins
 from darts_sg.errors import UsageError
 from darts_sg.methods.hypergradient import HYPERGRADIENTS
 from darts_sg.methods.relaxation import RELAXATIONS
@@ -54,8 +55,13 @@ class RunConfig:
     checkpoint_minutes: float = option(10.0, "Run", free=True)
     """Minutes between checkpoints within an epoch; there is one at the end of each epoch anyway."""
 
+    plugin: str = option("", "Run", free=True)
+    """Python file that adds operations, spaces, data sets, relaxations, regularizers or loggers; give the option several
+    times, or join files with +. Its code is executed with your rights: load only files that you trust. The run records
+    name and hash, and a resumed run loads the same files by itself."""
+
     dataset: str = option("cifar10", "Data")
-    """Data set: cifar10, cifar100, fashion_mnist, folder (class folders of your own images), imagenet or synthetic."""
+    """Data set; folder: class folders of your own images; synthetic: rendered figures, always there."""
     data: Path = option(Path("data"), "Data", free=True)
     """Folder that holds the data set, and that it is downloaded to."""
     data_note: str = option("", "Data")
@@ -111,6 +117,7 @@ class RunConfig:
     result depend on it. Default: native where there is a C++ compiler, or Triton; a resumed run keeps its own."""
 
     def __post_init__(self) -> None:
+        plugins.load_all(self.plugin)
         for name in ("epochs", "batch_size", "image_size", "train_images", "validation_images", "threads"):
             self._at_least(name, 1)
         for name in (

@@ -26,7 +26,6 @@ from darts_sg.analysis.sheet import (
     LIGHT,
     NAME_SIZE,
     STATE_SIZE,
-    STYLES,
     TITLE_SIZE,
     Point,
     Sheet,
@@ -35,6 +34,7 @@ from darts_sg.analysis.sheet import (
     legend_rows,
     new_sheet,
     short_name,
+    style_of,
     text_width,
     wrap,
 )
@@ -384,7 +384,7 @@ def _draw_cell(sheet: Sheet, title: str, plan: CellPlan, x0: float, y0: float) -
     _label(sheet, joined.label[0] + x0, joined.label[1] + y0, "concat", colors, f"{title}:label:concat")
 
     for i, (track, wire) in enumerate(zip(plan.tracks, edge_wires(plan), strict=True)):
-        style = STYLES[family(track.edge.operation)]
+        style = style_of(family(track.edge.operation))
         paint = style.paint(theme)
         sheet.line(rounded(shifted(wire.lines[0])), paint.line, style, gid=f"{title}:edge:{i}", zorder=2 + 0.01 * i)
         sheet.arrow_head(shifted([wire.tip])[0], wire.direction, paint.line, style.arrow_scale)

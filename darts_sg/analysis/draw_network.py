@@ -13,14 +13,15 @@ from darts_sg.analysis.sheet import (
     DARK,
     LEGEND_HEIGHT,
     LIGHT,
-    STYLES,
     TITLE_SIZE,
     Point,
     Sheet,
+    families,
     family,
     heading_height,
     legend_rows,
     new_sheet,
+    style_of,
     wrap,
 )
 from darts_sg.genotype import Genotype
@@ -186,14 +187,15 @@ def _bars(
     sheet: Sheet, gid: str, x: float, y: float, parts: Sequence[Part], whole: Part, most: tuple[int, int]
 ) -> None:
     """Two bars, one of parameters and one of MACs, in segments by families, each with its share and count."""
-    ordered = sorted(parts, key=lambda part: list(STYLES).index(family(part.name)))
+    order = families(part.name for part in parts)
+    ordered = sorted(parts, key=lambda part: order.index(family(part.name)))
     for k, field in enumerate(("params", "macs")):
         left, length = BARS[k]
         at = x + left
         for part in ordered:
             piece = length * getattr(part, field) / most[k]
             if piece > 0:
-                color = STYLES[family(part.name)].paint(sheet.theme).line
+                color = style_of(family(part.name)).paint(sheet.theme).line
                 sheet.bar((at, at + piece), (y - ROW / 2 + 3, y + ROW / 2 - 3), color, f"{gid}:{field}:bar")
             at += piece
         total = sum(getattr(part, field) for part in parts)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, NoReturn, TypeVar, get_type_hints
 import yaml
 from jsonargparse import ArgumentParser
 
+from darts_sg import plugins
 from darts_sg.config import (
     JOBS,
     AugmentConfig,
@@ -26,6 +27,7 @@ from darts_sg.config import (
     load_recipe,
     recipe_names,
 )
+from darts_sg.data import DATASETS
 from darts_sg.engine.distributed import Ranks
 from darts_sg.engine.weights import read_weights
 from darts_sg.errors import RunError, UsageError, first_line
@@ -108,6 +110,8 @@ def build_parser(job: Job, prog: str, defaults: dict[str, Any]) -> ArgumentParse
         text = texts[f.name]
         if f.name == "recipe":
             text += f" Choices: {', '.join(recipe_names(job))}."
+        if f.name == "dataset":
+            text += f" Choices: {', '.join(DATASETS)}."
         more = {"nargs": "?", "const": True} if hints[f.name] is bool else {}
         groups[group].add_argument(
             flag(f.name), type=hints[f.name], default=defaults.get(f.name, f.default), help=text, **more
@@ -118,6 +122,7 @@ def build_parser(job: Job, prog: str, defaults: dict[str, Any]) -> ArgumentParse
 def parse(job: Job, argv: Sequence[str], prog: str) -> Invocation:
     """Understand a command line; raises UsageError for what is wrong with it."""
     config = JOBS[job]
+    argv = plugins.joined(argv)
     first = early_options(argv)
     defaults: dict[str, Any] = {}
     network: dict[str, Any] = {}  # of the weights to start from
@@ -125,10 +130,12 @@ def parse(job: Job, argv: Sequence[str], prog: str) -> Invocation:
     if resume is not None:
         defaults = known_options(job, stored_options(resume, job), str(resume / "config.yaml"))
         defaults |= {"run_dir": None, "time_budget": None}  # of the process that started the run, not of the run
+        defaults["plugin"] = plugins.for_job(first["plugin"] or "", resume=resume)
     else:
         given = {} if first["config"] is None else load_options(job, Path(first["config"]))
         recipe = str(first["recipe"] or given.get("recipe") or default_recipe(job))
         defaults = load_recipe(job, recipe) | given | {"recipe": recipe}
+        defaults["plugin"] = plugins.for_job(first["plugin"] or "", base=str(defaults.get("plugin") or ""))
     weights = None
     if job == "augment" and resume is None and first["evaluate"] is None:
         if start := first["finetune"] or defaults.get("finetune"):
@@ -136,9 +143,11 @@ def parse(job: Job, argv: Sequence[str], prog: str) -> Invocation:
             defaults |= network
     elif job == "augment" and first["evaluate"] is not None:
         weights = read_weights(Path(first["evaluate"]))
-        defaults = weights.options() | {"dataset": weights.metadata.dataset, "seed": weights.metadata.seed}
+        own = {"dataset": weights.metadata.dataset, "seed": weights.metadata.seed}
+        defaults = weights.options() | own | {"plugin": defaults["plugin"]}
     parser = build_parser(job, prog, defaults)
     options = parser.parse_args(list(argv)).as_dict()
+    options["plugin"] = defaults["plugin"]  # with absolute paths
     if resume is not None:
         refuse_changes(job, options, defaults, resume, given_config=first["config"])
     for name, value in network.items():
@@ -175,7 +184,8 @@ def continued(job: Job, invocation: Invocation) -> Invocation:
 
 def early_options(argv: Sequence[str]) -> dict[str, str | None]:
     """The options that decide what the others start from."""
-    found: dict[str, str | None] = {"recipe": None, "config": None, "resume": None, "evaluate": None, "finetune": None}
+    names = ("recipe", "config", "resume", "evaluate", "finetune", "plugin")
+    found: dict[str, str | None] = dict.fromkeys(names)
     for i, word in enumerate(argv):
         name, separator, value = word.removeprefix("--").partition("=")
         if word.startswith("--") and name in found:
@@ -218,7 +228,7 @@ def refuse_other_options(job: Job, options: dict[str, Any], stored: dict[str, An
 def refuse_training(options: dict[str, Any], defaults: dict[str, Any], weights: Path) -> None:
     """UsageError if an option given beside --evaluate is of no use there."""
     names = {f.name for f in fields(JOBS["augment"]) if f.metadata["group"] == "Data" and f.metadata["free"]}
-    names |= {"dataset", "data_note", "device", "threads", "evaluate"}
+    names |= {"dataset", "data_note", "device", "threads", "evaluate", "plugin"}
     for name, value in options.items():
         if name not in names and value != defaults[name]:
             raise UsageError(f"{flag(name)} is for training, and --evaluate {weights} only tests; leave it out")

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -14,10 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from darts_sg import plugins
 from darts_sg.analysis.cost import CELLS, CHANNELS, choice_costs, count_macs, count_params, derived_cost, human
 from darts_sg.analysis.curves import draw_mixing_weights
 from darts_sg.analysis.report import write_report
 from darts_sg.analysis.run_folder import read_search_epoch
+from darts_sg.backends.unfused import generic_seconds, num_calls, unfused_line, unfused_operations
 from darts_sg.config import PENALTIES, SearchConfig
 from darts_sg.data import Augment, ImageFiles, Images, TrainBatches, read_split
 from darts_sg.derive import Bound, derive_bounded, entropy, frontier, strengths
@@ -32,6 +35,7 @@ from darts_sg.engine.setup import (
     captures,
     compile_parts,
     dry_run,
+    is_out_of_memory,
     open_run,
     prepare,
     refuse_single_images,
@@ -255,7 +259,7 @@ class SearchJob:
         weights = strengths(self.mixing() if mixing is None else mixing)
         normal, reduce = derive_bounded(*weights, self.space.operations, bounds)
         config = self.config
-        options = {k: v for k, v in config.as_dict().items() if k not in {"run_dir", "data", "time_budget", "threads"}}
+        options = {k: v for k, v in config.as_dict().items() if k not in {"run_dir", "data", "time_budget", "threads", "plugin"}}
         provenance = {
             "kind": "searched",
             "run": run.path.name,
@@ -269,6 +273,7 @@ class SearchJob:
             "seed": config.seed,
             "date": datetime.now().astimezone().date().isoformat(),
             "code": self.setting.code(),
+            **({"plugins": credits} if (credits := plugins.credits()) else {}),
             "measured": dict(measured or {}),
             "options": options,
         }
@@ -328,8 +333,33 @@ class SearchJob:
             f"({', '.join(self.space.operations)})",
             f"supernet: {count_params(self.supernet) - alphas:,} weights, {alphas:,} alphas, "
             f"{human(macs)} MACs an image (C={self.config.channels}, {self.config.cells} cells)",
+            *self._unfused_facts(),
             f"images: {len(self.train_images):,} for the weights, {len(self.validation_images):,} for the alphas",
         ]
+
+    def _unfused_facts(self) -> list[str]:
+        """What operations without a fast path cost, measured; nothing if there are none."""
+        names = unfused_operations(self.space.operations)
+        if not names:
+            return []
+        config, spec, share = self.config, self.setting.data.spec, None
+        size = spec.image_size // 8 if config.network == "imagenet" else spec.image_size
+        try:
+            batch = trial_batch(self.train_images, config, self.setting, config.batch_size)
+            specs, num_images = self.supernet.specs, len(batch[1])
+            seconds = generic_seconds(
+                names, specs, config.nodes, config.partial_channels, size, num_images, self.setting.device
+            )
+            begun = 0.0
+            for _ in range(2):  # the first pass warms up
+                begun = time.perf_counter()
+                gradients = torch.autograd.grad(self.objective(batch)[0], self.weights, materialize_grads=True)
+                gradients[0].sum().item()  # waits for the device
+            share = seconds / (time.perf_counter() - begun)
+        except (MemoryError, RuntimeError) as error:  # the dry run's own step says what fits
+            if not is_out_of_memory(error):
+                raise
+        return [unfused_line(names, len(self.space.operations), num_calls(self.supernet.specs, config.nodes), share)]
 
     def _build(self) -> Supernet:
         config, spec = self.config, self.setting.data.spec

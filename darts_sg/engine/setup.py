@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from darts_sg import plugins
 from darts_sg.backends.cpp import build
 from darts_sg.config import RunConfig, SearchConfig
 from darts_sg.data import (
@@ -67,6 +68,7 @@ def prepare(config: RunConfig, earlier: dict[str, Any]) -> Setting:
 
     Raises UsageError if the device or the data are not there, or not those that the run was started on.
     """
+    plugins.restore(earlier.get("environment", {}).get("plugins") or [])
     ranks = Ranks.from_environment()
     device = environment.choose_device(config.device, ranks)
     environment.prepare_device(device, config.threads or earlier.get("environment", {}).get("threads"))
@@ -180,6 +182,8 @@ def run_job(
         path = ranks.from_first(lambda: config.run_dir or default_run_dir(job.name, config, title))
         run = RunDir.create(path) if ranks.leads else OthersRunDir(path)
         facts = dict(setting.environment)
+        if used := plugins.recorded():
+            facts["plugins"] = used
         facts["data"] = {
             "name": config.dataset,
             "remark": setting.data.remark,
@@ -241,6 +245,7 @@ def _to_agree_on(config: RunConfig, setting: Setting) -> Mapping[str, Any]:
     keys = ("darts_sg", "git", "torch", "kernels")
     options = {f"--{name.replace('_', '-')}": value for name, value in config.as_dict().items() if name != "data"}
     here = {name: setting.environment.get(name) for name in keys}
+    here["the plug-ins"] = [record["sha256"] for record in plugins.recorded()]
     return {**options, **here, "the data": setting.data.fingerprint(), "the run": bool(setting.earlier)}
 
 
