@@ -56,9 +56,9 @@ class RunConfig:
     """Minutes between checkpoints within an epoch; there is one at the end of each epoch anyway."""
 
     plugin: str = option("", "Run", free=True)
-    """Python file that adds operations, spaces, data sets, relaxations, regularizers or loggers; give the option several
-    times, or join files with +. Its code is executed with your rights: load only files that you trust. The run records
-    name and hash, and a resumed run loads the same files by itself."""
+    """Python file that adds operations, spaces, data sets, relaxations, regularizers or loggers; may be given several
+    times, or files joined with +. Its code is executed with your rights: load only files that you trust. The run
+    records name and hash, and a resumed run loads the same files by itself."""
 
     dataset: str = option("cifar10", "Data")
     """Data set; folder: class folders of your own images; synthetic: rendered figures, always there."""

@@ -197,7 +197,11 @@ def load_installed() -> None:
                 STATE.loaded.append(_load_entry(entry, distribution))
             except (Exception, SystemExit) as error:
                 logger.warning(
-                    "warning: plug-in %s of %s is skipped%s: %s", entry.name, distribution, _anywhere(error), _said(error)
+                    "warning: plug-in %s of %s is skipped%s: %s",
+                    entry.name,
+                    distribution,
+                    _anywhere(error),
+                    _said(error),
                 )
 
 

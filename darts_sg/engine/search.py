@@ -259,7 +259,11 @@ class SearchJob:
         weights = strengths(self.mixing() if mixing is None else mixing)
         normal, reduce = derive_bounded(*weights, self.space.operations, bounds)
         config = self.config
-        options = {k: v for k, v in config.as_dict().items() if k not in {"run_dir", "data", "time_budget", "threads", "plugin"}}
+        options = {
+            k: v
+            for k, v in config.as_dict().items()
+            if k not in {"run_dir", "data", "time_budget", "threads", "plugin"}
+        }
         provenance = {
             "kind": "searched",
             "run": run.path.name,

@@ -1,7 +1,7 @@
 """A logger: metrics.jsonl in the run folder, one JSON object a line.
 
-    python search.py --plugin examples/plugins/json_lines.py --logger json_lines
-    tail -f runs/…/metrics.jsonl | jq .validation_accuracy
+python search.py --plugin examples/plugins/json_lines.py --logger json_lines
+tail -f runs/…/metrics.jsonl | jq .validation_accuracy
 """
 
 import json

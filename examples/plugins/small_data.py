@@ -37,6 +37,8 @@ def load_npz(directory: Path, *, image_size: int | None, seed: int, download: bo
     _, side, _, channels = train.images.shape
     if test.images.shape[1:] != train.images.shape[1:]:
         raise UsageError(f"{path}: the images of x_train and x_test differ in size or channels")
+    if names and len(names) != classes:
+        raise UsageError(f"{path}: {len(names)} class names, but the labels say {classes} classes")
     refuse_other_size("npz", image_size, side)
     mean, std = channel_statistics(train.images)
     spec = DataSpec(
@@ -55,7 +57,9 @@ def load_npz(directory: Path, *, image_size: int | None, seed: int, download: bo
 def _part(arrays: "np.lib.npyio.NpzFile", part: str, path: Path) -> ImageSet:
     images, labels = arrays[f"x_{part}"], arrays[f"y_{part}"]
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[1] != images.shape[2]:
-        raise UsageError(f"{path}: x_{part} must be uint8 (N, H, H) or (N, H, H, C), found {images.dtype} {images.shape}")
+        raise UsageError(
+            f"{path}: x_{part} must be uint8 (N, H, H) or (N, H, H, C), found {images.dtype} {images.shape}"
+        )
     if not np.issubdtype(labels.dtype, np.integer) or labels.shape != images.shape[:1] or labels.min(initial=0) < 0:
         raise UsageError(f"{path}: y_{part} must be {len(images)} integers from 0, found {labels.dtype} {labels.shape}")
     if not len(images):
