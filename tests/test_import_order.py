@@ -11,7 +11,7 @@ import pytest
 import darts_sg
 
 PACKAGE = Path(darts_sg.__file__).parent
-LEFTMOST = ("errors", "registry", "files", "quantity", "formats", "genotype")
+LEFTMOST = ("errors", "registry", "plugins", "files", "quantity", "formats", "genotype")
 ORDER = (
     *LEFTMOST,
     "ops",

@@ -28,7 +28,7 @@ from darts_sg.cli.terminal import answer
 from darts_sg.data import DATASETS, load_dataset
 from darts_sg.errors import UsageError
 from darts_sg.genotype import load_genotype, parse_genotype
-from darts_sg.networks.supernet import Supernet
+from darts_sg.networks.supernet import Supernet, candidate
 from darts_sg.ops import OPERATIONS
 from darts_sg.registry import Registry
 from darts_sg.spaces import SPACES, parse_space
@@ -312,7 +312,7 @@ def test_pictures_and_costs_know_a_plugged_operation() -> None:
     assert family("mbconv_se_3x3") == "mbconv_se"
     style = style_of("mbconv_se")
     assert style.title == "mbconv se"
-    assert ("mbconv_se" in {name for row in legend_rows(genotype.operations, 700.0) for _, name in row}) is True
+    assert "mbconv_se" in {name for row in legend_rows(genotype.operations, 700.0) for _, name in row}
     texts = {text.get_text() for text in draw_genotype(genotype).findobj() if hasattr(text, "get_text")}
     assert {"mbconv se", "mbconv se 3×3"} <= texts
     assert derived_cost(genotype).params > derived_cost(load_genotype("DARTS_V2")).params
@@ -538,3 +538,20 @@ def test_a_search_with_a_plugged_logger(command: Callable[..., tuple[int, str, s
     assert lines[0]["job"] == "search"
     assert lines[1]["epoch"] == 1
     assert lines[2]["status"] == "finished"
+
+
+def test_a_supernet_normalises_what_says_so_and_not_what_has_the_family_of_a_pool(tmp_path: Path) -> None:
+    code = """
+from torch import nn
+from darts_sg.ops import register_operation
+
+for name, family, needs_norm in (("pooled", "pool", False), ("bare", "conv", True)):
+    @register_operation(name, family, "average pool", needs_norm=needs_norm)
+    def pool(C, stride, affine):
+        return nn.AvgPool2d(3, stride, 1)
+"""
+    plugins.load(write(tmp_path, code))
+    assert isinstance(candidate("pooled", 4, 1), nn.AvgPool2d)
+    norm = list(candidate("bare", 4, 1).modules())[-1]
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert not norm.affine
