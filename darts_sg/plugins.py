@@ -240,6 +240,22 @@ def credits() -> list[dict[str, str]]:
     return [{"name": plugin.origin, "sha256": plugin.sha256} for plugin in used]
 
 
+def blamed(error: BaseException) -> str:
+    """One line with file, line and exception if code of a plug-in raised `error`; empty if it is not to blame.
+
+    It is if its innermost frame is called by the innermost frame of this package: what lies deeper is a library's.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    package = str(Path(__file__).parent) + os.sep
+    for frame in reversed(frames):
+        for plugin in STATE.loaded:
+            if frame.filename == str(plugin.path):
+                return f"plug-in {plugin.path}, line {frame.lineno}: {_said(error)}"
+        if frame.filename.startswith(package):
+            break
+    return ""
+
+
 def restore(records: Iterable[Mapping[str, Any]], given: Sequence[str | Path] = ()) -> tuple[str, ...]:
     """Load the plug-ins that a resumed run recorded, from `given` files or where they were; returns the files.
 

@@ -394,8 +394,35 @@ def test_a_search_with_a_plugged_operation_records_it_and_resumes(
     assert (code, err) == (0, "")
     code, _, err = command("augment", "--evaluate", weights, "--threads=1")
     assert (code, err.count("\n")) == (2, 1)
-    code, out, err = command("report", folder, "--no-animation", "--plugin", file)
+    code, out, err = command("report", folder, "--plugin", file)
     assert (code, err) == (0, "")
+    assert '"mbconv_se":{"title":"mbconv se"' in (folder / "search.html").read_text(encoding="utf-8")
+    # a report does not load the code that a run folder names; in a process that has not seen it
+    done = python(f"from darts_sg.__main__ import run; run(['report', {str(folder)!r}])", tmp_path / "nothing")
+    assert "unknown operation 'mbconv_se" in done.stderr
+    assert "--plugin FILE.py" in done.stderr
+
+
+def test_an_operation_that_fails_in_a_step_is_answered_in_one_line(
+    command: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    code = (
+        OPERATION
+        + """
+class Narrow(nn.Conv2d):
+    def forward(self, x):
+        if x.shape[-1] > 9:
+            raise ValueError("too wide")
+        return super().forward(x)
+
+@register_operation("narrow", "conv", "1×1")
+def narrow(C, stride, affine):
+    return Narrow(C, C, 1, stride)
+"""
+    )
+    file = write(tmp_path, code)
+    code, _, err = command(*SEARCH, "--space=narrow+skip_connect", "--plugin", file, "--run-dir", tmp_path / "run")
+    assert (code, err) == (1, f"{PROG}: plug-in {file}, line 12: ValueError: too wide\n")
 
 
 def npz(folder: Path, **changes: object) -> Path:
