@@ -33,9 +33,9 @@ class _Loader(yaml.SafeLoader):
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
-            return super().construct_object(node, deep)  # type: ignore[no-untyped-call]
+            return super().construct_object(node, deep)
         except (ValueError, LookupError, AttributeError, TypeError, OverflowError):
-            # PyYAML's own errors for malformed scalars: `!!bool foo` is a KeyError, an integer of 5,000 digits a ValueError
+            # malformed scalars: `!!bool foo` is a KeyError of PyYAML's, an integer of 5,000 digits a ValueError
             kind = node.tag.rpartition(":")[2]
             what = quoted(node.value) if isinstance(node, yaml.ScalarNode) else "the value"
             raise yaml.constructor.ConstructorError(None, None, f"{what} is no {kind}", node.start_mark) from None

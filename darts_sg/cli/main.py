@@ -34,9 +34,9 @@ class ShowVersion(argparse.Action):
         super().__init__(option_strings, dest, nargs=0, **settings)
 
     def __call__(self, parser: argparse.ArgumentParser, *ignored: Any) -> None:
-        import darts_sg
+        from darts_sg import __version__
 
-        print(f"{PROG} {darts_sg.__version__}")
+        print(f"{PROG} {__version__}")
         parser.exit()
 
 
