@@ -1,7 +1,8 @@
-"""The options of both jobs, with their help and validation, and the named recipes.
+"""The options of both jobs with their help and validation, and the named recipes.
 
-The text under a field is its help. Values come, weakest first, from the defaults here, from a recipe, from a
-YAML file, and from the command line.
+The text under a field is its help. Later sources override earlier ones: the defaults here, a recipe, a YAML file,
+the command line or Python keywords. `make_config` puts them together; all values go through the typed reader of
+options.py. A config made directly, `SearchConfig(recipe="pc-darts")`, is read, and completed from its recipe, too.
 """
 
 import dataclasses
@@ -12,30 +13,45 @@ from pathlib import Path
 from typing import Any, Literal
 
 import docstring_parser
-import yaml
 
 from darts_sg import plugins
-from darts_sg.errors import UsageError
+from darts_sg.errors import UsageError, quoted
 from darts_sg.methods.hypergradient import HYPERGRADIENTS
 from darts_sg.methods.relaxation import RELAXATIONS
 from darts_sg.networks.derived import NetworkShape
 from darts_sg.networks.mobile import find_model
+from darts_sg.options import flag, read_options
 from darts_sg.quantity import parse_quantity
 from darts_sg.registry import unknown_name
 from darts_sg.spaces import parse_space
+from darts_sg.yaml_files import read_mapping
 
 RECIPES = Path(__file__).parent / "recipes"
 MOST_THREADS = 1024  # more than any machine has cores; the system may end a process that asks for too many
 
 
-def option(default: Any, group: str, *, free: bool = False) -> Any:
-    """A field with its help group; `free` options do not change the result and may differ when a run is resumed."""
-    return field(default=default, metadata={"group": group, "free": free})
+def option(default: Any, group: str, *, free: bool = False, infinite: bool = False) -> Any:
+    """A field with its help group.
+
+    `free` options do not change the result and may differ when a run is resumed. `infinite` numbers may be .inf.
+    """
+    return field(default=default, metadata={"group": group, "free": free, "infinite": infinite})
+
+
+class ConfigType(type):
+    """The class of config classes: reads the keywords before an instance is made, so that the instance can be frozen.
+
+    Values are typed (a path may be given as a text), and options that are left out come from the recipe, if one is
+    named, or are the defaults.
+    """
+
+    def __call__(cls, **options: Any) -> Any:
+        return super().__call__(**cls.completed(options))  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """What search and augment have in common."""
+class RunConfig(metaclass=ConfigType):
+    """Options that search and augment have in common."""
 
     recipe: str = option("", "Run")
     """Named set of options to start from; the options given beside it win."""
@@ -50,9 +66,9 @@ class RunConfig:
     threads: int | None = option(None, "Run", free=True)
     """CPU threads of a process. Default: one a core, with torchrun one. The last bits of a result depend on it, so a
     resumed run keeps its own."""
-    time_budget: float | None = option(None, "Run", free=True)
+    time_budget: float | None = option(None, "Run", free=True, infinite=True)
     """Minutes after which the run saves a checkpoint and ends, to be continued with --resume."""
-    checkpoint_minutes: float = option(10.0, "Run", free=True)
+    checkpoint_minutes: float = option(10.0, "Run", free=True, infinite=True)
     """Minutes between checkpoints within an epoch; there is one at the end of each epoch anyway."""
 
     plugin: str = option("", "Run", free=True)
@@ -101,7 +117,7 @@ class RunConfig:
     """Momentum of the weights' SGD."""
     weight_decay: float = option(3e-4, "Training")
     """Weight decay of the weights."""
-    gradient_clip: float = option(5.0, "Training")
+    gradient_clip: float = option(5.0, "Training", infinite=True)
     """Largest norm of the weights' gradient; .inf for any."""
 
     precision: Literal["float32", "bfloat16"] = option("float32", "Training")
@@ -132,6 +148,15 @@ class RunConfig:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise UsageError(f"{flag(name)} must be above 0, found {value}")
+
+    @classmethod
+    def completed(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The keywords of a new instance: `given` as typed values, over those of the recipe that is given."""
+        options = read_options(cls, given, cls.__name__)
+        job = next((job for job, config in JOBS.items() if config is cls), None)
+        if job is not None and "recipe" in options and len(options) < len(fields(cls)):
+            return load_recipe(job, options["recipe"]) | options
+        return options
 
     def _at_least(self, name: str, least: float) -> None:
         value = getattr(self, name)
@@ -320,13 +345,11 @@ class AugmentConfig(RunConfig):
                 "which network? Give --genotype NAME_OR_PATH (python -m darts_sg genotype list), --model NAME "
                 "(python -m darts_sg models) or --finetune FILE"
             )
-        for name, default in CELL_DEFAULTS.items():
+        for name in CELL_DEFAULTS:
             value = getattr(self, name)
             if self.model and value is not None:
                 way_out = "choose another recipe" if name in load_recipe("augment", self.recipe) else "leave it out"
                 raise UsageError(f"{flag(name)} {value} is for genotypes, --model {self.model} has no cells; {way_out}")
-            if not self.model and value is None:
-                object.__setattr__(self, name, default)
         if self.max_macs() is None:
             self._at_least("channels", 1)
         if self.schedule == "exponential" and not self.learning_rate_min:
@@ -339,6 +362,14 @@ class AugmentConfig(RunConfig):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
                 raise UsageError(f"{flag(name)} must be from 0 up to, not including, 1: {value}")
+
+    @classmethod
+    def completed(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The keywords of a new instance, with the defaults of the cells where a genotype is trained."""
+        options = super().completed(given)
+        if not options.get("model"):
+            options |= {name: default for name, default in CELL_DEFAULTS.items() if options.get(name) is None}
+        return options
 
     @property
     def num_channels(self) -> int | None:
@@ -361,14 +392,8 @@ class AugmentConfig(RunConfig):
 CELL_DEFAULTS = {"channels": 36, "cells": 20, "auxiliary_weight": 0.4, "drop_path_prob": 0.2}
 PENALTIES = ("params", "macs")
 
-
-JOBS: dict[str, type[RunConfig]] = {"search": SearchConfig, "augment": AugmentConfig}
-Job = Literal["search", "augment"]
-
-
-def flag(name: str) -> str:
-    """The option that sets the field `name`."""
-    return "--" + name.replace("_", "-")
+JobName = Literal["search", "augment"]
+JOBS: dict[JobName, type[RunConfig]] = {"search": SearchConfig, "augment": AugmentConfig}
 
 
 def help_texts(config: type[RunConfig]) -> dict[str, str]:
@@ -381,61 +406,68 @@ def help_texts(config: type[RunConfig]) -> dict[str, str]:
     return texts
 
 
-def recipe_names(job: Job) -> list[str]:
+def default_options(job: JobName) -> dict[str, Any]:
+    """Every option of a job with its default."""
+    return {f.name: f.default for f in fields(JOBS[job])}
+
+
+def make_config(
+    job: JobName, recipe: str | None = None, *, base: Mapping[str, Any] | None = None, **options: Any
+) -> RunConfig:
+    """The config of a job: `options` over those of a recipe (by default the job's own), or over `base` instead.
+
+    Values may be texts, as on a command line or in a YAML file. Raises UsageError for what is wrong with them.
+    """
+    given = known_options(job, options, f"{job}()")
+    if recipe is not None:
+        given["recipe"] = recipe
+    if base is None:
+        base = starting_options(job, given.get("recipe"))
+    return JOBS[job](**{**default_options(job), **base, **given})
+
+
+def starting_options(job: JobName, recipe: str | None = None, file: Path | None = None) -> dict[str, Any]:
+    """The options that a recipe and a YAML file over it set; a recipe named here overrides one named in the file."""
+    given = {} if file is None else load_options(job, file)
+    name = recipe or given.get("recipe") or default_recipe(job)
+    return load_recipe(job, name) | given | {"recipe": name}
+
+
+def recipe_names(job: JobName) -> list[str]:
     """The recipes that have a section for `job`."""
-    return sorted(path.stem for path in RECIPES.glob("*.yaml") if job in _read_mapping(path))
+    return sorted(path.stem for path in RECIPES.glob("*.yaml") if job in read_mapping(path))
 
 
-def default_recipe(job: Job) -> str:
-    """The recipe of a job for which none was asked."""
-    return str(JOBS[job].__dataclass_fields__["recipe"].default)
+def default_recipe(job: JobName) -> str:
+    """The recipe of a job when none is named."""
+    return str(default_options(job)["recipe"])
 
 
-def load_recipe(job: Job, name: str) -> dict[str, Any]:
+def load_recipe(job: JobName, name: str) -> dict[str, Any]:
     """The options that a named recipe sets for `job`; UsageError with the choices if there is none."""
     names = recipe_names(job)
     if name not in names:
         raise UsageError(unknown_name(f"{job} recipe", name, names))
-    return known_options(job, _read_mapping(RECIPES / f"{name}.yaml")[job] or {}, f"recipe {name}")
+    return known_options(job, read_mapping(RECIPES / f"{name}.yaml")[job] or {}, f"recipe {name}")
 
 
-def load_options(job: Job, path: Path) -> dict[str, Any]:
+def load_options(job: JobName, path: Path) -> dict[str, Any]:
     """The options that a YAML file sets for `job`: a mapping of options, or one with a section for each job.
 
     The config.yaml of a run folder serves as well. Raises UsageError naming file and option.
     """
-    content = _read_mapping(path)
+    content = read_mapping(path)
     if "job" in content and "options" in content:
         if content["job"] != job:
-            raise UsageError(f"{path} is the config of a {content['job']} run, not of {job}")
+            raise UsageError(f"{path} is the config of a {quoted(content['job'])} run, not of {job}")
         content = content["options"]
     elif content.keys() <= JOBS.keys():
         content = content.get(job) or {}
     return known_options(job, content, str(path))
 
 
-def known_options(job: Job, options: Any, source: str) -> dict[str, Any]:
-    """`options` with field names as keys; UsageError naming `source` if one is unknown."""
-    if not isinstance(options, Mapping):
-        raise UsageError(f"{source}: expected a mapping of options, found {options!r}")
-    names = [f.name for f in fields(JOBS[job])]
-    found = {}
-    for key, value in options.items():
-        name = str(key).replace("-", "_")
-        if name not in names:
-            raise UsageError(f"{source}: " + unknown_name("option", key, [n.replace("_", "-") for n in names]))
-        found[name] = value
-    return found
-
-
-def _read_mapping(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from None
-    except (yaml.YAMLError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UsageError(f"{path} is not YAML: {reason}") from None
-    if not isinstance(content, dict):
-        raise UsageError(f"{path}: expected a mapping of options")
-    return content
+def known_options(job: JobName, given: Any, source: str) -> dict[str, Any]:
+    """Options of a job by field name, typed; UsageError naming `source` if one is unknown or does not fit."""
+    if isinstance(given, Mapping):  # `recipe: ~` asks for the default recipe
+        given = {key: value for key, value in given.items() if key != "recipe" or value is not None}
+    return read_options(JOBS[job], given, source)

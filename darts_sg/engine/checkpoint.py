@@ -75,15 +75,15 @@ def load_newest(folder: Path, warn: Callable[[str], None]) -> tuple[Path, dict[s
     return None
 
 
-def random_state() -> dict[str, Any]:
-    """The states of all generators that code in this process may draw from."""
+def random_state(*, gpus: bool = True) -> dict[str, Any]:
+    """The states of all generators that code in this process may draw from; `gpus=False` leaves GPUs uninitialised."""
     name, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002 - its state is to be kept, too
     state = {
         "python": random.getstate(),
         "numpy": [name, np.asarray(keys).tolist(), *rest],
         "torch": torch.get_rng_state(),
     }
-    if torch.cuda.is_available():
+    if gpus and torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state_all()
     return state
 

@@ -1,6 +1,7 @@
 """The test of trained weights: the reported error, repeated from their file alone."""
 
 import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 
 from darts_sg.analysis.run_folder import described_data
@@ -11,7 +12,19 @@ from darts_sg.engine.weights import read_weights
 from darts_sg.errors import UsageError
 
 
-def run_evaluation(config: AugmentConfig, path: Path) -> None:
+@dataclass(frozen=True)
+class Evaluated:
+    """The test of a weights file; errors in percent."""
+
+    test_error: float
+    recorded_error: float
+    """Test error that the training recorded in the file."""
+    same_data: bool
+    """Whether it was recorded on these images."""
+    num_images: int
+
+
+def run_evaluation(config: AugmentConfig, path: Path) -> Evaluated:
     """Test the weights in `path` on the data that `config` says, and print whether the error is the recorded one.
 
     Network and normalisation are those of the file. Raises UsageError if it is no weights file, or the data are not
@@ -52,3 +65,4 @@ def run_evaluation(config: AugmentConfig, path: Path) -> None:
             f"differs from the recorded {recorded} by {error - m.test_error:+.4f} points on the same images; the last "
             f"bits change with the device, PyTorch (recorded: {m.torch}), --batch-size, --kernels and --compile"
         )
+    return Evaluated(error, m.test_error, same_data, job.num_tested)

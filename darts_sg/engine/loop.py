@@ -2,8 +2,9 @@
 
 import signal
 import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import FrameType
 from typing import Any, NamedTuple, Protocol
@@ -16,7 +17,7 @@ from torch import Tensor
 from darts_sg.engine.checkpoint import checkpoints, load_newest, random_state, save_checkpoint, set_random_state
 from darts_sg.engine.distributed import Ranks, fingerprint
 from darts_sg.engine.run_dir import RunDir
-from darts_sg.errors import RunError, Stopped
+from darts_sg.errors import RunError, Stopped, first_line
 from darts_sg.methods.early_stopping import EarlyStop, Row
 
 SYNC_STEPS = 20  # steps between two looks at the losses, which a GPU has to be waited for
@@ -94,8 +95,14 @@ class Meter:
 
 @contextmanager
 def stop_signals() -> Iterator[list[signal.Signals]]:
-    """Within the context Ctrl-C and SIGTERM are noted instead of ending the process; a second Ctrl-C ends it."""
+    """Within the context Ctrl-C and SIGTERM are noted instead of ending the process; a second Ctrl-C ends it.
+
+    Python allows signal handlers in the main thread only; in any other thread nothing is noted.
+    """
     received: list[signal.Signals] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
 
     def note(number: int, frame: FrameType | None) -> None:
         if received and number == signal.SIGINT:
@@ -176,12 +183,14 @@ class Loop:
         checkpoint_minutes: float,
         keep_every: int | None,
         resume_command: str,
+        callbacks: Sequence[Callable[[dict[str, float]], object]] = (),
     ) -> None:
         self.job, self.run, self.ranks = job, run, ranks
         self.deadline = None if time_budget is None else time.monotonic() + 60 * time_budget
         self.checkpoint_seconds = 60 * checkpoint_minutes
         self.keep_every = keep_every
         self.resume_command = resume_command
+        self.callbacks = list(callbacks)
         self.folder = run.path / "checkpoints"
         self.rows: list[dict[str, float]] = []
         self.meter = Meter()
@@ -246,6 +255,7 @@ class Loop:
             self.job.log_tensorboard(writer, self.epoch + 1)
             writer.flush()
         self.run.write_metrics(self.rows)
+        self._call_back(row)
         self._say(f"epoch {self.epoch + 1}/{self.job.num_epochs}: " + summary(row))
         self.epoch, self.next_step, self.meter = self.epoch + 1, 0, Meter()
         self.images, self.epoch_seconds = 0, 0.0
@@ -253,6 +263,17 @@ class Loop:
         self._save()
         if not self._at_end():
             self._stop_or_save(saved=True)
+
+    def _call_back(self, row: dict[str, float]) -> None:
+        """Call every callback with the row of an epoch, on rank 0; one that fails is reported and dropped."""
+        for callback in list(self.callbacks if self.run.writes else []):
+            try:
+                callback(dict(row))
+            except Exception as error:
+                self.callbacks.remove(callback)
+                text = f"callback {callback!r} failed and is dropped: {type(error).__name__}: {first_line(error)}"
+                self.run.log(f"warning: {text}")
+                print(f"warning: {text}", file=sys.stderr)
 
     def _check_finite(self) -> None:
         broken = self.meter.flush()

@@ -3,7 +3,7 @@
 import copy
 import io
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -465,7 +465,13 @@ def data_line(setting: Setting, note: str) -> str:
     return "; ".join(part for part in (setting.data.spec.name, note, setting.data.remark) if part)
 
 
-def run_search(config: SearchConfig, *, resume: Path | None = None, dry: bool = False) -> Path | None:
+def run_search(
+    config: SearchConfig,
+    *,
+    resume: Path | None = None,
+    dry: bool = False,
+    callbacks: Sequence[Callable[[dict[str, float]], object]] = (),
+) -> Path | None:
     """Search as `config` says, in a new run folder or on in `resume`; returns the folder, None for a dry run.
 
     Raises UsageError for what cannot be done as asked, RunError (Stopped when told to stop) for a run that ends early.
@@ -526,5 +532,5 @@ def run_search(config: SearchConfig, *, resume: Path | None = None, dry: bool = 
 
     return run_job(
         job, config, setting, run, title=title, sizes=sizes,
-        prepare_run=keep_split, finish=finish, script="search.py",
+        prepare_run=keep_split, finish=finish, script="search.py", callbacks=callbacks,
     )  # fmt: skip

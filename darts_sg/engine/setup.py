@@ -172,6 +172,7 @@ def run_job(
     prepare_run: Callable[[RunDir], None],
     finish: Callable[[RunDir, Config, Loop], None],
     script: str,
+    callbacks: Sequence[Callable[[dict[str, float]], object]] = (),
 ) -> Path:
     """Run `job` to its end in `run`, or in a new folder; returns the folder.
 
@@ -203,6 +204,7 @@ def run_job(
         checkpoint_minutes=config.checkpoint_minutes,
         keep_every=getattr(config, "keep_every", None),
         resume_command=f"{ranks.launcher} {script} --resume {run.path}",
+        callbacks=callbacks,
     )
     exhausted = False
     try:
