@@ -18,6 +18,7 @@ import yaml
 from torch import nn
 from torch.utils.data import DataLoader
 
+import darts_sg
 from darts_sg import plugins
 from darts_sg.__main__ import PROG, run
 from darts_sg.analysis.cost import derived_cost
@@ -582,3 +583,14 @@ for name, family, needs_norm in (("pooled", "pool", False), ("bare", "conv", Tru
     norm = list(candidate("bare", 4, 1).modules())[-1]
     assert isinstance(norm, nn.BatchNorm2d)
     assert not norm.affine
+
+
+def test_the_python_api_takes_plugins(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    options = {"space": "mbconv_se", "dataset": "npz", "data": npz(tmp_path), "kernels": "pytorch", "threads": 1}
+    small = {"batch_size": 8, "train_images": 24, "validation_images": 24, "channels": 4, "cells": 3, "nodes": 1}
+    with pytest.raises(UsageError, match=r"unknown space or operation 'mbconv_se'.*--plugin FILE\.py"):
+        darts_sg.search(dry_run=True, **options, **small)
+    files = f"{MBCONV}+{EXAMPLES / 'small_data.py'}"
+    for _ in range(2):  # twice in one process
+        darts_sg.search(dry_run=True, plugin=files, **options, **small)
+    assert "operations mbconv_se_3x3, mbconv_se_5x5 are computed layer by layer" in capsys.readouterr().out

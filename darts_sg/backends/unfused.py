@@ -77,7 +77,7 @@ def _seconds(op: nn.Module, shape: tuple[int, ...], device: torch.device) -> flo
 def unfused_line(names: Sequence[str], total: int, calls: int, share: float | None) -> str:
     """What a dry run says of the unfused operations of a space of `total` operations."""
     which = f"operation {names[0]} is" if len(names) == 1 else f"operations {', '.join(names)} are"
-    measured = "" if share is None else f", about {100 * min(share, 1.0):.0f}% of the time of a step"
+    measured = "" if share is None else f", about {100 * min(share, 1.0):.0f}% of the time of a pass"
     return (
         f"{which} computed layer by layer on every edge (not a chain of known layers): {len(names)} of "
         f"{total} operations, {calls} calls each in a forward pass{measured}"

@@ -2,7 +2,6 @@
 
 import copy
 import io
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -20,7 +19,6 @@ from darts_sg.analysis.cost import CELLS, CHANNELS, choice_costs, count_macs, co
 from darts_sg.analysis.curves import draw_mixing_weights
 from darts_sg.analysis.report import write_report
 from darts_sg.analysis.run_folder import read_search_epoch
-from darts_sg.backends.unfused import generic_seconds, num_calls, unfused_line, unfused_operations
 from darts_sg.config import PENALTIES, SearchConfig
 from darts_sg.data import Augment, ImageFiles, Images, TrainBatches, read_split
 from darts_sg.derive import Bound, derive_bounded, entropy, frontier, strengths
@@ -35,7 +33,6 @@ from darts_sg.engine.setup import (
     captures,
     compile_parts,
     dry_run,
-    is_out_of_memory,
     open_run,
     prepare,
     refuse_single_images,
@@ -55,6 +52,7 @@ from darts_sg.engine.steps import (
     set_learning_rate,
     weight_optimizer,
 )
+from darts_sg.engine.unfused import unfused_facts
 from darts_sg.errors import RunError, UsageError
 from darts_sg.genotype import Genotype
 from darts_sg.methods.early_stopping import EarlyStop, Row, stop_by_eigenvalue, stop_by_skips
@@ -337,33 +335,9 @@ class SearchJob:
             f"({', '.join(self.space.operations)})",
             f"supernet: {count_params(self.supernet) - alphas:,} weights, {alphas:,} alphas, "
             f"{human(macs)} MACs an image (C={self.config.channels}, {self.config.cells} cells)",
-            *self._unfused_facts(),
+            *unfused_facts(self),
             f"images: {len(self.train_images):,} for the weights, {len(self.validation_images):,} for the alphas",
         ]
-
-    def _unfused_facts(self) -> list[str]:
-        """What operations without a fast path cost, measured; nothing if there are none."""
-        names = unfused_operations(self.space.operations)
-        if not names:
-            return []
-        config, spec, share = self.config, self.setting.data.spec, None
-        size = spec.image_size // 8 if config.network == "imagenet" else spec.image_size
-        try:
-            batch = trial_batch(self.train_images, config, self.setting, config.batch_size)
-            specs, num_images = self.supernet.specs, len(batch[1])
-            seconds = generic_seconds(
-                names, specs, config.nodes, config.partial_channels, size, num_images, self.setting.device
-            )
-            begun = 0.0
-            for _ in range(2):  # the first pass warms up
-                begun = time.perf_counter()
-                gradients = torch.autograd.grad(self.objective(batch)[0], self.weights, materialize_grads=True)
-                gradients[0].sum().item()  # waits for the device
-            share = seconds / (time.perf_counter() - begun)
-        except (MemoryError, RuntimeError) as error:  # the dry run's own step says what fits
-            if not is_out_of_memory(error):
-                raise
-        return [unfused_line(names, len(self.space.operations), num_calls(self.supernet.specs, config.nodes), share)]
 
     def _build(self) -> Supernet:
         config, spec = self.config, self.setting.data.spec
