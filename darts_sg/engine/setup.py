@@ -179,12 +179,12 @@ def run_job(
     `prepare_run` writes what the folder holds from the start, `finish` its results.
     """
     ranks = setting.ranks
+    if used := plugins.recorded():  # here, where the job has looked up what it uses
+        setting.environment["plugins"] = used
     if run is None:
         path = ranks.from_first(lambda: config.run_dir or default_run_dir(job.name, config, title))
         run = RunDir.create(path) if ranks.leads else OthersRunDir(path)
         facts = dict(setting.environment)
-        if used := plugins.recorded():
-            facts["plugins"] = used
         facts["data"] = {
             "name": config.dataset,
             "remark": setting.data.remark,
