@@ -9,12 +9,19 @@ from darts_sg.analysis.deriving import derive_genotype
 from darts_sg.analysis.measured import same_cells
 from darts_sg.errors import UsageError
 from darts_sg.genotype import Cell, Edge, Genotype, load_genotype, renamed
-from darts_sg.study.read import read_experiment
+from darts_sg.study.protocol import load_protocol
+from darts_sg.study.read import read_experiment as read
+from darts_sg.study.records import Experiment
 from tests.analysis.runs import make_run, searched
 from tests.study.runs import FULL, random_like, search_runs, search_with_weights, training_runs
 
+PROTOCOL = load_protocol("sandglass")
 COLLAPSED = 3
 """Epochs after which the search made up has too many skip connections."""
+
+
+def read_experiment(folder: Path) -> Experiment:
+    return read(folder, PROTOCOL)
 
 
 def test_counts_of_many_are_those_of_each() -> None:
