@@ -1,4 +1,4 @@
-"""The picture of the paper's experiment: every training is a dot, and no name covers a dot, a mean or another name."""
+"""The picture of a study: every training is a dot, and no name covers a dot, a mean or another name."""
 
 import itertools
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The report of the paper's experiment, from run folders made up here; its figures again by hand or by scipy."""
+"""The report of a study, from made-up run folders; its figures are checked by hand or by scipy."""
 
 import json
 from dataclasses import replace
@@ -17,6 +17,7 @@ from darts_sg.study.report import study_report
 from tests.analysis.runs import make_run, searched
 from tests.study.runs import ERRORS, FULL, search_runs, search_with_weights, training_runs
 
+RESULTS = Path(__file__).parent.parent.parent / "results"
 SETTING = "cifar10 (noted; remarkable): C=16, 8 cells, 15 epochs of 4,000 images, cutout 0, drop path 0.2"
 
 
@@ -29,6 +30,12 @@ def text(tmp_path: Path) -> str:
     search_runs(tmp_path)
     training_runs(tmp_path / "retrain")
     return paper_report(tmp_path)
+
+
+def test_the_committed_report_is_what_is_printed_today() -> None:
+    committed = (RESULTS / "sg_darts" / "report.md").read_text(encoding="utf-8")
+    found = read_experiment(RESULTS, load_protocol("sandglass"))
+    assert study_report(found, "report.svg") == committed
 
 
 def test_published_and_measured_have_columns_of_their_own(text: str) -> None:
