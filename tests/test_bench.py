@@ -135,7 +135,7 @@ def test_figures_that_are_no_bars_are_not_drawn(
     picture = tmp_path / "bars.svg"
     code, out, err = command(capsys, "--only", "memory", "--picture", str(picture))
     assert code == 0, err
-    assert "none of these figures is a bar" in out
+    assert "none of these figures is a ratio of times" in out
     assert not picture.exists()
 
 
