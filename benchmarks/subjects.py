@@ -1,4 +1,4 @@
-"""What is measured: the same step, as the original runs it and as this package does, on the same weights."""
+"""The steps that are measured: as the original code runs them, and as this package does, on the same weights."""
 
 import copy
 import itertools
@@ -29,7 +29,7 @@ CLIP = 5.0
 
 
 def native_kernels() -> str | None:
-    """Why there are no C++ kernels; None where there are."""
+    """The reason why there are no C++ kernels; None if there are."""
     try:
         build.kernels()
     except build.Unavailable as reason:
@@ -39,7 +39,7 @@ def native_kernels() -> str | None:
 
 @dataclass(frozen=True)
 class Shape:
-    """The search network and its batch."""
+    """Space and size of the supernet, batch and device."""
 
     space: str = "darts+sandglass"
     batch: int = 16
@@ -61,7 +61,7 @@ class Shape:
         return net
 
     def textbook(self) -> tuple[nn.Module, list[Tensor]]:
-        """The textbook's supernet with the weights and alphas of `supernet`."""
+        """The textbook supernet with the weights of `supernet`, and its alphas."""
         mine = self.supernet(native=False)
         operations = parse_space(self.space).operations
         net = textbook.Supernet(operations, channels=self.channels, cells=self.cells)
@@ -80,9 +80,9 @@ def compile_kernels(shape: Shape, precision: torch.dtype) -> None:
 def alternating_step(
     loss: Callable[[], Tensor], weights: list[Tensor], alphas: list[Tensor], *, only_used: bool = False
 ) -> Step:
-    """The step of the alphas, then that of the weights, each from a backward pass with all gradients.
+    """A step of the alphas, then one of the weights, each from a backward pass with all gradients.
 
-    only_used: the alpha step computes the alphas' gradients alone, the weight step leaves them alone.
+    only_used: the alpha step computes only the gradients of the alphas, the weight step only those of the weights.
     """
     adam, sgd = torch.optim.Adam(alphas, **ADAM), torch.optim.SGD(weights, **SGD)
 
@@ -100,9 +100,9 @@ def alternating_step(
 
 
 def textbook_step(shape: Shape, *, channels_last: bool = False, only_used: bool = False) -> Step:
-    """A first-order step as the original runs it: NCHW, an operation module an edge, all gradients in both steps.
+    """A first-order step as the original runs it: NCHW, one module per operation and edge, all gradients in both steps.
 
-    only_used: the alpha step computes the alphas' gradients alone, the weight step leaves them alone.
+    only_used: the alpha step computes only the gradients of the alphas, the weight step only those of the weights.
     """
     net, alphas = shape.textbook()
     x, y = shape.images()
@@ -207,7 +207,7 @@ def own_step(
 
 
 def passes(shape: Shape, *, own: bool, native: bool = False) -> Step:
-    """One forward and one backward pass with all gradients."""
+    """One forward and one backward pass, with all gradients."""
     x, y = shape.images()
     if own:
         net = shape.supernet(native)
@@ -226,7 +226,7 @@ def passes(shape: Shape, *, own: bool, native: bool = False) -> Step:
 def retraining_steps(
     name: str, batch: int, channels: int = 36, cells: int = 20, *, native: bool = False
 ) -> tuple[Step, Step]:
-    """(as the original writes it, the package's) training step of a derived network with its auxiliary head."""
+    """The training step of a derived network with its auxiliary head: (as the original writes it, ours)."""
     genotype = load_genotype(name)
     options = {"network": "cifar", "channels": channels, "cells": cells, "num_classes": 10, "auxiliary": True}
     torch.manual_seed(0)
@@ -254,7 +254,7 @@ def retraining_steps(
 
 
 def loading(batch: int) -> Step:
-    """Making an augmented batch of images of CIFAR-10's size: crop, flip, normalise."""
+    """Make an augmented batch of images of CIFAR-10's size: crop, flip, normalise."""
     images = torch.randint(256, (10_000, 32, 32, 3), dtype=torch.uint8)
     spec = DataSpec("noise", 10, 32, 3, (0.5,) * 3, (0.25,) * 3, tuple("0123456789"))
     batches = TrainBatches(ImageSet(images, torch.arange(10_000) % 10), spec, batch, Augment(), 0, "weights")

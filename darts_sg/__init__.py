@@ -21,7 +21,7 @@ from typing import Any
 from darts_sg.genotype import Cell, Edge, Genotype, load_genotype, zoo_names
 
 _LATER = {
-    "analysis.compare": ("activation_bytes", "anatomy", "compare_genotypes", "latency"),
+    "analysis.compare": ("activation_bytes", "anatomy", "latency"),
     "analysis.cost": ("derived_cost",),
     "analysis.deriving": ("derive_genotype",),
     "analysis.draw": ("draw_genotype", "draw_genotypes", "save_figure"),
@@ -29,6 +29,7 @@ _LATER = {
     "analysis.draw_network": ("draw_network", "draw_networks"),
     "analysis.measured": ("runs_in",),
     "networks.derived": ("DerivedNetwork",),
+    "study.compare": ("compare_genotypes",),
 }
 _HOME = {name: module for module, names in _LATER.items() for name in names}
 

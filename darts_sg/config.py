@@ -27,21 +27,26 @@ RECIPES = Path(__file__).parent / "recipes"
 MOST_THREADS = 1024  # more than any machine has cores; the system may end a process that asks for too many
 
 
-def option(default: Any, group: str, *, free: bool = False) -> Any:
-    """A field with its help group; `free` options do not change the result and may differ when a run is resumed."""
-    return field(default=default, metadata={"group": group, "free": free})
+def option(default: Any, group: str, *, free: bool = False, compared: bool | None = None) -> Any:
+    """A field with its help group.
+
+    free: it does not change the result and may differ when a run is resumed.
+    compared: runs that differ in it are not pooled into one mean. Default: every option that is not free.
+    """
+    compared = not free if compared is None else compared
+    return field(default=default, metadata={"group": group, "free": free, "compared": compared})
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """What search and augment have in common."""
 
-    recipe: str = option("", "Run")
+    recipe: str = option("", "Run", compared=False)
     """Named set of options to start from; the options given beside it win."""
     run_dir: Path | None = option(None, "Run", free=True)
     """Folder of this run; it must not exist yet, but with torchrun --max-restarts, where a run of the same options is
     continued. Default: a new folder under runs/."""
-    seed: int = option(0, "Run")
+    seed: int = option(0, "Run", compared=False)
     """Seed of everything random: the same seed gives the same bits on the same machine."""
     device: str = option("auto", "Run", free=True)
     """Device to run on: cpu, cuda, cuda:1, mps, …; auto takes a GPU if there is one. Of several processes (torchrun)
@@ -141,7 +146,7 @@ class RunConfig:
 class SearchConfig(RunConfig):
     """Options of the search (defaults: DARTS paper, appendix A.1.1, first order)."""
 
-    recipe: str = option("darts-first", "Run")
+    recipe: str = option("darts-first", "Run", compared=False)
     train_images: int | None = option(None, "Data")
     """Images the weights are trained on: a seeded, class-balanced part. Default: what --validation-images leaves,
     or half of the training set."""
@@ -254,8 +259,8 @@ class AugmentConfig(RunConfig):
     The options in CELL_DEFAULTS are of the cells of a genotype: None for a model.
     """
 
-    recipe: str = option("darts", "Run")
-    genotype: str = option("", "Network")
+    recipe: str = option("darts", "Run", compared=False)
+    genotype: str = option("", "Network", compared=False)
     """Genotype to train: a name of the zoo (see python -m darts_sg genotype list) or the path of a file."""
     model: str = option("", "Network")
     """Model to train instead of a genotype: mobilenext_1.0, mobilenetv2_0.5, … (see python -m darts_sg models). It has
@@ -357,6 +362,17 @@ PENALTIES = ("params", "macs")
 
 JOBS: dict[str, type[RunConfig]] = {"search": SearchConfig, "augment": AugmentConfig}
 Job = Literal["search", "augment"]
+
+
+def compared_options(job: Job) -> dict[str, Any]:
+    """The options that runs of `job` must share to be pooled, each with its default.
+
+    A run folder that is older than an option lacks it: such a run had the default.
+    """
+    compared = {f.name: f.default for f in fields(JOBS[job]) if f.metadata["compared"]}
+    return {
+        name: CELL_DEFAULTS.get(name, default) if job == "augment" else default for name, default in compared.items()
+    }
 
 
 def flag(name: str) -> str:

@@ -22,6 +22,7 @@ ORDER = (
     "methods",
     "config",
     "engine",
+    "study",
     "cli",
     "__main__",
     "timm_models",
