@@ -23,14 +23,13 @@ from rich.table import Table
 from triton.backends.compiler import GPUTarget
 
 from benchmarks.subjects import LAST, Shape
-from darts_sg.backends import ir
+from darts_sg.backends import accelerate
 from darts_sg.backends.cpp import build
 from darts_sg.backends.triton import run as gpu
 from darts_sg.cli.terminal import answer, console
 from darts_sg.engine.graphs import compile_step
 from darts_sg.errors import RunError, UsageError
 from darts_sg.methods.relaxation import softmax
-from darts_sg.networks.skeleton import join
 
 PROG = "python -m benchmarks.machine_code"
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -107,12 +106,8 @@ class Launched(NamedTuple):
 
 @contextmanager
 def triton_kernels_on_any_device() -> Iterator[None]:
-    """Supernets with native kernels launch Triton's, whatever device they are on."""
-    with (
-        patch.object(ir, "takes", lambda x: False),
-        patch.object(ir, "computes", lambda x, stages: gpu.supports(stages)),
-        patch.object(ir, "run", lambda states, *others: gpu.run(join(states), *others)),
-    ):
+    """The Triton backend launches its kernels on any device."""
+    with patch.object(gpu, "takes", lambda x: True):
         yield
 
 
@@ -142,9 +137,9 @@ def compiled(prepare: Callable[[], None], capability: int) -> tuple[list[Launche
 
 
 def prepare_step(shape: Shape) -> None:
-    """Compile the kernels of both passes of a first-order step."""
-    net = shape.supernet(native=True)
-    gpu.lay_out(net)
+    """Compile the kernels of the two passes of a first-order step."""
+    net = shape.supernet(native=False)
+    accelerate(net, "triton")
     compile_step(net, softmax, shape.images()[0].contiguous(memory_format=LAST), nullcontext())
 
 

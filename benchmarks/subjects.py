@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from darts_sg.backends import accelerate
+from darts_sg.backends.batched import edge_batches, plain_tensors
 from darts_sg.backends.cpp import build
 from darts_sg.data import Augment, DataSpec, ImageSet, TrainBatches
 from darts_sg.engine.graphs import WARM_UP, Captured, compile_step
@@ -37,6 +39,11 @@ def native_kernels() -> str | None:
     return None
 
 
+def native_backend(device: str) -> str:
+    """The backend whose kernels run on a device."""
+    return "triton" if device.startswith("cuda") else "cpp"
+
+
 @dataclass(frozen=True)
 class Shape:
     """Space and size of the supernet, batch and device."""
@@ -57,7 +64,7 @@ class Shape:
         torch.manual_seed(0)
         operations = parse_space(self.space).operations
         net = Supernet(operations, channels=self.channels, cells=self.cells).to(self.device, memory_format=LAST)
-        net.use_native(native)
+        accelerate(net, native_backend(self.device) if native else "batched")
         return net
 
     def textbook(self) -> tuple[nn.Module, list[Tensor]]:
@@ -66,7 +73,7 @@ class Shape:
         operations = parse_space(self.space).operations
         net = textbook.Supernet(operations, channels=self.channels, cells=self.cells)
         net = net.to(self.device)
-        copy_tensors(net.parameters(), mine.edge_form().values())
+        copy_tensors(net.parameters(), plain_tensors(mine).values())
         return net, [alpha.detach().clone().requires_grad_() for alpha in mine.alphas()]
 
 
@@ -168,7 +175,7 @@ def own_step(
     net = shape.supernet(native)
     net.recompute = recompute
     if compiled:
-        for part in net.edge_batches():
+        for part in edge_batches(net):
             part.compile(dynamic=False)
     x, y = shape.images()
     batch = x.contiguous(memory_format=LAST), y
@@ -234,7 +241,7 @@ def retraining_steps(
     old = textbook.DerivedNetwork(genotype.as_dict(), **options)
     copy_tensors(old.parameters(), mine.parameters())
     mine = mine.to(memory_format=LAST)
-    mine.use_native(native)
+    accelerate(mine, "cpp" if native else "eager")
     x, y = Shape(batch=batch).images()
 
     def step_of(net: nn.Module, x: Tensor, fused: bool) -> Step:

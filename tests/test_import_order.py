@@ -15,10 +15,10 @@ LEFTMOST = ("errors", "registry", "files", "quantity", "formats", "genotype")
 ORDER = (
     *LEFTMOST,
     "ops",
-    "backends",
     "spaces",
     "derive",
     "networks",
+    "backends",
     "methods",
     "config",
     "engine",

@@ -161,7 +161,7 @@ def anatomy(
     def note(module: nn.Module, inputs: Any, output: Any) -> None:
         macs[module] += counter.macs
         last = output[-1] if isinstance(output, tuple) else output
-        shapes[module] = (last.shape[1], last.shape[2] if last.ndim == 4 else 1)
+        shapes[module] = (last.shape[1], last.shape[2] if len(last.shape) == 4 else 1)
 
     model = uninitialised(lambda: _network(genotype, network, channels, cells, auxiliary=True))
     for module in [*model.stem.modules(), *model.cells.modules(), *model.head.modules()]:

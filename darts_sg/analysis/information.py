@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 from darts_sg.networks.derived import DerivedNetwork
 from darts_sg.networks.mobile import MobileBlock, MobileNetwork
+from darts_sg.networks.skeleton import State
 
 POSITIONS = 64  # at most, for each image
 RIDGE = 1e-6  # for features with variance 1
@@ -129,7 +130,9 @@ def measure_moments(
 
     def note(index: int, inputs: tuple[Any, ...]) -> None:
         site = sites[index]
-        moments = shown.moments(inputs[site.argument][:, : site.channels])
+        given = inputs[site.argument]
+        features = given.rectified() if isinstance(given, State) else given
+        moments = shown.moments(features[:, : site.channels])
         if index in found:
             found[index].add(moments)
         else:

@@ -18,6 +18,7 @@ from darts_sg.analysis.cost import CELLS, CHANNELS, choice_costs, count_macs, co
 from darts_sg.analysis.curves import draw_mixing_weights
 from darts_sg.analysis.report import write_report
 from darts_sg.analysis.run_folder import read_search_epoch
+from darts_sg.backends.batched import edge_batches
 from darts_sg.config import PENALTIES, SearchConfig
 from darts_sg.data import Augment, ImageFiles, Images, TrainBatches, read_split
 from darts_sg.derive import Bound, derive_bounded, entropy, frontier, strengths
@@ -82,7 +83,7 @@ class SearchJob:
         setting.environment["kernels"] = use_kernels(self.supernet, config, setting, self._prepare_gpu)
         self.supernet.recompute = config.recompute
         if config.compile:
-            compile_parts(self.supernet.edge_batches(), setting.device)
+            compile_parts(edge_batches(self.supernet), setting.device)
         self.weights, self.alphas = self.supernet.weights(), self.supernet.alphas()
         self.penalties = penalties_of(config, self.space.operations)
         self.hypergradient = HYPERGRADIENTS[config.hypergradient]

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from darts_sg.analysis.cost import derived_cost
-from darts_sg.backends.batched import EdgeBatch
+from darts_sg.backends import backend_of
+from darts_sg.backends.batched import EdgeBatch, edge_batches, plain_tensors
 from darts_sg.backends.cpp import build
 from darts_sg.config import AugmentConfig, SearchConfig
 from darts_sg.data import Dataset, DataSpec, ImageSet
@@ -208,7 +209,7 @@ def test_the_alphas_of_a_short_search_are_those_of_the_textbook_step_by_step(ker
     job.objective = lambda batch: objective((batch[0].double(), batch[1]))  # type: ignore[method-assign]
 
     old = textbook.Supernet(job.space.operations, channels=4, cells=3, num_classes=3, num_nodes=2).double()
-    copy_tensors(old.parameters(), job.supernet.edge_form().values())
+    copy_tensors(old.parameters(), plain_tensors(job.supernet).values())
     alphas = [alpha.detach().clone().requires_grad_() for alpha in job.alphas]
     adam = torch.optim.Adam(alphas, 0.01, betas=(0.5, 0.999), weight_decay=config.alpha_weight_decay)
     sgd = torch.optim.SGD(old.parameters(), config.learning_rate, momentum=0.9, weight_decay=config.weight_decay)
@@ -229,7 +230,7 @@ def test_the_alphas_of_a_short_search_are_those_of_the_textbook_step_by_step(ker
         job.step(0, step)
         for mine, expected in zip(job.alphas, alphas, strict=True):
             torch.testing.assert_close(mine, expected, rtol=1e-8, atol=1e-10)
-    weights = job.supernet.edge_form().values()
+    weights = plain_tensors(job.supernet).values()
     for mine, expected in zip(weights, old.parameters(), strict=True):
         torch.testing.assert_close(mine, expected, rtol=1e-6, atol=1e-8, check_stride=False)
 
@@ -307,7 +308,7 @@ def test_a_retraining_has_kernels_too_but_not_for_models() -> None:
         job = AugmentJob(AugmentConfig(genotype="DARTS_V2", kernels=asked, **options), load_genotype("DARTS_V2"), where)
         assert where.environment["kernels"] == asked
         assert isinstance(job.network, DerivedNetwork)
-        assert job.network.native == (asked == "native")
+        assert backend_of(job.network) == ("cpp" if asked == "native" else "eager")
     model = "mobilenetv2_0.1"
     where = setting()
     AugmentJob(AugmentConfig(model=model, batch_size=8), find_model(model), where)
@@ -320,7 +321,7 @@ def test_a_search_compiles_its_batches_of_edges(monkeypatch: pytest.MonkeyPatch)
     compiled = []
     monkeypatch.setattr(EdgeBatch, "compile", lambda self, **options: compiled.append(self))
     job = SearchJob(search_config(compile=True), setting())
-    assert compiled == job.supernet.edge_batches() != []
+    assert compiled == edge_batches(job.supernet) != []
 
 
 def test_a_penalty_pushes_the_alphas_toward_small_operations_and_is_reported() -> None:

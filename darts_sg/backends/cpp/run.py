@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from darts_sg.backends.cpp.build import kernels
 from darts_sg.backends.cpp.memory import POOL
-from darts_sg.backends.ir import DTYPES, EDGES, MIXED_NODES, NODES, Graph, Operation, Stage, Step, kind_of
+from darts_sg.backends.ir import DTYPES, EDGES, MIXED_NODES, NODES, CellGraph, FusedOp, FusedStage, GraphStep, kind_of
 
 # the structures of chains.cpp
 STAGE = (
@@ -125,7 +125,7 @@ class _Section:
     """Of a plan what belongs to one step of the graph: the words of its product with gamma (MIX) and of all that these
     and its stages point to, which begin at `start`, and the rows of its stages."""
 
-    def __init__(self, plan: "Plan", number: int, step: Step, by_image: bool, start: int) -> None:
+    def __init__(self, plan: "Plan", number: int, step: GraphStep, by_image: bool, start: int) -> None:
         self.plan, self.step, self.operations = plan, step, step.operations
         self.gamma, self.by_image, self.start = Address("gammas", number), by_image, start
         S, T, num_ops = step.operations.S, step.operations.T, len(step.operations.each)
@@ -173,7 +173,7 @@ class _Section:
     def _pair(self, values: int) -> tuple[Address, Address]:
         return self.plan.normalisations.take(values), self.plan.normalisations.take(values)
 
-    def _stage(self, operation: Operation, stage: Stage, before: _Result | None) -> tuple[Row, _Result]:
+    def _stage(self, operation: FusedOp, stage: FusedStage, before: _Result | None) -> tuple[Row, _Result]:
         """Its row for the forward pass, and its result, that of the stage before it being `before`."""
         plan, S, T = self.plan, self.operations.S, 1 if operation.shared else self.operations.T
         images = self.images[operation.input]
@@ -317,7 +317,7 @@ class Plan:
     pass an operation's stages stand in its order. inputs: of each given state its shape and strides.
     """
 
-    def __init__(self, graph: Graph, inputs: Sequence[_Images], gammas: Sequence[Tensor]) -> None:
+    def __init__(self, graph: CellGraph, inputs: Sequence[_Images], gammas: Sequence[Tensor]) -> None:
         self.graph = graph
         self.value_size = gammas[0].element_size()
         self.images = dict(enumerate(inputs))  # of all states
@@ -390,7 +390,7 @@ class Plan:
         return len(new) < len(states)
 
 
-def _plan(graph: Graph, inputs: Sequence[_Images], gammas: Sequence[Tensor]) -> Plan:
+def _plan(graph: CellGraph, inputs: Sequence[_Images], gammas: Sequence[Tensor]) -> Plan:
     key = gammas[0].dtype, *(gamma.dim() for gamma in gammas), *inputs
     plan: Plan | None = graph.plans.get(key)
     if plan is None:
@@ -419,8 +419,16 @@ class Calls:
             raise MemoryError("not enough memory for the planes of the C++ kernels")
 
 
-def run(inputs: Sequence[Tensor], gammas: Sequence[Tensor], graph: Graph) -> list[Tensor]:
-    """`chains.run_graph` on a CPU. Raises Unavailable if the kernels cannot be compiled."""
+def run(inputs: Sequence[Tensor], gammas: Sequence[Tensor], graph: CellGraph) -> list[Tensor]:
+    """Run a graph on a CPU: its outputs, each (N, C, H', W'), then the states that it passes on.
+
+    inputs: the graph's input states (N, C, H, W), all float32 or all float64, those of one step's input of one shape.
+    gammas: for each step, (number of operations, E), the scale of each operation's last BatchNorm, which then has no
+    weight of its own; or (number of operations, E, N), a factor of each operation's output for each image, which gets
+    no gradient.
+    Raises Unavailable if the kernels cannot be compiled, ValueError if a BatchNorm in train mode has a single value of
+    each channel.
+    """
     found = list(_Run.apply(graph, *gammas, *inputs, *graph.weights()))
     for i, state in enumerate(graph.passed_on, start=len(graph.outputs)):
         if not inputs[state].requires_grad:  # nor is it to seem so
@@ -432,7 +440,7 @@ def run(inputs: Sequence[Tensor], gammas: Sequence[Tensor], graph: Graph) -> lis
     return found
 
 
-def _inputs(inputs: Sequence[Tensor], graph: Graph) -> tuple[list[Tensor], list[_Images]]:
+def _inputs(inputs: Sequence[Tensor], graph: CellGraph) -> tuple[list[Tensor], list[_Images]]:
     """All states as the kernels can read them, those of one input of a step in the same way."""
     taken = [_channels_last(x) for x in inputs]
     if any(taken[state][1] != taken[states[0]][1] for states in graph.together for state in states):
@@ -446,7 +454,7 @@ def _starts(tensors: Sequence[Tensor | None]) -> list[int]:
 
 class _Run(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, graph: Graph, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, graph: CellGraph, *tensors: Tensor) -> tuple[Tensor, ...]:
         num_gammas, num_inputs = len(graph.steps), graph.num_inputs
         gammas = [gamma.contiguous() for gamma in tensors[:num_gammas]]
         states, inputs = _inputs(tensors[num_gammas:][:num_inputs], graph)
