@@ -71,6 +71,28 @@ def test_they_are_compiled_once(forgotten: Path, monkeypatch: pytest.MonkeyPatch
     assert told == []
 
 
+def test_a_changed_header_or_flag_is_compiled_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for source in build.SOURCES.iterdir():
+        if source.suffix in (".cpp", ".h"):
+            (tmp_path / source.name).write_text(source.read_text())
+    original = build.library_path("float", "")
+    monkeypatch.setattr(build, "SOURCES", tmp_path)
+    assert build.library_path("float", "") == original
+    header = tmp_path / "pools.h"
+    header.write_text(header.read_text() + "// changed\n")
+    changed = build.library_path("float", "")
+    monkeypatch.setenv("DARTS_SG_CXXFLAGS", "-g -fsanitize=undefined")
+    assert len({original, changed, build.library_path("float", "")}) == 3
+
+
+def test_additional_flags_reach_the_compiler(forgotten: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    text = 'test "$1" = --version && echo mine 1.0 && exit 0; echo "error: $*" >&2; exit 1'
+    monkeypatch.setenv("CXX", program(tmp_path, text))
+    monkeypatch.setenv("DARTS_SG_CXXFLAGS", "-g -DNAME='two words'")
+    with pytest.raises(build.Unavailable, match=r"-g -DNAME=two words"):
+        build.kernels()
+
+
 def test_they_work_where_nothing_can_be_kept(forgotten: Path, tmp_path: Path) -> None:
     forgotten.write_text("a file where the folder should be")
     available("float")
