@@ -15,7 +15,7 @@ from benchmarks.subjects import Step
 
 # what launches our kernels, and how it is counted: module, name and title
 NATIVE = (
-    ("darts_sg.backends.cpp.run", "Calls.__call__", "darts_sg.cpp"),
+    ("darts_sg.backends.cpp.run", "KernelCalls.__call__", "darts_sg.cpp"),
     ("darts_sg.backends.triton.run", "launch", "darts_sg.triton"),
 )
 SILENT = {  # they compute nothing

@@ -1,7 +1,7 @@
 """Operations and their sum in nodes, computed by kernels of our own: the same function, with its gradients."""
 
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, cast
 
@@ -106,8 +106,6 @@ class Graph:
     passed_on: Sequence[int] = ()
     """Those that it is given and gives back as they are, for what takes them after it: so their gradients are added up
     within the kernels."""
-    plans: dict[Hashable, Any] = field(default_factory=dict, repr=False)
-    """Of darts_sg.backends.cpp.run, for each kind of input."""
 
     @cached_property
     def stages(self) -> list[Stage]:

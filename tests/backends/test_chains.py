@@ -1,6 +1,7 @@
 """The C++ kernels: how they are had, and what the supernet's comparison with the textbook does not show."""
 
 import copy
+import gc
 import platform
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from darts_sg.backends import ir
 from darts_sg.backends.batched import EdgeBatch, EdgeWeights
 from darts_sg.backends.cpp import build
+from darts_sg.backends.cpp.run import PLANS, Layout
 from darts_sg.methods.relaxation import softmax
 from darts_sg.networks.derived import stages_of
 from darts_sg.networks.supernet import Supernet, candidate
@@ -333,6 +335,23 @@ def test_a_graph_gives_what_its_steps_give(frozen: str) -> None:
         found.append([*outputs, *torch.autograd.grad(loss, wanted, allow_unused=True)])
     assert [x is None for x in found[0]] == [x is None for x in found[1]]
     assert_equal_tensors(*([x for x in one if x is not None] for one in found))
+
+
+def test_launch_plans_are_cached_for_each_kind_of_input_and_end_with_their_graph() -> None:
+    available()
+    gc.collect()
+    before = len(PLANS)
+    operations = ir.Operations(1, 1, [ir.Operation(stages_of(OPERATIONS["sep_conv_3x3"].build(5, 1, False).double()))])
+    gamma = torch.ones(1, 1, dtype=torch.float64)
+    for size in (4, 6, 4):
+        x = torch.randn(2, 5, size, size, dtype=torch.float64)
+        ir.run([x], gamma, operations)
+    assert len(PLANS) == before + 1
+    layouts = [Layout.dense(*x.shape)]
+    assert PLANS.find(operations.alone, layouts, [gamma]) is PLANS.find(operations.alone, layouts, [gamma])
+    del operations
+    gc.collect()
+    assert len(PLANS) == before
 
 
 def test_what_is_differentiated_twice_says_so() -> None:

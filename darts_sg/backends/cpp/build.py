@@ -1,7 +1,7 @@
 """Compiles the C++ kernels on first use and caches the library; says whether Triton kernels can be had.
 
-Kernels are optional: without them PyTorch computes the same. chains.cpp includes the headers beside it, so that there is
-one translation unit; the cached library's name is a hash of all these files, the flags, the compiler and the processor.
+Kernels are optional: without them PyTorch computes the same. chains.cpp includes the headers beside it, so there is one
+translation unit; the cached library's name is a hash of all these files, the flags, the compiler and the processor.
 
 Environment: CXX names the compiler, XDG_CACHE_HOME the cache, and DARTS_SG_CXXFLAGS adds flags, for instance
 "-g -fsanitize=undefined" to look for errors in the kernels.
