@@ -15,7 +15,7 @@ from benchmarks.subjects import Step
 
 # functions that launch our kernels: module, name, and the title they are counted under
 NATIVE = (
-    ("darts_sg.backends.cpp.run", "Calls.__call__", "darts_sg.cpp"),
+    ("darts_sg.backends.cpp.run", "KernelCalls.__call__", "darts_sg.cpp"),
     ("darts_sg.backends.triton.run", "launch", "darts_sg.triton"),
 )
 SILENT = {  # operators that compute nothing

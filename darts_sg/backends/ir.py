@@ -5,8 +5,8 @@ this module; it knows none of them.
 """
 
 import hashlib
-from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, cast
 
@@ -129,8 +129,6 @@ class CellGraph:
     passed_on: Sequence[int] = ()
     """Input states that the graph returns unchanged, after its outputs. Later consumers read these, so that their
     gradients are added up within the kernels."""
-    plans: dict[Hashable, Any] = field(default_factory=dict, repr=False)
-    """Cache of the backend that runs the graph: launch plans by shapes, strides and types of the inputs."""
 
     @cached_property
     def stages(self) -> list[FusedStage]:

@@ -1,6 +1,7 @@
 """The C++ kernels: how they are had, and what the supernet's comparison with the textbook does not show."""
 
 import copy
+import gc
 import platform
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from darts_sg.backends.batched import EdgeBatch, EdgeWeights
 from darts_sg.backends.cpp import build
 from darts_sg.backends.cpp import run as cpp
 from darts_sg.backends.cpp.cells import CppKernels, run_ops
+from darts_sg.backends.cpp.run import PLANS, Layout
 from darts_sg.methods.relaxation import softmax
 from darts_sg.networks.supernet import Supernet, candidate
 from darts_sg.ops import OPERATIONS
@@ -70,6 +72,28 @@ def test_they_are_compiled_once(forgotten: Path, monkeypatch: pytest.MonkeyPatch
     told: list[str] = []
     build.kernels(told.append)
     assert told == []
+
+
+def test_a_changed_header_or_flag_is_compiled_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for source in build.SOURCES.iterdir():
+        if source.suffix in (".cpp", ".h"):
+            (tmp_path / source.name).write_text(source.read_text())
+    original = build.library_path("float", "")
+    monkeypatch.setattr(build, "SOURCES", tmp_path)
+    assert build.library_path("float", "") == original
+    header = tmp_path / "pools.h"
+    header.write_text(header.read_text() + "// changed\n")
+    changed = build.library_path("float", "")
+    monkeypatch.setenv("DARTS_SG_CXXFLAGS", "-g -fsanitize=undefined")
+    assert len({original, changed, build.library_path("float", "")}) == 3
+
+
+def test_additional_flags_reach_the_compiler(forgotten: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    text = 'test "$1" = --version && echo mine 1.0 && exit 0; echo "error: $*" >&2; exit 1'
+    monkeypatch.setenv("CXX", program(tmp_path, text))
+    monkeypatch.setenv("DARTS_SG_CXXFLAGS", "-g -DNAME='two words'")
+    with pytest.raises(build.Unavailable, match=r"-g -DNAME=two words"):
+        build.kernels()
 
 
 def test_they_work_where_nothing_can_be_kept(forgotten: Path, tmp_path: Path) -> None:
@@ -312,6 +336,25 @@ def test_a_graph_gives_what_its_steps_give(frozen: str) -> None:
         found.append([*outputs, *torch.autograd.grad(loss, wanted, allow_unused=True)])
     assert [x is None for x in found[0]] == [x is None for x in found[1]]
     assert_equal_tensors(*([x for x in one if x is not None] for one in found))
+
+
+def test_launch_plans_are_cached_for_each_kind_of_input_and_end_with_their_graph() -> None:
+    available()
+    gc.collect()
+    before = len(PLANS)
+    stages = ir.stages_of_operation(OPERATIONS["sep_conv_3x3"].build(5, 1, False).double())
+    assert stages is not None
+    operations = ir.FusedOps(1, 1, [ir.FusedOp(stages)])
+    gamma = torch.ones(1, 1, dtype=torch.float64)
+    for size in (4, 6, 4):
+        x = torch.randn(2, 5, size, size, dtype=torch.float64)
+        run_ops([x], gamma, operations)
+    assert len(PLANS) == before + 1
+    layouts = [Layout.dense(*x.shape)]
+    assert PLANS.find(operations.alone, layouts, [gamma]) is PLANS.find(operations.alone, layouts, [gamma])
+    del operations
+    gc.collect()
+    assert len(PLANS) == before
 
 
 def test_what_is_differentiated_twice_says_so() -> None:
