@@ -7,6 +7,7 @@ from torch import Tensor
 
 from darts_sg.genotype import NUM_INPUTS
 from darts_sg.methods.relaxations import Relaxation
+from darts_sg.methods.relaxations.softmax import Softmax
 from darts_sg.networks.supernet import Mixing, Supernet
 
 
@@ -34,6 +35,11 @@ def expected_mixing(supernet: Supernet, relaxation: Relaxation) -> Mixing:
     """The mixing weights without noise."""
     normal, reduce = (relaxation.expected(alpha) for alpha in (supernet.alpha_normal, supernet.alpha_reduce))
     return Mixing(normal, reduce, *_edge_weights(supernet))
+
+
+def softmax(supernet: Supernet) -> Mixing:
+    """The mixing weights of DARTS and PC-DARTS."""
+    return expected_mixing(supernet, Softmax())
 
 
 def draw_noise(supernet: Supernet, relaxation: Relaxation, progress: Tensor, generator: torch.Generator) -> Draw:

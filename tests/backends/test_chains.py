@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from darts_sg.backends import ir
 from darts_sg.backends.batched import EdgeBatch, EdgeWeights
 from darts_sg.backends.cpp import build
-from darts_sg.methods.relaxation import softmax
+from darts_sg.methods.mixing import softmax
 from darts_sg.networks.derived import stages_of
 from darts_sg.networks.supernet import Supernet, candidate
 from darts_sg.ops import OPERATIONS
