@@ -99,7 +99,7 @@ def _regularizers(options: MethodOptions) -> dict[str, Regularizer]:
     found: dict[str, Regularizer] = {name: PENALTIES[name](w, targets[name]) for name, w in weights.items()}
     for name, regularizer in build_parts(REGULARIZERS, options.regularizer, "--regularizer").items():
         if name in found:
-            flag = "--penalty" if options.penalty.startswith(name) else f"--target-{name}"
+            flag = "--penalty" if (options.penalty or "").startswith(name) else f"--target-{name}"
             raise UsageError(f"--regularizer {name} and {flag} are the same term; give one of them")
         found[name] = regularizer
     return found

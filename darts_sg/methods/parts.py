@@ -57,15 +57,19 @@ def describe_parts(registry: Registry[type[P]]) -> str:
 
 
 def _described(name: str, part: type[Any]) -> str:
-    options = ",".join(f"{f.name}={_shown(f)}" for f in dataclasses.fields(part))
+    options = ",".join(_shown(f) for f in dataclasses.fields(part))
     summary = (part.__doc__ or "").strip().split("\n")[0].rstrip(".")
     return f"{name}{':' if options else ''}{options} ({summary})"
 
 
 def _shown(option: "dataclasses.Field[Any]") -> str:
-    if option.default is dataclasses.MISSING:
-        return option.name.upper()
-    return str(option.default).lower() if isinstance(option.default, bool) else str(option.default)
+    """NAME=DEFAULT; a placeholder in the place of no default, in brackets if the option may be left out."""
+    default = option.default
+    if default is dataclasses.MISSING:
+        return f"{option.name}={option.name.upper()}"
+    if default in (None, ""):
+        return f"[{option.name}={option.name.upper()}]"
+    return f"{option.name}={str(default).lower() if isinstance(default, bool) else default}"
 
 
 def _options(part: type[Any], text: str) -> dict[str, Any]:

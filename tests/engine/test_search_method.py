@@ -1,6 +1,7 @@
 """Searches by other methods than DARTS: what their steps see, and that a resumed run goes on to the same bits."""
 
 import copy
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,10 @@ from darts_sg.analysis.run_folder import read_search_epoch
 from darts_sg.config import load_recipe
 from darts_sg.engine.search import SearchJob
 from darts_sg.errors import UsageError
-from darts_sg.methods.hypergradient import frozen
+from darts_sg.methods.hypergradient import HYPERGRADIENTS, frozen
 from darts_sg.methods.mixing import softmax
+from darts_sg.methods.regularizers import REGULARIZERS
+from darts_sg.methods.relaxations import RELAXATIONS, Relaxation
 from darts_sg.networks.supernet import Mixing
 from tests.engine.test_search_step import search_config, setting
 from tests.test_command_line import assert_same, in_process, newest_state
@@ -146,6 +149,38 @@ def test_a_resumed_job_goes_on_to_the_same_bits_within_a_schedule(options: dict[
             means = job.step(epoch, step).means
         assert means["train_loss"].isfinite()
     assert_same(whole.state_dict(), resumed.state_dict())
+
+
+@dataclass(frozen=True)
+class Sharpened(Relaxation):
+    """A softmax at a fixed temperature: a relaxation from outside, without a thought for edge weights."""
+
+    temperature: float = 0.5
+
+    def sample(self, alphas: torch.Tensor, progress: torch.Tensor, drawn: torch.Tensor | None) -> torch.Tensor:
+        return self.expected(alphas)
+
+    def expected(self, alphas: torch.Tensor) -> torch.Tensor:
+        return (alphas / self.temperature).softmax(dim=-1)
+
+
+@pytest.mark.parametrize("hypergradient", HYPERGRADIENTS)
+@pytest.mark.parametrize("relaxation", [*RELAXATIONS, "sharpened:temperature=0.1"])
+def test_every_relaxation_combines_with_all_other_parts(
+    relaxation: str, hypergradient: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(RELAXATIONS._entries, "sharpened", Sharpened)
+    job = job_of(
+        relaxation=relaxation, hypergradient=hypergradient, partial_channels=2, edge_normalization=True,
+        regularizer="+".join(REGULARIZERS), perturbation="random", selection="bounded:max_skips=1",
+    )  # fmt: skip
+    before = [alpha.detach().clone() for alpha in job.alphas]
+    means = job.step(0, 0).means
+    assert {f"penalty_{name}" for name in REGULARIZERS} <= means.keys()
+    assert all(value.isfinite() for value in means.values())
+    assert not any(torch.equal(a, b) for a, b in zip(before, job.alphas, strict=True))
+    assert set(job.mixing()) == {"normal", "reduce", "edge_normal", "edge_reduce"}
+    assert job.select(job.mixing())
 
 
 def test_only_the_step_of_the_weights_is_perturbed() -> None:

@@ -101,7 +101,7 @@ def test_several_parts_are_joined_with_plus() -> None:
 
 def test_choices_are_described_by_options_and_docstrings() -> None:
     assert describe_parts(WORKS) == (
-        "paint:colour=COLOUR,coats=2,litres=1.5,glossy=false,room=None (Paints a wall); nothing (Does nothing)"
+        "paint:colour=COLOUR,coats=2,litres=1.5,glossy=false,[room=ROOM] (Paints a wall); nothing (Does nothing)"
     )
     for name in ("relaxation", "regularizer", "perturbation", "selection"):
         assert "Choices: " in help_texts(SearchConfig)[name]

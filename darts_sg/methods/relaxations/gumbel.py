@@ -8,7 +8,6 @@ straight-through gradient those of GDAS (Dong and Yang, CVPR 2019, section 3.2).
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from darts_sg.errors import UsageError
@@ -45,7 +44,7 @@ class Gumbel(Relaxation):
         soft = ((alphas + drawn) / temperature).softmax(dim=-1)
         if not self.hard:
             return soft
-        largest = F.one_hot(soft.argmax(dim=-1), soft.shape[-1]).to(soft)
+        largest = torch.zeros_like(soft).scatter_(-1, soft.argmax(dim=-1, keepdim=True), 1.0)
         return largest + (soft - soft.detach())  # exactly one-hot in the forward pass
 
     def expected(self, alphas: Tensor) -> Tensor:
