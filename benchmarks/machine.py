@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from benchmarks.subjects import LAST, Shape, Step
 from darts_sg.analysis.cost import count_macs, saved_bytes
-from darts_sg.methods.relaxation import softmax
+from darts_sg.methods.mixing import softmax
 from darts_sg.networks.supernet import Supernet
 from darts_sg.spaces import parse_space
 

@@ -29,7 +29,7 @@ from darts_sg.backends.triton import run as gpu
 from darts_sg.cli.terminal import answer, console
 from darts_sg.engine.graphs import compile_step
 from darts_sg.errors import RunError, UsageError
-from darts_sg.methods.relaxation import softmax
+from darts_sg.methods.mixing import softmax
 
 PROG = "python -m benchmarks.machine_code"
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"

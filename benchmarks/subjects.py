@@ -16,7 +16,7 @@ from darts_sg.data import Augment, DataSpec, ImageSet, TrainBatches
 from darts_sg.engine.graphs import WARM_UP, Captured, compile_step
 from darts_sg.genotype import load_genotype
 from darts_sg.methods.hypergradient import Hypergradient, VirtualStep, first_order, frozen, unrolled
-from darts_sg.methods.relaxation import softmax
+from darts_sg.methods.mixing import softmax
 from darts_sg.networks.derived import DerivedNetwork
 from darts_sg.networks.supernet import Supernet
 from darts_sg.spaces import parse_space

@@ -5,7 +5,6 @@ YAML file, and from the command line.
 """
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -15,26 +14,38 @@ import docstring_parser
 import yaml
 
 from darts_sg.errors import UsageError
-from darts_sg.methods.hypergradient import HYPERGRADIENTS
-from darts_sg.methods.relaxation import RELAXATIONS
+from darts_sg.methods.method import Method, method_of
+from darts_sg.methods.parts import describe_parts
+from darts_sg.methods.perturbations import PERTURBATIONS
+from darts_sg.methods.regularizers import REGULARIZERS
+from darts_sg.methods.relaxations import RELAXATIONS
+from darts_sg.methods.selection import SELECTIONS
 from darts_sg.networks.derived import NetworkShape
 from darts_sg.networks.mobile import find_model
 from darts_sg.quantity import parse_quantity
-from darts_sg.registry import unknown_name
+from darts_sg.registry import Registry, unknown_name
 from darts_sg.spaces import parse_space
 
 RECIPES = Path(__file__).parent / "recipes"
 MOST_THREADS = 1024  # more than any machine has cores; the system may end a process that asks for too many
 
 
-def option(default: Any, group: str, *, free: bool = False, compared: bool | None = None) -> Any:
+def option(
+    default: Any,
+    group: str,
+    *,
+    free: bool = False,
+    compared: bool | None = None,
+    parts: Registry[Any] | None = None,
+) -> Any:
     """A field with its help group.
 
     free: it does not change the result and may differ when a run is resumed.
     compared: runs that differ in it are not pooled into one mean. Default: every option that is not free.
+    parts: the registry of the parts of a method that the option names; its help ends with them.
     """
     compared = not free if compared is None else compared
-    return field(default=default, metadata={"group": group, "free": free, "compared": compared})
+    return field(default=default, metadata={"group": group, "free": free, "compared": compared, "parts": parts})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,25 +186,33 @@ class SearchConfig(RunConfig):
     """Gradient of the alphas: first_order, or unrolled (second order)."""
     penalty: str = option("", "Search")
     """Penalty on the expected size of the derived network (CIFAR, C=36, 20 cells; ImageNet, C=48, 14 cells), added to
-    the loss of the alphas: params:0.1 or macs:0.1. The weight multiplies the expected size in units of that of even
-    mixing weights, or with a target what is above it, in units of the target."""
+    the loss of the alphas: params:0.1 or macs:0.1. The weight multiplies the expected size relative to that of even
+    mixing weights or, with a target, the excess over the target relative to the target."""
     target_params: str = option("", "Search")
-    """Parameters that the derived network (of that size) may have at most, such as 2.45M: a penalty of weight 1,
-    unless --penalty says otherwise, and the genotype is derived within the bound."""
+    """Most parameters that the derived network (of that size) may have, such as 2.45M. Adds a penalty of weight 1,
+    unless --penalty says otherwise, and derives the genotype within the bound."""
     target_macs: str = option("", "Search")
     """The same for multiply-adds, such as 600M."""
     recompute: bool = option(False, "Search", free=True)
-    """Compute each cell again in the backward pass instead of keeping what is in it: a fraction of the memory, the
-    same bits, somewhat more time."""
+    """Recompute each cell in the backward pass instead of keeping its activations: a fraction of the memory, the same
+    bits, somewhat more time."""
     capture: bool = option(True, "Search", free=True)
-    """On a CUDA GPU, capture the launches of a step once, as a CUDA graph, and replay them: the same bits, without
-    waiting for Python. Not with several processes, penalties or --compile, which run launch by launch."""
-    relaxation: str = option("softmax", "Search")
-    """How alphas become mixing weights: softmax."""
+    """On a CUDA GPU, capture the launches of a step as a CUDA graph and replay it: the same bits, without waiting for
+    Python. Steps with several processes, regularizers, penalties or --compile are launched one kernel at a time."""
+    relaxation: str = option("softmax", "Search", parts=RELAXATIONS)
+    """How alphas become mixing weights: NAME, or NAME:OPTION=VALUE,OPTION=VALUE such as
+    gumbel:temperature=10,hard=true."""
+    regularizer: str = option("", "Search", parts=REGULARIZERS)
+    """Terms added to the loss of the alphas, joined with +: params:weight=0.1,target=2.45M."""
+    perturbation: str = option("none", "Search", parts=PERTURBATIONS)
+    """How the mixing weights are perturbed in the step of the weights: random:epsilon_end=0.3."""
+    selection: str = option("argmax", "Search", parts=SELECTIONS)
+    """How the genotype is chosen by the mixing weights: skip-limit:most=2. With --target-params or --target-macs argmax
+    becomes bounded."""
     partial_channels: int = option(1, "Search")
-    """K: only 1/K of the channels pass through the candidate operations (PC-DARTS)."""
+    """K: 1/K of the channels pass through the candidate operations, the others bypass them (PC-DARTS)."""
     edge_normalization: bool = option(False, "Search")
-    """Learn a weight for each edge beside those of its operations (PC-DARTS)."""
+    """Learn a weight for each edge as well as for its operations (PC-DARTS)."""
     alpha_learning_rate: float = option(3e-4, "Search")
     """Learning rate of the alphas' Adam."""
     alpha_weight_decay: float = option(1e-3, "Search")
@@ -201,17 +220,17 @@ class SearchConfig(RunConfig):
     alpha_frozen_epochs: int = option(0, "Search")
     """Epochs at the start in which only the weights learn."""
     eigenvalue_every: int = option(0, "Search", free=True)
-    """Measure the dominant eigenvalue of the validation loss's Hessian in the alphas after every so many epochs, and
-    after the last; 0 for never. Where it grows, a search is about to collapse (RobustDARTS). On one fixed batch of at
-    most 64 validation images, in float64; changes nothing else of the run. Takes as long as about 10 steps of the same
-    batch size with the native kernels, several times longer with --kernels pytorch on a CPU."""
+    """Measure the dominant eigenvalue of the Hessian of the validation loss in the alphas every N epochs and after the
+    last; 0 for never. A rising eigenvalue announces a collapse (RobustDARTS). One fixed batch of at most 64 validation
+    images, in float64; the rest of the run is unchanged. Takes as long as about 10 steps of the same batch size with
+    the native kernels, several times longer with --kernels pytorch on a CPU."""
     stop_eigenvalue: float | None = option(None, "Search")
-    """End the search once the eigenvalue, averaged over 5 epochs, was less than this many times as large 5 epochs
-    before, and return the genotype of then, but none before epoch 11. RobustDARTS: 0.75. Needs --eigenvalue-every 1.
-    Default: never."""
+    """Stop when old mean / new mean of the eigenvalue < this ratio (means over 5 epochs, 5 epochs apart), and return
+    the genotype of the old epoch, which is epoch 11 or later. RobustDARTS: 0.75. Needs --eigenvalue-every 1. Default:
+    never."""
     stop_skips: int | None = option(None, "Search")
-    """End the search once the normal cell derived after an epoch has more skip connections than this, and return the
-    last genotype that has not. A search that has more from the start goes on. Default: never."""
+    """Stop when the normal cell derived after an epoch has more skip connections than this, and return the last
+    genotype within the limit. A search that exceeds it from the start goes on. Default: never."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -233,23 +252,11 @@ class SearchConfig(RunConfig):
                     "--eigenvalue-every 1"
                 )
         parse_space(self.space)
-        self.penalties()
-        HYPERGRADIENTS[self.hypergradient]
-        RELAXATIONS[self.relaxation]
+        self.method()
 
-    def penalties(self) -> dict[str, tuple[float, int | None]]:
-        """(weight, target) of the penalty on either size, params and macs, that is asked for; UsageError if unclear."""
-        found: dict[str, tuple[float, int | None]] = {}
-        for name in PENALTIES:
-            target = getattr(self, f"target_{name}")
-            if target:
-                found[name] = 1.0, parse_quantity(flag(f"target_{name}"), target)
-        if self.penalty:
-            name, _, weight = self.penalty.partition(":")
-            if name not in PENALTIES or not re.fullmatch(r"\d+(\.\d+)?(e-?\d+)?", weight):
-                raise UsageError(f"--penalty {self.penalty}: expected params:WEIGHT or macs:WEIGHT, such as params:0.1")
-            found[name] = float(weight), found.get(name, (0.0, None))[1]
-        return found
+    def method(self) -> Method:
+        """The search method that the options name; UsageError if there is no such one."""
+        return method_of(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -357,7 +364,6 @@ class AugmentConfig(RunConfig):
 
 
 CELL_DEFAULTS = {"channels": 36, "cells": 20, "auxiliary_weight": 0.4, "drop_path_prob": 0.2}
-PENALTIES = ("params", "macs")
 
 
 JOBS: dict[str, type[RunConfig]] = {"search": SearchConfig, "augment": AugmentConfig}
@@ -387,6 +393,9 @@ def help_texts(config: type[RunConfig]) -> dict[str, str]:
         if dataclasses.is_dataclass(cls):
             for parameter in docstring_parser.parse_from_object(cls).params:
                 texts[parameter.arg_name] = " ".join((parameter.description or "").split())
+    for f in fields(config):
+        if (parts := f.metadata["parts"]) is not None:
+            texts[f.name] += f" Choices: {describe_parts(parts)}."
     return texts
 
 

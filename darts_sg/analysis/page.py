@@ -36,7 +36,7 @@ from darts_sg.analysis.run_folder import Run, SearchEpoch
 from darts_sg.analysis.sheet import LIGHT, STYLES, Point, Style, arrow_corners, family, short_name
 from darts_sg.derive import Costs, entropy, num_edges
 from darts_sg.genotype import state_name
-from darts_sg.methods.penalties import expected_cost
+from darts_sg.methods.regularizers.size import expected_cost
 
 TEMPLATE = Path(__file__).with_name("search.html")
 SHAPE = f"CIFAR, C={CHANNELS['cifar']}, {CELLS['cifar']} cells; auxiliary head excluded"

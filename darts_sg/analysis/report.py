@@ -18,11 +18,13 @@ from darts_sg.networks.mobile import LAST_CHANNELS, STEM_CHANNELS, Model, find_m
 
 SHOWN_OPTIONS = (
     "recipe", "space", "genotype", "model", "finetune", "network", "epochs", "batch_size", "channels", "cells", "nodes",
-    "learning_rate", "hypergradient", "alpha_learning_rate", "alpha_frozen_epochs", "partial_channels",
-    "edge_normalization", "stop_eigenvalue", "stop_skips", "penalty", "target_params", "target_macs",
+    "learning_rate", "relaxation", "hypergradient", "regularizer", "perturbation", "selection", "alpha_learning_rate",
+    "alpha_frozen_epochs", "partial_channels", "edge_normalization", "stop_eigenvalue", "stop_skips", "penalty",
+    "target_params", "target_macs",
     "cutout_length", "colour_jitter", "drop_path_prob", "auxiliary_weight", "schedule", "warmup_epochs",
     "label_smoothing", "ema", "compile",
 )  # fmt: skip
+UNREMARKABLE = {"relaxation": "softmax", "perturbation": "none", "selection": "argmax"}  # those of DARTS: not shown
 
 
 def write_report(run_dir: Path, animate: bool = False) -> Path:
@@ -74,6 +76,10 @@ def _head(run: Run) -> list[str]:
     return [f"# {run.title}", state]
 
 
+def _remarkable(key: str, value: object) -> bool:
+    return value not in (None, "", UNREMARKABLE.get(key))
+
+
 def _setting(run: Run) -> list[str]:
     env, data = run.environment, run.environment.get("data") or {}
     images = [
@@ -81,7 +87,7 @@ def _setting(run: Run) -> list[str]:
         for part in ("train", "validation", "test")
         if isinstance(data.get(f"{part}_images"), int)
     ]
-    options = [f"{key} {run.options[key]}" for key in SHOWN_OPTIONS if run.options.get(key) not in (None, "")]
+    options = [f"{key} {run.options[key]}" for key in SHOWN_OPTIONS if _remarkable(key, run.options.get(key))]
     versions = [f"{key} {env[key]}" for key in ("darts_sg", "python", "torch") if env.get(key)]
     rows = [
         ("data", run.data + (f": {', '.join(images)} images" if images else "")),

@@ -220,7 +220,8 @@ def _read_search_epoch(run_dir: Path, epoch: int) -> SearchEpoch:
     path = _by_epoch(run_dir / "alphas", "npz")[epoch]
     try:
         with np.load(path, allow_pickle=False) as file:
-            weights = {name: np.asarray(file[name], dtype=np.float64) for name in file.files}
+            names = [name for name in file.files if not name.startswith(("alpha_", "beta_"))]  # raw, not weights
+            weights = {name: np.asarray(file[name], dtype=np.float64) for name in names}
     except (ValueError, OSError, EOFError, BadZipFile) as error:
         raise UsageError(f"{path} cannot be read: {error}; remove it to go without epoch {epoch}") from None
     edges = num_edges(genotype.normal.num_nodes)

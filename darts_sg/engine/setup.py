@@ -373,7 +373,7 @@ def compile_parts(parts: Iterable[torch.nn.Module], device: torch.device) -> Non
 
 def captures(config: SearchConfig, setting: Setting) -> bool:
     """Whether the steps are captured: on a CUDA GPU, unless they say otherwise or do what cannot be captured."""
-    alone = setting.ranks.size == 1 and not config.penalties() and not config.compile
+    alone = setting.ranks.size == 1 and not config.method().regularizers and not config.compile
     return config.capture and alone and setting.device.type == "cuda"
 
 

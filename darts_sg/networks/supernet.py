@@ -1,7 +1,7 @@
 """The supernet: every edge of every cell is a weighted sum of all candidate operations (DARTS paper, section 2).
 
 The mixing weights are an argument of `forward`, not a property of the network: a relaxation turns alphas into mixing
-weights (darts_sg.methods.relaxation). This module is the plain form; darts_sg.backends replaces its cells by faster
+weights (darts_sg.methods.relaxations). This module is the plain form; darts_sg.backends replaces its cells by faster
 ones that compute the same function.
 """
 
@@ -35,6 +35,11 @@ from darts_sg.ops import OPERATIONS
 
 ALPHA_INIT_DEVIATION = 1e-3  # alphas start at 1e-3 · N(0, 1)
 T = TypeVar("T")
+
+
+def normal_alphas(num_edges: int, num_operations: int) -> Tensor:
+    """Alphas to start from: 1e-3 · N(0, 1), (num_edges, num_operations)."""
+    return ALPHA_INIT_DEVIATION * torch.randn(num_edges, num_operations)
 
 
 class Mixing(NamedTuple):
@@ -189,6 +194,7 @@ class Supernet(nn.Module):
         in_channels: int = 3,
         partial_channels: int = 1,
         edge_normalization: bool = False,
+        initial_alphas: Callable[[int, int], Tensor] = normal_alphas,
     ) -> None:
         super().__init__()
         if channels % partial_channels or channels // partial_channels < 2:
@@ -214,8 +220,8 @@ class Supernet(nn.Module):
         self.register_load_state_dict_post_hook(_without_counters)
 
         E, num_ops = num_edges(num_nodes), len(operations)
-        self.alpha_normal = nn.Parameter(ALPHA_INIT_DEVIATION * torch.randn(E, num_ops))
-        self.alpha_reduce = nn.Parameter(ALPHA_INIT_DEVIATION * torch.randn(E, num_ops))
+        self.alpha_normal = nn.Parameter(initial_alphas(E, num_ops))
+        self.alpha_reduce = nn.Parameter(initial_alphas(E, num_ops))
         self.beta_normal: nn.Parameter | None = None
         self.beta_reduce: nn.Parameter | None = None
         if edge_normalization:

@@ -15,7 +15,7 @@ from darts_sg.backends.batched import BatchedCell, plain_tensors
 from darts_sg.backends.cpp import build
 from darts_sg.errors import UsageError
 from darts_sg.genotype import load_genotype
-from darts_sg.methods.relaxation import softmax
+from darts_sg.methods.mixing import softmax
 from darts_sg.networks.derived import DerivedNetwork
 from darts_sg.networks.supernet import Supernet
 from tests.reference.transfer import assert_equal_tensors, randomize

@@ -16,7 +16,7 @@ from darts_sg.backends.cpp import build
 from darts_sg.backends.cpp import run as cpp
 from darts_sg.backends.cpp.cells import CppKernels, run_ops
 from darts_sg.backends.cpp.run import PLANS, Layout
-from darts_sg.methods.relaxation import softmax
+from darts_sg.methods.mixing import softmax
 from darts_sg.networks.supernet import Supernet, candidate
 from darts_sg.ops import OPERATIONS
 from darts_sg.ops.depthwise import DepthwiseConv2d

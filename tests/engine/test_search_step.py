@@ -17,12 +17,13 @@ from darts_sg.data import Dataset, DataSpec, ImageSet
 from darts_sg.engine.augment import AugmentJob
 from darts_sg.engine.environment import describe
 from darts_sg.engine.run_dir import RunDir
-from darts_sg.engine.search import SearchJob, penalties_of, split_sizes
+from darts_sg.engine.search import SearchJob
+from darts_sg.engine.search_data import split_sizes
 from darts_sg.engine.setup import Setting
 from darts_sg.engine.steps import evaluate, load_optimizer, scheduled_learning_rate
 from darts_sg.errors import UsageError
 from darts_sg.genotype import load_genotype
-from darts_sg.methods.relaxation import softmax
+from darts_sg.methods.mixing import softmax
 from darts_sg.networks.derived import DerivedNetwork
 from darts_sg.networks.mobile import find_model
 from tests.reference import textbook
@@ -205,8 +206,7 @@ def test_the_alphas_of_a_short_search_are_those_of_the_textbook_step_by_step(ker
     config = search_config(kernels=kernels, alpha_learning_rate=0.01, gradient_clip=0.5)
     job = SearchJob(config, setting(96))
     job.supernet.double()
-    objective = job.objective
-    job.objective = lambda batch: objective((batch[0].double(), batch[1]))  # type: ignore[method-assign]
+    job.supernet.register_forward_pre_hook(lambda supernet, inputs: (inputs[0].double(), *inputs[1:]))
 
     old = textbook.Supernet(job.space.operations, channels=4, cells=3, num_classes=3, num_nodes=2).double()
     copy_tensors(old.parameters(), plain_tensors(job.supernet).values())
@@ -332,9 +332,9 @@ def test_a_penalty_pushes_the_alphas_toward_small_operations_and_is_reported() -
         for step in range(3):
             result = job.step(0, step)
         assert ("penalty_params" in result.means) == bool(options)
-        [penalty] = penalties_of(search_config(penalty="params:1"), job.space.operations)
-        mixing = job.mixing()
-        expected.append(penalty.expected(*(torch.from_numpy(mixing[t]) for t in ("normal", "reduce"))).item())
+        [penalty] = SearchJob(search_config(penalty="params:1"), setting()).regularizers.values()
+        mixing = {title: torch.from_numpy(weights) for title, weights in job.mixing().items()}
+        expected.append(penalty.metrics(mixing)["expected_params"])
     assert expected[1] < 0.95 * expected[0]
 
 
@@ -362,5 +362,5 @@ def derived_of(config: SearchConfig, folder: Path) -> int:
 )
 def test_penalties_that_cannot_be_are_answered(options: dict[str, str], said: str) -> None:
     with pytest.raises(UsageError) as caught:
-        penalties_of(search_config(**options), ("skip_connect", "sep_conv_3x3"))
+        SearchJob(search_config(space="skip_connect+sep_conv_3x3", **options), setting())
     assert said in str(caught.value)
