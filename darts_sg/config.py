@@ -22,6 +22,7 @@ from darts_sg.networks.mobile import find_model
 from darts_sg.quantity import parse_quantity
 from darts_sg.registry import unknown_name
 from darts_sg.spaces import parse_space
+from darts_sg.tasks import DEFAULT_TASK, TASKS
 
 RECIPES = Path(__file__).parent / "recipes"
 MOST_THREADS = 1024  # more than any machine has cores; the system may end a process that asks for too many
@@ -54,6 +55,8 @@ class RunConfig:
     checkpoint_minutes: float = option(10.0, "Run", free=True)
     """Minutes between checkpoints within an epoch; there is one at the end of each epoch anyway."""
 
+    task: str = option(DEFAULT_TASK, "Data")
+    """What the network is trained for: classification (one label for each image)."""
     dataset: str = option("cifar10", "Data")
     """Data set: cifar10, cifar100, fashion_mnist, folder (class folders of your own images), imagenet or synthetic."""
     data: Path = option(Path("data"), "Data", free=True)
@@ -125,6 +128,7 @@ class RunConfig:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise UsageError(f"{flag(name)} must be above 0, found {value}")
+        TASKS[self.task]
 
     def _at_least(self, name: str, least: float) -> None:
         value = getattr(self, name)
@@ -251,7 +255,8 @@ class SearchConfig(RunConfig):
 class AugmentConfig(RunConfig):
     """Options of the training of the network of a genotype, or of a model (defaults: DARTS paper, appendix A.1.2).
 
-    The options in CELL_DEFAULTS are of the cells of a genotype: None for a model.
+    The options in CELL_DEFAULTS are for the cells of a genotype. A field holds what was given, None for the default;
+    `cell_option` and `as_dict` give the value in effect, which is None for a model.
     """
 
     recipe: str = option("darts", "Run")
@@ -313,13 +318,11 @@ class AugmentConfig(RunConfig):
                 "which network? Give --genotype NAME_OR_PATH (python -m darts_sg genotype list), --model NAME "
                 "(python -m darts_sg models) or --finetune FILE"
             )
-        for name, default in CELL_DEFAULTS.items():
+        for name in CELL_DEFAULTS:
             value = getattr(self, name)
             if self.model and value is not None:
                 way_out = "choose another recipe" if name in load_recipe("augment", self.recipe) else "leave it out"
                 raise UsageError(f"{flag(name)} {value} is for genotypes, --model {self.model} has no cells; {way_out}")
-            if not self.model and value is None:
-                object.__setattr__(self, name, default)
         if self.max_macs() is None:
             self._at_least("channels", 1)
         if self.schedule == "exponential" and not self.learning_rate_min:
@@ -333,10 +336,36 @@ class AugmentConfig(RunConfig):
             if value is not None and not 0 <= value < 1:
                 raise UsageError(f"{flag(name)} must be from 0 up to, not including, 1: {value}")
 
+    def as_dict(self) -> dict[str, Any]:
+        return super().as_dict() | {name: self.cell_option(name) for name in CELL_DEFAULTS}
+
+    def cell_option(self, name: str) -> Any:
+        """The value in effect of an option in CELL_DEFAULTS: as given, or its default; None for a model."""
+        given = getattr(self, name)
+        return CELL_DEFAULTS[name] if given is None and not self.model else given
+
     @property
     def num_channels(self) -> int | None:
         """--channels where it is a number; None for a model."""
-        return self.channels if isinstance(self.channels, int) else None
+        channels = self.cell_option("channels")
+        return channels if isinstance(channels, int) else None
+
+    @property
+    def num_cells(self) -> int | None:
+        """--cells; None for a model."""
+        cells: int | None = self.cell_option("cells")
+        return cells
+
+    @property
+    def auxiliary_share(self) -> float:
+        """What the loss of the auxiliary head is multiplied by; 0 without such a head."""
+        return self.cell_option("auxiliary_weight") or 0.0
+
+    @property
+    def last_drop_path_prob(self) -> float | None:
+        """Drop path probability of the last epoch; None for a model, which has no paths to drop."""
+        prob: float | None = self.cell_option("drop_path_prob")
+        return prob
 
     def max_macs(self) -> int | None:
         """The bound that --channels auto:BOUND sets; None for a number of channels. UsageError if it is neither."""
@@ -351,7 +380,7 @@ class AugmentConfig(RunConfig):
             ) from None
 
 
-CELL_DEFAULTS = {"channels": 36, "cells": 20, "auxiliary_weight": 0.4, "drop_path_prob": 0.2}
+CELL_DEFAULTS: dict[str, Any] = {"channels": 36, "cells": 20, "auxiliary_weight": 0.4, "drop_path_prob": 0.2}
 PENALTIES = ("params", "macs")
 
 

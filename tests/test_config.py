@@ -10,6 +10,7 @@ from darts_sg.config import (
     JOBS,
     AugmentConfig,
     Job,
+    RunConfig,
     SearchConfig,
     help_texts,
     load_options,
@@ -45,8 +46,9 @@ PAPER_IMAGENET = {  # DARTS paper, section 3.3; colour jitter as in its code
 }  # fmt: skip
 
 
-def subset(config: object, keys: dict[str, object]) -> dict[str, object]:
-    return {key: getattr(config, key) for key in keys}
+def subset(config: RunConfig, keys: dict[str, object]) -> dict[str, object]:
+    options = config.as_dict()
+    return {key: options[key] for key in keys}
 
 
 def test_the_defaults_are_those_of_the_papers() -> None:

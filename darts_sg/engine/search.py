@@ -1,6 +1,7 @@
 """The search: alphas and weights learn in turns, each on its own half of the training images (DARTS, algorithm 1)."""
 
 import copy
+import functools
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -11,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from darts_sg.analysis.cost import CELLS, CHANNELS, choice_costs, count_macs, count_params, derived_cost, human
@@ -42,8 +42,6 @@ from darts_sg.engine.setup import (
     trial_batch,
 )
 from darts_sg.engine.steps import (
-    Evaluation,
-    accuracy,
     apply_weight_step,
     cosine_learning_rate,
     evaluate,
@@ -60,6 +58,7 @@ from darts_sg.methods.penalties import Penalty
 from darts_sg.methods.relaxation import RELAXATIONS
 from darts_sg.networks.supernet import Mixing, Supernet
 from darts_sg.spaces import parse_space
+from darts_sg.tasks import columns, task_of
 
 ALPHA_BETAS = (0.5, 0.999)
 EIGENVALUE_IMAGES = 64  # one batch, as in the code of RobustDARTS
@@ -73,6 +72,7 @@ class SearchJob:
     def __init__(self, config: SearchConfig, setting: Setting) -> None:
         self.config, self.setting = config, setting
         self.space = parse_space(config.space)
+        self.task = task_of(config.as_dict())
         self.train_images, self.validation_images = (part.to(setting.device) for part in search_parts(config, setting))
         self.train = train_batches(self.train_images, config, setting, "weights")
         self.validation = train_batches(self.validation_images, config, setting, "alphas")
@@ -128,8 +128,7 @@ class SearchJob:
         if len(validation_batch) == 2:
             found = self._hypergradient(train_batch, validation_batch)
             means |= self._penalize(found)
-            right = accuracy(found.logits, validation_batch[1])
-            means |= ranks.means(len(validation_batch[1]), validation_loss=found.loss, validation_accuracy=right)
+            means |= self._measured("validation", found.loss, found.logits, validation_batch[1])
             self._alpha_step(found)
         with frozen(self.alphas):
             loss, logits = self.objective(train_batch)
@@ -142,13 +141,19 @@ class SearchJob:
                 num_images,
             )
         ranks.average_statistics(self.supernet, num_images)
-        return means | ranks.means(num_images, train_loss=loss, train_accuracy=accuracy(logits, train_batch[1]))
+        return means | self._measured("train", loss, logits, train_batch[1])
+
+    def _measured(self, part: str, loss: Tensor, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Loss and metrics of a batch by column, as means over the ranks."""
+        found = {"loss": loss} | self.task.training_metrics(outputs, targets)
+        means = {f"{part}_{name}": value for name, value in found.items()}
+        return self.setting.ranks.means(self.task.num_terms(targets), **means)
 
     def objective(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Cross-entropy and logits of a batch under the current weights and alphas."""
+        """Loss and outputs of a batch under the current weights and alphas."""
         with autocast(self.config, self.setting.device):
             logits = self.supernet(batch[0], self.relaxation(self.supernet))
-            return F.cross_entropy(logits, batch[1]), logits
+            return self.task.loss(logits, batch[1]), logits
 
     def attempt(self, batch_size: int, *, recompute: bool) -> None:
         """Compute what a step with `batch_size` images computes, of this rank alone, and throw it away."""
@@ -167,13 +172,14 @@ class SearchJob:
         run.write(f"alphas/epoch_{epoch + 1:04d}.npz", buffer.getvalue())
         genotype = self.derive(run, epoch + 1)
         run.write(f"genotypes/epoch_{epoch + 1:04d}.yaml", genotype.to_yaml())
-        columns = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
+        measures = ("loss", *self.task.training_measures)
+        names = [f"{part}_{measure}" for part in ("train", "validation") for measure in measures]
         row = {"learning_rate": self.learning_rate(epoch)}
         for penalty in self.penalties:
             cells = (torch.from_numpy(mixing[title]) for title in ("normal", "reduce"))
             row[f"expected_{penalty.name}"] = penalty.expected(*cells).item()
             row[f"penalty_{penalty.name}"] = means.get(f"penalty_{penalty.name}", float("nan"))
-        row |= {name: means.get(name, float("nan")) for name in columns}
+        row |= {name: means.get(name, float("nan")) for name in names}
         for title, skips in zip(("normal", "reduce"), genotype.count("skip_connect"), strict=True):
             row[f"skips_{title}"] = float(skips)
         for title in ("normal", "reduce"):
@@ -212,7 +218,7 @@ class SearchJob:
 
         def gradient(point: Vector) -> Vector:
             torch.nn.utils.vector_to_parameters(torch.from_numpy(point).to(x.device), alphas)
-            loss = F.cross_entropy(supernet(x, self.relaxation(supernet)), y)
+            loss = self.task.loss(supernet(x, self.relaxation(supernet)), y)
             found = ranks.mean(torch.autograd.grad(loss, alphas), len(y))
             return torch.cat([g.flatten() for g in found]).cpu().numpy()
 
@@ -275,15 +281,16 @@ class SearchJob:
         name = "".join(c if c.isalnum() or c in "_.+-" else "_" for c in f"{self.space.name}_seed{config.seed}")
         return Genotype(name, self.space.name, self.space.operations, normal, reduce, MappingProxyType(provenance))
 
-    def evaluate(self) -> Evaluation:
-        """Loss and accuracy of the supernet on the whole validation part, with the running statistics.
+    def evaluate(self) -> dict[str, float]:
+        """The task's measures of the supernet on the whole validation part, with the running statistics.
 
         In batches no larger than those of training: even without gradients a cell keeps what all its operations give
         until it is complete.
         """
         mixing = self.relaxation(self.supernet)
         batches = batches_to_evaluate(self.validation_images, self.config, self.setting)
-        found = evaluate(self.supernet, lambda x: self.supernet(x, mixing), batches, self.setting.ranks)
+        evaluator = functools.partial(self.task.evaluator, self.setting.data.spec)
+        found = evaluate(self.supernet, lambda x: self.supernet(x, mixing), batches, evaluator, self.setting.ranks)
         self.share()
         return found
 
@@ -338,7 +345,7 @@ class SearchJob:
             network=config.network,
             channels=config.channels,
             cells=config.cells,
-            num_classes=spec.num_classes,
+            num_classes=self.task.num_outputs(spec),
             num_nodes=config.nodes,
             stem_multiplier=config.stem_multiplier,
             in_channels=spec.in_channels,
@@ -464,8 +471,7 @@ def run_search(config: SearchConfig, *, resume: Path | None = None, dry: bool = 
         if not run.writes:
             return
         measured = {
-            "validation_accuracy_percent": round(100 * found.accuracy, 3),
-            "validation_loss": round(found.loss, 5),
+            **job.task.searched(found),
             "search_seconds": round(loop.seconds, 1),
         }
         stopped = job.early_stop(loop.rows)
@@ -482,7 +488,8 @@ def run_search(config: SearchConfig, *, resume: Path | None = None, dry: bool = 
         report = write_report(run.path)
         shape = config.network
         cost = derived_cost(genotype, shape)
-        print(f"supernet accuracy on the {sizes['validation_images']} validation images: {100 * found.accuracy:.2f}%")
+        score = columns.cell(job.task.score, found[job.task.score])
+        print(f"supernet {job.task.score} on the {sizes['validation_images']} validation images: {score}")
         print(
             f"derived network at C={CHANNELS[shape]}, {CELLS[shape]} cells: {human(cost.params)} parameters, "
             f"{human(cost.macs)} MACs ({shape} shape)"
