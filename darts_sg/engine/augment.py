@@ -145,10 +145,10 @@ class AugmentJob:
         row |= means
         if self.validation_images is not None:
             row |= self.evaluate("validation", self.validation_images)
-        tested = self.measure("test", self.test_images)
-        row |= tested[0]
+        tested = self.measure(self.test_images)
+        row |= self._columns("test", tested)
         score = self.task.score
-        for kind, evaluated in zip(self.tested, tested[1], strict=True):
+        for kind, evaluated in zip(self.tested, tested, strict=True):
             judged = row.get(f"{kind}validation_{score}", row[f"{kind}test_{score}"])
             if judged > self.best.get(f"{kind}judged", float("-inf")):
                 test = {name: value for name, value in row.items() if name.startswith(f"{kind}test_")}
@@ -170,10 +170,10 @@ class AugmentJob:
 
     def evaluate(self, part: str, images: Images) -> dict[str, float]:
         """The task's measures on `images` by column of metrics.csv; those of the averaged weights begin with EMA."""
-        return self.measure(part, images)[0]
+        return self._columns(part, self.measure(images))
 
-    def measure(self, part: str, images: Images) -> tuple[dict[str, float], list[Evaluated]]:
-        """`evaluate`, and what each of the tested networks came to.
+    def measure(self, images: Images) -> list[Evaluated]:
+        """Evaluate the network, and with --ema the average of its weights, on the same batches of `images`.
 
         Without gradients an image takes an eighth of its memory in a training step or less (DARTS_V2, C=36, CPU:
         3.9 of 33 MiB with the C++ kernels, 2.7 of 68 MiB with PyTorch's), so four times as many at once are safe.
@@ -181,14 +181,17 @@ class AugmentJob:
         batches = batches_to_evaluate(images, self.config, self.setting, times=4)
         outputs = {network: (lambda x, network=network: network(x)[0]) for network in self.tested.values()}
         evaluator = functools.partial(self.task.evaluator, self.setting.data.spec)
-        evaluations = evaluate_all(outputs, batches, evaluator, self.setting.ranks)
+        found = evaluate_all(outputs, batches, evaluator, self.setting.ranks)
         self.share()
-        columns = {
+        return found
+
+    def _columns(self, part: str, found: Sequence[Evaluated]) -> dict[str, float]:
+        """The measures of a part of the data by column of metrics.csv."""
+        return {
             f"{kind}{part}_{name}": value
-            for kind, found in zip(self.tested, evaluations, strict=True)
-            for name, value in found.measures.items()
+            for kind, evaluated in zip(self.tested, found, strict=True)
+            for name, value in evaluated.measures.items()
         }
-        return columns, evaluations
 
     @property
     def num_tested(self) -> int:

@@ -106,10 +106,11 @@ class Comparison:
         described = next((w.data for w in self.files if w.metadata.data_note), self.files[0].data)
         return (
             f"Gradients over all weights of the {self.files[0].task.loss_name} of {self.num_batches} minibatches of "
-            f"{self.batch_size} training images each, without augmentation, normalised by minibatch, dropout and drop path "
-            f"off. R² of the linear fit from the features carried on to the pixels of their patch, fitted on the same "
-            f"{len(self.train):,} images, measured on {len(self.test):,} test images, at most {POSITIONS} positions "
-            f"each. Data: {described}; images chosen by seed {self.seed}; {environment.machine(self.device)}."
+            f"{self.batch_size} training images each, without augmentation, normalised by minibatch, dropout and drop "
+            f"path off. R² of the linear fit from the features carried on to the pixels of their patch, fitted on the "
+            f"same {len(self.train):,} images, measured on {len(self.test):,} test images, at most {POSITIONS} "
+            f"positions each. Data: {described}; images chosen by seed {self.seed}; "
+            f"{environment.machine(self.device)}."
         )
 
     def _choose(self, data: Dataset) -> tuple[Images, Images]:

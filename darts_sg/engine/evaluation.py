@@ -33,7 +33,7 @@ def run_evaluation(config: AugmentConfig, path: Path) -> None:
     job = AugmentJob(config, weights.trained, dataclasses.replace(setting, data=dataclasses.replace(data, spec=spec)))
     weights.load(job.network)
     figure = task.headline
-    found = figure.of(job.measure("test", job.test_images)[0])
+    found = figure.of(job.measure(job.test_images)[0].measures)
     recorded = figure.text.format(weights.recorded)
     print(f"weights: {weights.title}, {weights.history}")
     damaged = job.test_images.num_damaged
