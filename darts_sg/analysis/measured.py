@@ -100,7 +100,7 @@ def scores(runs: Iterable[Run]) -> list[Score]:
     """The trainings among `runs` that are alike but for the seed, as one Score each; copies of a run count once."""
     groups: dict[tuple[Any, ...], list[Run]] = {}
     for run in runs:
-        if run.result is None:
+        if run.result is None or "test_error_last" not in run.result:  # not finished, or another task
             continue
         group = groups.setdefault(setting(run), [])
         if all(run.result != other.result for other in group):

@@ -33,7 +33,7 @@ from darts_sg.engine.setup import (
     trial_batch,
 )
 from darts_sg.engine.steps import (
-    Evaluated,
+    Evaluation,
     apply_weight_step,
     averaged_model,
     evaluate_all,
@@ -172,7 +172,7 @@ class AugmentJob:
         """The task's measures on `images` by column of metrics.csv; those of the averaged weights begin with EMA."""
         return self._columns(part, self.measure(images))
 
-    def measure(self, images: Images) -> list[Evaluated]:
+    def measure(self, images: Images) -> list[Evaluation]:
         """Evaluate the network, and with --ema the average of its weights, on the same batches of `images`.
 
         Without gradients an image takes an eighth of its memory in a training step or less (DARTS_V2, C=36, CPU:
@@ -185,7 +185,7 @@ class AugmentJob:
         self.share()
         return found
 
-    def _columns(self, part: str, found: Sequence[Evaluated]) -> dict[str, float]:
+    def _columns(self, part: str, found: Sequence[Evaluation]) -> dict[str, float]:
         """The measures of a part of the data by column of metrics.csv."""
         return {
             f"{kind}{part}_{name}": value

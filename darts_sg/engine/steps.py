@@ -132,7 +132,7 @@ def averaged_model(network: nn.Module, decay: float) -> AveragedModel:
     return AveragedModel(network, multi_avg_fn=average, use_buffers=True)
 
 
-class Evaluated(NamedTuple):
+class Evaluation(NamedTuple):
     """What an evaluation of one model found, over the images of all ranks."""
 
     measures: dict[str, float]
@@ -160,7 +160,7 @@ def evaluate_all(
     batches: Iterable[tuple[Tensor, Any]],
     evaluator: Callable[[], Evaluator],
     ranks: Ranks = ALONE,
-) -> list[Evaluated]:
+) -> list[Evaluation]:
     """`evaluate` of several models on the same batches, each with its function to outputs and an evaluator of its own.
 
     Several models together read the images once.
@@ -185,6 +185,6 @@ def evaluate_all(
     for own, part in zip(evaluators, sums, strict=True):
         records = ranks.gather(own.records()) if own.gathers else []
         measures = own.measures(totals[start : start + len(part)], records, round(total))
-        found.append(Evaluated(measures, own.files))
+        found.append(Evaluation(measures, own.files))
         start += len(part)
     return found

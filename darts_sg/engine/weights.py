@@ -20,7 +20,7 @@ from darts_sg.analysis.run_folder import described_data
 from darts_sg.data import DataSpec
 from darts_sg.errors import UsageError
 from darts_sg.genotype import Genotype, parse_genotype
-from darts_sg.networks.build import AUXILIARY, NetworkPlan
+from darts_sg.networks.build import NetworkPlan, is_auxiliary
 from darts_sg.networks.derived import NetworkShape
 from darts_sg.networks.mobile import Model, find_model
 from darts_sg.ops import OPERATIONS
@@ -56,7 +56,7 @@ class Metadata:
     data_fingerprint: str
     figures: Mapping[str, float]
     """The task's main figure, as result.json has it: of the test, and of the validation where images were held out.
-    Each is an entry of the file: test_error and validation_error for a classifier."""
+    Each becomes an entry of the file under its own name."""
     test_images: int
     ema: float | None = None
     """Decay, if these are an exponential moving average of the weights; None for the weights themselves."""
@@ -182,7 +182,7 @@ class Weights:
 
         Raises UsageError if the tensors do not fit the network that the metadata describe.
         """
-        self._load(network, {name: t for name, t in self.tensors.items() if not name.startswith(f"{AUXILIARY}.")})
+        self._load(network, {name: t for name, t in self.tensors.items() if not is_auxiliary(name)})
 
     def start(self, network: nn.Module, task: Task, spec: DataSpec) -> str:
         """Initialise a network, to be trained for `task` on images of `spec`, with these weights.

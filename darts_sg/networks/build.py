@@ -10,6 +10,11 @@ AUXILIARY = "auxiliary_head"
 """Name of the auxiliary head in a derived network. It is trained and saved, but no part of the network in use."""
 
 
+def is_auxiliary(name: str) -> bool:
+    """Whether a tensor or module with this name belongs to the auxiliary head, in a network or in a part of one."""
+    return AUXILIARY in name.split(".")
+
+
 @dataclass(frozen=True, kw_only=True)
 class NetworkPlan:
     """All that decides which network is built, except for its outputs, which are the task's."""

@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Protocol
 from torch import Tensor, nn
 
 from darts_sg.data import Augment, DataSpec, Images, TrainBatches, balanced_split, evaluation_batches
-from darts_sg.networks.build import AUXILIARY, NetworkPlan, build_network
+from darts_sg.networks.build import NetworkPlan, build_network, is_auxiliary
 from darts_sg.registry import Registry
 
 DEFAULT_TASK = "classification"
@@ -251,7 +251,7 @@ class Task(ABC):
         network has not.
         """
         own = network.state_dict()
-        wanted, given = ({n for n in state if n.startswith(f"{AUXILIARY}.")} for state in (own, tensors))
+        wanted, given = ({name for name in state if is_auxiliary(name)} for state in (own, tensors))
         has, needs = of.num_outputs(of_spec), self.num_outputs(spec)
         changed = of.name != self.name or has != needs
         layers = self.output_layers(network) if changed else []
