@@ -266,8 +266,8 @@ class AugmentConfig(RunConfig):
     """Model to train instead of a genotype: mobilenext_1.0, mobilenetv2_0.5, … (see python -m darts_sg models). It has
     no cells, no auxiliary head and no drop path."""
     finetune: str = option("", "Network")
-    """Weights file (weights.safetensors of an earlier run) to start from, on another data set or with other options:
-    the network is that of the file, with a new classifier where the number of classes is another."""
+    """Weights file (weights.safetensors of an earlier run) to start from, on another data set or with other options.
+    The network is the file's; its output layer is new if the task or the number of classes differs."""
     network: NetworkShape = option("cifar", "Network")
     """Shape of the network. cifar: stem at full resolution, a model ends at 1/8 of it. imagenet: stem of cells reduces
     by 8, a model ends at 1/32 of the resolution."""
@@ -279,33 +279,34 @@ class AugmentConfig(RunConfig):
     batch_size: int = option(96, "Training")
     cutout_length: int = option(16, "Data")
     validation_images: int | None = option(None, "Data")
-    """Images held out of the training set, to choose the best epoch on. Default: none; then the best epoch is
-    chosen on the test set, and said to be."""
+    """Images held out of the training set, on which the best epoch is chosen. Default: none. The best epoch is then
+    chosen on the test set, and the results say so."""
     schedule: Literal["cosine", "linear", "exponential"] = option("cosine", "Training")
-    """How the learning rate goes from --learning-rate to --learning-rate-min over the epochs: as half a cosine, on a
-    line, or by the same factor each epoch."""
+    """How the learning rate falls from --learning-rate to --learning-rate-min over the epochs: along half a cosine,
+    linearly, or by the same factor in each epoch."""
     warmup_epochs: int = option(0, "Training")
-    """Epochs at the start over which the learning rate rises linearly to --learning-rate, before the schedule goes
-    on."""
+    """Epochs of warm-up, in which the learning rate rises linearly to --learning-rate; the schedule takes over from
+    there."""
     learning_rate_batch: int | None = option(None, "Training")
-    """Batch size that the learning rates are meant for: with another --batch-size they are scaled in proportion.
-    Default: they are meant for any."""
+    """Batch size that the learning rates are given for; they are scaled in proportion to --batch-size. Default: no
+    scaling."""
     keep_every: int | None = option(None, "Run", free=True)
-    """Keep weights and checkpoint after every so many epochs, too: weights_epoch_0010.safetensors and so on, and
-    checkpoints/epoch_0010_step_000000.pt. --resume goes on from the newest checkpoint there is: take newer ones away,
-    and result.json, to go back to one. Default: weights of the last and of the best epoch, and the newest two
-    checkpoints."""
+    """Also keep weights and checkpoint after every so many epochs: weights_epoch_0010.safetensors and so on, and
+    checkpoints/epoch_0010_step_000000.pt. --resume continues from the newest checkpoint; to go back to an older one,
+    remove the newer ones and result.json first. Default: keep the weights of the last and the best epoch, and the
+    newest two checkpoints."""
     label_smoothing: float = option(0.0, "Training")
-    """Share of each label that is spread over all classes in the training loss, also in the one that is reported."""
+    """Label smoothing: share of each label that is spread evenly over all classes, in the training loss that is
+    minimised and reported."""
     auxiliary_weight: float | None = option(None, "Training")
-    """Weight of the loss of a genotype's auxiliary head; 0 for no auxiliary head. Default: 0.4."""
+    """Weight of the auxiliary head's loss in the network of a genotype; 0 for no auxiliary head. Default: 0.4."""
     sync_batchnorm: bool = option(False, "Training")
-    """Normalise by the statistics of the whole batch instead of each process' share of it (on several GPUs)."""
+    """With several GPUs, let BatchNorm use the statistics of the whole batch instead of each GPU's share."""
     ema: float = option(0.0, "Training")
-    """Decay of an exponential moving average (EMA) of the weights and of BatchNorm's statistics, updated after each
-    step and tested beside the weights themselves: 0.9999 averages over about the last 10,000 steps. 0 for none."""
+    """Decay of an exponential moving average (EMA) of the weights and of BatchNorm's statistics, which is updated after
+    each step and tested beside the weights: 0.9999 averages over about the last 10,000 steps. 0 for no average."""
     drop_path_prob: float | None = option(None, "Training")
-    """Probability of drop path in the cells of a genotype in the last epoch; it grows linearly from 0. Default: 0.2."""
+    """Drop path probability in the cells of a genotype in the last epoch; it grows linearly from 0. Default: 0.2."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -80,6 +80,7 @@ class AugmentJob:
         self.num_epochs, self.steps_per_epoch = config.epochs, len(self.train)
         self.subject = subject_of(trained, config, spec)
         self.network = to_device(self.subject.build(), setting.device)
+        # before BatchNorm is converted and kernels and average look at the network: they see its real weights
         self.started = "" if weights is None else weights.start(self.network, self.task, spec)
         if config.sync_batchnorm and setting.ranks.size > 1:
             if setting.device.type != "cuda":
@@ -89,6 +90,7 @@ class AugmentJob:
         """The network of cells, which may be a part of the task's network; None for a model."""
         setting.environment["kernels"] = self._use_kernels()
         self.ema = averaged_model(self.network, config.ema) if config.ema else None
+        # the networks that are tested, by the prefix of their columns
         self.tested: dict[str, torch.nn.Module] = {"": self.network}
         if self.ema is not None:
             self.tested[EMA] = self.ema.module
@@ -147,20 +149,26 @@ class AugmentJob:
             row |= self.evaluate("validation", self.validation_images)
         tested = self.measure(self.test_images)
         row |= self._columns("test", tested)
-        score = self.task.score
-        for kind, evaluated in zip(self.tested, tested, strict=True):
-            judged = row.get(f"{kind}validation_{score}", row[f"{kind}test_{score}"])
-            if judged > self.best.get(f"{kind}judged", float("-inf")):
-                test = {name: value for name, value in row.items() if name.startswith(f"{kind}test_")}
-                self.best |= {f"{kind}judged": judged, f"{kind}epoch": epoch + 1} | test
+        for kind, evaluation in zip(self.tested, tested, strict=True):
+            if self._is_best(kind, row, epoch):
                 self._save_weights(run, kind, "best", row, epoch)
             if self.config.keep_every and (epoch + 1) % self.config.keep_every == 0:
                 self._save_weights(run, kind, f"epoch_{epoch + 1:04d}", row, epoch)
             if epoch + 1 == self.num_epochs:
                 self._save_weights(run, kind, "", row, epoch)
-                for name, content in evaluated.files().items():
+                for name, content in evaluation.files().items():
                     run.write(f"{kind}{name}", content)
         return row
+
+    def _is_best(self, kind: str, row: MetricsRow, epoch: int) -> bool:
+        """Whether no earlier epoch had a score as high as that of `row`; then `epoch` becomes the best one."""
+        score = self.task.score
+        judged = row.get(f"{kind}validation_{score}", row[f"{kind}test_{score}"])
+        if not judged > self.best.get(f"{kind}judged", float("-inf")):
+            return False
+        test = {name: value for name, value in row.items() if name.startswith(f"{kind}test_")}
+        self.best |= {f"{kind}judged": judged, f"{kind}epoch": epoch + 1} | test
+        return True
 
     def early_stop(self, rows: Sequence[MetricsRow]) -> None:
         """Never stops early: the schedule is made for all epochs."""
@@ -236,7 +244,7 @@ class AugmentJob:
         if not decay:
             return ""
         text = f"EMA of the weights: over about the last {round(1 / (1 - decay)):,} steps"
-        share = decay ** (steps - 1)  # of the weights after the first step, in the end
+        share = decay ** (steps - 1)  # how much of the final average are the weights after the first step
         if share < 0.01:
             return text
         return f"{text}; of this run's {steps:,} the first keeps a share of {share:.0%}, so a smaller --ema would fit"
@@ -304,13 +312,19 @@ class AugmentJob:
     def _fingerprint(self) -> str:
         return self.setting.data.fingerprint()
 
-    def _save_weights(self, run: RunDir, kind: str, name: str, row: dict[str, float], epoch: int) -> None:
+    def _save_weights(self, run: RunDir, kind: str, name: str, row: MetricsRow, epoch: int) -> None:
         """Write a weights file of the weights after `epoch`, or of their average.
 
         `row` is the epoch's row of metrics.csv, whose figures the file records.
         """
+        content = weights_bytes(self.tested[kind].state_dict(), self._metadata(kind, row, epoch))
+        file = f"weights_{kind}{name}".rstrip("_")
+        run.write(f"{file}.safetensors", content)
+
+    def _metadata(self, kind: str, row: MetricsRow, epoch: int) -> Metadata:
+        """What a weights file of `epoch` says of the weights, or of their average."""
         config, data, environment = self.config, self.setting.data, self.setting.environment
-        metadata = Metadata(
+        return Metadata(
             task=self.task.name,
             task_options=self.task.network_options() or None,
             genotype=self.trained.to_yaml() if isinstance(self.trained, Genotype) else "",
@@ -339,8 +353,6 @@ class AugmentJob:
             torch=environment["torch"],
             git=environment["git"],
         )
-        file = f"weights_{kind}{name}".rstrip("_")
-        run.write(f"{file}.safetensors", weights_bytes(self.tested[kind].state_dict(), metadata))
 
 
 def _measures(row: MetricsRow, kind: str, part: str) -> dict[str, float]:

@@ -149,7 +149,7 @@ class Task(ABC):
     loss_name: ClassVar[str]
     """The loss in words, such as "cross-entropy"."""
     score: ClassVar[str]
-    """The measure whose highest value marks the best epoch."""
+    """The measure whose highest value marks the best epoch; never NaN."""
     training_measures: ClassVar[tuple[str, ...]] = ()
     """Measures beside the loss that `training_metrics` gives."""
     figures: ClassVar[tuple[Figure, ...]]
@@ -282,15 +282,12 @@ class Task(ABC):
 
     # --- results
 
-    def available(self, measured: Mapping[str, Any]) -> list[Figure]:
-        """The figures that can be computed from these measures."""
-        return [figure for figure in self.figures if figure.measure in measured]
-
     def results(self, last: Mapping[str, float], best: Mapping[str, float]) -> dict[str, Any]:
         """The entries of result.json, given the measures of the test after the last and after the best epoch."""
         return {
             f"{figure.key('test')}_{which}": figure.of(measured)
-            for figure in self.available(last)
+            for figure in self.figures
+            if figure.measure in last
             for which, measured in (("last", last), ("best", best))
         }
 
