@@ -25,6 +25,7 @@ from darts_sg.networks.mobile import find_model
 from darts_sg.quantity import parse_quantity
 from darts_sg.registry import Registry, unknown_name
 from darts_sg.spaces import parse_space
+from darts_sg.tasks import DEFAULT_TASK, TASKS
 
 RECIPES = Path(__file__).parent / "recipes"
 MOST_THREADS = 1024  # more than any machine has cores; the system may end a process that asks for too many
@@ -70,6 +71,8 @@ class RunConfig:
     checkpoint_minutes: float = option(10.0, "Run", free=True)
     """Minutes between checkpoints within an epoch; there is one at the end of each epoch anyway."""
 
+    task: str = option(DEFAULT_TASK, "Data")
+    """What the network is trained for: classification (one label for each image)."""
     dataset: str = option("cifar10", "Data")
     """Data set: cifar10, cifar100, fashion_mnist, folder (class folders of your own images), imagenet or synthetic."""
     data: Path = option(Path("data"), "Data", free=True)
@@ -141,6 +144,7 @@ class RunConfig:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise UsageError(f"{flag(name)} must be above 0, found {value}")
+        TASKS[self.task]
 
     def _at_least(self, name: str, least: float) -> None:
         value = getattr(self, name)
@@ -263,7 +267,8 @@ class SearchConfig(RunConfig):
 class AugmentConfig(RunConfig):
     """Options of the training of the network of a genotype, or of a model (defaults: DARTS paper, appendix A.1.2).
 
-    The options in CELL_DEFAULTS are of the cells of a genotype: None for a model.
+    The options in CELL_DEFAULTS are for the cells of a genotype. A field holds what was given, None for the default;
+    `cell_option` and `as_dict` give the value in effect, which is None for a model.
     """
 
     recipe: str = option("darts", "Run", compared=False)
@@ -273,8 +278,8 @@ class AugmentConfig(RunConfig):
     """Model to train instead of a genotype: mobilenext_1.0, mobilenetv2_0.5, … (see python -m darts_sg models). It has
     no cells, no auxiliary head and no drop path."""
     finetune: str = option("", "Network")
-    """Weights file (weights.safetensors of an earlier run) to start from, on another data set or with other options:
-    the network is that of the file, with a new classifier where the number of classes is another."""
+    """Weights file (weights.safetensors of an earlier run) to start from, on another data set or with other options.
+    The network is the file's; its output layer is new if the task or the number of classes differs."""
     network: NetworkShape = option("cifar", "Network")
     """Shape of the network. cifar: stem at full resolution, a model ends at 1/8 of it. imagenet: stem of cells reduces
     by 8, a model ends at 1/32 of the resolution."""
@@ -286,33 +291,34 @@ class AugmentConfig(RunConfig):
     batch_size: int = option(96, "Training")
     cutout_length: int = option(16, "Data")
     validation_images: int | None = option(None, "Data")
-    """Images held out of the training set, to choose the best epoch on. Default: none; then the best epoch is
-    chosen on the test set, and said to be."""
+    """Images held out of the training set, on which the best epoch is chosen. Default: none. The best epoch is then
+    chosen on the test set, and the results say so."""
     schedule: Literal["cosine", "linear", "exponential"] = option("cosine", "Training")
-    """How the learning rate goes from --learning-rate to --learning-rate-min over the epochs: as half a cosine, on a
-    line, or by the same factor each epoch."""
+    """How the learning rate falls from --learning-rate to --learning-rate-min over the epochs: along half a cosine,
+    linearly, or by the same factor in each epoch."""
     warmup_epochs: int = option(0, "Training")
-    """Epochs at the start over which the learning rate rises linearly to --learning-rate, before the schedule goes
-    on."""
+    """Epochs of warm-up, in which the learning rate rises linearly to --learning-rate; the schedule takes over from
+    there."""
     learning_rate_batch: int | None = option(None, "Training")
-    """Batch size that the learning rates are meant for: with another --batch-size they are scaled in proportion.
-    Default: they are meant for any."""
+    """Batch size that the learning rates are given for; they are scaled in proportion to --batch-size. Default: no
+    scaling."""
     keep_every: int | None = option(None, "Run", free=True)
-    """Keep weights and checkpoint after every so many epochs, too: weights_epoch_0010.safetensors and so on, and
-    checkpoints/epoch_0010_step_000000.pt. --resume goes on from the newest checkpoint there is: take newer ones away,
-    and result.json, to go back to one. Default: weights of the last and of the best epoch, and the newest two
-    checkpoints."""
+    """Also keep weights and checkpoint after every so many epochs: weights_epoch_0010.safetensors and so on, and
+    checkpoints/epoch_0010_step_000000.pt. --resume continues from the newest checkpoint; to go back to an older one,
+    remove the newer ones and result.json first. Default: keep the weights of the last and the best epoch, and the
+    newest two checkpoints."""
     label_smoothing: float = option(0.0, "Training")
-    """Share of each label that is spread over all classes in the training loss, also in the one that is reported."""
+    """Label smoothing: share of each label that is spread evenly over all classes, in the training loss that is
+    minimised and reported."""
     auxiliary_weight: float | None = option(None, "Training")
-    """Weight of the loss of a genotype's auxiliary head; 0 for no auxiliary head. Default: 0.4."""
+    """Weight of the auxiliary head's loss in the network of a genotype; 0 for no auxiliary head. Default: 0.4."""
     sync_batchnorm: bool = option(False, "Training")
-    """Normalise by the statistics of the whole batch instead of each process' share of it (on several GPUs)."""
+    """With several GPUs, let BatchNorm use the statistics of the whole batch instead of each GPU's share."""
     ema: float = option(0.0, "Training")
-    """Decay of an exponential moving average (EMA) of the weights and of BatchNorm's statistics, updated after each
-    step and tested beside the weights themselves: 0.9999 averages over about the last 10,000 steps. 0 for none."""
+    """Decay of an exponential moving average (EMA) of the weights and of BatchNorm's statistics, which is updated after
+    each step and tested beside the weights: 0.9999 averages over about the last 10,000 steps. 0 for no average."""
     drop_path_prob: float | None = option(None, "Training")
-    """Probability of drop path in the cells of a genotype in the last epoch; it grows linearly from 0. Default: 0.2."""
+    """Drop path probability in the cells of a genotype in the last epoch; it grows linearly from 0. Default: 0.2."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -325,13 +331,11 @@ class AugmentConfig(RunConfig):
                 "which network? Give --genotype NAME_OR_PATH (python -m darts_sg genotype list), --model NAME "
                 "(python -m darts_sg models) or --finetune FILE"
             )
-        for name, default in CELL_DEFAULTS.items():
+        for name in CELL_DEFAULTS:
             value = getattr(self, name)
             if self.model and value is not None:
                 way_out = "choose another recipe" if name in load_recipe("augment", self.recipe) else "leave it out"
                 raise UsageError(f"{flag(name)} {value} is for genotypes, --model {self.model} has no cells; {way_out}")
-            if not self.model and value is None:
-                object.__setattr__(self, name, default)
         if self.max_macs() is None:
             self._at_least("channels", 1)
         if self.schedule == "exponential" and not self.learning_rate_min:
@@ -345,10 +349,36 @@ class AugmentConfig(RunConfig):
             if value is not None and not 0 <= value < 1:
                 raise UsageError(f"{flag(name)} must be from 0 up to, not including, 1: {value}")
 
+    def as_dict(self) -> dict[str, Any]:
+        return super().as_dict() | {name: self.cell_option(name) for name in CELL_DEFAULTS}
+
+    def cell_option(self, name: str) -> Any:
+        """The value in effect of an option in CELL_DEFAULTS: as given, or its default; None for a model."""
+        given = getattr(self, name)
+        return CELL_DEFAULTS[name] if given is None and not self.model else given
+
     @property
     def num_channels(self) -> int | None:
         """--channels where it is a number; None for a model."""
-        return self.channels if isinstance(self.channels, int) else None
+        channels = self.cell_option("channels")
+        return channels if isinstance(channels, int) else None
+
+    @property
+    def num_cells(self) -> int | None:
+        """--cells; None for a model."""
+        cells: int | None = self.cell_option("cells")
+        return cells
+
+    @property
+    def auxiliary_share(self) -> float:
+        """What the loss of the auxiliary head is multiplied by; 0 without such a head."""
+        return self.cell_option("auxiliary_weight") or 0.0
+
+    @property
+    def last_drop_path_prob(self) -> float | None:
+        """Drop path probability of the last epoch; None for a model, which has no paths to drop."""
+        prob: float | None = self.cell_option("drop_path_prob")
+        return prob
 
     def max_macs(self) -> int | None:
         """The bound that --channels auto:BOUND sets; None for a number of channels. UsageError if it is neither."""
@@ -363,7 +393,7 @@ class AugmentConfig(RunConfig):
             ) from None
 
 
-CELL_DEFAULTS = {"channels": 36, "cells": 20, "auxiliary_weight": 0.4, "drop_path_prob": 0.2}
+CELL_DEFAULTS: dict[str, Any] = {"channels": 36, "cells": 20, "auxiliary_weight": 0.4, "drop_path_prob": 0.2}
 
 
 JOBS: dict[str, type[RunConfig]] = {"search": SearchConfig, "augment": AugmentConfig}

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from darts_sg.config import (
+    CELL_DEFAULTS,
     JOBS,
     AugmentConfig,
     Job,
+    RunConfig,
     SearchConfig,
     help_texts,
     load_options,
@@ -45,8 +47,9 @@ PAPER_IMAGENET = {  # DARTS paper, section 3.3; colour jitter as in its code
 }  # fmt: skip
 
 
-def subset(config: object, keys: dict[str, object]) -> dict[str, object]:
-    return {key: getattr(config, key) for key in keys}
+def subset(config: RunConfig, keys: dict[str, object]) -> dict[str, object]:
+    options = config.as_dict()
+    return {key: options[key] for key in keys}
 
 
 def test_the_defaults_are_those_of_the_papers() -> None:
@@ -115,3 +118,17 @@ def test_a_registry_refuses_duplicates_and_answers_with_the_choices() -> None:
         registry["grean"]
     assert list(registry) == ["red", "green"]
     assert len(registry) == 2
+
+
+def test_a_config_keeps_what_was_given_and_tells_what_is_in_effect() -> None:
+    for_genotype = AugmentConfig(genotype="DARTS_V2", cells=8)
+    assert (for_genotype.channels, for_genotype.cells) == (None, 8)
+    assert (for_genotype.num_channels, for_genotype.num_cells) == (36, 8)
+    assert (for_genotype.auxiliary_share, for_genotype.last_drop_path_prob) == (0.4, 0.2)
+    assert subset(for_genotype, CELL_DEFAULTS) == CELL_DEFAULTS | {"cells": 8}
+    assert AugmentConfig(**for_genotype.as_dict()).as_dict() == for_genotype.as_dict()
+    for_model = AugmentConfig(model="mobilenext_1.0")
+    assert subset(for_model, CELL_DEFAULTS) == dict.fromkeys(CELL_DEFAULTS)
+    assert (for_model.num_channels, for_model.num_cells, for_model.auxiliary_share) == (None, None, 0)
+    assert for_model.last_drop_path_prob is None
+    assert AugmentConfig(genotype="DARTS_V2", auxiliary_weight=0.0).auxiliary_share == 0

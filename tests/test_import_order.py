@@ -11,7 +11,7 @@ import pytest
 import darts_sg
 
 PACKAGE = Path(darts_sg.__file__).parent
-LEFTMOST = ("errors", "registry", "files", "quantity", "formats", "genotype")
+LEFTMOST = ("errors", "registry", "files", "records", "quantity", "formats", "genotype")
 ORDER = (
     *LEFTMOST,
     "ops",
@@ -20,6 +20,7 @@ ORDER = (
     "networks",
     "backends",
     "methods",
+    "tasks",
     "config",
     "engine",
     "study",
@@ -31,8 +32,8 @@ ALLOWED = {layer: {*ORDER[: ORDER.index(layer)], layer} for layer in ORDER}
 ALLOWED["__init__"] = {*LEFTMOST}  # it is imported before all others
 ALLOWED["data"] = {"errors", "files", "registry", "data"}
 ALLOWED["analysis"] = {*ORDER[: ORDER.index("config")], "analysis"}
-for right_of_methods in ORDER[ORDER.index("config") :]:
-    ALLOWED[right_of_methods] |= {"data"} if right_of_methods == "config" else {"data", "analysis"}
+for right_of_methods in ORDER[ORDER.index("tasks") :]:
+    ALLOWED[right_of_methods] |= {"data"} if right_of_methods in ("tasks", "config") else {"data", "analysis"}
 
 MODULES = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in sorted(PACKAGE.rglob("*.py"))}
 

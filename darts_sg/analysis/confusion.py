@@ -10,9 +10,9 @@ Here f_i is the mean cross-entropy of the logits on minibatch i, without label s
 decay. BatchNorm uses the statistics of the minibatch, as in training; dropout and drop path are off.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -47,8 +47,12 @@ class Gradients(NamedTuple):
         return matrix[torch.triu_indices(len(matrix), len(matrix), 1).unbind()]
 
 
-def measure_gradients(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Gradients:
-    """The gradients of a network, whose `forward` gives (logits, …), on minibatches (images, labels), two or more.
+def measure_gradients(
+    network: nn.Module, batches: Iterable[tuple[Tensor, Any]], loss_of: Callable[[Any, Any], Tensor] = F.cross_entropy
+) -> Gradients:
+    """The gradients of `loss_of(outputs, targets)` on minibatches (images, targets), two or more.
+
+    The network's `forward` gives (outputs, …).
 
     Every gradient is held once, in the precision of the weights, beside one more while it is computed; their products
     are summed in float64 by parts. Weights, running statistics, modes and `grad` of the network stay as they are.
@@ -56,8 +60,8 @@ def measure_gradients(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor
     weights = [p for p in network.parameters() if p.requires_grad]
     gradients, losses = list[Tensor](), list[float]()
     with normalising_by_batch(network), torch.enable_grad():
-        for images, labels in batches:
-            loss = F.cross_entropy(network(images)[0], labels)
+        for images, targets in batches:
+            loss = loss_of(network(images)[0], targets)
             # an operation at a node that no cell output joins is reached by no gradient: zero
             parts = torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
             gradients.append(torch.cat([part.flatten() for part in parts]))

@@ -99,7 +99,7 @@ def scores(runs: Iterable[Run], compared: Mapping[str, Any]) -> list[Score]:
     """
     groups: dict[tuple[Any, ...], list[Run]] = {}
     for run in runs:
-        if run.result is None:
+        if run.result is None or "test_error_last" not in run.result:  # not finished, or another task
             continue
         group = groups.setdefault(setting(run, compared), [])
         if all(run.result != other.result for other in group):

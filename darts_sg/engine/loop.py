@@ -18,6 +18,7 @@ from darts_sg.engine.distributed import Ranks, fingerprint
 from darts_sg.engine.run_dir import RunDir
 from darts_sg.errors import RunError, Stopped
 from darts_sg.methods.early_stopping import EarlyStop, Row
+from darts_sg.tasks.columns import clock, summary
 
 SYNC_STEPS = 20  # steps between two looks at the losses, which a GPU has to be waited for
 CHECKPOINT_FORMAT = 2
@@ -150,12 +151,6 @@ class Display:
     def _task(self, title: str, total: int) -> TaskID:
         assert self.progress is not None
         return self.progress.add_task(title, total=total, speed="", left="")
-
-
-def clock(seconds: float) -> str:
-    """A duration in seconds as h:mm:ss."""
-    minutes, s = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{s:02d}"
 
 
 class Loop:
@@ -359,24 +354,3 @@ class Loop:
     def _warn(self, text: str) -> None:
         print(f"warning: {text}", file=sys.stderr)
         self.run.log(f"warning: {text}")
-
-
-def summary(row: Mapping[str, float]) -> str:
-    """The row of an epoch in one line for people."""
-    parts = []
-    for name, value in row.items():
-        if value != value or name == "epoch":
-            continue
-        if name.endswith("accuracy"):
-            parts.append(f"{name.replace('_', ' ')} {100 * value:.2f}%")
-        elif name.endswith("loss"):
-            parts.append(f"{name.replace('_', ' ')} {value:.4f}")
-        elif name.startswith("skips"):
-            parts.append(f"{name.replace('_', ' ')} {value:.0f}")
-        elif name == "eigenvalue":
-            parts.append(f"eigenvalue {value:.4g}")
-        elif name == "images_per_second":
-            parts.append(f"{value:.1f} images/s")
-        elif name == "seconds":
-            parts.append(clock(value))
-    return ", ".join(parts)

@@ -1,5 +1,6 @@
 """The search: alphas and weights learn in turns, each on its own half of the training images (DARTS, algorithm 1)."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
@@ -8,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from darts_sg.analysis.cost import CELLS, CHANNELS, choice_costs, count_macs, count_params, derived_cost, human
@@ -43,8 +43,6 @@ from darts_sg.engine.setup import (
     trial_batch,
 )
 from darts_sg.engine.steps import (
-    Evaluation,
-    accuracy,
     apply_weight_step,
     cosine_learning_rate,
     evaluate,
@@ -61,6 +59,7 @@ from darts_sg.methods.regularizers import Problem
 from darts_sg.methods.selection import Searched
 from darts_sg.networks.supernet import Mixing, Supernet
 from darts_sg.spaces import parse_space
+from darts_sg.tasks import task_of
 
 ALPHA_BETAS = (0.5, 0.999)
 EIGENVALUE_IMAGES = 64  # one batch, as in the code of RobustDARTS
@@ -77,6 +76,7 @@ class SearchJob:
         self.config, self.setting, self.method = config, setting, config.method()
         [self.stage] = self.method.stages
         self.space = parse_space(config.space)
+        self.task = task_of(config.as_dict())
         self.train_images, self.validation_images = (part.to(setting.device) for part in search_parts(config, setting))
         self.train = train_batches(self.train_images, config, setting, "weights")
         self.validation = train_batches(self.validation_images, config, setting, "alphas")
@@ -140,8 +140,7 @@ class SearchJob:
         if len(validation_batch) == 2:
             found = self._hypergradient(train_batch, validation_batch)
             means |= self._regularize(found)
-            right = self._metrics("validation", found.outputs, validation_batch[1])
-            means |= ranks.means(len(validation_batch[1]), validation_loss=found.loss, **right)
+            means |= self._measured("validation", found.loss, found.outputs, validation_batch[1])
             self._alpha_step(found)
         with frozen(self.alphas):
             loss, outputs = self.objective(train_batch, self._draw(), perturbed=True)
@@ -154,8 +153,13 @@ class SearchJob:
                 num_images,
             )
         ranks.average_statistics(self.supernet, num_images)
-        right = self._metrics("train", outputs, train_batch[1])
-        return means | ranks.means(num_images, train_loss=loss, **right)
+        return means | self._measured("train", loss, outputs, train_batch[1])
+
+    def _measured(self, part: str, loss: Tensor, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Loss and metrics of a batch by column, as means over the ranks."""
+        found = {"loss": loss} | self.task.training_metrics(outputs, targets)
+        means = {f"{part}_{name}": value for name, value in found.items()}
+        return self.setting.ranks.means(self.task.num_terms(targets), **means)
 
     def objective(self, batch: Batch, draw: Draw, *, perturbed: bool = False) -> tuple[Tensor, Tensor]:
         """Loss and outputs of a batch under the current weights and alphas and the random numbers of `draw`.
@@ -168,16 +172,10 @@ class SearchJob:
                 loss = partial(self._loss_under, batch)
                 mixing = self.method.perturbation(mixing, loss, self.progress, self.generator)
             outputs = self.supernet(batch[0], mixing)
-            return self._loss(outputs, batch[1]), outputs
+            return self.task.loss(outputs, batch[1]), outputs
 
     def _loss_under(self, batch: Batch, mixing: Mixing) -> Tensor:
-        return self._loss(self.supernet(batch[0], mixing), batch[1])
-
-    def _loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(outputs, targets)
-
-    def _metrics(self, prefix: str, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        return {f"{prefix}_accuracy": accuracy(outputs, targets)}
+        return self.task.loss(self.supernet(batch[0], mixing), batch[1])
 
     def _draw(self) -> Draw:
         return draw_noise(self.supernet, self.method.relaxation, self.progress, self.generator)
@@ -200,12 +198,13 @@ class SearchJob:
         run.write(f"alphas/epoch_{epoch + 1:04d}.npz", npz_bytes(mixing | self._raw_alphas()))
         genotype = self.derive(run, epoch + 1)
         run.write(f"genotypes/epoch_{epoch + 1:04d}.yaml", genotype.to_yaml())
-        columns = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
+        measures = ("loss", *self.task.training_measures)
+        names = [f"{part}_{measure}" for part in ("train", "validation") for measure in measures]
         row = {"learning_rate": self.learning_rate(epoch)}
         for name, term in self.regularizers.items():
             row |= term.metrics({title: torch.from_numpy(weights) for title, weights in mixing.items()})
             row[f"penalty_{name}"] = means.get(f"penalty_{name}", float("nan"))
-        row |= {name: means.get(name, float("nan")) for name in columns}
+        row |= {name: means.get(name, float("nan")) for name in names}
         for title, skips in zip(("normal", "reduce"), genotype.count("skip_connect"), strict=True):
             row[f"skips_{title}"] = float(skips)
         for title in ("normal", "reduce"):
@@ -232,7 +231,7 @@ class SearchJob:
         batch = TrainBatches(images, spec, size, fixed, seed, "eigenvalue", ranks.rank, ranks.size)[0]
 
         def loss(supernet: Supernet, batch: Batch) -> Tensor:
-            return self._loss(supernet(batch[0], self._expected(supernet)), batch[1])
+            return self.task.loss(supernet(batch[0], self._expected(supernet)), batch[1])
 
         return supernet_eigenvalue(self.supernet, loss, batch, ranks)
 
@@ -274,15 +273,16 @@ class SearchJob:
             measured=measured or {}, stopped=stopped,
         )  # fmt: skip
 
-    def evaluate(self) -> Evaluation:
-        """Loss and accuracy of the supernet on the whole validation part, with the running statistics.
+    def evaluate(self) -> dict[str, float]:
+        """The task's measures of the supernet on the whole validation part, with the running statistics.
 
         Batches are no larger than in training: even without gradients a cell holds the outputs of all its operations
         until it is complete.
         """
         mixing = self._expected(self.supernet)
         batches = batches_to_evaluate(self.validation_images, self.config, self.setting)
-        found = evaluate(self.supernet, lambda x: self.supernet(x, mixing), batches, self.setting.ranks)
+        evaluator = functools.partial(self.task.evaluator, self.setting.data.spec)
+        found = evaluate(self.supernet, lambda x: self.supernet(x, mixing), batches, evaluator, self.setting.ranks)
         self.share()
         return found
 
@@ -337,7 +337,7 @@ class SearchJob:
             network=config.network,
             channels=config.channels,
             cells=stage.cells,
-            num_classes=spec.num_classes,
+            num_classes=self.task.num_outputs(spec),
             num_nodes=config.nodes,
             stem_multiplier=config.stem_multiplier,
             in_channels=spec.in_channels,
@@ -427,14 +427,10 @@ def run_search(config: SearchConfig, *, resume: Path | None = None, dry: bool = 
     )  # fmt: skip
 
 
-def _write_results(job: SearchJob, run: RunDir, loop: Loop, found: Evaluation) -> None:
+def _write_results(job: SearchJob, run: RunDir, loop: Loop, found: Mapping[str, float]) -> None:
     """Derive and write the final genotype and the report, and print a summary."""
     config = job.config
-    measured = {
-        "validation_accuracy_percent": round(100 * found.accuracy, 3),
-        "validation_loss": round(found.loss, 5),
-        "search_seconds": round(loop.seconds, 1),
-    }
+    measured = {**job.task.searched(found), "search_seconds": round(loop.seconds, 1)}
     stopped = job.early_stop(loop.rows)
     if stopped is None:
         genotype = job.derive(run, config.epochs, measured)
@@ -449,7 +445,8 @@ def _write_results(job: SearchJob, run: RunDir, loop: Loop, found: Evaluation) -
     report = write_report(run.path)
     shape = config.network
     cost = derived_cost(genotype, shape)
-    print(f"supernet accuracy on the {len(job.validation_images)} validation images: {100 * found.accuracy:.2f}%")
+    score = columns.cell(job.task.score, found[job.task.score])
+    print(f"supernet {job.task.score} on the {len(job.validation_images)} validation images: {score}")
     print(
         f"derived network at C={CHANNELS[shape]}, {CELLS[shape]} cells: {human(cost.params)} parameters, "
         f"{human(cost.macs)} MACs ({shape} shape)"

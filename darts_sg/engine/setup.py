@@ -16,22 +16,15 @@ from torch import Tensor
 
 from darts_sg.backends.cpp import build
 from darts_sg.config import RunConfig, SearchConfig
-from darts_sg.data import (
-    Augment,
-    Dataset,
-    Images,
-    Reading,
-    TrainBatches,
-    balanced_split,
-    evaluation_batches,
-    load_dataset,
-)
+from darts_sg.data import Dataset, Images, Reading, load_dataset
 from darts_sg.engine import environment
 from darts_sg.engine.checkpoint import checkpoints, seed_everything
 from darts_sg.engine.distributed import ALONE, RankLost, Ranks
-from darts_sg.engine.loop import Job, Loop, clock
+from darts_sg.engine.loop import Job, Loop
 from darts_sg.engine.run_dir import OthersRunDir, RunDir, default_run_dir
 from darts_sg.errors import RunError, UsageError
+from darts_sg.tasks import Batches, task_of
+from darts_sg.tasks.columns import clock
 
 Config = TypeVar("Config", bound=RunConfig)
 Module = TypeVar("Module", bound=torch.nn.Module)
@@ -86,22 +79,21 @@ def prepare(config: RunConfig, earlier: dict[str, Any]) -> Setting:
 
 
 def split_training_set(data: Dataset, sizes: Sequence[int], config: RunConfig) -> list[Images]:
-    """Disjoint class-balanced parts of the training images, of the given sizes; None of size 0 is looked at."""
+    """Disjoint parts of the training images with the given sizes, split as the task does it."""
     total = len(data.train)
     if sum(sizes) > total:
         raise UsageError(
             f"{' + '.join(str(s) for s in sizes if s)} images were asked for, but the training set of "
             f"{config.dataset} has {total}; lower --train-images or --validation-images"
         )
-    parts = balanced_split(data.train.labels, list(sizes), config.seed)
-    return [data.train.select(indices) for indices in parts]
+    return task_of(config.as_dict()).split(data.train, sizes, config.seed)
 
 
-def train_batches(images: Images, config: RunConfig, setting: Setting, stream: str) -> TrainBatches:
+def train_batches(images: Images, config: RunConfig, setting: Setting, stream: str) -> Batches:
     """This rank's shares of the training batches of a stream. UsageError if a batch is too small to be shared."""
-    augment, ranks = Augment(cutout_length=config.cutout_length, colour_jitter=config.colour_jitter), setting.ranks
-    batches = TrainBatches(
-        images, setting.data.spec, config.batch_size, augment, config.seed, stream, ranks.rank, ranks.size
+    ranks = setting.ranks
+    batches = task_of(config.as_dict()).train_batches(
+        images, setting.data.spec, config.batch_size, config.seed, stream, ranks.rank, ranks.size
     )
     smallest = batches.num_images(len(batches) - 1)
     if ranks.size > 1 and smallest < 2 * ranks.size:
@@ -114,15 +106,15 @@ def train_batches(images: Images, config: RunConfig, setting: Setting, stream: s
 
 def batches_to_evaluate(
     images: Images, config: RunConfig, setting: Setting, times: int = 1
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Iterator[tuple[Tensor, Any]]:
     """This rank's shares of the images, each image once: at most 250 at a time, and at most `times` as many as in a
     training step, so that what fits into memory for a step fits here, too."""
     ranks = setting.ranks
     size = max(1, min(EVALUATION_BATCH, config.batch_size // ranks.size * times))
-    return evaluation_batches(images, setting.data.spec, size, ranks.rank, ranks.size)
+    return task_of(config.as_dict()).evaluation_batches(images, setting.data.spec, size, ranks.rank, ranks.size)
 
 
-def refuse_single_images(batches: TrainBatches, forward: Callable[[Tensor], object]) -> None:
+def refuse_single_images(batches: Batches, forward: Callable[[Tensor], object]) -> None:
     """UsageError if a batch is a single image, and one of the BatchNorms has features of 1×1 pixels to normalise there.
 
     The last batch of a pass is trained on whatever its size; it is the smallest. `forward` builds the network and runs
@@ -144,11 +136,11 @@ def refuse_single_images(batches: TrainBatches, forward: Callable[[Tensor], obje
         ) from None
 
 
-def trial_batch(images: Images, config: RunConfig, setting: Setting, batch_size: int) -> tuple[Tensor, Tensor]:
+def trial_batch(images: Images, config: RunConfig, setting: Setting, batch_size: int) -> tuple[Tensor, Any]:
     """This rank's share of a batch of `batch_size`, to try whether a step of it fits into memory."""
     ranks = setting.ranks
-    return TrainBatches(
-        images, setting.data.spec, batch_size, Augment(), config.seed, "weights", ranks.rank, ranks.size
+    return task_of(config.as_dict()).train_batches(
+        images, setting.data.spec, batch_size, config.seed, "weights", ranks.rank, ranks.size, plain=True
     )[0]
 
 
