@@ -50,9 +50,13 @@ class RunConfig:
     """CPU threads of a process. Default: one a core, with torchrun one. The last bits of a result depend on it, so a
     resumed run keeps its own."""
     time_budget: float | None = option(None, "Run", free=True)
-    """Minutes after which the run saves a checkpoint and ends, to be continued with --resume."""
+    """Minutes after the start of the process at which the run saves a checkpoint and ends, to be continued with
+    --resume."""
     checkpoint_minutes: float = option(10.0, "Run", free=True)
     """Minutes between checkpoints within an epoch; there is one at the end of each epoch anyway."""
+    logger: str = option("", "Run", free=True)
+    """Loggers beside metrics.csv and TensorBoard, which are always on: wandb (Weights & Biases), mlflow, or several
+    joined with +. Each needs its package: pip install 'darts_sg[wandb]'. A logger that fails does not end the run."""
 
     dataset: str = option("cifar10", "Data")
     """Data set: cifar10, cifar100, fashion_mnist, folder (class folders of your own images), imagenet or synthetic."""

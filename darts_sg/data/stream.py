@@ -58,6 +58,18 @@ class Reading:
     """Decode a JPEG at 1/2, 1/4 or 1/8 of its size where that is still larger than what is made of it."""
 
 
+class UnusualImages(dict[str, str]):
+    """The images found so far that are damaged or no RGB JPEG: their names, and what they are.
+
+    It grows while images are read. All parts of a data set share one.
+    """
+
+    def replace(self, found: Mapping[str, str]) -> None:
+        """Hold exactly `found`, sorted by name."""
+        self.clear()
+        self.update(sorted(found.items()))
+
+
 @dataclass(frozen=True, eq=False)
 class ImageFiles:
     """A labelled set of image files, each of which is brought to a square when it is asked for."""
@@ -72,8 +84,8 @@ class ImageFiles:
     reading: Reading = Reading()
     device: torch.device = torch.device("cpu")
     """Where batches are wanted."""
-    unusual: dict[str, str] = field(default_factory=dict)
-    """Names of the images met so far that are damaged or no RGB JPEG, and what they are; shared by all parts."""
+    unusual: UnusualImages = field(default_factory=UnusualImages)
+    """The damaged and odd images of the whole data set, shared by all its parts."""
 
     def __len__(self) -> int:
         return len(self.labels)

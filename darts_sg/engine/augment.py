@@ -12,6 +12,7 @@ from darts_sg.analysis.report import write_report
 from darts_sg.config import AugmentConfig
 from darts_sg.data import Images, count_unusual
 from darts_sg.engine.checkpoint import checkpoints
+from darts_sg.engine.distributed import without_sync_batchnorm
 from darts_sg.engine.kernels import use_kernels
 from darts_sg.engine.loop import Loop, StepResult
 from darts_sg.engine.run_dir import RunDir
@@ -61,6 +62,7 @@ class AugmentJob:
     """
 
     name = "augment"
+    warm_up_steps = 1
 
     def __init__(
         self, config: AugmentConfig, trained: Genotype | Model, setting: Setting, weights: Weights | None = None
@@ -124,10 +126,10 @@ class AugmentJob:
         return StepResult(self.train.num_images(position), means)
 
     def attempt(self, batch_size: int, *, recompute: bool) -> None:
-        """Compute the gradients of a step with `batch_size` images and throw them away."""
+        """Compute the gradients of a step with `batch_size` images on this rank alone and discard them."""
         x, y = trial_batch(self.train_images, self.config, self.setting, batch_size)
         self.optimizer.zero_grad()
-        with autocast(self.config, self.setting.device):
+        with without_sync_batchnorm(self.network), autocast(self.config, self.setting.device):
             losses = [F.cross_entropy(logits, y) for logits in self.network(x) if logits is not None]
         torch.autograd.grad(torch.stack(losses).sum(), self.weights)
 
@@ -154,8 +156,9 @@ class AugmentJob:
     def early_stop(self, rows: Sequence[Row]) -> None:
         """Never: all epochs of a schedule are run."""
 
-    def log_tensorboard(self, writer: Any, epoch: int) -> None:
-        """The columns of metrics.csv are all there is."""
+    def figures(self, epoch: int) -> dict[str, Any]:
+        """None: the columns of metrics.csv say all."""
+        return {}
 
     def evaluate(self, part: str, images: Images) -> dict[str, float]:
         """Loss and accuracy on `images`, as they are, by column; those of the average of the weights begin with EMA.

@@ -21,7 +21,7 @@ from darts_sg.analysis.run_folder import read_search_epoch
 from darts_sg.config import PENALTIES, SearchConfig
 from darts_sg.data import Augment, ImageFiles, Images, TrainBatches, read_split
 from darts_sg.derive import Bound, derive_bounded, entropy, frontier, strengths
-from darts_sg.engine.graphs import Captured, compile_step
+from darts_sg.engine.graphs import WARM_UP, Captured, compile_step
 from darts_sg.engine.kernels import use_kernels
 from darts_sg.engine.loop import Loop, StepResult
 from darts_sg.engine.run_dir import RunDir
@@ -102,6 +102,11 @@ class SearchJob:
             print("preparing the Triton kernels for this GPU (the first time some minutes, later seconds)")
         images = trial_batch(self.train_images, config, setting, 2 * setting.ranks.size)[0]
         compile_step(self.supernet, self.relaxation, images, autocast(config, setting.device))
+
+    @property
+    def warm_up_steps(self) -> int:
+        """Captured steps are replayed only after some that run launch by launch and one that is captured."""
+        return 1 if self.captured is None else WARM_UP + 1
 
     def learning_rate(self, epoch: int) -> float:
         return cosine_learning_rate(self.config, epoch)
@@ -229,9 +234,8 @@ class SearchJob:
                 gradient(point)
         return ranks.from_first(lambda: value)
 
-    def log_tensorboard(self, writer: Any, epoch: int) -> None:
-        figure = draw_mixing_weights(self.mixing(), self.space.operations, self.config.nodes)
-        writer.add_figure("mixing weights", figure, epoch, close=False)
+    def figures(self, epoch: int) -> dict[str, Any]:
+        return {"mixing weights": draw_mixing_weights(self.mixing(), self.space.operations, self.config.nodes)}
 
     def mixing(self) -> dict[str, np.ndarray]:
         """The mixing weights by name: normal, reduce, and with edge normalisation edge_normal, edge_reduce."""
