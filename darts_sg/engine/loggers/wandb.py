@@ -7,11 +7,14 @@ process leaves a folder of its own, with the same id, and the steps count on. `w
 uploads these folders one after the other into one run.
 """
 
+import io
 import os
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from PIL import Image
 
 from darts_sg.engine.loggers.logger import LoggedRun, Logger, Status
 from darts_sg.engine.loggers.optional import optional_package
@@ -55,7 +58,7 @@ class WandbLogger(Logger):
 
     def epoch(self, row: MetricsRow, number: int, figures: Mapping[str, "Figure"]) -> None:
         measured: dict[str, Any] = {name: value for name, value in row.items() if value == value}
-        pictures = {title: self.wandb.Image(figure) for title, figure in figures.items()}
+        pictures = {title: self.wandb.Image(rendered(figure)) for title, figure in figures.items()}
         self.run.log(measured | pictures, step=number * self.steps_per_epoch)
 
     def artifact(self, path: Path) -> None:
@@ -64,3 +67,10 @@ class WandbLogger(Logger):
     def run_ended(self, status: Status) -> None:
         if self.run is not None:
             self.run.finish(exit_code=1 if status == "failed" else 0)
+
+
+def rendered(figure: "Figure") -> Image.Image:
+    """A figure as an image. W&B itself would render it with pyplot, which our figures do without."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    return Image.open(content)
