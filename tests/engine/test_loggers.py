@@ -25,7 +25,7 @@ ROWS = [{"epoch": 1.0, "loss": 2.5, "accuracy": float("nan")}, {"epoch": 2.0, "l
 def about(folder: Path, rows: list[dict[str, float]] | None = None) -> LoggedRun:
     folder.mkdir(exist_ok=True)
     options = {"epochs": 2, "dataset": "synthetic", "split": None}
-    return LoggedRun(folder, "search", options, {"torch": "2"}, 2, 10, tuple(rows or ()), resumed=rows is not None)
+    return LoggedRun(folder, "search", options, {"torch": "2", "data": {"name": "x"}}, 2, 10, tuple(rows or ()), resumed=rows is not None)
 
 
 def figure() -> Figure:
@@ -224,6 +224,7 @@ def test_a_resumed_run_continues_the_same_mlflow_run(tmp_path: Path, monkeypatch
     pytest.importorskip("sqlalchemy", reason="needs the extra mlflow, not mlflow-skinny")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
+    monkeypatch.chdir(tmp_path)
     said: list[str] = []
     for rows, status in ((None, "stopped"), (ROWS[:1], "finished")):
         play(Loggers({"mlflow": LOGGERS["mlflow"]()}, said.append), about(tmp_path / "run", rows), status=status)
@@ -233,7 +234,7 @@ def test_a_resumed_run_continues_the_same_mlflow_run(tmp_path: Path, monkeypatch
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.info.run_id == json.loads((tmp_path / "run" / "loggers.json").read_text())["mlflow"]["run_id"]
     assert run.info.status == "FINISHED"
-    assert run.data.params == {"epochs": "2", "dataset": "synthetic", "torch": "2"}
+    assert run.data.params == {"epochs": "2", "dataset": "synthetic", "environment/torch": "2"}
     history = {
         name: [(each.step, each.value) for each in client.get_metric_history(run.info.run_id, name)]
         for name in ("loss", "accuracy", "step/loss")
@@ -242,7 +243,7 @@ def test_a_resumed_run_continues_the_same_mlflow_run(tmp_path: Path, monkeypatch
     names = {each.path for each in client.list_artifacts(run.info.run_id)}
     assert names == {"result.json", "mixing_weights"}
     assert len(client.list_artifacts(run.info.run_id, "mixing_weights")) == 2
-    assert not (Path.cwd() / "mlruns").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]  # nothing beside the run folder
 
 
 def test_a_store_chosen_by_the_environment_is_remembered_without_its_password(
@@ -253,6 +254,7 @@ def test_a_store_chosen_by_the_environment_is_remembered_without_its_password(
     for name, kept in (("plain", True), ("user@home", False)):
         uri = f"sqlite:///{tmp_path / name}.db"
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        monkeypatch.chdir(tmp_path)  # where MLflow keeps artifacts of a database, unless told otherwise
         play(Loggers({"mlflow": LOGGERS["mlflow"]()}, pytest.fail), about(tmp_path / f"run {name}"))
         found = json.loads((tmp_path / f"run {name}" / "loggers.json").read_text())["mlflow"]["tracking_uri"]
         assert found == (uri if kept else None)

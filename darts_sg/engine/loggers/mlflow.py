@@ -58,9 +58,10 @@ class MlflowLogger(Logger):
         # not by its path, for the folder may be moved; and no URI with a password, which has to be given again
         kept = OWN_STORE if own else None if "@" in uri else uri
         run.remember("mlflow", run_id=self.id, tracking_uri=kept)
+        environment = {f"environment/{name}": value for name, value in run.environment.items()}
         params = [
             self.mlflow.entities.Param(name, str(value)[:LONGEST_VALUE])
-            for name, value in (*run.options.items(), *run.environment.items())
+            for name, value in (*run.options.items(), *environment.items())
             if value not in (None, "") and not isinstance(value, dict)
         ]
         self.client.log_batch(self.id, params=params)
