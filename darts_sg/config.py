@@ -68,8 +68,8 @@ class RunConfig:
     """Side in pixels to which the images of --dataset folder or imagenet are brought. Default: chosen from the images;
     imagenet 224."""
     workers: int | None = option(None, "Data", free=True)
-    """Processes that read the files of --dataset imagenet ahead, for each stream of batches; 0 for none. Default: one
-    a core."""
+    """Processes that read the files of --dataset imagenet ahead, for each stream of batches; 0 for none. Fewer are
+    started where their batches would take more than 1/8 of the memory available. Default: one a core."""
     damaged: Literal["skip", "stop"] = option("skip", "Data", free=True)
     """What to do about an image of --dataset imagenet that cannot be decoded. skip: name it, train on the next one in
     its stead, leave it out of a test. stop: name it and end the run."""

@@ -1,6 +1,7 @@
 """The training of a derived network (DARTS paper, section 3.2), or of a model, from scratch."""
 
 import functools
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -309,8 +310,18 @@ def percent_wrong(accuracy: float) -> float:
     return round(100 * (1 - accuracy), 4)
 
 
-def run_augment(config: AugmentConfig, *, resume: Path | None = None, dry: bool = False) -> Path | None:
+def run_augment(
+    config: AugmentConfig,
+    *,
+    resume: Path | None = None,
+    dry: bool = False,
+    callbacks: Sequence[Any] = (),
+    stop: threading.Event | None = None,
+    started: float | None = None,
+) -> Path | None:
     """Train as `config` says, in a new run folder or on in `resume`; returns the folder, None for a dry run.
+
+    callbacks, stop, started: see `run_job`.
 
     Raises UsageError for what cannot be done as asked, RunError (Stopped when told to stop) for a run that ends early.
     """
@@ -382,4 +393,5 @@ def run_augment(config: AugmentConfig, *, resume: Path | None = None, dry: bool 
     return run_job(
         job, config, setting, run, title=trained.name, sizes=sizes,
         prepare_run=save_genotype, finish=finish, script="augment.py",
+        callbacks=callbacks, stop=stop, started=started,
     )  # fmt: skip

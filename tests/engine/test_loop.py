@@ -2,7 +2,6 @@
 
 import errno
 import json
-import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -197,9 +196,7 @@ def test_an_error_of_the_system_says_what_it_is(error: OSError, expected: str, r
     assert job.steps == 6
 
 
-def test_a_dry_run_times_the_step_after_those_that_warm_up(
-    runner: Runner, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_dry_run_times_the_step_after_those_that_warm_up(runner: Runner, capsys: pytest.CaptureFixture[str]) -> None:
     """As on a GPU, where some steps run launch by launch and one is captured before they are replayed."""
     job = CountingJob(lambda number: time.sleep(0.3 if number < 3 else 0))
     job.warm_up_steps = 3
@@ -297,4 +294,4 @@ def test_a_resumed_run_goes_on_with_its_loggers(name: str, runner: Runner, monke
         ids.append(json.loads((runner.folder / "loggers.json").read_text())[name])
     assert ids[0] == ids[1]
     assert "is dropped" not in (runner.folder / "log.txt").read_text()
-    assert os.listdir(runner.folder / name)
+    assert list((runner.folder / name).iterdir())

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from darts_sg.engine.distributed import Ranks
 from darts_sg.engine.loggers.logger import LoggedRun, Logger, Status
 from darts_sg.engine.loggers.optional import optional_package
 from darts_sg.records import MetricsRow
@@ -67,6 +68,9 @@ class WandbLogger(Logger):
     def run_ended(self, status: Status) -> None:
         if self.run is not None:
             self.run.finish(exit_code=1 if status == "failed" else 0)
+            if Ranks.from_environment().size > 1:
+                # W&B's own process writes the rest up to the exit, where it is waited for; ranks leave by os._exit
+                self.wandb.teardown()
 
 
 def rendered(figure: "Figure") -> Image.Image:
