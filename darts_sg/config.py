@@ -67,9 +67,13 @@ class RunConfig:
     """CPU threads of a process. Default: one a core, with torchrun one. The last bits of a result depend on it, so a
     resumed run keeps its own."""
     time_budget: float | None = option(None, "Run", free=True)
-    """Minutes after which the run saves a checkpoint and ends, to be continued with --resume."""
+    """Minutes after the start of the process at which the run saves a checkpoint and ends, to be continued with
+    --resume."""
     checkpoint_minutes: float = option(10.0, "Run", free=True)
     """Minutes between checkpoints within an epoch; there is one at the end of each epoch anyway."""
+    logger: str = option("", "Run", free=True)
+    """Loggers beside metrics.csv and TensorBoard, which are always on: wandb (Weights & Biases), mlflow, or several
+    joined with +. Each needs its package: pip install 'darts_sg[wandb]'. A logger that fails does not end the run."""
 
     task: str = option(DEFAULT_TASK, "Data")
     """What the network is trained for: classification (one label for each image)."""
@@ -83,8 +87,8 @@ class RunConfig:
     """Side in pixels to which the images of --dataset folder or imagenet are brought. Default: chosen from the images;
     imagenet 224."""
     workers: int | None = option(None, "Data", free=True)
-    """Processes that read the files of --dataset imagenet ahead, for each stream of batches; 0 for none. Default: one
-    a core."""
+    """Processes that read the files of --dataset imagenet ahead, for each stream of batches; 0 for none. Fewer are
+    started where their batches would take more than 1/8 of the memory available. Default: one a core."""
     damaged: Literal["skip", "stop"] = option("skip", "Data", free=True)
     """What to do about an image of --dataset imagenet that cannot be decoded. skip: name it, train on the next one in
     its stead, leave it out of a test. stop: name it and end the run."""

@@ -11,7 +11,7 @@ import pytest
 import darts_sg
 
 PACKAGE = Path(darts_sg.__file__).parent
-LEFTMOST = ("errors", "registry", "files", "records", "quantity", "formats", "genotype")
+LEFTMOST = ("errors", "registry", "files", "records", "process", "quantity", "formats", "genotype")
 ORDER = (
     *LEFTMOST,
     "ops",
@@ -30,7 +30,7 @@ ORDER = (
 )
 ALLOWED = {layer: {*ORDER[: ORDER.index(layer)], layer} for layer in ORDER}
 ALLOWED["__init__"] = {*LEFTMOST}  # it is imported before all others
-ALLOWED["data"] = {"errors", "files", "registry", "data"}
+ALLOWED["data"] = {"errors", "files", "registry", "records", "data"}
 ALLOWED["analysis"] = {*ORDER[: ORDER.index("config")], "analysis"}
 for right_of_methods in ORDER[ORDER.index("tasks") :]:
     ALLOWED[right_of_methods] |= {"data"} if right_of_methods in ("tasks", "config") else {"data", "analysis"}

@@ -4,6 +4,7 @@ What the network is trained for, its loss, measures and results, is the task's (
 """
 
 import functools
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from darts_sg.analysis.report import write_report
 from darts_sg.config import AugmentConfig
 from darts_sg.data import Images, count_unusual
 from darts_sg.engine.checkpoint import checkpoints
+from darts_sg.engine.distributed import without_sync_batchnorm
 from darts_sg.engine.kernels import use_kernels
 from darts_sg.engine.loop import Loop, StepResult
 from darts_sg.engine.run_dir import RunDir
@@ -64,6 +66,7 @@ class AugmentJob:
     """
 
     name = "augment"
+    warm_up_steps = 1
 
     def __init__(
         self, config: AugmentConfig, trained: Genotype | Model, setting: Setting, weights: Weights | None = None
@@ -133,10 +136,10 @@ class AugmentJob:
         return StepResult(self.train.num_images(position), means)
 
     def attempt(self, batch_size: int, *, recompute: bool) -> None:
-        """Compute the gradients of a step with `batch_size` images and throw them away."""
+        """Compute the gradients of a step with `batch_size` images on this rank alone and discard them."""
         x, targets = trial_batch(self.train_images, self.config, self.setting, batch_size)
         self.optimizer.zero_grad()
-        with autocast(self.config, self.setting.device):
+        with without_sync_batchnorm(self.network), autocast(self.config, self.setting.device):
             losses = [self.task.loss(outputs, targets) for outputs in self.network(x) if outputs is not None]
         torch.autograd.grad(torch.stack(losses).sum(), self.weights)
 
@@ -173,8 +176,9 @@ class AugmentJob:
     def early_stop(self, rows: Sequence[MetricsRow]) -> None:
         """Never stops early: the schedule is made for all epochs."""
 
-    def log_tensorboard(self, writer: Any, epoch: int) -> None:
-        """Nothing beside the columns of metrics.csv."""
+    def figures(self, epoch: int) -> dict[str, Any]:
+        """None: the columns of metrics.csv say all."""
+        return {}
 
     def evaluate(self, part: str, images: Images) -> dict[str, float]:
         """The task's measures on `images` by column of metrics.csv; those of the averaged weights begin with EMA."""
@@ -361,8 +365,18 @@ def _measures(row: MetricsRow, kind: str, part: str) -> dict[str, float]:
     return {name.removeprefix(prefix): value for name, value in row.items() if name.startswith(prefix)}
 
 
-def run_augment(config: AugmentConfig, *, resume: Path | None = None, dry: bool = False) -> Path | None:
+def run_augment(
+    config: AugmentConfig,
+    *,
+    resume: Path | None = None,
+    dry: bool = False,
+    callbacks: Sequence[Any] = (),
+    stop: threading.Event | None = None,
+    started: float | None = None,
+) -> Path | None:
     """Train as `config` says, in a new run folder or on in `resume`; returns the folder, None for a dry run.
+
+    callbacks, stop, started: see `run_job`.
 
     Raises UsageError for what cannot be done as asked, RunError (Stopped when told to stop) for a run that ends early.
     """
@@ -397,6 +411,7 @@ def run_augment(config: AugmentConfig, *, resume: Path | None = None, dry: bool 
     return run_job(
         job, config, setting, run, title=trained.name, sizes=sizes,
         prepare_run=save_genotype, finish=functools.partial(_finish, job), script="augment.py",
+        callbacks=callbacks, stop=stop, started=started,
     )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """The search: alphas and weights learn in turns, each on its own half of the training images (DARTS, algorithm 1)."""
 
 import functools
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
@@ -21,7 +22,7 @@ from darts_sg.data import Augment, TrainBatches
 from darts_sg.data.generator import keyed_seed
 from darts_sg.derive import Array, Costs, entropy
 from darts_sg.engine.eigenvalue import supernet_eigenvalue
-from darts_sg.engine.graphs import Captured, compile_step
+from darts_sg.engine.graphs import WARM_UP, Captured, compile_step
 from darts_sg.engine.kernels import use_kernels
 from darts_sg.engine.loop import Loop, StepResult
 from darts_sg.engine.run_dir import RunDir
@@ -52,14 +53,15 @@ from darts_sg.engine.steps import (
 )
 from darts_sg.errors import RunError, UsageError
 from darts_sg.genotype import Cell, Genotype
-from darts_sg.methods.early_stopping import EarlyStop, Row
+from darts_sg.methods.early_stopping import EarlyStop
 from darts_sg.methods.hypergradient import Hypergradient, VirtualStep, frozen
 from darts_sg.methods.mixing import Draw, alphas_of, draw_noise, expected_mixing, sampled_mixing
 from darts_sg.methods.regularizers import Problem
 from darts_sg.methods.selection import Searched
 from darts_sg.networks.supernet import Mixing, Supernet
+from darts_sg.records import MetricsRow
 from darts_sg.spaces import parse_space
-from darts_sg.tasks import task_of
+from darts_sg.tasks import columns, task_of
 
 ALPHA_BETAS = (0.5, 0.999)
 EIGENVALUE_IMAGES = 64  # one batch, as in the code of RobustDARTS
@@ -109,6 +111,11 @@ class SearchJob:
             print("preparing the Triton kernels for this GPU (the first time some minutes, later seconds)")
         images = trial_batch(self.train_images, config, setting, 2 * setting.ranks.size)[0]
         compile_step(self.supernet, self._expected, images, autocast(config, setting.device))
+
+    @property
+    def warm_up_steps(self) -> int:
+        """Captured steps are replayed only after some that run launch by launch and one that is captured."""
+        return 1 if self.captured is None else WARM_UP + 1
 
     def learning_rate(self, epoch: int) -> float:
         return cosine_learning_rate(self.config, epoch)
@@ -215,7 +222,7 @@ class SearchJob:
             row["eigenvalue"] = self.eigenvalue() if due else float("nan")
         return row
 
-    def early_stop(self, rows: Sequence[Row]) -> EarlyStop | None:
+    def early_stop(self, rows: Sequence[MetricsRow]) -> EarlyStop | None:
         return self.method.early_stopping(rows, self.stage.alpha_frozen_epochs)
 
     def eigenvalue(self) -> float:
@@ -235,9 +242,8 @@ class SearchJob:
 
         return supernet_eigenvalue(self.supernet, loss, batch, ranks)
 
-    def log_tensorboard(self, writer: Any, epoch: int) -> None:
-        figure = draw_mixing_weights(self.mixing(), self.space.operations, self.config.nodes)
-        writer.add_figure("mixing weights", figure, epoch, close=False)
+    def figures(self, epoch: int) -> dict[str, Any]:
+        return {"mixing weights": draw_mixing_weights(self.mixing(), self.space.operations, self.config.nodes)}
 
     def mixing(self) -> dict[str, np.ndarray]:
         """The expected mixing weights: normal, reduce, and with edge normalisation edge_normal, edge_reduce."""
@@ -388,8 +394,18 @@ def problem_of(config: SearchConfig, operations: tuple[str, ...]) -> Problem:
     return Problem(operations, config.nodes, lambda unit: tables()[unit])
 
 
-def run_search(config: SearchConfig, *, resume: Path | None = None, dry: bool = False) -> Path | None:
+def run_search(
+    config: SearchConfig,
+    *,
+    resume: Path | None = None,
+    dry: bool = False,
+    callbacks: Sequence[Any] = (),
+    stop: threading.Event | None = None,
+    started: float | None = None,
+) -> Path | None:
     """Search as `config` says, in a new run folder or on in `resume`; returns the folder, None for a dry run.
+
+    callbacks, stop, started: see `run_job`.
 
     Raises UsageError for what cannot be done as asked, RunError (Stopped when told to stop) for a run that ends early.
     """
@@ -424,6 +440,7 @@ def run_search(config: SearchConfig, *, resume: Path | None = None, dry: bool = 
     return run_job(
         job, config, setting, run, title=title, sizes=sizes,
         prepare_run=keep_split, finish=finish, script="search.py",
+        callbacks=callbacks, stop=stop, started=started,
     )  # fmt: skip
 
 
