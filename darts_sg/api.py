@@ -291,7 +291,8 @@ def plan(
     The rest comes from `file` and the recipe, from the run folder `resume`, from the weights file to `evaluate`, or
     from the one to fine-tune. Where torchrun may have restarted the processes, the run in run_dir is resumed.
     """
-    given = known_options(job, options, f"{job}()")
+    caller = "evaluate()" if evaluate is not None else "search()" if job == "search" else "retrain()"
+    given = known_options(job, options, caller)
     file, resume, evaluate = (
         _path(name, value) for name, value in (("config", file), ("resume", resume), ("evaluate", evaluate))
     )
