@@ -302,14 +302,30 @@ def plan(
         return Plan(_testing(read_weights(evaluate), given), evaluate=evaluate)
     if resume is not None:
         return Plan(_resumed(job, given, resume, file), resume=resume)
-    base = starting_options(job, given.get("recipe"), file)
-    start = given.get("finetune") or base.get("finetune")
-    if start:
-        network = read_weights(Path(start)).options()
-        base |= network
-        _refuse_other_network({**base, **given}, network, start)
+    base = base_options(job, given, file=file)
+    if start := given.get("finetune") or base.get("finetune"):
+        _refuse_other_network(given, base, start)
     config = make_config(job, base=base, **given)
     return _restarted(job, config) if Ranks.may_restart() else Plan(config)
+
+
+def base_options(
+    job: JobName,
+    given: Mapping[str, Any],
+    *,
+    file: Path | None = None,
+    resume: Path | None = None,
+    evaluate: Path | None = None,
+) -> dict[str, Any]:
+    """The options that hold where `given` says nothing: of a run, of weights, or of the recipe and a file over it."""
+    if resume is not None:
+        of_the_process = {"run_dir": None, "time_budget": None}  # of the process that started the run, not of the run
+        return _stored_options(resume, job) | of_the_process
+    if evaluate is not None:
+        return _weights_options(read_weights(evaluate))
+    base = starting_options(job, given.get("recipe"), file)
+    start = given.get("finetune") or base.get("finetune")
+    return base | read_weights(Path(start)).options() if start else base
 
 
 def _path(name: str, value: Any) -> Path | None:
@@ -322,14 +338,13 @@ def _path(name: str, value: Any) -> Path | None:
 
 def _resumed(job: JobName, given: Mapping[str, Any], resume: Path, file: Path | None) -> RunConfig:
     """The config of a run to continue; UsageError if an option given beside it would change its result."""
-    stored = _stored_options(resume, job)
+    base = base_options(job, given, resume=resume)
     if file is not None:
         raise UsageError("--resume takes all options from the run itself; leave --config out")
     if given.get("run_dir") is not None:
         raise UsageError("--resume continues in the run's own folder; leave --run-dir out")
-    _refuse_other_options(job, {**stored, **given}, stored, resume)
-    of_the_process = {"run_dir": None, "time_budget": None}  # of the process that started the run, not of the run
-    return make_config(job, base={**stored, **of_the_process}, **given)
+    _refuse_other_options(job, {**base, **given}, base, resume)
+    return make_config(job, base=base, **given)
 
 
 def _restarted(job: JobName, config: RunConfig) -> Plan:
@@ -366,19 +381,24 @@ def _refuse_other_options(job: JobName, options: Mapping[str, Any], stored: Mapp
             )
 
 
-def _refuse_other_network(options: Mapping[str, Any], network: Mapping[str, Any], weights: str) -> None:
+def _refuse_other_network(given: Mapping[str, Any], base: Mapping[str, Any], weights: str) -> None:
     """UsageError if an option asks for another network than that of the weights to fine-tune."""
-    for name, value in network.items():
-        if options[name] != value:
+    for name in ("genotype", "model", "network", "channels", "cells"):
+        if name in given and given[name] != base[name]:
             raise UsageError(
-                f"{flag(name)} {options[name]} is not that of {weights}, whose network is trained on; leave it out"
+                f"{flag(name)} {given[name]} is not that of {weights}, whose network is trained on; leave it out"
             )
+
+
+def _weights_options(weights: Weights) -> dict[str, Any]:
+    """The options to test weights with, unless others are given."""
+    of_the_training = {"dataset": weights.metadata.dataset, "seed": weights.metadata.seed}
+    return default_options("augment") | weights.options() | of_the_training
 
 
 def _testing(weights: Weights, given: Mapping[str, Any]) -> RunConfig:
     """The config to test weights with; UsageError if an option is given that only a training uses."""
-    metadata = weights.metadata
-    base = default_options("augment") | weights.options() | {"dataset": metadata.dataset, "seed": metadata.seed}
+    metadata, base = weights.metadata, _weights_options(weights)
     useful = {f.name for f in fields(AugmentConfig) if f.metadata["group"] == "Data" and f.metadata["free"]}
     useful |= {"dataset", "data_note", "device", "threads"}
     for name, value in given.items():
@@ -405,7 +425,8 @@ def _left_as_found() -> Iterator[None]:
 
     Turns a lack of memory outside the steps into a RunError.
     """
-    leave()  # the process group of an earlier run in this process
+    if Ranks.from_environment().size > 1:
+        leave()  # the process group of an earlier run in this process
     numbers, threads = random_state(gpus=torch.cuda.is_initialized()), torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     settings: Any = torch.utils.deterministic  # typed as a module without this attribute

@@ -80,8 +80,8 @@ class RunConfig(metaclass=ConfigType):
     """Side in pixels to resize the images of --dataset folder or imagenet to. Default: chosen from the images; 224 for
     imagenet."""
     workers: int | None = option(None, "Data", free=True)
-    """Worker processes that prefetch the files of --dataset imagenet, per stream of batches; 0 for none. Default: one per
-    core."""
+    """Worker processes that prefetch the files of --dataset imagenet, per stream of batches; 0 for none. Default: one
+    per core."""
     damaged: Literal["skip", "stop"] = option("skip", "Data", free=True)
     """How to treat an image of --dataset imagenet that cannot be decoded. skip: report it, train on the next image
     instead, leave it out of the test. stop: report it and end the run."""
@@ -122,9 +122,9 @@ class RunConfig(metaclass=ConfigType):
     which on a CPU takes long and gains nothing. Changes the last bits of the result."""
 
     kernels: Literal["auto", "native", "pytorch"] = option("auto", "Training", free=True)
-    """Kernels for the operations of cells. native: C++ on a CPU, Triton in a search on a CUDA GPU, compiled at the first
-    run and checked against PyTorch before use. pytorch: PyTorch's own. auto: native where there is a C++ compiler, or
-    Triton. The last bits of a result depend on it, so a resumed run keeps its own."""
+    """Kernels for the operations of cells. native: C++ on a CPU, Triton in a search on a CUDA GPU, compiled at the
+    first run and checked against PyTorch before use. pytorch: PyTorch's own. auto: native where there is a C++
+    compiler, or Triton. The last bits of a result depend on it, so a resumed run keeps its own."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "image_size", "train_images", "validation_images", "threads"):
@@ -288,11 +288,11 @@ class AugmentConfig(RunConfig):
     """Model to train instead of a genotype: mobilenext_1.0, mobilenetv2_0.5, … (see python -m darts_sg models). Models
     have no cells, no auxiliary head and no drop path."""
     finetune: str = option("", "Network")
-    """Weights file (weights.safetensors of an earlier run) to start from, on another data set or with other options. The
-    network is the file's, with a new classifier if the number of classes differs."""
+    """Weights file (weights.safetensors of an earlier run) to start from, on another data set or with other options.
+    The network is the file's, with a new classifier if the number of classes differs."""
     network: NetworkShape = option("cifar", "Network")
-    """Shape of the network. cifar: stem at full resolution; a model ends at 1/8 of the resolution. imagenet: the stem of
-    cells reduces by 8; a model ends at 1/32 of the resolution."""
+    """Shape of the network. cifar: stem at full resolution; a model ends at 1/8 of the resolution. imagenet: the stem
+    of cells reduces by 8; a model ends at 1/32 of the resolution."""
     channels: int | str | None = option(None, "Network")
     """Channels C of the first cells of a genotype; auto:600M takes the widest network within 600M MACs. Default: 36."""
     cells: int | None = option(None, "Network")
@@ -307,8 +307,8 @@ class AugmentConfig(RunConfig):
     """Schedule of the learning rate from --learning-rate to --learning-rate-min: half a cosine, a straight line, or the
     same factor each epoch."""
     warmup_epochs: int = option(0, "Training")
-    """Number of epochs at the start over which the learning rate rises linearly to --learning-rate; the schedule follows
-    from there."""
+    """Number of epochs at the start over which the learning rate rises linearly to --learning-rate; the schedule
+    follows from there."""
     learning_rate_batch: int | None = option(None, "Training")
     """Reference batch size of the learning rates: they are scaled by --batch-size over this. Default: no scaling."""
     keep_every: int | None = option(None, "Run", free=True)
@@ -326,7 +326,8 @@ class AugmentConfig(RunConfig):
     """Decay of an exponential moving average (EMA) of the weights and BatchNorm statistics, updated after each step and
     tested alongside the weights: 0.9999 averages over about the last 10,000 steps. 0 for none."""
     drop_path_prob: float | None = option(None, "Training")
-    """Probability of drop path in the last epoch, in the cells of a genotype; it grows linearly from 0. Default: 0.2."""
+    """Probability of drop path in the last epoch, in the cells of a genotype; it grows linearly from 0. Default:
+    0.2."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

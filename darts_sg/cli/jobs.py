@@ -124,9 +124,10 @@ def run(job: JobName, arguments: argparse.Namespace) -> None:
     with Path(os.devnull).open("w") as nowhere:
         leads = Ranks.from_environment().leads
         with redirect_stdout(sys.stdout if leads else nowhere):
-            if arguments.help:  # with the defaults that the recipe and the file on the command line give
-                recipe = given.get("recipe")
-                build_parser(job, arguments.prog, api.starting_options(job, recipe, given.get("config"))).print_help()
+            if arguments.help:  # with the defaults that hold beside the recipe, file or run on the command line
+                file, resume, evaluate = (given.get(name) for name in ("config", "resume", "evaluate"))
+                defaults = api.base_options(job, given, file=file, resume=resume, evaluate=evaluate)
+                build_parser(job, arguments.prog, defaults).print_help()
             elif given.get("print_config"):
                 options = _plan(job, given).config.as_dict()
                 print(yaml.safe_dump(options, sort_keys=False, allow_unicode=True, width=110), end="")
