@@ -6,11 +6,9 @@ from darts_sg.cli.terminal import answer
 
 
 def main() -> None:
-    from darts_sg.cli.jobs import (
-        run_job_command,  # slow to import: within `answer`, for Ctrl-C, and not in data workers
-    )
+    from darts_sg.cli import jobs  # slow to import: here, so that Ctrl-C is answered and data workers do without it
 
-    run_job_command("augment", sys.argv[1:], "augment.py")
+    jobs.main("augment", sys.argv[1:], "augment.py")
 
 
 if __name__ == "__main__":

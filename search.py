@@ -6,11 +6,9 @@ from darts_sg.cli.terminal import answer
 
 
 def main() -> None:
-    from darts_sg.cli.jobs import (
-        run_job_command,  # slow to import: within `answer`, for Ctrl-C, and not in data workers
-    )
+    from darts_sg.cli import jobs  # slow to import: here, so that Ctrl-C is answered and data workers do without it
 
-    run_job_command("search", sys.argv[1:], "search.py")
+    jobs.main("search", sys.argv[1:], "search.py")
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from benchmarks.subjects import (
     textbook_second_order_step,
     textbook_step,
 )
-from darts_sg.cli.genotype import positive
+from darts_sg.cli.parser import positive
 from darts_sg.engine import environment
 from darts_sg.errors import UsageError
 from darts_sg.files import write_atomically

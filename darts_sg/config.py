@@ -1,7 +1,8 @@
-"""The options of both jobs, with their help and validation, and the named recipes.
+"""The options of both jobs with their help and validation, and the named recipes.
 
-The text under a field is its help. Values come, weakest first, from the defaults here, from a recipe, from a
-YAML file, and from the command line.
+The text under a field is its help. Later sources override earlier ones: the defaults here, a recipe, a YAML file,
+the command line or Python keywords. `make_config` puts them together; all values go through the typed reader of
+options.py. A config made directly, `SearchConfig(recipe="pc-darts")`, is read, and completed from its recipe, too.
 """
 
 import dataclasses
@@ -11,9 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import docstring_parser
-import yaml
 
-from darts_sg.errors import UsageError
+from darts_sg.errors import UsageError, quoted
 from darts_sg.methods.method import Method, method_of
 from darts_sg.methods.parts import describe_parts
 from darts_sg.methods.perturbations import PERTURBATIONS
@@ -22,10 +22,12 @@ from darts_sg.methods.relaxations import RELAXATIONS
 from darts_sg.methods.selection import SELECTIONS
 from darts_sg.networks.derived import NetworkShape
 from darts_sg.networks.mobile import find_model
+from darts_sg.options import flag, read_options
 from darts_sg.quantity import parse_quantity
 from darts_sg.registry import Registry, unknown_name
 from darts_sg.spaces import parse_space
 from darts_sg.tasks import DEFAULT_TASK, TASKS
+from darts_sg.yaml_files import read_mapping
 
 RECIPES = Path(__file__).parent / "recipes"
 MOST_THREADS = 1024  # more than any machine has cores; the system may end a process that asks for too many
@@ -36,41 +38,60 @@ def option(
     group: str,
     *,
     free: bool = False,
+    infinite: bool = False,
     compared: bool | None = None,
     parts: Registry[Any] | None = None,
 ) -> Any:
     """A field with its help group.
 
     free: it does not change the result and may differ when a run is resumed.
+    infinite: the number may be .inf.
     compared: runs that differ in it are not pooled into one mean. Default: every option that is not free.
     parts: the registry of the parts of a method that the option names; its help ends with them.
     """
-    compared = not free if compared is None else compared
-    return field(default=default, metadata={"group": group, "free": free, "compared": compared, "parts": parts})
+    metadata = {
+        "group": group,
+        "free": free,
+        "infinite": infinite,
+        "compared": not free if compared is None else compared,
+        "parts": parts,
+    }
+    return field(default=default, metadata=metadata)
+
+
+class ConfigType(type):
+    """The class of config classes: reads the keywords before an instance is made, so that the instance can be frozen.
+
+    Values are typed (a path may be given as a text), and options that are left out come from the recipe, if one is
+    named, or are the defaults.
+    """
+
+    def __call__(cls, **options: Any) -> Any:
+        return super().__call__(**cls.completed(options))  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """What search and augment have in common."""
+class RunConfig(metaclass=ConfigType):
+    """Options that search and augment have in common."""
 
     recipe: str = option("", "Run", compared=False)
-    """Named set of options to start from; the options given beside it win."""
+    """Named set of options to start from; options given explicitly override it."""
     run_dir: Path | None = option(None, "Run", free=True)
-    """Folder of this run; it must not exist yet, but with torchrun --max-restarts, where a run of the same options is
-    continued. Default: a new folder under runs/."""
+    """Folder for this run. It must not exist yet, except with torchrun --max-restarts, which continues a run with the
+    same options. Default: a new folder under runs/."""
     seed: int = option(0, "Run", compared=False)
-    """Seed of everything random: the same seed gives the same bits on the same machine."""
+    """Seed of all random numbers: the same seed gives the same bits on the same machine."""
     device: str = option("auto", "Run", free=True)
-    """Device to run on: cpu, cuda, cuda:1, mps, …; auto takes a GPU if there is one. Of several processes (torchrun)
-    each takes a GPU of its own."""
+    """Device to run on: cpu, cuda, cuda:1, mps, …; auto takes a GPU if there is one. With several processes (torchrun)
+    each takes its own GPU."""
     threads: int | None = option(None, "Run", free=True)
-    """CPU threads of a process. Default: one a core, with torchrun one. The last bits of a result depend on it, so a
-    resumed run keeps its own."""
-    time_budget: float | None = option(None, "Run", free=True)
-    """Minutes after the start of the process at which the run saves a checkpoint and ends, to be continued with
+    """CPU threads per process. The last bits of a result depend on it, so a resumed run keeps its own. Default: one per
+    core, with torchrun one."""
+    time_budget: float | None = option(None, "Run", free=True, infinite=True)
+    """Minutes after the start of the process at which the run saves a checkpoint and exits; continue it with
     --resume."""
-    checkpoint_minutes: float = option(10.0, "Run", free=True)
-    """Minutes between checkpoints within an epoch; there is one at the end of each epoch anyway."""
+    checkpoint_minutes: float = option(10.0, "Run", free=True, infinite=True)
+    """Minutes between checkpoints within an epoch. Each epoch ends with a checkpoint in any case."""
     logger: str = option("", "Run", free=True)
     """Loggers beside metrics.csv and TensorBoard, which are always on: wandb (Weights & Biases), mlflow, or several
     joined with +. Each needs its package: pip install 'darts_sg[wandb]'. A logger that fails does not end the run."""
@@ -80,58 +101,58 @@ class RunConfig:
     dataset: str = option("cifar10", "Data")
     """Data set: cifar10, cifar100, fashion_mnist, folder (class folders of your own images), imagenet or synthetic."""
     data: Path = option(Path("data"), "Data", free=True)
-    """Folder that holds the data set, and that it is downloaded to."""
+    """Folder of the data set, and where to download it."""
     data_note: str = option("", "Data")
-    """Remark that is repeated beside every figure measured on this data, such as 'CIFAR-10 (JPEG q75)'."""
+    """Remark to print beside every figure measured on this data, such as 'CIFAR-10 (JPEG q75)'."""
     image_size: int | None = option(None, "Data")
-    """Side in pixels to which the images of --dataset folder or imagenet are brought. Default: chosen from the images;
-    imagenet 224."""
+    """Side in pixels to resize the images of --dataset folder or imagenet to. Default: chosen from the images; 224 for
+    imagenet."""
     workers: int | None = option(None, "Data", free=True)
-    """Processes that read the files of --dataset imagenet ahead, for each stream of batches; 0 for none. Fewer are
-    started where their batches would take more than 1/8 of the memory available. Default: one a core."""
+    """Worker processes that prefetch the files of --dataset imagenet, per stream of batches; 0 for none. Fewer start
+    where their batches would take more than 1/8 of the available memory. Default: one per core."""
     damaged: Literal["skip", "stop"] = option("skip", "Data", free=True)
-    """What to do about an image of --dataset imagenet that cannot be decoded. skip: name it, train on the next one in
-    its stead, leave it out of a test. stop: name it and end the run."""
+    """How to treat an image of --dataset imagenet that cannot be decoded. skip: report it, train on the next image
+    instead, leave it out of the test. stop: report it and end the run."""
     reduced_decoding: bool = option(False, "Data")
-    """Decode the JPEGs of --dataset imagenet at 1/2, 1/4 or 1/8 of their size where that is still larger than what is
-    made of them: faster, with slightly other pixels."""
+    """Decode the JPEGs of --dataset imagenet at 1/2, 1/4 or 1/8 of their size where that is still larger than the crop:
+    faster, with slightly different pixels."""
     train_images: int | None = option(None, "Data")
-    """Number of training images: a seeded, class-balanced subset."""
+    """Number of training images, a seeded, class-balanced subset. Default: all."""
     validation_images: int | None = option(None, "Data")
-    """Number of images taken out of the training set for validation, class-balanced."""
+    """Number of images held out of the training set for validation, class-balanced."""
     cutout_length: int = option(0, "Data")
     """Side in pixels of the square cut out of each training image; 0 for none."""
     colour_jitter: float = option(0.0, "Data")
-    """Change brightness, contrast and saturation of training images by factors within 1 ± this, the hue by up to half
-    of it (in turns), in random order; 0 for none."""
+    """Strength of colour jitter on training images: brightness, contrast and saturation change by factors within 1 ±
+    this, the hue by up to half of it (in turns), in random order. 0 for none."""
 
     epochs: int = option(1, "Training")
     """Number of epochs."""
     batch_size: int = option(64, "Training")
-    """Images in a batch, the unit of a step; the last one of an epoch has those that are left. Of several processes
-    (torchrun) each computes its share, so that neither this nor the learning rate depends on their number."""
+    """Images in a batch; the last batch of an epoch takes the remaining images. With several processes (torchrun) each
+    computes its share, so neither this nor the learning rate depends on their number."""
     learning_rate: float = option(0.025, "Training")
     """Learning rate of the weights in the first epoch."""
     learning_rate_min: float = option(0.0, "Training")
-    """Learning rate that the schedule ends at."""
+    """Final learning rate of the schedule."""
     momentum: float = option(0.9, "Training")
     """Momentum of the weights' SGD."""
     weight_decay: float = option(3e-4, "Training")
     """Weight decay of the weights."""
-    gradient_clip: float = option(5.0, "Training")
-    """Largest norm of the weights' gradient; .inf for any."""
+    gradient_clip: float = option(5.0, "Training", infinite=True)
+    """Clip the norm of the weights' gradient to this; .inf for no clipping."""
 
     precision: Literal["float32", "bfloat16"] = option("float32", "Training")
     """Precision of the training steps: float32, or bfloat16 where PyTorch's autocast allows it (for GPUs; a CPU gains
     nothing). Weights, losses and evaluation stay in float32."""
     compile: bool = option(False, "Training")
-    """Have torch.compile make faster code: the network of augment in a minute or so; in a search each batch of edges,
-    which on a CPU takes long and gains nothing. The last bits of the result differ from those without it."""
+    """Compile with torch.compile: in augment the network, which takes about a minute; in a search each batch of edges,
+    which on a CPU takes long and gains nothing. Changes the last bits of the result."""
 
     kernels: Literal["auto", "native", "pytorch"] = option("auto", "Training", free=True)
-    """What computes the operations of cells: native (C++ kernels on a CPU, Triton kernels in a search on a CUDA GPU,
-    both compiled at the first run, and compared with PyTorch's before they are used) or pytorch. The last bits of a
-    result depend on it. Default: native where there is a C++ compiler, or Triton; a resumed run keeps its own."""
+    """Kernels for the operations of cells. native: C++ on a CPU, Triton in a search on a CUDA GPU, compiled at the
+    first run and checked against PyTorch before use. pytorch: PyTorch's own. auto: native where there is a C++
+    compiler, or Triton. The last bits of a result depend on it, so a resumed run keeps its own."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "image_size", "train_images", "validation_images", "threads"):
@@ -150,13 +171,22 @@ class RunConfig:
                 raise UsageError(f"{flag(name)} must be above 0, found {value}")
         TASKS[self.task]
 
+    @classmethod
+    def completed(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The keywords of a new instance: `given` as typed values, over those of the recipe that is given."""
+        options = read_options(cls, given, cls.__name__)
+        job = next((job for job, config in JOBS.items() if config is cls), None)
+        if job is not None and "recipe" in options and len(options) < len(fields(cls)):
+            return load_recipe(job, options["recipe"]) | options
+        return options
+
     def _at_least(self, name: str, least: float) -> None:
         value = getattr(self, name)
         if value is not None and not value >= least:
             raise UsageError(f"{flag(name)} must be at least {least}, found {value}")
 
     def as_dict(self) -> dict[str, Any]:
-        """The options as plain values, in order."""
+        """The options as plain values for YAML, in order."""
         plain = {f.name: getattr(self, f.name) for f in fields(self)}
         return {name: str(v) if isinstance(v, Path) else v for name, v in plain.items()}
 
@@ -167,18 +197,19 @@ class SearchConfig(RunConfig):
 
     recipe: str = option("darts-first", "Run", compared=False)
     train_images: int | None = option(None, "Data")
-    """Images the weights are trained on: a seeded, class-balanced part. Default: what --validation-images leaves,
-    or half of the training set."""
+    """Number of images to train the weights on, a seeded, class-balanced part. Default: what --validation-images
+    leaves, or half of the training set."""
     validation_images: int | None = option(None, "Data")
-    """Images the alphas are trained on, disjoint from the others. Default: as many as --train-images, or half."""
+    """Number of images to train the alphas on, disjoint from the others. Default: as many as --train-images, or
+    half."""
     split: Path | None = option(None, "Data", free=True)
-    """File with the images of --dataset imagenet for the weights and for the alphas (see python -m darts_sg data
+    """File that lists the images of --dataset imagenet for the weights and for the alphas (see python -m darts_sg data
     subset). The run keeps a copy."""
     epochs: int = option(50, "Training")
     learning_rate_min: float = option(0.001, "Training")
     network: NetworkShape = option("cifar", "Network")
-    """Shape of the supernet, and of the derived network whose size is meant below. cifar: stem at full resolution.
-    imagenet: stem of three convolutions that reduces by 8, as PC-DARTS searches on ImageNet."""
+    """Shape of the supernet, and of the derived network that --penalty and the targets measure. cifar: stem at full
+    resolution. imagenet: stem of three convolutions that reduces by 8, as in PC-DARTS on ImageNet."""
     channels: int = option(16, "Network")
     """Channels C of the first cells."""
     cells: int = option(8, "Network")
@@ -189,18 +220,19 @@ class SearchConfig(RunConfig):
     nodes: int = option(4, "Search")
     """Nodes of a cell."""
     stem_multiplier: int = option(3, "Search")
-    """Channels of the stem of the cifar shape, in units of --channels."""
+    """Channels of the stem of the cifar shape, as a multiple of --channels."""
     hypergradient: str = option("first_order", "Search")
-    """Gradient of the alphas: first_order, or unrolled (second order)."""
+    """How to compute the gradient of the alphas: first_order, or unrolled (second order)."""
     penalty: str = option("", "Search")
-    """Penalty on the expected size of the derived network (CIFAR, C=36, 20 cells; ImageNet, C=48, 14 cells), added to
-    the loss of the alphas: params:0.1 or macs:0.1. The weight multiplies the expected size relative to that of even
-    mixing weights or, with a target, the excess over the target relative to the target."""
+    """Penalty on the expected size of the derived network, added to the loss of the alphas: params:WEIGHT or
+    macs:WEIGHT, such as params:0.1. The weight multiplies the expected size relative to that of uniform mixing weights;
+    with a target, the excess relative to the target. Sizes are for CIFAR at C=36, 20 cells, ImageNet at C=48, 14
+    cells."""
     target_params: str = option("", "Search")
-    """Most parameters that the derived network (of that size) may have, such as 2.45M. Adds a penalty of weight 1,
-    unless --penalty says otherwise, and derives the genotype within the bound."""
+    """Upper bound on the parameters of the derived network, such as 2.45M. The genotype is derived within the bound,
+    and a penalty of weight 1 (or that of --penalty) steers towards it."""
     target_macs: str = option("", "Search")
-    """The same for multiply-adds, such as 600M."""
+    """Upper bound on the multiply-adds (MACs) of the derived network, such as 600M; works as --target-params."""
     recompute: bool = option(False, "Search", free=True)
     """Recompute each cell in the backward pass instead of keeping its activations: a fraction of the memory, the same
     bits, somewhat more time."""
@@ -226,19 +258,19 @@ class SearchConfig(RunConfig):
     alpha_weight_decay: float = option(1e-3, "Search")
     """Weight decay of the alphas."""
     alpha_frozen_epochs: int = option(0, "Search")
-    """Epochs at the start in which only the weights learn."""
+    """Number of epochs at the start in which only the weights are trained."""
     eigenvalue_every: int = option(0, "Search", free=True)
-    """Measure the dominant eigenvalue of the Hessian of the validation loss in the alphas every N epochs and after the
-    last; 0 for never. A rising eigenvalue announces a collapse (RobustDARTS). One fixed batch of at most 64 validation
-    images, in float64; the rest of the run is unchanged. Takes as long as about 10 steps of the same batch size with
-    the native kernels, several times longer with --kernels pytorch on a CPU."""
+    """Measure the dominant eigenvalue of the validation loss's Hessian with respect to the alphas every N epochs and
+    after the last; 0 for never. A growing eigenvalue announces a collapse of the search (RobustDARTS). Measured on one
+    fixed batch of at most 64 validation images, in float64; does not change the run. Costs about 10 steps of the same
+    batch size with the native kernels, several times more with --kernels pytorch on a CPU."""
     stop_eigenvalue: float | None = option(None, "Search")
-    """Stop when old mean / new mean of the eigenvalue < this ratio (means over 5 epochs, 5 epochs apart), and return
-    the genotype of the old epoch, which is epoch 11 or later. RobustDARTS: 0.75. Needs --eigenvalue-every 1. Default:
-    never."""
+    """Stop early when old eigenvalue / new eigenvalue falls below this ratio, and return the genotype of the old epoch.
+    Both are means over 5 epochs, 5 epochs apart; not before epoch 11. RobustDARTS: 0.75. Needs --eigenvalue-every 1.
+    Default: never."""
     stop_skips: int | None = option(None, "Search")
-    """Stop when the normal cell derived after an epoch has more skip connections than this, and return the last
-    genotype within the limit. A search that exceeds it from the start goes on. Default: never."""
+    """Stop early when the normal cell derived after an epoch has more skip connections than this, and return the last
+    genotype within the limit. A search that starts above the limit continues. Default: never."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -269,7 +301,7 @@ class SearchConfig(RunConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig(RunConfig):
-    """Options of the training of the network of a genotype, or of a model (defaults: DARTS paper, appendix A.1.2).
+    """Options of augment, which trains the network of a genotype or a model (defaults: DARTS paper, appendix A.1.2).
 
     The options in CELL_DEFAULTS are for the cells of a genotype. A field holds what was given, None for the default;
     `cell_option` and `as_dict` give the value in effect, which is None for a model.
@@ -279,50 +311,49 @@ class AugmentConfig(RunConfig):
     genotype: str = option("", "Network", compared=False)
     """Genotype to train: a name of the zoo (see python -m darts_sg genotype list) or the path of a file."""
     model: str = option("", "Network")
-    """Model to train instead of a genotype: mobilenext_1.0, mobilenetv2_0.5, … (see python -m darts_sg models). It has
-    no cells, no auxiliary head and no drop path."""
+    """Model to train instead of a genotype: mobilenext_1.0, mobilenetv2_0.5, … (see python -m darts_sg models). Models
+    have no cells, no auxiliary head and no drop path."""
     finetune: str = option("", "Network")
     """Weights file (weights.safetensors of an earlier run) to start from, on another data set or with other options.
     The network is the file's; its output layer is new if the task or the number of classes differs."""
     network: NetworkShape = option("cifar", "Network")
-    """Shape of the network. cifar: stem at full resolution, a model ends at 1/8 of it. imagenet: stem of cells reduces
-    by 8, a model ends at 1/32 of the resolution."""
+    """Shape of the network. cifar: stem at full resolution; a model ends at 1/8 of the resolution. imagenet: the stem
+    of cells reduces by 8; a model ends at 1/32 of the resolution."""
     channels: int | str | None = option(None, "Network")
-    """Channels C of the first cells of a genotype; auto:600M takes as many as 600M multiply-adds allow. Default: 36."""
+    """Channels C of the first cells of a genotype; auto:600M takes the widest network within 600M MACs. Default: 36."""
     cells: int | None = option(None, "Network")
     """Number of cells of a genotype; those at 1/3 and 2/3 of the depth are reduction cells. Default: 20."""
     epochs: int = option(600, "Training")
     batch_size: int = option(96, "Training")
     cutout_length: int = option(16, "Data")
     validation_images: int | None = option(None, "Data")
-    """Images held out of the training set, on which the best epoch is chosen. Default: none. The best epoch is then
-    chosen on the test set, and the results say so."""
+    """Number of training images to hold out for choosing the best epoch. Default: none; the best epoch is then chosen
+    on the test set, and the results say so."""
     schedule: Literal["cosine", "linear", "exponential"] = option("cosine", "Training")
-    """How the learning rate falls from --learning-rate to --learning-rate-min over the epochs: along half a cosine,
-    linearly, or by the same factor in each epoch."""
+    """Schedule of the learning rate from --learning-rate to --learning-rate-min: half a cosine, a straight line, or the
+    same factor each epoch."""
     warmup_epochs: int = option(0, "Training")
-    """Epochs of warm-up, in which the learning rate rises linearly to --learning-rate; the schedule takes over from
-    there."""
+    """Number of epochs at the start over which the learning rate rises linearly to --learning-rate; the schedule
+    follows from there."""
     learning_rate_batch: int | None = option(None, "Training")
-    """Batch size that the learning rates are given for; they are scaled in proportion to --batch-size. Default: no
-    scaling."""
+    """Reference batch size of the learning rates: they are scaled by --batch-size over this. Default: no scaling."""
     keep_every: int | None = option(None, "Run", free=True)
-    """Also keep weights and checkpoint after every so many epochs: weights_epoch_0010.safetensors and so on, and
-    checkpoints/epoch_0010_step_000000.pt. --resume continues from the newest checkpoint; to go back to an older one,
-    remove the newer ones and result.json first. Default: keep the weights of the last and the best epoch, and the
-    newest two checkpoints."""
+    """Also keep weights and checkpoint every N epochs: weights_epoch_0010.safetensors and so on, and
+    checkpoints/epoch_0010_step_000000.pt. --resume continues from the newest checkpoint; to go back to an earlier one,
+    remove the newer ones and result.json. Default: the weights of the last and the best epoch, and the newest two
+    checkpoints."""
     label_smoothing: float = option(0.0, "Training")
-    """Label smoothing: share of each label that is spread evenly over all classes, in the training loss that is
-    minimised and reported."""
+    """Share of each label to spread over all classes in the training loss, including the reported one."""
     auxiliary_weight: float | None = option(None, "Training")
-    """Weight of the auxiliary head's loss in the network of a genotype; 0 for no auxiliary head. Default: 0.4."""
+    """Weight of the auxiliary head's loss, for a genotype; 0 for no auxiliary head. Default: 0.4."""
     sync_batchnorm: bool = option(False, "Training")
-    """With several GPUs, let BatchNorm use the statistics of the whole batch instead of each GPU's share."""
+    """On several GPUs, normalise by the statistics of the whole batch instead of each process's share."""
     ema: float = option(0.0, "Training")
-    """Decay of an exponential moving average (EMA) of the weights and of BatchNorm's statistics, which is updated after
-    each step and tested beside the weights: 0.9999 averages over about the last 10,000 steps. 0 for no average."""
+    """Decay of an exponential moving average (EMA) of the weights and BatchNorm statistics, updated after each step and
+    tested alongside the weights: 0.9999 averages over about the last 10,000 steps. 0 for none."""
     drop_path_prob: float | None = option(None, "Training")
-    """Drop path probability in the cells of a genotype in the last epoch; it grows linearly from 0. Default: 0.2."""
+    """Probability of drop path in the last epoch, in the cells of a genotype; it grows linearly from 0. Default:
+    0.2."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -385,7 +416,7 @@ class AugmentConfig(RunConfig):
         return prob
 
     def max_macs(self) -> int | None:
-        """The bound that --channels auto:BOUND sets; None for a number of channels. UsageError if it is neither."""
+        """The bound in --channels auto:BOUND; None for a number of channels. UsageError if it is neither."""
         if not isinstance(self.channels, str):
             return None
         word, _, bound = self.channels.partition(":")
@@ -399,12 +430,11 @@ class AugmentConfig(RunConfig):
 
 CELL_DEFAULTS: dict[str, Any] = {"channels": 36, "cells": 20, "auxiliary_weight": 0.4, "drop_path_prob": 0.2}
 
+JobName = Literal["search", "augment"]
+JOBS: dict[JobName, type[RunConfig]] = {"search": SearchConfig, "augment": AugmentConfig}
 
-JOBS: dict[str, type[RunConfig]] = {"search": SearchConfig, "augment": AugmentConfig}
-Job = Literal["search", "augment"]
 
-
-def compared_options(job: Job) -> dict[str, Any]:
+def compared_options(job: JobName) -> dict[str, Any]:
     """The options that runs of `job` must share to be pooled, each with its default.
 
     A run folder that is older than an option lacks it: such a run had the default.
@@ -413,11 +443,6 @@ def compared_options(job: Job) -> dict[str, Any]:
     return {
         name: CELL_DEFAULTS.get(name, default) if job == "augment" else default for name, default in compared.items()
     }
-
-
-def flag(name: str) -> str:
-    """The option that sets the field `name`."""
-    return "--" + name.replace("_", "-")
 
 
 def help_texts(config: type[RunConfig]) -> dict[str, str]:
@@ -433,61 +458,68 @@ def help_texts(config: type[RunConfig]) -> dict[str, str]:
     return texts
 
 
-def recipe_names(job: Job) -> list[str]:
+def default_options(job: JobName) -> dict[str, Any]:
+    """Every option of a job with its default."""
+    return {f.name: f.default for f in fields(JOBS[job])}
+
+
+def make_config(
+    job: JobName, recipe: str | None = None, *, base: Mapping[str, Any] | None = None, **options: Any
+) -> RunConfig:
+    """The config of a job: `options` over those of a recipe (by default the job's own), or over `base` instead.
+
+    Values may be texts, as on a command line or in a YAML file. Raises UsageError for what is wrong with them.
+    """
+    given = known_options(job, options, f"{job}()")
+    if recipe is not None:
+        given["recipe"] = recipe
+    if base is None:
+        base = starting_options(job, given.get("recipe"))
+    return JOBS[job](**{**default_options(job), **base, **given})
+
+
+def starting_options(job: JobName, recipe: str | None = None, file: Path | None = None) -> dict[str, Any]:
+    """The options that a recipe and a YAML file over it set; a recipe named here overrides one named in the file."""
+    given = {} if file is None else load_options(job, file)
+    name = recipe or given.get("recipe") or default_recipe(job)
+    return load_recipe(job, name) | given | {"recipe": name}
+
+
+def recipe_names(job: JobName) -> list[str]:
     """The recipes that have a section for `job`."""
-    return sorted(path.stem for path in RECIPES.glob("*.yaml") if job in _read_mapping(path))
+    return sorted(path.stem for path in RECIPES.glob("*.yaml") if job in read_mapping(path))
 
 
-def default_recipe(job: Job) -> str:
-    """The recipe of a job for which none was asked."""
-    return str(JOBS[job].__dataclass_fields__["recipe"].default)
+def default_recipe(job: JobName) -> str:
+    """The recipe of a job when none is named."""
+    return str(default_options(job)["recipe"])
 
 
-def load_recipe(job: Job, name: str) -> dict[str, Any]:
+def load_recipe(job: JobName, name: str) -> dict[str, Any]:
     """The options that a named recipe sets for `job`; UsageError with the choices if there is none."""
     names = recipe_names(job)
     if name not in names:
         raise UsageError(unknown_name(f"{job} recipe", name, names))
-    return known_options(job, _read_mapping(RECIPES / f"{name}.yaml")[job] or {}, f"recipe {name}")
+    return known_options(job, read_mapping(RECIPES / f"{name}.yaml")[job] or {}, f"recipe {name}")
 
 
-def load_options(job: Job, path: Path) -> dict[str, Any]:
+def load_options(job: JobName, path: Path) -> dict[str, Any]:
     """The options that a YAML file sets for `job`: a mapping of options, or one with a section for each job.
 
     The config.yaml of a run folder serves as well. Raises UsageError naming file and option.
     """
-    content = _read_mapping(path)
+    content = read_mapping(path)
     if "job" in content and "options" in content:
         if content["job"] != job:
-            raise UsageError(f"{path} is the config of a {content['job']} run, not of {job}")
+            raise UsageError(f"{path} is the config of a {quoted(content['job'])} run, not of {job}")
         content = content["options"]
     elif content.keys() <= JOBS.keys():
         content = content.get(job) or {}
     return known_options(job, content, str(path))
 
 
-def known_options(job: Job, options: Any, source: str) -> dict[str, Any]:
-    """`options` with field names as keys; UsageError naming `source` if one is unknown."""
-    if not isinstance(options, Mapping):
-        raise UsageError(f"{source}: expected a mapping of options, found {options!r}")
-    names = [f.name for f in fields(JOBS[job])]
-    found = {}
-    for key, value in options.items():
-        name = str(key).replace("-", "_")
-        if name not in names:
-            raise UsageError(f"{source}: " + unknown_name("option", key, [n.replace("_", "-") for n in names]))
-        found[name] = value
-    return found
-
-
-def _read_mapping(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from None
-    except (yaml.YAMLError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UsageError(f"{path} is not YAML: {reason}") from None
-    if not isinstance(content, dict):
-        raise UsageError(f"{path}: expected a mapping of options")
-    return content
+def known_options(job: JobName, given: Any, source: str) -> dict[str, Any]:
+    """Options of a job by field name, typed; UsageError naming `source` if one is unknown or does not fit."""
+    if isinstance(given, Mapping):  # `recipe: ~` asks for the default recipe
+        given = {key: value for key, value in given.items() if key != "recipe" or value is not None}
+    return read_options(JOBS[job], given, source)

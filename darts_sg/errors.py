@@ -1,5 +1,14 @@
 """The errors a user sees as one clear line, without a traceback."""
 
+import reprlib
+from typing import Any
+
+LONGEST_VALUE = 80  # characters of a value in a message
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel = 3
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = LONGEST_VALUE
+
 
 class UsageError(ValueError):
     """The request cannot be fulfilled; the message names the problem and the way out (exit code 2)."""
@@ -21,3 +30,12 @@ def first_line(error: BaseException, otherwise: str = "") -> str:
     """The first non-blank line of another library's error message; without one, `otherwise` or the error's class."""
     lines = (line.strip() for line in str(error).splitlines())
     return next(filter(None, lines), otherwise or type(error).__name__)
+
+
+def quoted(value: Any) -> str:
+    """A user's value for a message: its repr on one line, cut to 80 characters."""
+    try:
+        text = " ".join(_SHORT.repr(value).split())
+    except ValueError:  # Python does not print integers of more than 4,300 digits
+        text = "a number of thousands of digits"
+    return text if len(text) <= LONGEST_VALUE else text[: LONGEST_VALUE - 1] + "…"

@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
-from darts_sg.errors import UsageError
+from darts_sg.errors import LONGEST_VALUE, UsageError, quoted
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., object])
@@ -46,7 +46,11 @@ class Registry(Generic[T]):
 
 
 def unknown_name(kind: str, name: object, choices: list[str]) -> str:
-    """One line that says that no `kind` is called `name`, what may have been meant, and what there is."""
-    close = difflib.get_close_matches(str(name), choices, n=1)
-    hint = f" (did you mean {close[0]!r}?)" if close else ""
-    return f"unknown {kind} {name!r}{hint}; choices: {', '.join(choices)}"
+    """One line: `kind` has no entry `name`, the closest choice if there is one, and all choices."""
+    return f"unknown {kind} {quoted(name)}{suggestion(name, choices)}; choices: {', '.join(choices)}"
+
+
+def suggestion(name: object, choices: list[str]) -> str:
+    """` (did you mean …?)` with the closest of `choices`; empty if none is close."""
+    close = difflib.get_close_matches(str(name)[:LONGEST_VALUE], choices, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -10,7 +10,7 @@ import torch
 from benchmarks import machine, peers, speed, subjects
 from benchmarks.launches import count
 from benchmarks.speed import BenchRow, interleave
-from darts_sg.__main__ import PROG, run
+from darts_sg.cli.main import PROG, run
 from darts_sg.cli.terminal import answer
 from darts_sg.spaces import parse_space
 from tests.data.fakes import write_imagenet

@@ -17,10 +17,10 @@ import torch
 import yaml
 from PIL import Image
 
-from darts_sg.__main__ import PROG, run
 from darts_sg.analysis import compare
 from darts_sg.analysis.cost import derived_cost, model_cost
 from darts_sg.analysis.run_folder import read_metrics
+from darts_sg.cli.main import PROG, run
 from darts_sg.cli.terminal import answer
 from darts_sg.engine.checkpoint import checkpoints, read_torch
 from darts_sg.engine.weights import read_weights
@@ -317,8 +317,8 @@ def test_options_beat_the_file_and_the_file_beats_the_recipe(
 
 
 BAD = {
-    "unknown option": (["search", "--epoch", "3"], "--epoch"),
-    "word instead of a number": (["search", "--epochs", "many"], "--epochs: expected int, found many"),
+    "unknown option": (["search", "--epoch", "3"], "unknown option --epoch (did you mean '--epochs'?)"),
+    "word instead of a number": (["search", "--epochs", "many"], "--epochs: expected a whole number, found 'many'"),
     "too small": (["search", "--cells", "2"], "--cells must be at least 3"),
     "rate of zero": (["search", "--learning-rate", "0"], "--learning-rate must be above 0"),
     "unknown space": (["search", "--space", "darts+sandglas"], "did you mean 'sandglass'?"),
@@ -329,8 +329,11 @@ BAD = {
     "unknown device": (["search", "--dataset", "synthetic", "--device", "cuda:7"], "there is: cpu"),
     "device without values": (["search", "--dataset", "synthetic", "--device", "meta"], "there is: cpu"),
     "too many threads": (["search", "--threads", "100000"], "--threads must be at most 1024"),
-    "seed of more than 64 bits": (["search", "--seed", "99999999999999999999"], "--seed must be at most 92"),
-    "no number of minutes": (["search", "--time-budget", "nan"], "--time-budget: expected float, found nan"),
+    "seed of more than 64 bits": (["search", "--seed", "99999999999999999999"], "--seed: must be at most 92"),
+    "no number of minutes": (
+        ["search", "--time-budget", "nan"],
+        "--time-budget: expected a number or .inf or null, found 'nan'",
+    ),
     "no place for a run": (["search", *SEARCH[1:], "--run-dir", "/proc/x"], "--run-dir /proc/x cannot be made"),
     "indivisible channels": (["search", *SEARCH[1:], "--partial-channels", "3"], "choose a multiple of 3"),
     "a single image left": (
@@ -367,10 +370,10 @@ BAD = {
     "no such genotype file": (["augment", "--genotype", "nowhere/genotype.yaml"], "does not exist"),
     "no such config": (["search", "--config", "nowhere.yaml"], "cannot read nowhere.yaml"),
     "resume of nothing": (["search", "--resume", "nowhere"], "not a run folder"),
-    "resume without a folder": (["search", "--resume"], "--resume needs a value"),
+    "resume without a folder": (["search", "--resume"], "--resume: expected one argument"),
     "drop path of one": (["augment", "--genotype", "DARTS_V2", "--drop-path-prob", "1"], "--drop-path-prob"),
     "no command": ([], "COMMAND"),
-    "unknown command": (["serch"], "serch"),
+    "unknown command": (["serch"], "unknown command 'serch' (did you mean 'search'?)"),
     "unknown genotype to show": (["genotype", "show", "DART"], "choices: "),
     "no cells": (["genotype", "show", "DARTS_V2", "--cells", "0"], "above 0"),
     "two cells": (["genotype", "show", "DARTS_V2", "--cells", "2"], "at least 3"),

@@ -10,7 +10,7 @@ from darts_sg.config import (
     CELL_DEFAULTS,
     JOBS,
     AugmentConfig,
-    Job,
+    JobName,
     RunConfig,
     SearchConfig,
     help_texts,
@@ -72,7 +72,7 @@ def test_the_defaults_are_those_of_the_papers() -> None:
 
 
 @pytest.mark.parametrize("job", JOBS)
-def test_every_option_has_a_help_text_and_a_group(job: Job) -> None:
+def test_every_option_has_a_help_text_and_a_group(job: JobName) -> None:
     texts = help_texts(JOBS[job])
     for f in fields(JOBS[job]):
         assert len(texts[f.name]) > 15, f.name
@@ -80,7 +80,7 @@ def test_every_option_has_a_help_text_and_a_group(job: Job) -> None:
 
 
 @pytest.mark.parametrize(("job", "name"), [(job, name) for job in JOBS for name in recipe_names(job)])
-def test_every_recipe_is_valid(job: Job, name: str) -> None:
+def test_every_recipe_is_valid(job: JobName, name: str) -> None:
     options = load_recipe(job, name)
     JOBS[job](**options, **({"genotype": "DARTS_V2"} if job == "augment" else {}))
 

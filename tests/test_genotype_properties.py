@@ -11,9 +11,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from darts_sg.__main__ import PROG, run
 from darts_sg.analysis.compare import anatomy
 from darts_sg.analysis.cost import choice_costs, derived_cost
+from darts_sg.cli.main import PROG, run
 from darts_sg.cli.terminal import answer
 from darts_sg.formats import NUM_INPUTS
 from darts_sg.genotype import Cell, Genotype, load_genotype

@@ -11,7 +11,18 @@ import pytest
 import darts_sg
 
 PACKAGE = Path(darts_sg.__file__).parent
-LEFTMOST = ("errors", "registry", "files", "records", "process", "quantity", "formats", "genotype")
+LEFTMOST = (
+    "errors",
+    "registry",
+    "files",
+    "records",
+    "process",
+    "quantity",
+    "options",
+    "yaml_files",
+    "formats",
+    "genotype",
+)
 ORDER = (
     *LEFTMOST,
     "ops",
@@ -24,6 +35,7 @@ ORDER = (
     "config",
     "engine",
     "study",
+    "api",
     "cli",
     "__main__",
     "timm_models",
@@ -70,8 +82,13 @@ def test_the_leftmost_modules_need_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_what_only_looks_at_genotypes_needs_no_torch() -> None:
-    code = "import sys; from darts_sg.__main__ import run; run(['genotype', 'list']); sys.exit('torch' in sys.modules)"
+@pytest.mark.parametrize("command", [["genotype", "list"], ["--help"], ["genotype", "--help"], ["--version"]])
+def test_what_only_looks_at_genotypes_needs_no_torch(command: list[str]) -> None:
+    code = (
+        "import contextlib, sys; from darts_sg.cli.main import run\n"
+        f"with contextlib.suppress(SystemExit): run({command!r})\n"
+        "sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False, stdout=subprocess.DEVNULL).returncode == 0
 
 

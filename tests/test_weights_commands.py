@@ -11,7 +11,7 @@ import torch
 import yaml
 from PIL import Image
 
-from darts_sg.__main__ import run
+from darts_sg.cli.main import run
 from darts_sg.data.synthetic import FORMS, load_synthetic
 from darts_sg.engine.checkpoint import checkpoints
 from darts_sg.engine.diagnosis import Comparison, Diagnosis, labels

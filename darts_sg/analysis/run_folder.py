@@ -11,13 +11,13 @@ from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
-import yaml
 
 from darts_sg.derive import Array, num_edges
-from darts_sg.errors import UsageError, first_line
+from darts_sg.errors import UsageError
 from darts_sg.genotype import Cell, Genotype, load_genotype
 from darts_sg.records import MetricsRow
 from darts_sg.tasks import Task, task_of
+from darts_sg.yaml_files import read_yaml
 
 SCRIPTS = {"search": "search.py", "augment": "augment.py"}
 
@@ -102,10 +102,7 @@ def read_run(run_dir: Path) -> Run:
         raise UsageError(
             f"{run_dir} is not the folder of a run: {why}; give the folder that search.py or augment.py named"
         )
-    try:
-        config = yaml.safe_load(config_path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{config_path} is not YAML: {first_line(error)}") from None
+    config = read_yaml(config_path)
     job = config.get("job") if isinstance(config, dict) else None
     if job not in SCRIPTS or not isinstance(config.get("options"), dict):
         raise UsageError(f"{config_path} does not belong to a run: it needs job (search or augment) and options")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from darts_sg.cli.genotype import not_negative, picture_kind, positive
+from darts_sg.cli.parser import not_negative, picture_kind, two_or_more
 from darts_sg.cli.terminal import console
 from darts_sg.errors import UsageError
 
@@ -17,17 +17,19 @@ if TYPE_CHECKING:
     from darts_sg.engine.diagnosis import Diagnosis
 
 EPILOG = (
-    "Cosines are those of all pairs of gradients of minibatches of training images: the lower their minimum and the "
-    "wider they spread, the more the minibatches contradict each other (gradient confusion, ICML 2020). R² says how "
-    "much of its patch of the image can be read linearly from the features at a position, where they are carried on: "
-    "by a shortcut, or from cell to cell; compare it at the same size."
+    "The cosines are between the gradients of all pairs of minibatches: the lower their minimum and the wider their "
+    "spread, the more the minibatches contradict each other (gradient confusion, ICML 2020). R² is the share of an "
+    "image patch that a linear map recovers from the features at its position. It is measured where features are "
+    "carried on, by a shortcut or from cell to cell; compare it at the same size."
 )
 
 
 def add_parser(commands: Any) -> None:
     """Add `diagnose` to the commands of the package."""
     diagnose = commands.add_parser(
-        "diagnose", help="gradient confusion and information loss of trained networks", epilog=EPILOG
+        "diagnose",
+        description="Compare the gradient confusion and information loss of trained networks.",
+        epilog=EPILOG,
     )
     diagnose.add_argument(
         "files", metavar="FILE", nargs="+", type=Path, help="weights.safetensors of augment runs on the same data"
@@ -36,28 +38,28 @@ def add_parser(commands: Any) -> None:
         "--data", type=Path, default=Path("data"), metavar="DIR", help="folder of the data set (default: data)"
     )
     diagnose.add_argument(
-        "--batches", type=two_or_more, default=32, metavar="B", help="minibatches of training images (default: 32)"
+        "--batches",
+        type=two_or_more,
+        default=32,
+        metavar="B",
+        help="number of minibatches of training images (default: 32)",
     )
     diagnose.add_argument(
-        "--batch-size", type=two_or_more, default=64, metavar="N", help="images in each (default: 64)"
+        "--batch-size", type=two_or_more, default=64, metavar="N", help="images in a minibatch (default: 64)"
     )
-    diagnose.add_argument("--seed", type=not_negative, default=0, help="of the choice of images (default: 0)")
-    diagnose.add_argument("--device", default="auto", help="where to compute (default: auto, a GPU if there is one)")
-    diagnose.add_argument("--json", action="store_true", help="as JSON, with every place where features are carried on")
-    diagnose.add_argument("--markdown", action="store_true", help="as a Markdown table")
-    diagnose.add_argument("-o", "--output", type=Path, help="picture to write as well: FILE.svg, .png or .pdf")
-    diagnose.set_defaults(run=show_diagnosis)
+    diagnose.add_argument("--seed", type=not_negative, default=0, help="seed of the choice of images (default: 0)")
+    diagnose.add_argument(
+        "--device", default="auto", help="device to compute on (default: auto, a GPU if there is one)"
+    )
+    diagnose.add_argument(
+        "--json", action="store_true", help="print JSON, with every place where features are carried on"
+    )
+    diagnose.add_argument("--markdown", action="store_true", help="print a Markdown table")
+    diagnose.add_argument("-o", "--output", type=Path, help="also write a picture: FILE.svg, .png or .pdf")
 
 
-def two_or_more(text: str) -> int:
-    """An argument type: a whole number from 2."""
-    number = positive(text)
-    if number < 2:
-        raise argparse.ArgumentTypeError("expected 2 or more, found 1")
-    return number
-
-
-def show_diagnosis(arguments: argparse.Namespace) -> None:
+def run(arguments: argparse.Namespace) -> None:
+    """Measure each network, and show the results; also those so far when one fails or Ctrl-C is pressed."""
     from darts_sg.engine.diagnosis import Comparison
 
     if arguments.json and arguments.markdown:
@@ -84,7 +86,7 @@ def show_diagnosis(arguments: argparse.Namespace) -> None:
 
 
 def show(found: Sequence["Diagnosis"], setting: str, kind: str, arguments: argparse.Namespace) -> None:
-    """Print what was found of the networks, and draw it, if that is asked for, as a file of this kind."""
+    """Print the diagnoses, and draw them as a picture of this kind if there is an --output."""
     from darts_sg.analysis.draw import save_figure
     from darts_sg.analysis.draw_diagnosis import draw_diagnosis
     from darts_sg.analysis.report import markdown_table
@@ -109,7 +111,7 @@ def show(found: Sequence["Diagnosis"], setting: str, kind: str, arguments: argpa
 
 
 def diagnosis_table(found: Sequence["Diagnosis"]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows, a network each; R² by the sizes that there are in any of them, largest first."""
+    """Header, and a row for each network. R² has a column for each feature size of any network, largest first."""
     sizes = sorted({site.size for diagnosis in found for site in diagnosis.retained}, reverse=True)
     header = ["network", "parameters", "test error, recorded", "training loss"]
     header += [f"cosine: {which}" for which in ("minimum", "mean", "deviation", "negative")]

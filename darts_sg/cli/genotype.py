@@ -1,4 +1,4 @@
-"""python -m darts_sg genotype …: look at genotypes, cost, compare, derive, import and export them."""
+"""darts-sg genotype ACTION: show, draw, compare, derive, import and export genotypes."""
 
 import argparse
 import csv
@@ -9,144 +9,124 @@ from typing import Any
 
 from rich.table import Table
 
-from darts_sg.cli.terminal import console, refuse_existing
+from darts_sg.cli.parser import Parser, not_negative, picture_kind, positive, quantity
+from darts_sg.cli.terminal import console, deliver, machine_fields
 from darts_sg.errors import UsageError
-from darts_sg.files import write_atomically
 from darts_sg.formats import FORMATS, GenotypeError, recognised, shown
-from darts_sg.quantity import parse_quantity
 
-SHOWN_POINTS = 25  # of a frontier, in a table
-RESULT_FOLDERS = ("results", "runs")  # of measured errors, where there are such
+SHOWN_POINTS = 25  # rows of the table of a frontier
+RESULT_FOLDERS = ("results", "runs")  # searched for measured errors, if they exist
 
 
-def add_parsers(commands: Any, parser_class: type[argparse.ArgumentParser]) -> None:
+def add_parser(commands: Any) -> None:
     """Add `genotype` with its actions to the commands of the package."""
-    genotype = commands.add_parser("genotype", help="look at genotypes")
-    actions = genotype.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=parser_class)
-    listing = actions.add_parser("list", help="the genotypes of the zoo")
-    listing.set_defaults(run=list_genotypes)
-    show = actions.add_parser("show", help="cells, parameters, MACs and provenance of a genotype")
+    genotype = commands.add_parser("genotype", description="Show, draw, compare, derive, import and export genotypes.")
+    actions = genotype.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=Parser)
+    listing = actions.add_parser("list", help="list the genotypes of the zoo")
+    listing.set_defaults(act=list_genotypes)
+    show = actions.add_parser("show", help="show the cells, parameters, MACs and provenance of a genotype")
     show.add_argument("genotype", metavar="NAME_OR_PATH")
-    show.add_argument("--json", action="store_true", help="as JSON")
+    show.add_argument("--json", action="store_true", help="print JSON")
     add_shape(show)
-    show.set_defaults(run=show_genotype)
-    draw = actions.add_parser("draw", help="the cells of genotypes, or their whole networks, as one picture")
+    show.set_defaults(act=show_genotype)
+    draw = actions.add_parser("draw", help="draw the cells of genotypes, or their whole networks, as one picture")
     draw.add_argument("genotypes", metavar="NAME_OR_PATH", nargs="+")
     draw.add_argument(
-        "-o", "--output", type=Path, help="FILE.svg, .png or .pdf (default: NAME.svg, of several genotypes.svg)"
+        "-o", "--output", type=Path, help="FILE.svg, .png or .pdf (default: NAME.svg; genotypes.svg for several)"
     )
     draw.add_argument(
-        "--whole", action="store_true", help="the stacked network: channels, sizes and shares of the cost"
+        "--whole", action="store_true", help="draw the stacked network with channels, sizes and shares of the cost"
     )
-    draw.add_argument("--dark", action="store_true", help="light on dark, for dark screens")
+    draw.add_argument("--dark", action="store_true", help="draw light on dark, for dark screens")
     add_shape(draw)
-    draw.set_defaults(run=draw_genotype_files)
+    draw.set_defaults(act=draw_genotype_files)
     formats = "; ".join(f"{name}: {FORMATS[name].holds}" for name in FORMATS)
-    importing = actions.add_parser("import", help="turn a text of another code into a genotype file", epilog=formats)
-    importing.add_argument("text", metavar="TEXT_OR_FILE", help="such as Genotype(normal=[…], …), or a file")
-    importing.add_argument("--format", choices=list(FORMATS), help="what it is (default: its content tells)")
-    importing.add_argument("--name", help="name of the genotype (default: as in the text, or the file's)")
+    importing = actions.add_parser(
+        "import", help="convert the genotype text of another code into a genotype file", epilog=formats
+    )
+    importing.add_argument("text", metavar="TEXT_OR_FILE", help="a text such as Genotype(normal=[…], …), or a file")
+    importing.add_argument("--format", choices=list(FORMATS), help="format of the text (default: auto-detected)")
+    importing.add_argument("--name", help="name of the genotype (default: the name in the text, or the file's)")
     importing.add_argument("-o", "--output", type=Path, help="file to write (default: print it)")
-    importing.set_defaults(run=import_genotype)
-    exporting = actions.add_parser("export", help="a genotype as a text for another code", epilog=formats)
+    importing.set_defaults(act=import_genotype)
+    exporting = actions.add_parser("export", help="convert a genotype into a text for another code", epilog=formats)
     exporting.add_argument("genotype", metavar="NAME_OR_PATH")
-    exporting.add_argument("--format", choices=list(FORMATS), default="classic", help="default: classic")
+    exporting.add_argument(
+        "--format", choices=list(FORMATS), default="classic", help="format of the text (default: classic)"
+    )
     exporting.add_argument("-o", "--output", type=Path, help="file to write (default: print it)")
-    exporting.set_defaults(run=export_genotype)
-    validate = actions.add_parser("validate", help="check genotype files; says line and field")
+    exporting.set_defaults(act=export_genotype)
+    validate = actions.add_parser("validate", help="check genotype files; errors name line and field")
     validate.add_argument("files", metavar="FILE", nargs="+", type=Path)
-    validate.set_defaults(run=validate_files)
-    derive = actions.add_parser("derive", help="the best genotype of a search within bounds")
-    derive.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="folder of a search, finished or not")
-    derive.add_argument("--epoch", type=positive, help="after this epoch (default: that of its genotype, or the last)")
+    validate.set_defaults(act=validate_files)
+    derive = actions.add_parser("derive", help="derive the best genotype of a search within bounds")
+    derive.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="run folder of a search, finished or not")
+    derive.add_argument(
+        "--epoch", type=positive, help="epoch to derive after (default: the one of the search's genotype, or the last)"
+    )
     derive.add_argument("--max-params", type=quantity, metavar="N", help="at most N parameters: 2.45M, 3349342, …")
     derive.add_argument("--max-macs", type=quantity, metavar="N", help="at most N multiply-adds: 600M, …")
     derive.add_argument(
         "--max-skips", type=not_negative, metavar="N", help="at most N skip_connects in the normal cell"
     )
-    derive.add_argument("--pareto", action="store_true", help="all best trades of mixing weight kept for parameters")
-    derive.add_argument("--json", action="store_true", help="with --pareto: all points as JSON")
-    derive.add_argument("--name", help="name of the genotype (default: that of the search, with its bounds)")
-    derive.add_argument("-o", "--output", type=Path, help="genotype file, or with --pareto a picture, to write")
+    derive.add_argument(
+        "--pareto", action="store_true", help="list the Pareto frontier of parameters and mixing weight kept"
+    )
+    derive.add_argument("--json", action="store_true", help="with --pareto: print all points as JSON")
+    derive.add_argument("--name", help="name of the genotype (default: the search's, with the bounds)")
+    derive.add_argument(
+        "-o", "--output", type=Path, help="genotype file to write, with --pareto a picture (default: print)"
+    )
     add_shape(derive)
-    derive.set_defaults(run=derive_from_run)
-    random = actions.add_parser("random", help="a genotype drawn uniformly from a space, to hold a search against")
+    derive.set_defaults(act=derive_from_run)
+    random = actions.add_parser("random", help="draw a genotype uniformly from a space, as a baseline for a search")
     random.add_argument("--space", default="darts+sandglass", help="candidate operations (default: darts+sandglass)")
-    random.add_argument("--seed", type=not_negative, default=0, help="of the draw (default: 0)")
+    random.add_argument("--seed", type=not_negative, default=0, help="seed of the draw (default: 0)")
     random.add_argument("--nodes", type=positive, default=4, help="nodes of a cell (default: 4)")
     random.add_argument("--name", help="name of the genotype (default: random_SPACE_SEED)")
     random.add_argument("-o", "--output", type=Path, help="file to write (default: print it)")
-    random.set_defaults(run=draw_at_random)
-    compare = actions.add_parser("compare", help="genotypes side by side")
+    random.set_defaults(act=draw_at_random)
+    compare = actions.add_parser("compare", help="compare genotypes side by side")
     compare.add_argument("genotypes", metavar="NAME_OR_PATH", nargs="+")
-    compare.add_argument("--json", action="store_true", help="as JSON")
-    compare.add_argument("--markdown", action="store_true", help="as a Markdown table")
-    compare.add_argument("--csv", action="store_true", help="as CSV")
-    compare.add_argument("-o", "--output", type=Path, help="picture to write as well: FILE.svg, .png or .pdf")
+    compare.add_argument("--json", action="store_true", help="print JSON")
+    compare.add_argument("--markdown", action="store_true", help="print a Markdown table")
+    compare.add_argument("--csv", action="store_true", help="print CSV")
+    compare.add_argument("-o", "--output", type=Path, help="also write a picture: FILE.svg, .png or .pdf")
     compare.add_argument(
-        "--results", type=Path, metavar="DIR", help="folder of run folders that measured (default: results and runs)"
+        "--results",
+        type=Path,
+        metavar="DIR",
+        help="folder of run folders with measured errors (default: results and runs)",
     )
-    compare.add_argument("--latency", action="store_true", help="measure latency on this machine, which takes a while")
-    compare.add_argument("--batch-size", type=positive, help="with --latency: images at a time (default: 1)")
-    compare.add_argument("--device", help="with --latency: where (default: cpu)")
+    compare.add_argument("--latency", action="store_true", help="measure latency on this machine (takes a while)")
+    compare.add_argument("--batch-size", type=positive, help="with --latency: images in a batch (default: 1)")
+    compare.add_argument("--device", help="with --latency: device to measure on (default: cpu)")
     add_shape(compare)
-    compare.set_defaults(run=show_comparison)
-    cost = actions.add_parser("cost", help="parameters, MACs, memory and latency, by cell and by operation")
+    compare.set_defaults(act=show_comparison)
+    cost = actions.add_parser("cost", help="show parameters, MACs, memory and latency, by cell and by operation")
     cost.add_argument("genotype", metavar="NAME_OR_PATH")
     cost.add_argument(
-        "--batch-size", type=positive, default=32, help="latency is measured at 1 and at this (default: 32)"
+        "--batch-size",
+        type=positive,
+        default=32,
+        help="measure latency at batch 1 and at this batch size (default: 32)",
     )
     cost.add_argument("--device", default="cpu", help="device of the latency (default: cpu)")
-    cost.add_argument("--json", action="store_true", help="as JSON")
+    cost.add_argument("--json", action="store_true", help="print JSON")
     add_shape(cost)
-    cost.set_defaults(run=show_cost)
+    cost.set_defaults(act=show_cost)
 
 
 def add_shape(parser: argparse.ArgumentParser) -> None:
-    """The options that say of which network."""
+    """Add the options for the shape of the network that is stacked from the cells."""
     parser.add_argument("--network", choices=["cifar", "imagenet"], default="cifar", help="shape of the network")
     parser.add_argument("--channels", type=positive, help="channels C (default: 36, ImageNet 48)")
     parser.add_argument("--cells", type=positive, help="number of cells (default: 20, ImageNet 14)")
 
 
-def not_negative(text: str) -> int:
-    """An argument type: a whole number from 0."""
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"expected a whole number from 0, found {text!r}")
-    return int(text)
-
-
-def quantity(text: str) -> int:
-    """An argument type: 3349342, 2.45M, 600M, …"""
-    try:
-        return parse_quantity("bound", text)
-    except UsageError as error:
-        raise argparse.ArgumentTypeError(str(error).partition(": ")[2]) from None
-
-
-def positive(text: str) -> int:
-    """An argument type: a whole number above 0."""
-    if not text.isdigit() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"expected a whole number above 0, found {text!r}")
-    return int(text)
-
-
-def deliver(text: str, output: Path | None) -> None:
-    """Print `text`, or write it to a new file and print its name; UsageError if the file exists."""
-    if output is None:
-        print(text, end="")
-        return
-    refuse_existing(output)
-    write_atomically(output, text)
-    print(output)
-
-
-def picture_kind(output: Path) -> str:
-    """svg, png or pdf, as the name of a picture ends; UsageError for any other."""
-    suffix = output.suffix.removeprefix(".")
-    if suffix not in {"svg", "png", "pdf"}:
-        raise UsageError(f"--output {output}: expected a name that ends in .svg, .png or .pdf")
-    return suffix
+def run(arguments: argparse.Namespace) -> None:
+    """Carry out the action."""
+    arguments.act(arguments)
 
 
 def list_genotypes(arguments: argparse.Namespace) -> None:
@@ -249,7 +229,7 @@ def export_genotype(arguments: argparse.Namespace) -> None:
 
 
 def validate_files(arguments: argparse.Namespace) -> None:
-    """Say of each file whether it is a genotype; UsageError with all that is wrong if one is not."""
+    """Print name and space of each genotype file; UsageError with every problem if a file is none."""
     from darts_sg.genotype import load_genotype
     from darts_sg.ops import OPERATIONS
 
@@ -309,7 +289,7 @@ def draw_at_random(arguments: argparse.Namespace) -> None:
 
 
 def show_frontier(arguments: argparse.Namespace, points: Any, operations: Any, macs: Any) -> None:
-    """The points as a table (some of many), as JSON (all), and as a picture if there is an --output."""
+    """Print the points as a table of at most about 25 or all as JSON; draw them if there is an --output."""
     from darts_sg.analysis.curves import draw_frontier
     from darts_sg.analysis.draw import save_figure
 
@@ -457,12 +437,3 @@ def show_cost(arguments: argparse.Namespace) -> None:
         out.print(table)
     for time in times:
         out.print(f"latency, batch {time.batch}: {time} on {machine(device)}", highlight=False)
-
-
-def machine_fields(device: Any) -> dict[str, Any]:
-    """What must stand beside a latency that was measured on `device`."""
-    import torch
-
-    from darts_sg.engine.environment import device_name
-
-    return {"device": f"{device} ({device_name(device)})", "threads": torch.get_num_threads()}

@@ -1,20 +1,40 @@
-"""How commands speak and end: one clear line for what went wrong, and an exit code. Needs no torch."""
+"""What all commands share: output, one line for an error, exit codes. Needs no torch."""
 
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from rich.console import Console
 
 from darts_sg.errors import RunError, Stopped, UsageError
+from darts_sg.files import write_atomically
 
 
 def refuse_existing(output: Path) -> None:
-    """UsageError if there is something at `output`: no command overwrites a file."""
+    """UsageError if `output` exists: no command overwrites a file."""
     if output.exists():
         raise UsageError(f"{output} exists; choose another --output")
+
+
+def deliver(text: str, output: Path | None) -> None:
+    """Print `text`, or write it to a new file and print its name; UsageError if the file exists."""
+    if output is None:
+        print(text, end="")
+        return
+    refuse_existing(output)
+    write_atomically(output, text)
+    print(output)
+
+
+def machine_fields(device: Any) -> dict[str, Any]:
+    """Device and threads, which must stand beside a latency measured on `device`."""
+    import torch
+
+    from darts_sg.engine.environment import device_name
+
+    return {"device": f"{device} ({device_name(device)})", "threads": torch.get_num_threads()}
 
 
 def console() -> Console:
@@ -23,7 +43,7 @@ def console() -> Console:
 
 
 def answer(command: Callable[[], None], prog: str) -> NoReturn:
-    """Run a command and exit: 0 when it is done, 2 with one line when it cannot be done as asked, 1 when it failed."""
+    """Run a command and exit: 0 when it is done, 2 with one line for a usage error, 1 with one line for a failure."""
     speaks, leave, end = _ways_of_torchrun() if "RANK" in os.environ else (lambda: True, lambda: None, sys.exit)
     code, problem = 0, ""
     try:
@@ -53,7 +73,7 @@ def answer(command: Callable[[], None], prog: str) -> NoReturn:
 
 
 def _ways_of_torchrun() -> tuple[Callable[[], bool], Callable[[], None], Callable[[int], NoReturn]]:
-    """Whether this rank speaks for all, and how it leaves the others and ends; one process alone has none of that."""
+    """How a rank under torchrun ends: may it print for all, how it leaves the process group, how it exits."""
     from darts_sg.engine.distributed import Ranks, end, leave
 
     return Ranks.from_environment().speaks, leave, end

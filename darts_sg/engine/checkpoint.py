@@ -86,10 +86,10 @@ def load_newest(folder: Path, warn: Callable[[str], None]) -> tuple[Path, dict[s
     return None
 
 
-def random_state() -> dict[str, Any]:
-    """The states of all random number generators of this process, those of its GPUs included."""
+def random_state(*, gpus: bool = True) -> dict[str, Any]:
+    """The states of all generators that code in this process may draw from; `gpus=False` leaves GPUs uninitialised."""
     state = host_random_state()
-    if torch.cuda.is_available():
+    if gpus and torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state_all()
     return state
 

@@ -1,6 +1,7 @@
 """Test of a weights file: repeats the reported figure from the file and the data alone."""
 
 import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 
 from darts_sg.analysis.run_folder import described_data
@@ -11,7 +12,21 @@ from darts_sg.engine.weights import read_weights
 from darts_sg.errors import UsageError
 
 
-def run_evaluation(config: AugmentConfig, path: Path) -> None:
+@dataclass(frozen=True)
+class Evaluated:
+    """The test of a weights file."""
+
+    title: str
+    """What `value` is: the task's main figure, such as the test error in percent."""
+    value: float
+    recorded: float
+    """The figure that the training recorded in the file."""
+    same_data: bool
+    """Whether it was recorded on these images."""
+    num_images: int
+
+
+def run_evaluation(config: AugmentConfig, path: Path) -> Evaluated:
     """Test the weights in `path` on the data of `config`, print the task's main figure and compare it with the file's.
 
     Network, task and normalisation are the file's. Raises UsageError if it is not a weights file, or if the data are
@@ -54,3 +69,4 @@ def run_evaluation(config: AugmentConfig, path: Path) -> None:
             f"differs from the recorded {recorded} by {difference} on the same images; the last bits change with the "
             f"device, PyTorch (recorded: {m.torch}), --batch-size, --kernels and --compile"
         )
+    return Evaluated(figure.title, found, weights.recorded, same_data, job.num_tested)

@@ -34,6 +34,7 @@ import yaml
 from darts_sg.config import RunConfig
 from darts_sg.errors import UsageError
 from darts_sg.files import write_atomically
+from darts_sg.yaml_files import read_mapping
 
 TERMINAL = logging.lastResort or logging.NullHandler()
 """Where Python prints warnings if no handler is installed. The run's handler would replace it."""
@@ -87,9 +88,9 @@ class RunDir:
         if not config.is_file():
             raise UsageError(f"{path} is not a run folder: it has no config.yaml")
         try:
-            content = yaml.safe_load(config.read_text(encoding="utf-8"))
+            content = read_mapping(config)
             found, _, _ = content["job"], content["options"], content["environment"]
-        except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
+        except KeyError:
             raise UsageError(f"{config} is not the config of a run") from None
         if found != job:
             raise UsageError(f"{path} is a run of {found}, not of {job}: continue it with {found}")

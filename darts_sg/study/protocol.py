@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from darts_sg.config import JOBS
+from darts_sg.config import JOBS, JobName
 from darts_sg.errors import UsageError, first_line
 from darts_sg.genotype import NAME_PATTERN, zoo_names
 from darts_sg.quantity import parse_quantity
@@ -318,7 +318,8 @@ def _space(name: str, node: _Node) -> Space:
 def _full_scale(node: _Node) -> FullScale:
     node.mapping(("search", "retrain", "missing"))
     scales = []
-    for key, job in (("search", "search"), ("retrain", "augment")):
+    jobs: dict[str, JobName] = {"search": "search", "retrain": "augment"}
+    for key, job in jobs.items():
         known = [f.name for f in fields(JOBS[job])]
         scale = {}
         for option, value in node.at(key).items("a mapping of options"):

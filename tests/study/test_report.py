@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from scipy import stats
 
-from darts_sg.__main__ import run
 from darts_sg.analysis.cost import derived_cost
+from darts_sg.cli.main import run
 from darts_sg.errors import UsageError
 from darts_sg.genotype import load_genotype
 from darts_sg.study.protocol import load_protocol

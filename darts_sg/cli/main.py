@@ -1,0 +1,65 @@
+"""python -m darts_sg, installed as darts-sg: two jobs, and commands that inspect genotypes, spaces and runs."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+from darts_sg.cli.parser import Parser
+from darts_sg.cli.terminal import answer
+
+PROG = "darts-sg"
+
+COMMANDS = {
+    "search": f"search for a cell ({PROG} search --help)",
+    "augment": f"train the network of a genotype, or a model ({PROG} augment --help)",
+    "demo": "search, derive and retrain on rendered images in a few minutes",
+    "genotype": "show, draw, compare, derive, import and export genotypes",
+    "spaces": "every space and operation",
+    "models": "costs and published accuracies of MobileNeXt and MobileNetV2",
+    "export": "export trained weights as a model for other programs",
+    "diagnose": "gradient confusion and information loss of trained networks",
+    "data": "prepare data",
+    "report": "rewrite a run's report.md and pictures; or report the paper's experiment",
+    "bench": "speed and memory against the textbook networks, as ratios of one run",
+}
+"""Each command is the module of its name beside this one, imported only when it is asked for: most need torch."""
+
+
+class ShowVersion(argparse.Action):
+    """Print the version and exit. Reads it only when asked to."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **settings: Any) -> None:
+        super().__init__(option_strings, dest, nargs=0, **settings)
+
+    def __call__(self, parser: argparse.ArgumentParser, *ignored: Any) -> None:
+        from darts_sg import __version__
+
+        print(f"{PROG} {__version__}")
+        parser.exit()
+
+
+def build_parser(command: str = "") -> Parser:
+    """The parser of the command line, with the options of one command; the others are only listed."""
+    parser = Parser(prog=PROG, description="Differentiable architecture search with the sandglass block.")
+    parser.add_argument("--version", action=ShowVersion, help="show the version and exit")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
+    for name, text in COMMANDS.items():
+        if name == command:
+            import_module(f"darts_sg.cli.{name}").add_parser(commands)
+        else:
+            commands.add_parser(name, help=text)
+    return parser
+
+
+def run(argv: Sequence[str]) -> None:
+    """Carry out a command line; raises UsageError for what is wrong with it."""
+    command = next((word for word in argv if not word.startswith("-")), "")
+    arguments = build_parser(command).parse_args(list(argv))
+    import_module(f"darts_sg.cli.{arguments.command}").run(arguments)
+
+
+def main() -> None:
+    """The console command."""
+    answer(lambda: run(sys.argv[1:]), PROG)

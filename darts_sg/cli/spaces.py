@@ -1,0 +1,38 @@
+"""darts-sg spaces: every space and operation."""
+
+import argparse
+from typing import Any
+
+from rich.table import Table
+
+from darts_sg.cli.terminal import console
+
+
+def add_parser(commands: Any) -> None:
+    """Add `spaces` to the commands of the package."""
+    commands.add_parser("spaces", description="List every space, and every operation with its parameters.")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Print the named spaces and the operations."""
+    from darts_sg.analysis.cost import count_params
+    from darts_sg.ops import OPERATIONS
+    from darts_sg.spaces import SPACES
+
+    out = console()
+    named = Table("space", "operations", box=None, pad_edge=False)
+    for name in SPACES:
+        named.add_row(name, ", ".join(SPACES[name]))
+    out.print(named)
+    out.print(
+        "\nSpaces and operations are joined with +: darts+sandglass, darts+sandglass_3x3_r6, …\n", highlight=False
+    )
+    table = Table("operation", "parameters, C=16", "C=36", "layer chain", box=None, pad_edge=False)
+    for name in OPERATIONS:
+        operation = OPERATIONS[name]
+        counts = [f"{count_params(operation.build(C, 1, True)):,}" for C in (16, 36)]
+        table.add_row(name, *counts, operation.chain)
+    out.print(table)
+    out.print(
+        "\nParameters of the operation with stride 1 in a derived network (BatchNorm's included).", highlight=False
+    )
