@@ -28,6 +28,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from darts_sg import plugins as plugins  # registries ask it for installed plug-ins
 from darts_sg import process  # noqa: F401 - first of all: a time budget counts from here where the system tells no more
 from darts_sg.genotype import Cell, Edge, Genotype, load_genotype, zoo_names
 

@@ -23,6 +23,7 @@ from typing import Any, Literal, NamedTuple, cast, overload
 import numpy as np
 import torch
 
+from darts_sg import plugins
 from darts_sg.analysis.run_folder import read_metrics, read_run, read_search_epoch
 from darts_sg.config import (
     JOBS,
@@ -204,10 +205,11 @@ def search(
     """Search for a cell; returns what was found, None for a dry run.
 
     `options` are those of `search.py --help`, with underscores. `config` is a YAML file of options, `resume` a run
-    folder to continue. A callback is a function of an epoch's row of metrics.csv, called after each epoch on rank 0, or an
-    object with methods of a logger (darts_sg.engine.loggers); if it returns "stop", the run saves and raises Stopped. So
-    does `stop`, an event that another thread sets. A time budget counts from `started`, on the clock of time.monotonic
-    (default: this call).
+    folder to continue.
+
+    callbacks: functions of an epoch's row of metrics.csv, called after each epoch on rank 0, or objects with methods of a
+    logger (darts_sg.engine.loggers). If one returns "stop", the run saves and raises Stopped; so does `stop`, an event that
+    another thread sets. started: when a time budget begins, on the clock of time.monotonic (default: this call).
     Raises UsageError for what cannot be done as asked, RunError for a run that fails, Stopped for one that was stopped.
     """
     from darts_sg.engine.search import run_search
@@ -309,9 +311,13 @@ def plan(
     file, resume, evaluate = (
         _path(name, value) for name, value in (("config", file), ("resume", resume), ("evaluate", evaluate))
     )
+    if evaluate is not None and resume is not None:
+        raise UsageError(f"--resume is for training, and --evaluate {evaluate} only tests; leave it out")
+    base = {} if evaluate or resume else starting_options(job, given.get("recipe"), file)
+    # before any name is looked up, such as that of an operation in a weights file
+    if files := plugins.for_job(given.get("plugin", ""), base=base.get("plugin", ""), resume=resume):
+        given["plugin"] = files
     if evaluate is not None:
-        if resume is not None:
-            raise UsageError(f"--resume is for training, and --evaluate {evaluate} only tests; leave it out")
         return Plan(_testing(read_weights(evaluate), given), evaluate=evaluate)
     if resume is not None:
         return Plan(_resumed(job, given, resume, file), resume=resume)
@@ -413,7 +419,7 @@ def _testing(weights: Weights, given: Mapping[str, Any]) -> RunConfig:
     """The config to test weights with; UsageError if an option is given that only a training uses."""
     metadata, base = weights.metadata, _weights_options(weights)
     useful = {f.name for f in fields(AugmentConfig) if f.metadata["group"] == "Data" and f.metadata["free"]}
-    useful |= {"dataset", "data_note", "device", "threads"}
+    useful |= {"dataset", "data_note", "device", "threads", "plugin"}
     for name, value in given.items():
         if name not in useful and value != base[name]:
             raise UsageError(f"{flag(name)} is for training, and --evaluate {weights.path} only tests; leave it out")

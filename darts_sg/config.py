@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import docstring_parser
 
+from darts_sg import plugins
 from darts_sg.errors import UsageError, quoted
 from darts_sg.methods.method import Method, method_of
 from darts_sg.methods.parts import describe_parts
@@ -96,10 +97,15 @@ class RunConfig(metaclass=ConfigType):
     """Loggers beside metrics.csv and TensorBoard, which are always on: wandb (Weights & Biases), mlflow, or several
     joined with +. Each needs its package: pip install 'darts_sg[wandb]'. A logger that fails does not end the run."""
 
+    plugin: str = option("", "Run", free=True)
+    """Python file that adds operations, spaces, data sets, relaxations, regularizers or loggers; may be given several
+    times, or files joined with +. Its code is executed with your rights: load only files that you trust. The run
+    records name and hash, and a resumed run loads the same files by itself."""
+
     task: str = option(DEFAULT_TASK, "Data")
     """What the network is trained for: classification (one label for each image)."""
     dataset: str = option("cifar10", "Data")
-    """Data set: cifar10, cifar100, fashion_mnist, folder (class folders of your own images), imagenet or synthetic."""
+    """Data set; folder: class folders of your own images; synthetic: rendered figures, always there."""
     data: Path = option(Path("data"), "Data", free=True)
     """Folder of the data set, and where to download it."""
     data_note: str = option("", "Data")
@@ -155,6 +161,7 @@ class RunConfig(metaclass=ConfigType):
     compiler, or Triton. The last bits of a result depend on it, so a resumed run keeps its own."""
 
     def __post_init__(self) -> None:
+        plugins.load_all(self.plugin)
         for name in ("epochs", "batch_size", "image_size", "train_images", "validation_images", "threads"):
             self._at_least(name, 1)
         for name in (

@@ -79,7 +79,7 @@ class Format:
     write: Callable[[Plain], str]
 
 
-FORMATS: Registry[Format] = Registry("format")
+FORMATS: Registry[Format] = Registry("format", plugged=False)
 
 
 def recognised(text: str) -> list[str]:

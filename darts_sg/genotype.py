@@ -13,7 +13,7 @@ from typing import Any
 
 from darts_sg.files import write_atomically
 from darts_sg.formats import FORMATS, NUM_INPUTS, SCHEMA, GenotypeError, recognised, shown
-from darts_sg.registry import unknown_name
+from darts_sg.registry import PLUGIN_HINT, unknown_name
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 MAX_BYTES = 2**17  # a genotype file has about 2 KiB; anything larger is some other file
@@ -225,7 +225,7 @@ def from_dict(plain: Any, known: Collection[str] | None = None) -> Genotype:
         if op in operations[:i]:
             raise GenotypeError(f"operations[{i}]: {shown(op)} is repeated")
         if known is not None and op not in known:
-            raise GenotypeError(f"operations[{i}]: " + unknown_name("operation", op, list(known)))
+            raise GenotypeError(f"operations[{i}]: " + unknown_name("operation", op, list(known)) + PLUGIN_HINT)
     provenance = plain.get("provenance")
     provenance = {} if provenance is None else provenance
     if not isinstance(provenance, dict):

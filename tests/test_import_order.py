@@ -14,6 +14,7 @@ PACKAGE = Path(darts_sg.__file__).parent
 LEFTMOST = (
     "errors",
     "registry",
+    "plugins",
     "files",
     "records",
     "process",

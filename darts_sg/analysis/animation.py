@@ -28,7 +28,7 @@ from darts_sg.analysis.curves import (
 )
 from darts_sg.analysis.draw import PANEL_PAD, draw_cell_panel, panel_height, panel_width, plan_cells
 from darts_sg.analysis.run_folder import Run, SearchEpoch
-from darts_sg.analysis.sheet import CAPTION_SIZE, LIGHT, MARGIN, STYLES, Sheet, wrap
+from darts_sg.analysis.sheet import CAPTION_SIZE, LIGHT, MARGIN, STYLES, Sheet, plugged_families, style_of, wrap
 from darts_sg.derive import num_edges
 from darts_sg.genotype import NUM_INPUTS, Cell
 
@@ -52,7 +52,7 @@ def search_animation(run: Run, epochs: Sequence[SearchEpoch]) -> bytes:
     shown = [*epochs[:-1:step], epochs[-1]]
     stage = _Stage(run, shown)
     palette = Image.new("P", (1, 1))  # one for all frames, so that they differ only where something changed
-    palette.putpalette(_colors())
+    palette.putpalette(_colors(epochs[-1].genotype.operations))
     frames = [
         stage.frame(i, epoch).quantize(palette=palette, dither=Image.Dither.NONE) for i, epoch in enumerate(shown)
     ]
@@ -146,9 +146,9 @@ class _Stage:
         return axes
 
 
-def _colors() -> list[int]:
-    """The palette as red, green, blue: all colours of a frame, those of lines also blended with white (edges)."""
-    paints = [style.paint(LIGHT) for style in STYLES.values()]
+def _colors(operations: Sequence[str]) -> list[int]:
+    """Red, green, blue of all colours in a frame, those of lines also blended with white."""
+    paints = [style_of(name).paint(LIGHT) for name in (*STYLES, *plugged_families(operations))]
     lines = [INK, LIGHT.ink, LIGHT.muted, LIGHT.faint, LIGHT.frame, SOFT, MARK, TRAIN, VALIDATION, NORMAL, REDUCE]
     lines += [color for paint in paints for color in (paint.line, paint.text)]
     fills = [LIGHT.node, LIGHT.input, LIGHT.output, *(paint.tint for paint in paints)]

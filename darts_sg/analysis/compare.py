@@ -1,4 +1,4 @@
-"""Genotypes side by side, and one taken apart: what each cell and operation costs, memory and latency."""
+"""Comparison of genotypes, and the anatomy of one: costs by cell and operation, memory and latency."""
 
 import functools
 import statistics
@@ -32,7 +32,7 @@ WARM_UP, REPETITIONS = 3, 20
 
 
 def depth(cell: Cell) -> int:
-    """Nodes on the longest way from an input to the output."""
+    """Number of nodes on the longest path from an input to the output."""
     longest = [0] * NUM_INPUTS
     for node in cell.nodes:
         longest.append(1 + max(longest[edge.state] for edge in node))
@@ -40,12 +40,12 @@ def depth(cell: Cell) -> int:
 
 
 def width(cell: Cell) -> float:
-    """Sum over the nodes of the share of their edges that come from the inputs (Shu, Wang, Cai 2020, section 2.2)."""
+    """Sum over nodes of the share of their edges that come from the inputs (Shu, Wang, Cai 2020, section 2.2)."""
     return sum(sum(edge.state < NUM_INPUTS for edge in node) / len(node) for node in cell.nodes)
 
 
 def shared_edges(a: Genotype, b: Genotype) -> int:
-    """Edges with the same operation, state and node in both, over the two cells."""
+    """Number of edges with the same operation, state and node in both genotypes, over both cells."""
     return sum(len(set(x.edges()) & set(y.edges())) for (_, x), (_, y) in zip(a.cells(), b.cells(), strict=True))
 
 
@@ -57,7 +57,7 @@ def compare_genotypes(
     runs: Sequence[Run] = (),
     compared: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
-    """For each genotype what it chose, costs and scores; published and measured errors stand in fields of their own.
+    """One row a genotype: its operations, costs and scores, with separate fields for published and measured errors.
 
     `measured_test_error` is a list of Scores: of those trainings among `runs` (see `runs_in`) that trained the same
     cells, under whatever name. `runs` need `compared`, the options that pooled trainings share (see `scores`).
@@ -86,7 +86,7 @@ def compare_genotypes(
 
 
 class Part(NamedTuple):
-    """A part of a derived network with its parameters and multiply-adds for one image."""
+    """A part of a derived network: its parameters, and its multiply-adds for one image."""
 
     name: str
     params: int
@@ -95,25 +95,25 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Stage:
-    """A step of the stacked network: the stem, a cell, or the head."""
+    """A stage of the stacked network: the stem, a cell, or the head."""
 
     name: str
     kind: Literal["stem", "normal", "reduction", "head"]
     C: int | None
     """Channels of a cell's nodes."""
     shape: tuple[int, int]
-    """(channels, height) of its output; a head's are (classes, 1)."""
+    """(channels, height) of the output; (classes, 1) for the head."""
     parts: tuple[Part, ...]
 
     @property
     def whole(self) -> Part:
-        """The sum of the parts, under the stage's name."""
+        """The sum of the parts, named after the stage."""
         return _sum(self.name, self.parts)
 
 
 @dataclass(frozen=True)
 class Anatomy:
-    """A derived network taken apart, auxiliary head excluded; the parts of either view add up to the whole network."""
+    """Two views of a derived network without its auxiliary head; the parts of each add up to the whole network."""
 
     stages: tuple[Stage, ...]
     auxiliary_after: int
@@ -122,17 +122,17 @@ class Anatomy:
 
     @property
     def whole(self) -> Part:
-        """The network."""
+        """The whole network."""
         return _sum("network", self.cells)
 
     @property
     def cells(self) -> list[Part]:
-        """By stages."""
+        """One part a stage."""
         return [stage.whole for stage in self.stages]
 
     @property
     def operations(self) -> list[Part]:
-        """By operations over all cells, the largest first, between the stem and the head."""
+        """One part an operation, summed over all cells, largest first, between the stem and the head."""
         found: dict[str, list[Part]] = {}
         for stage in self.stages[1:-1]:
             for part in stage.parts:
@@ -150,7 +150,7 @@ def _sum(name: str, parts: Iterable[Part]) -> Part:
 def anatomy(
     genotype: Genotype, network: NetworkShape = "cifar", channels: int | None = None, cells: int | None = None
 ) -> Anatomy:
-    """What each cell and each operation of the network costs, counted by MacCounter (auxiliary head excluded)."""
+    """The cost of each cell and each operation, counted by MacCounter; the auxiliary head is excluded."""
     counter = MacCounter()
     shapes: dict[nn.Module, tuple[int, int]] = {}
     macs: dict[nn.Module, int] = {}
@@ -189,14 +189,14 @@ def anatomy(
 def activation_bytes(
     genotype: Genotype, network: NetworkShape = "cifar", channels: int | None = None, cells: int | None = None
 ) -> int:
-    """Bytes that a training step keeps of one image for its backward pass, in float32; parameters not counted."""
+    """Bytes that a float32 training step saves per image for the backward pass, without parameters."""
     model = _network(genotype, network, channels, cells)
     images = torch.zeros(2, 3, IMAGE_SIZE[network], IMAGE_SIZE[network]).to(memory_format=torch.channels_last)
     return saved_bytes(model, lambda: model(images)) // len(images)
 
 
 class Latency(NamedTuple):
-    """Seconds of a pass or a step: the median, the smallest and the largest of `repetitions`."""
+    """Seconds of a pass or a step: median, minimum and maximum of `repetitions`."""
 
     batch: int
     median: float
@@ -217,7 +217,7 @@ def latency(
     channels: int | None = None,
     cells: int | None = None,
 ) -> list[Latency]:
-    """Of each network in eval mode on `device`, after a warm-up; they take turns, so that all see the same machine."""
+    """Inference latency of each network on `device`, after a warm-up. They take turns, so that load hits all alike."""
     models = [_network(genotype, network, channels, cells).to(device) for genotype in genotypes]
     return _inference(models, _images(batch, network, device))
 
@@ -225,7 +225,7 @@ def latency(
 def model_latency(
     models: Sequence[Model], batch: int, device: torch.device, network: NetworkShape = "imagenet"
 ) -> list[tuple[Latency, Latency]]:
-    """Of each model's network: a pass in eval mode, and a training step (forward, backward, SGD with momentum).
+    """Latencies of each model: inference, and a training step (forward, backward, SGD with momentum).
 
     After a warm-up; the networks take turns. `batch`: two or more images.
     """
@@ -259,7 +259,7 @@ def _inference(networks: Sequence[nn.Module], images: Tensor) -> list[Latency]:
 
 
 def timed(runs: Sequence[Callable[[], object]], batch: int, device: torch.device) -> list[Latency]:
-    """Of each of `runs`, which take turns, after a warm-up."""
+    """The latency of each of `runs`, which take turns, after a warm-up."""
     times: list[list[float]] = [[] for _ in runs]
     for turn in range(WARM_UP + REPETITIONS):
         for run, seconds in zip(runs, times, strict=True):

@@ -1,4 +1,4 @@
-"""What a network costs: parameters, of a derived one with and without the auxiliary head, and multiply-adds."""
+"""Costs of networks: parameters (of derived networks with and without the auxiliary head) and multiply-adds."""
 
 import functools
 import math
@@ -25,18 +25,18 @@ IMAGE_SIZE: dict[str, int] = {"cifar": 32, "imagenet": 224}
 NUM_CLASSES: dict[str, int] = {"cifar": 10, "imagenet": 1000}
 CHANNELS: dict[str, int] = {"cifar": 36, "imagenet": 48}
 CELLS: dict[str, int] = {"cifar": 20, "imagenet": 14}
-"""The shapes in which the papers report: CIFAR with C=36 and 20 cells, ImageNet with C=48 and 14 cells."""
+"""The shapes that the papers report: CIFAR with C=36 and 20 cells, ImageNet with C=48 and 14 cells."""
 MOBILE_MACS = 600_000_000
-"""The mobile setting on ImageNet: fewer than this."""
+"""Upper limit of the mobile setting on ImageNet."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Exact counts of one network: MACs are of convolutions and linear layers for one image, auxiliary head off."""
+    """Exact counts of one network. MACs count convolutions and linear layers for one image, without auxiliary head."""
 
     params: int
     params_with_auxiliary: int
-    """The same as `params` for a network without one."""
+    """Equals `params` for a network that has none."""
     macs: int
 
 
@@ -46,17 +46,17 @@ def count_params(module: nn.Module) -> int:
 
 
 def mobile_verdict(network: str, macs: int) -> str:
-    """Whether a network keeps to the mobile setting, in words; empty for another shape than imagenet."""
+    """A network's relation to the mobile setting in words; empty for shapes other than imagenet."""
     if network != "imagenet":
         return ""
     return f"{'within' if macs < MOBILE_MACS else 'above'} the mobile limit of {MOBILE_MACS // 10**6}M"
 
 
 class MacCounter(TorchFunctionMode):
-    """Adds up the multiply-adds of the convolutions and linear layers that run within it, in `macs`.
+    """Context that adds up, in `macs`, the multiply-adds of the convolutions and linear layers run within it.
 
-    A batch without images counts as one image: its tensors have shapes, but no values that would have to be computed.
-    PyTorch's FlopCounterMode counts the same, but loads PyTorch's compiler, which takes longer than all else here.
+    An empty batch counts as one image: its tensors have shapes, but no values to compute. PyTorch's FlopCounterMode
+    counts the same, but imports PyTorch's compiler, which takes longer than everything else here.
     """
 
     def __init__(self) -> None:
@@ -65,7 +65,7 @@ class MacCounter(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = function(*args, **(kwargs or {}))
-        if function in (torch.conv2d, F.linear):  # a supernet's mixing is a plain product, which does not count
+        if function in (torch.conv2d, F.linear):  # the mixing of a supernet is a plain product and does not count
             weight = args[1]
             self.macs += max(1, out.shape[0]) * out.shape[1:].numel() * weight[0].numel()
         return out
@@ -79,15 +79,15 @@ def count_macs(module: nn.Module, *inputs: object) -> int:
 
 
 def uninitialised(build: Callable[[], Network]) -> Network:
-    """A module in eval mode whose weights have no values yet: fast to build, for counting with an empty batch."""
+    """A module in eval mode with uninitialised weights: fast to build, for counting with an empty batch."""
     with torch.device("meta"):
         module = build().eval()
-    # `to_empty` does this, too, but loads sympy on the way, which takes 0.8 s
+    # `to_empty` does the same, but imports sympy, which takes 0.8 s
     return module._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
 
 
 def saved_bytes(module: nn.Module, run: Callable[[], object]) -> int:
-    """Bytes that `run`, a forward pass of `module`, keeps for its backward pass; parameters not counted."""
+    """Bytes that `run`, a forward pass of `module`, saves for the backward pass, without parameters."""
     own = {p.untyped_storage().data_ptr() for p in module.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
 
@@ -111,7 +111,7 @@ def derived_cost(
     image_size: int | None = None,
     in_channels: int = 3,
 ) -> Cost:
-    """The cost of the network derived from a genotype; what is not given is as the papers have it for that shape.
+    """The cost of the network derived from a genotype, by default in the papers' size for its shape.
 
     Nothing is computed or initialised. Raises UsageError as DerivedNetwork does.
     """
@@ -140,7 +140,7 @@ def model_cost(
     image_size: int | None = None,
     in_channels: int = 3,
 ) -> Cost:
-    """The cost of a model; what is not given is as the papers have it for that shape. Nothing is computed."""
+    """The cost of a model, by default in the papers' size for its shape. Nothing is computed."""
     size = image_size or IMAGE_SIZE[network]
     classes = num_classes or NUM_CLASSES[network]
     built = uninitialised(lambda: MobileNetwork(model, network=network, num_classes=classes, in_channels=in_channels))
@@ -150,13 +150,13 @@ def model_cost(
 
 
 def shape_text(network: NetworkShape = "cifar", channels: int | None = None, cells: int | None = None) -> str:
-    """A shape in words; what is not given is as the papers have it."""
+    """A shape in words, by default in the papers' size."""
     title = {"cifar": "CIFAR", "imagenet": "ImageNet"}[network]
     return f"{title}, C={channels or CHANNELS[network]}, {cells or CELLS[network]} cells"
 
 
 def cost_text(params: int, macs: int, shape: str) -> str:
-    """Parameters and MACs with the convention they are counted by, as captions have them."""
+    """Parameters and MACs with the counting convention, for captions."""
     return f"{params:,} parameters, {macs / 1e6:.1f}M MACs ({shape}; auxiliary head excluded)"
 
 
@@ -177,7 +177,7 @@ def choice_costs(
 ) -> tuple[Costs, Costs]:
     """(parameters, MACs) of derived networks as sums over the edges that their cells choose; all nodes are joined.
 
-    What is not given is as the papers have it for that shape. Raises UsageError as DerivedNetwork does.
+    By default in the papers' size for the shape. Raises UsageError as DerivedNetwork does.
     """
     shape = network, channels or CHANNELS[network], cells or CELLS[network], num_nodes
     params, macs = (
@@ -190,7 +190,7 @@ def choice_costs(
 def _edge_costs(
     operations: Sequence[str], network: NetworkShape, C: int, num_cells: int, num_nodes: int
 ) -> tuple[Costs, Costs]:
-    """(parameters, MACs) of the edges alone, nothing being fixed."""
+    """(parameters, MACs) of the edges alone, without fixed costs."""
     edges = num_edges(num_nodes)
     tables = {reduction: np.zeros((2, edges, len(operations)), dtype=np.int64) for reduction in (False, True)}
     size = IMAGE_SIZE[network] if network == "cifar" else IMAGE_SIZE[network] // 8
@@ -208,7 +208,7 @@ def _edge_costs(
 
 @functools.cache
 def _fixed_costs(network: NetworkShape, C: int, num_cells: int, num_nodes: int) -> tuple[int, int]:
-    """(parameters, MACs) of all that no edge chooses: those of a known network less those of its edges."""
+    """(parameters, MACs) of stem, input layers and head: those of a known network minus those of its edges."""
     operations = ("skip_connect",)
     nodes = tuple((Edge("skip_connect", 0), Edge("skip_connect", 1)) for _ in range(num_nodes))
     cell = Cell(nodes, tuple(range(NUM_INPUTS, NUM_INPUTS + num_nodes)))
@@ -220,9 +220,9 @@ def _fixed_costs(network: NetworkShape, C: int, num_cells: int, num_nodes: int) 
 
 
 def derived_counts(genotypes: Sequence[Genotype], network: NetworkShape = "cifar") -> list[tuple[int, int]]:
-    """(parameters, MACs) of each genotype's network in the papers' shape, as derived_cost counts them.
+    """(parameters, MACs) of each genotype's network in the papers' size, as derived_cost counts them.
 
-    All of one number of nodes are counted from one table of their operations, much faster than one by one.
+    Genotypes with equally many nodes share one table of their operations' costs, much faster than one by one.
     """
     operations = tuple(dict.fromkeys(name for genotype in genotypes for name in genotype.operations))
     tables: dict[int, tuple[Costs, Costs]] = {}
@@ -230,7 +230,8 @@ def derived_counts(genotypes: Sequence[Genotype], network: NetworkShape = "cifar
     for genotype in genotypes:
         cells = genotype.normal, genotype.reduce
         nodes = genotype.normal.num_nodes
-        if any(cell.num_nodes != nodes or len(cell.concat) != nodes for cell in cells):  # not what choice_costs counts
+        # choice_costs assumes equally many nodes in both cells, all of them joined
+        if any(cell.num_nodes != nodes or len(cell.concat) != nodes for cell in cells):
             cost = derived_cost(genotype, network)
             found.append((cost.params, cost.macs))
             continue
@@ -243,7 +244,7 @@ def derived_counts(genotypes: Sequence[Genotype], network: NetworkShape = "cifar
 
 @functools.cache
 def operation_cost(name: str, C: int, stride: int, size: int) -> tuple[int, int]:
-    """(parameters, MACs) of an operation of a derived network on (1, C, size, size); (0, 0) for `none`."""
+    """(parameters, MACs) of an operation in a derived network on (1, C, size, size); (0, 0) for `none`."""
     if name == "none":
         return 0, 0
     module = uninitialised(lambda: OPERATIONS[name].build(C, stride, True))
@@ -251,7 +252,7 @@ def operation_cost(name: str, C: int, stride: int, size: int) -> tuple[int, int]
 
 
 def human(count: float) -> str:
-    """A count in the papers' way: 3.35M, 528.4M, 12.3k."""
+    """A count as the papers write it: 3.35M, 528.4M, 12.3k."""
     if count == 0:
         return "0"
     power = min(3, int(math.log10(abs(count)) // 3))

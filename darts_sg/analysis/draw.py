@@ -1,10 +1,10 @@
 """The cells of genotypes as one picture, drawn like a metro map, without graphviz.
 
-The nodes stand in a row, one column each, between the two inputs (left) and the output (right). An edge runs
-on a lane of its own above or below that row: it leaves its state vertically, follows the lane, and enters its
-node vertically. Verticals stay inside the columns of their two ends, and labels inside the gaps between
-columns, in the gap before the node they lead to. So no label can meet another label, a node or a foreign
-edge, and no edge can run through a foreign node, whatever the genotype. Lengths are in points (1/72 inch).
+The nodes form a row, one column each, between the two inputs (left) and the output (right). Each edge has its own
+lane above or below that row: it leaves its state vertically, follows the lane, and enters its node vertically.
+Vertical lines stay within the columns of the edge's two ends, and labels in the gap before the node that their edge
+enters. Hence, in any genotype, no label overlaps another label, a node or another edge, and no edge crosses a node.
+Lengths are in points (1/72 inch).
 """
 
 import io
@@ -26,7 +26,6 @@ from darts_sg.analysis.sheet import (
     LIGHT,
     NAME_SIZE,
     STATE_SIZE,
-    STYLES,
     TITLE_SIZE,
     Point,
     Sheet,
@@ -35,6 +34,7 @@ from darts_sg.analysis.sheet import (
     legend_rows,
     new_sheet,
     short_name,
+    style_of,
     text_width,
     wrap,
 )
@@ -94,20 +94,20 @@ def draw_genotypes(
 
 
 def _caption(genotype: Genotype) -> str:
-    """What the network costs; nothing where an operation is unknown to this version."""
+    """The cost of the network; empty if an operation is unknown to this version."""
     known = all(edge.operation in OPERATIONS for _, cell in genotype.cells() for _, edge in cell.edges())
     return cost_caption(genotype) if known else ""
 
 
 def picture_svg(figure: Figure) -> str:
-    """The text of a picture as SVG; the same figure gives the same text."""
+    """A figure as SVG text, the same text each time."""
     return _rendered(figure, "svg").decode()
 
 
 def save_figure(
     figure: Figure, path_without_suffix: FilePath, formats: Sequence[str] = ("svg", "png")
 ) -> list[FilePath]:
-    """Write `figure` in each of `formats` and return the paths; the same figure gives the same bytes."""
+    """Write `figure` in each of `formats`, the same bytes each time; returns the paths."""
     paths = []
     for suffix in formats:
         path = path_without_suffix.with_name(f"{path_without_suffix.name}.{suffix}")
@@ -129,9 +129,9 @@ def _rendered(figure: Figure, suffix: str) -> bytes:
 
 @dataclass(frozen=True)
 class Track:
-    """An edge on its way: along `lane` (above the nodes > 0, below < 0, straight from node to node 0).
+    """The route of an edge: its `lane` is > 0 above the nodes, < 0 below, and 0 straight from node to node.
 
-    Columns: 0 holds both inputs, 1 and up the nodes, the last the output.
+    Column 0 holds both inputs, the last column the output, and each other column a node.
     """
 
     edge: Edge
@@ -141,7 +141,7 @@ class Track:
 
 
 class Reach(NamedTuple):
-    """The lanes that the states span, and the highest of all."""
+    """The lanes that the input states span, and the highest lane of all."""
 
     inputs: tuple[tuple[int, ...], tuple[int, ...]]
     """Lanes that leave c_{k-2} and c_{k-1}."""
@@ -150,7 +150,7 @@ class Reach(NamedTuple):
 
 @dataclass(frozen=True)
 class CellPlan:
-    """Where everything of a cell stands; x from the left of the cell, y from the row of nodes upwards."""
+    """The layout of a cell; x counts from the left of the cell, y from the row of nodes upwards."""
 
     tracks: tuple[Track, ...]
     concat: tuple[int, ...]
@@ -160,7 +160,7 @@ class CellPlan:
     columns: tuple[tuple[float, float], ...]
     """(left, right) of each column."""
     ports: dict[tuple[int, int, bool], float]
-    """(track, or len(tracks) + position in concat; column; at its end) -> x of the vertical there."""
+    """(track number, or len(tracks) + position in concat; column; whether it ends there) -> x of the vertical."""
     reach: Reach
 
     @property
@@ -181,20 +181,20 @@ class CellPlan:
 
 
 def lane_y(lane: int) -> float:
-    """Height of a lane over the row of nodes."""
+    """Height of a lane above the row of nodes."""
     if lane == 0:
         return 0.0
     return (LANE_FIRST + LANE_STEP * (abs(lane) - 1)) * (1 if lane > 0 else -1)
 
 
 def plan_cell(cell: Cell) -> CellPlan:
-    """Lay a cell out: few crossings between lanes, none between the edges at one node."""
+    """Lay out a cell with few crossings between lanes, and none between the edges of one node."""
     return plan_cells([cell])[0]
 
 
 def plan_cells(cells: Sequence[Cell]) -> list[CellPlan]:
-    """Lay out cells of equally many nodes, each as plan_cell does, with all states in the same places in every one."""
-    routed = []
+    """Lay out cells with equally many nodes as plan_cell does, all with their states in the same places."""
+    routed = []  # lanes first: they depend on each cell alone
     for cell in cells:
         runs = [(max(edge.state - 1, 0), state - 1, edge) for state, edge in cell.edges()]
         concat = tuple(sorted(state - 1 for state in cell.concat))
@@ -206,7 +206,8 @@ def plan_cells(cells: Sequence[Cell]) -> list[CellPlan]:
         for side in (1, -1)
     )
     reach = Reach((above, below), max([1, *(track.lane for track in tracks)]))
-    output = cells[0].num_nodes + 1
+    output = cells[0].num_nodes + 1  # its column
+    # columns and gaps are as wide as the widest cell needs them
     gaps = [0.0] * output
     for track in tracks:
         gaps[track.stop - 1] = max(gaps[track.stop - 1], label_width(short_name(track.edge.operation)))
@@ -227,8 +228,8 @@ def plan_cells(cells: Sequence[Cell]) -> list[CellPlan]:
 def _place_ports(
     tracks: Sequence[Track], concat: Sequence[int], bus: int, output: int
 ) -> tuple[dict[tuple[int, int, bool], float], list[float]]:
-    """Where the verticals stand in their columns, from the middle (keys as CellPlan.ports), and widths of columns."""
-    # the lines to the output are routed like edges: out of their node to the lane of the bus
+    """Offsets of the verticals from the middle of their columns (keys as CellPlan.ports), and the columns' widths."""
+    # the lines to the output are routed like edges, from their node to the lane of the bus
     routes = [*tracks, *(Track(Edge("", 0), column, output, bus) for column in concat)]
     offsets: dict[tuple[int, int, bool], float] = {}
     widths = [BAR_WIDTH]
@@ -252,7 +253,7 @@ Run = tuple[int, int, Edge]
 def _choose_sides(runs: Sequence[Run], concat: Sequence[int]) -> list[int]:
     """Side of each edge: c_{k-2} above (1), c_{k-1} below (-1), the first of neighbouring nodes straight (0).
 
-    The rest start above; single edges change sides as long as that lowers the cost.
+    All others start above. Greedy search: flip single edges as long as that lowers the cost.
     """
     sides, free, straight = [], [], set()
     for i, (start, stop, edge) in enumerate(runs):
@@ -277,7 +278,7 @@ def _choose_sides(runs: Sequence[Run], concat: Sequence[int]) -> list[int]:
 
 
 def _assign_lanes(runs: Sequence[Run], sides: Sequence[int]) -> list[Track]:
-    """First fit, short edges next to the nodes; two edges share a lane only if they share no gap."""
+    """First fit, shortest edges first, so that they lie next to the nodes; edges that share a gap need two lanes."""
     taken: set[tuple[int, int]] = set()  # (lane, gap)
     lanes = {i: 0 for i, side in enumerate(sides) if side == 0}
     for i in sorted(range(len(runs)), key=lambda i: (runs[i][1] - runs[i][0], i)):
@@ -293,7 +294,7 @@ def _assign_lanes(runs: Sequence[Run], sides: Sequence[int]) -> list[Track]:
 
 
 def _cost(tracks: Sequence[Track], concat: Sequence[int]) -> int:
-    """Crossings, plus lanes used: a crossing is worth a lane."""
+    """Number of crossings plus number of lanes: a crossing weighs as much as a lane."""
     crossings = 0
     for over in tracks:
         crossings += sum(over.lane < 0 and over.start < column < over.stop for column in concat)
@@ -309,7 +310,7 @@ def _cost(tracks: Sequence[Track], concat: Sequence[int]) -> int:
 
 
 class Wire(NamedTuple):
-    """An edge, or the joined output: the corners of its lines, the tip of its arrow, and the middle of its label."""
+    """The shape of an edge or the joined output: corners of its lines, tip of its arrow, middle of its label."""
 
     lines: list[list[Point]]
     tip: Point
@@ -345,12 +346,12 @@ def output_wire(plan: CellPlan) -> Wire:
 
 
 def panel_height(plan: CellPlan) -> float:
-    """What the panel of a cell takes at least."""
+    """Minimum height of the panel of a cell."""
     return plan.height + PANEL_TITLE + 2 * PANEL_PAD
 
 
 def panel_width(title: str, plan: CellPlan) -> float:
-    """What the panel of a cell takes at least across, its padding not included."""
+    """Minimum width of the panel of a cell, without padding."""
     note = text_width(STRIDE_NOTE, LABEL_SIZE) + 12 if title == "reduce" else 0.0
     return max(plan.width, text_width(TITLES[title], TITLE_SIZE, "bold") + note)
 
@@ -384,7 +385,7 @@ def _draw_cell(sheet: Sheet, title: str, plan: CellPlan, x0: float, y0: float) -
     _label(sheet, joined.label[0] + x0, joined.label[1] + y0, "concat", colors, f"{title}:label:concat")
 
     for i, (track, wire) in enumerate(zip(plan.tracks, edge_wires(plan), strict=True)):
-        style = STYLES[family(track.edge.operation)]
+        style = style_of(family(track.edge.operation))
         paint = style.paint(theme)
         sheet.line(rounded(shifted(wire.lines[0])), paint.line, style, gid=f"{title}:edge:{i}", zorder=2 + 0.01 * i)
         sheet.arrow_head(shifted([wire.tip])[0], wire.direction, paint.line, style.arrow_scale)
@@ -427,7 +428,7 @@ def state_boxes(plan: CellPlan) -> Iterator[tuple[str, str, float, float, float,
 
 
 def rounded(points: Sequence[Point]) -> Path:
-    """A line through `points` whose corners are rounded off."""
+    """A line through `points` with rounded corners."""
     vertices, codes = [points[0]], [Path.MOVETO]
     for before, corner, after in zip(points, points[1:], points[2:], strict=False):
         for toward, code in ((before, Path.LINETO), (after, Path.CURVE3)):

@@ -1,4 +1,4 @@
-"""Genotypes as points in a picture: MACs, published errors and measured errors against parameters."""
+"""Scatter plots of genotypes: MACs, published errors and measured errors against parameters."""
 
 import math
 import textwrap
@@ -15,9 +15,9 @@ from darts_sg.analysis.sheet import LIGHT, Point, text_width
 from darts_sg.networks.derived import NetworkShape
 
 DOT, NAME_SIZE, NAME_HEIGHT = "#1F62B5", 8.5, 12.0
-DISTANCES = (7.0, *range(14, 200, 12))  # of a name from its point, in points; tried in order
+DISTANCES = (7.0, *range(14, 200, 12))  # between a name and its point, in points; tried in order
 ANGLES = (0, 180, 90, 270, *(a for a in range(15, 360, 15) if a % 90))
-NEAR = 9.0  # up to here a name needs no line to its point
+NEAR = 9.0  # up to this distance a name needs no line to its point
 ROUNDS = 4
 
 Box = tuple[float, float, float, float]
@@ -35,7 +35,7 @@ class Mark(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """A set of axes: the values of one kind, with what must be known about them in the title."""
+    """A set of axes for values of one kind, whose title says what readers must know about them."""
 
     title: str
     label: str
@@ -43,7 +43,7 @@ class Panel(NamedTuple):
 
 
 def draw_comparison(rows: Sequence[Mapping[str, Any]], shape: str, network: NetworkShape = "cifar") -> Figure:
-    """Draw what compare_genotypes found; `shape` says of which network (see shape_text).
+    """Draw the rows of compare_genotypes; `shape` names the shape of the networks (see shape_text).
 
     Counted, published and measured values have axes of their own, and so has each scale of training; axes that no
     genotype has a value for are left out. Deviations are drawn as bars.
@@ -58,7 +58,7 @@ def draw_comparison(rows: Sequence[Mapping[str, Any]], shape: str, network: Netw
         _draw_panel(axes, panel)
     for axes in grid[len(panels) :]:
         axes.remove()
-    figure.draw_without_rendering()  # the names are placed where the layout puts the points
+    figure.draw_without_rendering()  # names can only be placed once the layout has placed the points
     for axes, panel in zip(grid, panels, strict=False):
         place_names(axes, list(dict.fromkeys(panel.marks)))
     return figure
@@ -95,7 +95,7 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
 
 
 def dress(axes: Axes, title: str, x_label: str, y_label: str) -> None:
-    """Title, labels, grid and spines of a set of axes."""
+    """Set title, labels, grid and spines of a set of axes."""
     axes.set_title(title, fontsize=9.5, loc="left", color=LIGHT.ink)
     axes.set_xlabel(x_label, fontsize=9, color=LIGHT.ink)
     axes.set_ylabel(y_label, fontsize=9, color=LIGHT.ink)
@@ -106,7 +106,7 @@ def dress(axes: Axes, title: str, x_label: str, y_label: str) -> None:
 
 
 def place_names(axes: Axes, marks: Sequence[Mark], drawn: Sequence[Box] = ()) -> None:
-    """Write each name at the nearest place where it covers no point, no name and no line, and is covered by none.
+    """Write each name at the nearest place where it overlaps no point, name or line.
 
     `drawn` is what else must not be covered. A name that does not stand right at its point is tied to it by a line.
     """
@@ -125,7 +125,7 @@ def place_names(axes: Axes, marks: Sequence[Mark], drawn: Sequence[Box] = ()) ->
     inside = axes.get_window_extent()
     frame = (inside.x0 / pixels, inside.y0 / pixels, inside.x1 / pixels, inside.y1 / pixels)
     placed: dict[int, Place] = {}
-    for _ in range(ROUNDS):  # a later round mends what an earlier one left in the way of others
+    for _ in range(ROUNDS):  # a later round resolves conflicts that an earlier one caused
         for k in sorted(range(len(marks)), key=lambda k: spots[k]):
             others = [place for i, place in placed.items() if i != k]
             if k not in placed or _conflicts(placed[k], frame, taken, others):
@@ -151,7 +151,7 @@ def place_names(axes: Axes, marks: Sequence[Mark], drawn: Sequence[Box] = ()) ->
 
 
 class Place(NamedTuple):
-    """A place of a name: from its point to its middle, its box, and the line between them if they lie apart."""
+    """A possible place of a name: offset of its middle from the point, its box, and the connecting line, if any."""
 
     shift: Point
     box: Box
@@ -159,7 +159,7 @@ class Place(NamedTuple):
 
 
 def _places(name: str, at: Point) -> Iterator[Place]:
-    """All around the point, nearest first."""
+    """Places all around the point, nearest first."""
     width = text_width(name, NAME_SIZE) + 3
     for distance in DISTANCES:
         for angle in ANGLES:
@@ -172,7 +172,7 @@ def _places(name: str, at: Point) -> Iterator[Place]:
 
 
 def _conflicts(place: Place, frame: Box, taken: Sequence[Box], others: Sequence[Place]) -> int:
-    """What speaks against a place: above all that a text is hidden, then lines that cross."""
+    """Penalty of a place: highest for hidden text, lower for crossing lines."""
     box, tie = place.box, place.tie
     inside = frame[0] <= box[0] and box[2] <= frame[2] and frame[1] <= box[1] and box[3] <= frame[3]
     names, ties = [other.box for other in others], [other.tie for other in others if other.tie is not None]
@@ -193,7 +193,7 @@ def _overlap(a: Box, b: Box) -> bool:
 
 
 def _around(line: tuple[Point, Point]) -> Box:
-    """The box around a line, a little larger, so that it is never flat."""
+    """The bounding box of a line, slightly enlarged so that it is never flat."""
     (x0, y0), (x1, y1) = line
     return min(x0, x1) - 0.1, min(y0, y1) - 0.1, max(x0, x1) + 0.1, max(y0, y1) + 0.1
 
@@ -203,7 +203,7 @@ def _meets_box(line: tuple[Point, Point], box: Box) -> bool:
 
 
 def _fewest(found: Iterable[tuple[Place, int]]) -> Place:
-    """The first place without conflicts, or the one with the fewest."""
+    """The first place without conflicts, or else the one with the fewest."""
     best: tuple[Place, int] | None = None
     for place, conflicts in found:
         if best is None or conflicts < best[1]:

@@ -1,4 +1,4 @@
-"""Trained networks side by side as a picture: what their features hold of the image, and their gradients' cosines."""
+"""Picture that compares trained networks: information about the image in their features, and gradient cosines."""
 
 import bisect
 import math
@@ -17,7 +17,7 @@ from darts_sg.analysis.information import Retained
 from darts_sg.analysis.sheet import CAPTION_SIZE, LABEL_SIZE, LIGHT, STYLES, text_width, wrap
 
 MARKERS = "^osDPX"  # by size of the features, largest first
-OTHERS = ("sep_conv", "dil_conv", "pool", "other", "skip")  # families that lend their colour to further networks
+OTHERS = ("sep_conv", "dil_conv", "pool", "other", "skip")  # families whose colours other networks take
 PALEST = 0.4
 BINS = 40
 WIDTH, PANELS_HEIGHT, RIDGE_HEIGHT = 12.5, 5.4, 0.55  # inches
@@ -29,15 +29,15 @@ class Portrait(NamedTuple):
 
     label: str
     name: str
-    """Of the network; those of one name, which differ in seed or epoch, share a colour."""
+    """Name of the network. Those of one name, which differ in seed or epoch, share a colour."""
     block: str
-    """What the blocks of a model are called; empty for a genotype."""
+    """Name of a model's blocks; empty for a genotype."""
     retained: Sequence[Retained]
     cosines: NDArray[np.floating]
 
 
 def draw_diagnosis(portraits: Sequence[Portrait], setting: str) -> Figure:
-    """R² and channels over the depth, a line each network, and the distribution of the cosines; `setting` below."""
+    """Draw R² and channels over depth, a line a network, and distributions of the cosines; `setting` stands below."""
     caption = wrap(setting, 72 * (WIDTH - 0.3))
     height = max(PANELS_HEIGHT, 1.2 + RIDGE_HEIGHT * len(portraits))
     below = (len(caption) + 0.8) * 1.35 * CAPTION_SIZE / 72
@@ -62,7 +62,7 @@ def draw_diagnosis(portraits: Sequence[Portrait], setting: str) -> Figure:
 
 
 def _colors(portraits: Sequence[Portrait]) -> list[tuple[str, float]]:
-    """(colour, opacity) of each: the colour of its block as in other pictures, paler for earlier files of one name."""
+    """(colour, opacity) of each: its block's colour in other pictures, paler for earlier files of the same name."""
     by_title = {style.title: style.light.line for style in STYLES.values()}
     free = [STYLES[name].light.line for name in OTHERS]
     taken = dict[str, str]()
@@ -97,7 +97,7 @@ def _draw_sites(
                     markeredgecolor="white", markeredgewidth=0.6, zorder=3,
                 )  # fmt: skip
     lowest = min(site.r2 for portrait in portraits for site in portrait.retained)
-    shares.set_ylim(min(0.0, max(lowest, -0.5)) - 0.02, 1.02)  # how far below a constant does not matter
+    shares.set_ylim(min(0.0, max(lowest, -0.5)) - 0.02, 1.02)  # how much worse than a constant does not matter
     shares.set_title(
         "What the features carried on hold of the image", fontsize=10, fontweight="bold", loc="left", color=LIGHT.ink
     )
@@ -125,7 +125,7 @@ def _draw_sites(
 
 
 def fitted(label: str) -> str:
-    """A label of at most LABEL_WIDTH; of a longer one the middle is left out, as paths differ at their ends."""
+    """Shorten a label to LABEL_WIDTH by leaving out its middle, because paths differ at their ends."""
 
     def shortened(kept: int) -> str:
         return f"{label[: kept - kept // 2]}…{label[len(label) - kept // 2 :]}"
@@ -139,7 +139,7 @@ def fitted(label: str) -> str:
 
 
 def _draw_ridges(axes: Axes, portraits: Sequence[Portrait], colors: Sequence[tuple[str, float]]) -> None:
-    """The distribution of the cosines of each network on a line of its own, with a bar at the mean."""
+    """Draw the distribution of each network's cosines on its own baseline, with a bar at the mean."""
     low = min(0.0, *(portrait.cosines.min() for portrait in portraits))
     high = max(0.0, *(portrait.cosines.max() for portrait in portraits))
     edges = np.linspace(low, high, BINS + 1)

@@ -1,4 +1,4 @@
-"""The stacked network of a genotype as a picture: each cell with its channels, size and share of the cost."""
+"""Pictures of stacked networks: each cell with its channels, size and share of the cost."""
 
 from collections.abc import Sequence
 
@@ -13,14 +13,15 @@ from darts_sg.analysis.sheet import (
     DARK,
     LEGEND_HEIGHT,
     LIGHT,
-    STYLES,
     TITLE_SIZE,
     Point,
     Sheet,
+    families,
     family,
     heading_height,
     legend_rows,
     new_sheet,
+    style_of,
     wrap,
 )
 from darts_sg.genotype import Genotype
@@ -54,11 +55,11 @@ def draw_networks(
     *,
     dark: bool = False,
 ) -> Figure:
-    """Draw the networks of genotypes side by side: stem, cells, auxiliary head, head, and what each of them costs.
+    """Draw the networks of genotypes side by side: stem, cells, auxiliary head and head with their costs.
 
-    Each cell stands with its channels C, its output (channels × height × width), and its share of the parameters and
-    MACs, coloured by operations; under the stack the shares of the operations over all cells. Bars of all networks
-    are drawn to one scale. The shape is that of derived_cost. Raises UsageError as DerivedNetwork does.
+    Each cell shows its channels C, its output (channels × height × width), and its share of the parameters and MACs,
+    coloured by operation. Below the stack are the shares of the operations over all cells. The bars of all networks
+    have one scale. Arguments are those of derived_cost. Raises UsageError as DerivedNetwork does.
     """
     theme = DARK if dark else LIGHT
     shape = (network, channels, cells)
@@ -92,12 +93,12 @@ def draw_networks(
 
 
 def _most(parts: Sequence[Part]) -> tuple[int, int]:
-    """The largest (parameters, MACs), which fill a bar."""
+    """The largest (parameters, MACs): the full length of the bars."""
     return max(part.params for part in parts), max(part.macs for part in parts)
 
 
 def _draw_stack(sheet: Sheet, prefix: str, parts: Anatomy, corner: Point, most: tuple[int, int]) -> None:
-    """The stages from top to bottom at `corner`, each with its inputs, numbers and bars."""
+    """Draw the stages from top to bottom, starting at `corner`, each with its inputs, numbers and bars."""
     theme, (x, top) = sheet.theme, corner
     _table_head(sheet, x, top, ("C", "output"))
     middles: list[float] = []
@@ -132,7 +133,7 @@ def _stage_box(sheet: Sheet, x: float, y: float, name: str, fill: str, gid: str)
 
 
 def _arrow(sheet: Sheet, x: float, above: float, below: float) -> None:
-    """From the stage above to the one below."""
+    """Draw the arrow from the stage above to the one below."""
     middle, tip = x + sum(BOX) / 2, below + ROW / 2
     line = Path([(middle, above - ROW / 2), (middle, tip + ARROW_LENGTH - 1)])
     sheet.line(line, sheet.theme.faint, linewidth=1.3, zorder=1)
@@ -140,7 +141,7 @@ def _arrow(sheet: Sheet, x: float, above: float, below: float) -> None:
 
 
 def _bypass(sheet: Sheet, x: float, above: float, below: float, i: int) -> None:
-    """From the stage before the previous one, left of the boxes, on two lanes in turn."""
+    """Draw the line from the stage before the previous one, left of the boxes, on two alternating lanes."""
     left, lane = x + BOX[0], x + BOX[0] - 12.0 - 11.0 * (i % 2)
     start, end = above - 4.5, below + 4.5
     corners = [(left, start), (lane, start), (lane, end), (left - ARROW_LENGTH + 1, end)]
@@ -149,7 +150,7 @@ def _bypass(sheet: Sheet, x: float, above: float, below: float, i: int) -> None:
 
 
 def _auxiliary(sheet: Sheet, prefix: str, x: float, y: float, params: int) -> None:
-    """The auxiliary head, which hangs on the line out of the cell above it and is no part of the shares."""
+    """Draw the auxiliary head beside the output of the cell before it; the shares do not include it."""
     theme, middle = sheet.theme, x + sum(BOX) / 2
     left, right = middle + 22, middle + 22 + BOX[1] - BOX[0]
     line = Path([(middle, y), (left - ARROW_LENGTH + 1, y)])
@@ -163,7 +164,7 @@ def _auxiliary(sheet: Sheet, prefix: str, x: float, y: float, params: int) -> No
 
 
 def _draw_operations(sheet: Sheet, prefix: str, parts: Anatomy, corner: Point, most: tuple[int, int]) -> None:
-    """The shares of the operations over all cells, from `corner` downwards."""
+    """Draw the shares of the operations over all cells, from `corner` downwards."""
     x, top = corner
     _table_head(sheet, x, top, ("", ""), "By operation, over all cells")
     for i, part in enumerate(parts.operations):
@@ -185,15 +186,16 @@ def _table_head(sheet: Sheet, x: float, top: float, columns: tuple[str, str], ti
 def _bars(
     sheet: Sheet, gid: str, x: float, y: float, parts: Sequence[Part], whole: Part, most: tuple[int, int]
 ) -> None:
-    """Two bars, one of parameters and one of MACs, in segments by families, each with its share and count."""
-    ordered = sorted(parts, key=lambda part: list(STYLES).index(family(part.name)))
+    """Draw a bar of parameters and one of MACs, in segments by family, with share and count beside them."""
+    order = families(part.name for part in parts)
+    ordered = sorted(parts, key=lambda part: order.index(family(part.name)))
     for k, field in enumerate(("params", "macs")):
         left, length = BARS[k]
         at = x + left
         for part in ordered:
             piece = length * getattr(part, field) / most[k]
             if piece > 0:
-                color = STYLES[family(part.name)].paint(sheet.theme).line
+                color = style_of(family(part.name)).paint(sheet.theme).line
                 sheet.bar((at, at + piece), (y - ROW / 2 + 3, y + ROW / 2 - 3), color, f"{gid}:{field}:bar")
             at += piece
         total = sum(getattr(part, field) for part in parts)

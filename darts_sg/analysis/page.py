@@ -33,7 +33,17 @@ from darts_sg.analysis.draw import (
     state_boxes,
 )
 from darts_sg.analysis.run_folder import Run, SearchEpoch
-from darts_sg.analysis.sheet import LIGHT, STYLES, Point, Style, arrow_corners, family, short_name
+from darts_sg.analysis.sheet import (
+    LIGHT,
+    STYLES,
+    Point,
+    Style,
+    arrow_corners,
+    family,
+    plugged_families,
+    short_name,
+    style_of,
+)
 from darts_sg.derive import Costs, entropy, num_edges
 from darts_sg.genotype import state_name
 from darts_sg.methods.regularizers.size import expected_cost
@@ -103,7 +113,7 @@ def search_data(run: Run, epochs: Sequence[SearchEpoch]) -> dict[str, Any]:
         "edges": edge_names(num_nodes),
         "planned": run.options.get("epochs"),
         "panels": [_panel(panel) for panel in (*search_panels(run.task.plots), PARAMS)],
-        "styles": {name: _style(style) for name, style in STYLES.items()},
+        "styles": {name: _style(style_of(name)) for name in (*STYLES, *plugged_families(operations))},
         "cells": shown,
         "epochs": records,
     }
@@ -149,7 +159,7 @@ def _cell(plan: CellPlan, operations: Sequence[str]) -> dict[str, Any]:
                 "operation": operations.index(operation),
                 "says": f"{operation} of {state_name(state)} to {state_name(track.stop + 1)}",
                 "family": family(operation),
-                **_wire(wire, STYLES[family(operation)].arrow_scale, short_name(operation)),
+                **_wire(wire, style_of(family(operation)).arrow_scale, short_name(operation)),
             }
         )
     return {"edges": edges, "output": _wire(output_wire(plan), 1.0, "concat")}

@@ -1,10 +1,11 @@
-"""What the pictures of genotypes are drawn with: themes, the colours of operations, text and boxes on a sheet.
+"""The drawing kit of genotype pictures: themes, the colours of operation families, text and boxes on a sheet.
 
-Lengths are in points (1/72 inch), y counts upwards from the top of the sheet.
+Lengths are in points (1/72 inch); y counts upwards, from 0 at the top of the sheet.
 """
 
 import functools
 import re
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -18,6 +19,8 @@ from matplotlib.path import Path
 from matplotlib.patheffects import Normal, Stroke
 from matplotlib.textpath import TextPath
 
+from darts_sg.ops import OPERATIONS
+
 LABEL_SIZE, STATE_SIZE, TITLE_SIZE, NAME_SIZE, CAPTION_SIZE = 8.5, 10.5, 10.0, 13.0, 9.5
 LINE_HEIGHT, LEGEND_HEIGHT, MARGIN = 14.0, 18.0, 14.0
 ARROW_LENGTH, ARROW_WIDTH = 7.0, 3.2
@@ -27,7 +30,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Theme:
-    """The colours of everything that is no operation."""
+    """The colours of everything except operations."""
 
     dark: bool
     background: str
@@ -52,7 +55,7 @@ DARK = Theme(
 
 
 class Paint(NamedTuple):
-    """The colours of a family of operations: its lines, the background of its labels and their letters."""
+    """The colours of a family of operations: of its lines, and background and letters of its labels."""
 
     line: str
     tint: str
@@ -101,26 +104,54 @@ STYLES = {
         "stem, input layers, head", Paint("#7E8A96", "#EEF0F2", "#3C444C"), Paint("#76838F", "#2A333C", "#D3DAE0")
     ),
 }  # fmt: skip
+PALETTE = (
+    (Paint("#007A87", "#DDF1F3", "#004E57"), Paint("#3FC1CF", "#10343A", "#B0E6EC")),
+    (Paint("#B0307A", "#FBE4F1", "#7A1A52"), Paint("#F07ABF", "#431A33", "#F9C6E3")),
+    (Paint("#6B7A00", "#F0F3D6", "#454F00"), Paint("#B9C94A", "#2E330F", "#E2EAA8")),
+    (Paint("#4453C9", "#E6E8FA", "#2A3593"), Paint("#8E9BFF", "#1F2550", "#CBD1FF")),
+    (Paint("#A8481F", "#FAE6DC", "#732D10"), Paint("#F08A5D", "#432013", "#FBCDB8")),
+    (Paint("#2F6F5E", "#DFF0EB", "#1A4A3D"), Paint("#6CC2AC", "#173830", "#BFE8DD")),
+)
+"""Colours, light and dark, of families that have no style above: those of plug-ins."""
 FIXED = ("stem", "input layers", "head")
-"""The parts of a derived network that no genotype chooses, as `anatomy` calls them."""
+"""The parts of a derived network that are the same for all genotypes, as `anatomy` names them."""
 
 
 def family(operation: str) -> str:
-    """The key in STYLES of an operation's family; `other` for operations that belong to none."""
+    """The family of a registered operation; `fixed` for one of FIXED, `other` for an unknown name."""
     if operation in FIXED:
         return "fixed"
-    if "_pool_" in operation:
-        return "pool"
-    return next((name for name in STYLES if operation.startswith(name)), "other")
+    return OPERATIONS[operation].family if operation in OPERATIONS else "other"
+
+
+@functools.cache
+def style_of(family: str) -> Style:
+    """The style of a family: its own, or for a family of a plug-in one of the palette, always the same for a name."""
+    if family in STYLES:
+        return STYLES[family]
+    light, dark = PALETTE[zlib.crc32(family.encode()) % len(PALETTE)]
+    return Style(family.replace("_", " "), light, dark, width=2.0, dashes=(9.0, 1.2))
+
+
+def families(operations: Iterable[str]) -> list[str]:
+    """The families of operations, once each, in the order of legends: those of STYLES, then others by name."""
+    order = list(STYLES)
+    used = {family(operation) for operation in operations}
+    return sorted(used, key=lambda name: (order.index(name) if name in STYLES else len(order), name))
+
+
+def plugged_families(operations: Iterable[str]) -> list[str]:
+    """The families of operations that have no style of their own, but one of the palette."""
+    return [name for name in families(name for name in operations if name != "none") if name not in STYLES]
 
 
 def short_name(operation: str) -> str:
-    """An operation's name as its label has it: `sep 3×3`, `max 3×3`, `skip`, `sandglass 3×3 r6`."""
+    """The text of an operation's label: `sep 3×3`, `max 3×3`, `skip`, `sandglass 3×3 r6`."""
     return re.sub(r"(\d)x(\d)", r"\1×\2", re.sub(r"_(conv|pool|connect|residual)", "", operation)).replace("_", " ")
 
 
 class Sheet:
-    """Axes that are drawn on in points; their artists carry ids (`gid`) that end up in an SVG."""
+    """Axes to draw on in points. Artists carry ids (`gid`), which an SVG keeps."""
 
     def __init__(self, axes: Axes, theme: Theme) -> None:
         self.axes = axes
@@ -138,7 +169,7 @@ class Sheet:
         gid: str | None = None,
         va: Literal["center", "center_baseline"] = "center_baseline",
     ) -> None:
-        """One line of text in the middle of `y`."""
+        """One line of text, vertically centred at `y`."""
         color = color or self.theme.ink
         self.axes.text(x, y, text, fontproperties=_font(size, weight), color=color, ha=align, va=va, zorder=7, gid=gid)
 
@@ -153,12 +184,12 @@ class Sheet:
         self.axes.add_patch(box)
 
     def bar(self, xs: Point, ys: Point, color: str, gid: str) -> None:
-        """A bar of one colour, or a segment of one."""
+        """A bar, or a segment of one."""
         corner, width, height = (xs[0], ys[0]), xs[1] - xs[0], ys[1] - ys[0]
         self.axes.add_patch(Rectangle(corner, width, height, color=color, linewidth=0, zorder=3, gid=gid))
 
     def line(self, path: Path, color: str, style: Style | None = None, gid: str | None = None, **more: Any) -> None:
-        """A line, drawn in the manner of a family if a `style` is given."""
+        """A line; with a `style`, in the width and dashes of that family."""
         line = PathPatch(path, facecolor="none", edgecolor=color, capstyle="butt", gid=gid)
         line.set(**more)
         if style is not None:
@@ -175,17 +206,17 @@ class Sheet:
         self.axes.add_patch(Polygon(corners, closed=True, color=color, linewidth=0, zorder=4))
 
     def heading(self, x: float, y: float, name: str, lines: Sequence[str]) -> None:
-        """A genotype's name, and its caption under it; takes `heading_height` from `y` downwards."""
+        """A genotype's name with its caption below: `heading_height` points from `y` downwards."""
         self.text(x, y - 7, name, NAME_SIZE, "bold", align="left")
         for i, line in enumerate(lines):
             self.text(x, y - 25 - LINE_HEIGHT * i, line, CAPTION_SIZE, color=self.theme.muted, align="left")
 
     def legend(self, y: float, rows: Sequence[Sequence[tuple[float, str]]]) -> None:
-        """The families in `rows` (see `legend_rows`), from `y` downwards."""
+        """The legend of the families in `rows` (see `legend_rows`), from `y` downwards."""
         for i, row in enumerate(rows):
             middle = y - 6 - LEGEND_HEIGHT * i
             for x, name in row:
-                style = STYLES[name]
+                style = style_of(name)
                 line = Path([(x, middle), (x + 22, middle)])
                 self.line(line, style.paint(self.theme).line, style)
                 self.text(x + 28, middle, style.title, align="left")
@@ -200,7 +231,7 @@ def arrow_corners(tip: Point, direction: Point, scale: float = 1.0) -> list[Poin
 
 
 def new_sheet(width: float, height: float, theme: Theme) -> tuple[Figure, Sheet]:
-    """A figure of that size and a margin around, all of it a sheet with (0, 0) in the top left corner."""
+    """A figure of this size plus a margin, with a sheet over all of it; (0, 0) is the top left corner."""
     inches = ((width + 2 * MARGIN) / 72, (height + 2 * MARGIN) / 72)
     figure = Figure(figsize=inches, dpi=100, facecolor=theme.background)
     FigureCanvasAgg(figure)
@@ -216,11 +247,10 @@ def heading_height(lines: Sequence[str]) -> float:
 
 def legend_rows(operations: Iterable[str], width: float) -> list[list[tuple[float, str]]]:
     """(x, family) of a legend of the families of `operations`, broken into rows no wider than `width`."""
-    used = {family(operation) for operation in operations}
     rows: list[list[tuple[float, str]]] = []
     x = width
-    for name in (name for name in STYLES if name in used):
-        needed = 28 + text_width(STYLES[name].title, LABEL_SIZE)
+    for name in families(operations):
+        needed = 28 + text_width(style_of(name).title, LABEL_SIZE)
         if x + needed > width:
             rows.append([])
             x = 0.0
@@ -230,7 +260,7 @@ def legend_rows(operations: Iterable[str], width: float) -> list[list[tuple[floa
 
 
 def wrap(text: str, width: float) -> list[str]:
-    """The lines of a caption, broken between words where they are wider than `width`; dollar signs are literal."""
+    """Break a caption between words into lines no wider than `width`; dollar signs are literal."""
     lines = []
     for line in text.replace("$", r"\$").splitlines():
         lines.append("")
@@ -245,10 +275,10 @@ def wrap(text: str, width: float) -> list[str]:
 
 @functools.lru_cache(maxsize=1024)
 def text_width(text: str, size: float, weight: str = "normal") -> float:
-    """Width of a text."""
+    """Width of a text in points."""
     return float(TextPath((0, 0), text, prop=_font(size, weight)).get_extents().width)
 
 
 def _font(size: float, weight: str) -> FontProperties:
-    """The font that comes with matplotlib, so that pictures look the same everywhere."""
+    """The font that matplotlib brings along, so that pictures look the same everywhere."""
     return FontProperties(family="DejaVu Sans", size=size, weight=weight)

@@ -15,9 +15,10 @@ from typing import Any, Literal, get_args, get_origin
 
 import yaml
 
-from darts_sg import api, process
+from darts_sg import api, plugins, process
 from darts_sg.cli.parser import Parser, argument_type
 from darts_sg.config import JOBS, JobName, help_texts, recipe_names
+from darts_sg.data import DATASETS
 from darts_sg.engine.distributed import Ranks
 from darts_sg.errors import UsageError
 from darts_sg.options import flag, read_option, type_hints, type_name
@@ -76,6 +77,8 @@ def add_options(parser: argparse.ArgumentParser, job: JobName, defaults: dict[st
             groups[title] = parser.add_argument_group(title)
         if f.name == "recipe":
             text += f" Choices: {', '.join(recipe_names(job))}."
+        if f.name == "dataset":
+            text += f" Choices: {', '.join(DATASETS)}."
         read = partial(_read, config, f.name)
         _add_option(groups[title], f.name, hints[f.name], read, text, defaults.get(f.name, f.default))
 
@@ -100,7 +103,7 @@ def _read(config: type, name: str, text: str) -> Any:
 
 def parse(job: JobName, argv: Sequence[str], prog: str) -> api.Plan:
     """Understand a command line; raises UsageError for what is wrong with it."""
-    return _plan(job, vars(build_parser(job, prog).parse_args(list(argv))))
+    return _plan(job, vars(build_parser(job, prog).parse_args(plugins.joined(argv))))
 
 
 def _plan(job: JobName, arguments: dict[str, Any]) -> api.Plan:
@@ -115,7 +118,7 @@ def _options(job: JobName, arguments: dict[str, Any]) -> dict[str, Any]:
 
 def main(job: JobName, argv: Sequence[str], prog: str) -> None:
     """search.py and augment.py: parse a command line and run it."""
-    run(job, build_parser(job, prog).parse_args(list(argv)))
+    run(job, build_parser(job, prog).parse_args(plugins.joined(argv)))
 
 
 def run(job: JobName, arguments: argparse.Namespace) -> None:
@@ -127,6 +130,7 @@ def run(job: JobName, arguments: argparse.Namespace) -> None:
             if arguments.help:  # with the defaults that hold beside the recipe, file or run on the command line
                 file, resume, evaluate = (given.get(name) for name in ("config", "resume", "evaluate"))
                 defaults = api.base_options(job, given, file=file, resume=resume, evaluate=evaluate)
+                plugins.for_job(given.get("plugin", ""), base=defaults.get("plugin", ""))  # the help names their parts
                 build_parser(job, arguments.prog, defaults).print_help()
             elif given.get("print_config"):
                 options = _plan(job, given).config.as_dict()

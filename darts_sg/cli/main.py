@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
+from darts_sg import plugins
 from darts_sg.cli.parser import Parser
 from darts_sg.cli.terminal import answer
 
@@ -55,8 +56,18 @@ def build_parser(command: str = "") -> Parser:
 
 def run(argv: Sequence[str]) -> None:
     """Carry out a command line; raises UsageError for what is wrong with it."""
-    command = next((word for word in argv if not word.startswith("-")), "")
-    arguments = build_parser(command).parse_args(list(argv))
+    files, words = plugins.taken(argv)
+    command = next((word for word in words if not word.startswith("-")), "")
+    is_job = command in ("search", "augment")
+    if is_job:  # plug-ins are options of the run
+        place = words.index(command) + 1
+        words[place:place] = plugins.joined([f"--plugin={file}" for file in files])
+    else:
+        for file in files:  # before the parser is built: its help and choices name what they add
+            plugins.load(file)
+    arguments = build_parser(command).parse_args(words)
+    for file in () if is_job else getattr(arguments, "plugin", ()):  # given by an abbreviation, such as --plug
+        plugins.load(file)
     import_module(f"darts_sg.cli.{arguments.command}").run(arguments)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from darts_sg import plugins
 from darts_sg.errors import UsageError, quoted
 from darts_sg.options import read_value
 from darts_sg.quantity import parse_quantity
@@ -22,6 +23,9 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(exit_on_error=False, **settings)
+        if self.add_help:  # the jobs have both, --help and --plugin, of their own
+            option: dict[str, Any] = {"metavar": "FILE", "action": "append", "default": argparse.SUPPRESS}
+            self.add_argument("--plugin", help=plugins.HELP, **option)
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{' '.join(message.split())[:LONGEST_MESSAGE]} (see {self.prog} --help)")

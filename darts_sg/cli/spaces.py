@@ -20,18 +20,21 @@ def run(arguments: argparse.Namespace) -> None:
     from darts_sg.spaces import SPACES
 
     out = console()
-    named = Table("space", "operations", box=None, pad_edge=False)
+    plugged = any(registry.origin(name) for registry in (SPACES, OPERATIONS) for name in registry)
+    origin_column = ["plug-in"] if plugged else []
+    named = Table("space", "operations", *origin_column, box=None, pad_edge=False)
     for name in SPACES:
-        named.add_row(name, ", ".join(SPACES[name]))
+        named.add_row(name, ", ".join(SPACES[name]), *([SPACES.origin(name)] if plugged else []))
     out.print(named)
     out.print(
         "\nSpaces and operations are joined with +: darts+sandglass, darts+sandglass_3x3_r6, …\n", highlight=False
     )
-    table = Table("operation", "parameters, C=16", "C=36", "layer chain", box=None, pad_edge=False)
+    columns = ("operation", "parameters, C=16", "C=36", "layer chain", *origin_column)
+    table = Table(*columns, box=None, pad_edge=False)
     for name in OPERATIONS:
         operation = OPERATIONS[name]
         counts = [f"{count_params(operation.build(C, 1, True)):,}" for C in (16, 36)]
-        table.add_row(name, *counts, operation.chain)
+        table.add_row(name, *counts, operation.chain, *([OPERATIONS.origin(name)] if plugged else []))
     out.print(table)
     out.print(
         "\nParameters of the operation with stride 1 in a derived network (BatchNorm's included).", highlight=False

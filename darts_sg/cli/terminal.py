@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 from rich.console import Console
 
+from darts_sg import plugins
 from darts_sg.errors import RunError, Stopped, UsageError
 from darts_sg.files import write_atomically
 
@@ -67,6 +68,10 @@ def answer(command: Callable[[], None], prog: str) -> NoReturn:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         code, problem = 1, f"{where}{error.strerror or error}"
+    except Exception as error:
+        code, problem = 1, plugins.blamed(error)
+        if not problem:
+            raise
     if problem and speaks():
         print(f"{prog}: {problem}", file=sys.stderr)
     end(code)

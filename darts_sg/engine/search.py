@@ -51,6 +51,7 @@ from darts_sg.engine.steps import (
     set_learning_rate,
     weight_optimizer,
 )
+from darts_sg.engine.unfused import unfused_facts
 from darts_sg.errors import RunError, UsageError
 from darts_sg.genotype import Cell, Genotype
 from darts_sg.methods.early_stopping import EarlyStop
@@ -189,6 +190,11 @@ class SearchJob:
 
     def _expected(self, supernet: Supernet) -> Mixing:
         return expected_mixing(supernet, self.method.relaxation)
+
+    def expected_loss(self, batch: Batch) -> Tensor:
+        """The loss of a batch under the expected mixing weights, which draws no random numbers."""
+        with autocast(self.config, self.setting.device):
+            return self.task.loss(self.supernet(batch[0], self._expected(self.supernet)), batch[1])
 
     def attempt(self, batch_size: int, *, recompute: bool) -> None:
         """Compute a step with `batch_size` images, on this rank alone, and discard it."""
@@ -333,6 +339,7 @@ class SearchJob:
             f"({', '.join(self.space.operations)})",
             f"supernet: {count_params(self.supernet) - alphas:,} weights, {alphas:,} alphas, "
             f"{human(macs)} MACs an image (C={self.config.channels}, {self.stage.cells} cells)",
+            *unfused_facts(self),
             f"images: {len(self.train_images):,} for the weights, {len(self.validation_images):,} for the alphas",
         ]
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from darts_sg import plugins
 from darts_sg.config import SearchConfig
 from darts_sg.derive import Array
 from darts_sg.engine.setup import Setting
@@ -15,7 +16,14 @@ from darts_sg.genotype import Cell, Genotype
 from darts_sg.methods.early_stopping import EarlyStop
 from darts_sg.spaces import Space
 
-NOT_RECORDED = {"run_dir", "data", "time_budget", "threads"}  # options that say nothing about the genotype
+NOT_RECORDED = {
+    "run_dir",
+    "data",
+    "time_budget",
+    "threads",
+    "logger",
+    "plugin",
+}  # options that say nothing about the genotype
 
 
 def npz_bytes(arrays: Mapping[str, Array]) -> bytes:
@@ -54,6 +62,7 @@ def searched_genotype(
         "seed": config.seed,
         "date": datetime.now().astimezone().date().isoformat(),
         "code": setting.code(),
+        **({"plugins": credits} if (credits := plugins.credits()) else {}),
         "measured": dict(measured),
         "options": {name: value for name, value in config.as_dict().items() if name not in NOT_RECORDED},
     }

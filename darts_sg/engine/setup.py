@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from darts_sg import process
+from darts_sg import plugins, process
 from darts_sg.backends.cpp import build
 from darts_sg.config import RunConfig, SearchConfig
 from darts_sg.data import Dataset, Images, Reading, load_dataset
@@ -71,6 +71,7 @@ def prepare(config: RunConfig, earlier: dict[str, Any]) -> Setting:
     run was started.
     """
     chosen_loggers(config.logger)  # on all ranks, which end alike
+    plugins.restore(earlier.get("environment", {}).get("plugins") or [])
     ranks = Ranks.from_environment()
     device = environment.choose_device(config.device, ranks)
     environment.prepare_device(device, config.threads or earlier.get("environment", {}).get("threads"))
@@ -251,7 +252,9 @@ def _new_run(job: Job, config: RunConfig, setting: Setting, title: str, sizes: M
         "fingerprint": setting.data.fingerprint(),
         **sizes,
     }
-    run.write_config(job.name, dataclasses.replace(config, run_dir=None), {**setting.environment, "data": data})
+    used = {"plugins": found} if (found := plugins.recorded()) else {}
+    facts = {**setting.environment, **used, "data": data}
+    run.write_config(job.name, dataclasses.replace(config, run_dir=None), facts)
     return run
 
 
@@ -310,6 +313,7 @@ def _to_agree_on(config: RunConfig, setting: Setting) -> Mapping[str, Any]:
     keys = ("darts_sg", "git", "torch", "kernels")
     options = {f"--{name.replace('_', '-')}": value for name, value in config.as_dict().items() if name != "data"}
     here = {name: setting.environment.get(name) for name in keys}
+    here["the plug-ins"] = [record["sha256"] for record in plugins.recorded()]
     return {**options, **here, "the data": setting.data.fingerprint(), "the run": bool(setting.earlier)}
 
 

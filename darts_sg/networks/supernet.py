@@ -73,7 +73,7 @@ def candidate(name: str, C: int, stride: int) -> nn.Module:
     """A candidate operation of a supernet: no BatchNorm has affine parameters, and a pool is followed by one, so
     that all operations give outputs of one scale (DARTS paper, appendix A.1.1)."""
     op = OPERATIONS[name].build(C, stride, False)
-    return nn.Sequential(op, nn.BatchNorm2d(C, affine=False)) if OPERATIONS[name].family == "pool" else op
+    return nn.Sequential(op, nn.BatchNorm2d(C, affine=False)) if OPERATIONS[name].needs_norm else op
 
 
 class MixedOp(nn.Module):

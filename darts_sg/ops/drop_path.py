@@ -1,4 +1,4 @@
-"""Drop path: whole branches are dropped for single samples (FractalNet, 2017; as NASNet and DARTS use it)."""
+"""Drop path: drops whole branches per sample (FractalNet, 2017; as NASNet and DARTS use it)."""
 
 import torch
 from torch import Tensor
@@ -7,17 +7,17 @@ from torch import Tensor
 def drop_path(x: Tensor, drop_prob: float | Tensor | None) -> Tensor:
     """Zero each sample of x (N, …) with probability `drop_prob`; scale the others by 1 / (1 - drop_prob).
 
-    Out of place, so that it is safe whatever else holds `x`. None and the number 0 leave x as it is.
+    Out of place, because others may hold `x`. None and the number 0 return x itself.
     """
     kept = kept_paths(x, drop_prob)
     return x if kept is None else x * kept
 
 
 def kept_paths(x: Tensor, drop_prob: float | Tensor | None) -> Tensor | None:
-    """What `drop_path` multiplies x (N, …) with, (N, 1, …), drawn from torch's global generator of x's device.
+    """The factor (N, 1, …) that `drop_path` multiplies x (N, …) by: 0 or 1 / (1 - drop_prob) for each sample.
 
-    None if nothing is dropped. A probability that changes during training is best given as a 0-dim tensor: a compiled
-    network is compiled anew for each number.
+    Drawn from the global generator of x's device. None if nothing is dropped. Pass a probability that changes during
+    training as a 0-dim tensor: torch.compile recompiles a network for every new number.
     """
     if drop_prob is None or (isinstance(drop_prob, float) and drop_prob <= 0.0):
         return None

@@ -1,6 +1,7 @@
 """The inverted residual block as a candidate operation: the control of the sandglass experiment.
 
-MobileNetV2 (CVPR 2018), section 3.3: the shortcut connects the narrow ends, the depthwise convolution is wide.
+MobileNetV2 (CVPR 2018), section 3.3: the shortcut connects the narrow ends, the depthwise convolution is in between,
+on the expanded channels.
 """
 
 from torch import nn

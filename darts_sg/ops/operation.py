@@ -1,10 +1,12 @@
-"""What a candidate operation is, and the registry of all of them."""
+"""The candidate operation and its registry."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
+from darts_sg.errors import UsageError
 from darts_sg.registry import Registry
 
 Build = Callable[[int, int, bool], nn.Module]
@@ -14,8 +16,8 @@ Build = Callable[[int, int, bool], nn.Module]
 class Operation:
     """A candidate operation: maps (N, C, H, W) to (N, C, ceil(H / stride), ceil(W / stride)).
 
-    `build(C, stride, affine)` makes the module; `affine` says whether its BatchNorms have scale and shift (they
-    have none in a supernet, where the mixing weights do the scaling: DARTS paper, appendix A.1.1).
+    `build(C, stride, affine)` makes the module. In a supernet BatchNorms have no scale and shift (`affine` is False),
+    because the mixing weights do the scaling (DARTS paper, appendix A.1.1).
     """
 
     name: str
@@ -23,24 +25,48 @@ class Operation:
     chain: str
     """The layer chain in one line, in the words of the papers."""
     family: str
-    """sep_conv, dil_conv, sandglass, inverted_residual, pool, skip, none or other: one colour each in pictures."""
+    """Operations of one family share a colour and a legend entry in pictures: sep_conv, dil_conv, sandglass,
+    inverted_residual, pool, skip, none, other, or a family of a plug-in's own."""
+    needs_norm: bool = False
+    """The output is not normalised, as that of a pool, so that a supernet appends a BatchNorm to bring the outputs of
+    all operations to one scale."""
 
 
-OPERATIONS: Registry[Operation] = Registry("operation")
+def check_operation(operation: Operation) -> None:
+    """Build a plug-in's operation with either stride and run it; UsageError if its output has the wrong shape."""
+    C, size = 16, 9
+    with torch.random.fork_rng(devices=[]):  # building draws initial weights
+        for stride in (1, 2):
+            for affine in (True, False):
+                module = operation.build(C, stride, affine)
+                if not isinstance(module, nn.Module):
+                    raise UsageError(f"build(C, stride, affine) must return a torch module, found {module!r}")
+                side = -(-size // stride)
+                for N in (2, 0):  # costs are counted with an empty batch
+                    with torch.no_grad():
+                        shape = tuple(module.train(N > 0)(torch.zeros(N, C, size, size)).shape)
+                    if shape != (N, C, side, side):
+                        raise UsageError(
+                            f"with stride {stride} an input of shape {(N, C, size, size)} must give "
+                            f"{(N, C, side, side)}, found {shape}"
+                        )
 
 
-def register_operation(name: str, family: str, chain: str) -> Callable[[Build], Build]:
-    """Decorator: register the factory `build(C, stride, affine)` as the operation `name`."""
+OPERATIONS: Registry[Operation] = Registry("operation", check=check_operation)
+
+
+def register_operation(name: str, family: str, chain: str, *, needs_norm: bool = False) -> Callable[[Build], Build]:
+    """Decorator: register the factory `build(C, stride, affine)` as the operation `name`; see Operation."""
 
     def add(build: Build) -> Build:
-        OPERATIONS.add(name, Operation(name, build, chain, family))
+        OPERATIONS.add(name, Operation(name, build, chain, family, needs_norm))
         return build
 
     return add
 
 
 class Residual(nn.Module):
-    """A chain of layers, to whose output the input is added if there is a `shortcut`."""
+    """A chain of layers; with a `shortcut` the input is added to its output."""
 
     def __init__(self, body: nn.Sequential, shortcut: bool) -> None:
         super().__init__()

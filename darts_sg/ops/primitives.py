@@ -1,6 +1,6 @@
 """The operations of the DARTS space and of the published cells (DARTS paper, section 3.1.1; NASNet).
 
-All take and give (N, C, H, W); with stride 2 they give ceil(H / 2) × ceil(W / 2). No convolution has a bias.
+All map (N, C, H, W) to (N, C, ceil(H / stride), ceil(W / stride)). No convolution has a bias.
 """
 
 import torch
@@ -25,8 +25,8 @@ class Zero(nn.Module):
 class AvgPool(nn.AvgPool2d):
     """3×3 average pool, padding not counted.
 
-    On a CUDA GPU it is computed with the channels outermost: up to version 2.13 PyTorch gives wrong gradients there for
-    padded average pools of tensors in channels_last, without a word (its issue 188344).
+    On a CUDA GPU it runs in the contiguous (NCHW) layout: up to version 2.13 PyTorch silently computes wrong gradients
+    there for padded average pools of channels_last tensors (pytorch issue 188344).
     """
 
     def __init__(self, stride: int) -> None:
@@ -46,15 +46,15 @@ class ConvBN(nn.Sequential):
 
 
 class HalvingConv(nn.Module):
-    """Two 1×1 convolutions of stride 2 side by side, the second one pixel further - concatenation.
+    """Two 1×1 convolutions of stride 2, the second shifted by one pixel, concatenated.
 
-    (N, C_in, H, W) to (N, C_out, ceil(H / 2), ceil(W / 2)). On an odd side the shifted input is padded by a
-    zero row, so that both halves have the same size. With groups, each group of channels is treated so; groups that
-    follow each other may share their channels of the input, which then are given once.
+    (N, C_in, H, W) to (N, C_out, ceil(H / 2), ceil(W / 2)). An input with an odd side is padded by a row or column of
+    zeros, so that both halves have the same size. With `groups` every group of channels is treated this way.
+    Consecutive groups may share input channels, which are then passed only once.
 
-    Computed as matrix products with the even pixels and with the odd ones, (0, 0) and (1, 1) of each 2×2, which are
-    brought together by one copy: forward and backward take half of the time of a convolution or less on a CPU. On the
-    meta device or a batch without images, where costs are counted, the two convolutions are done as they are defined.
+    Implemented as matrix products with the pixels (0, 0) and (1, 1) of each 2×2 block, which one copy gathers: on a
+    CPU, forward and backward take at most half the time of the convolutions. On the meta device and for an empty
+    batch, where costs are counted, the two convolutions run as defined.
     """
 
     def __init__(self, C_in: int, C_out: int, groups: int = 1) -> None:
@@ -68,14 +68,14 @@ class HalvingConv(nn.Module):
         H, W = x.shape[-2:]
         if H % 2 or W % 2:
             x = F.pad(x, (0, W % 2, 0, H % 2))
-        groups = x.shape[1] // self.conv_1.weight.shape[1]
+        groups = x.shape[1] // self.conv_1.weight.shape[1]  # of the input: fewer than self.groups where they share it
         if x.is_meta or not x.shape[0]:
             parts = [F.conv2d(x, self.conv_1.weight, stride=2, groups=groups)]
             parts.append(F.conv2d(x[..., 1:, 1:], self.conv_2.weight, stride=2, groups=groups))
             return torch.cat(parts, dim=1)
         N, C, (h, w) = x.shape[0], self.conv_1.weight.shape[1], (x.shape[2] // 2, x.shape[3] // 2)
         pixels = x.permute(0, 2, 3, 1).reshape(N, h, 2, w, 2, groups, C).diagonal(dim1=2, dim2=4)
-        pixels = pixels.permute(5, 3, 0, 1, 2, 4).reshape(2, groups, N * h * w, C)
+        pixels = pixels.permute(5, 3, 0, 1, 2, 4).reshape(2, groups, N * h * w, C)  # [0]: (0, 0), [1]: (1, 1)
         parts = []
         for half, conv in zip(pixels, (self.conv_1, self.conv_2), strict=True):
             y = half @ conv.weight.view(groups, -1, C).transpose(1, 2)
@@ -128,12 +128,12 @@ def none(C: int, stride: int, affine: bool) -> nn.Module:
     return Zero(stride)
 
 
-@register_operation("max_pool_3x3", "pool", "3×3 max pool")
+@register_operation("max_pool_3x3", "pool", "3×3 max pool", needs_norm=True)
 def max_pool_3x3(C: int, stride: int, affine: bool) -> nn.Module:
     return nn.MaxPool2d(3, stride, padding=1)
 
 
-@register_operation("avg_pool_3x3", "pool", "3×3 average pool, padding not counted")
+@register_operation("avg_pool_3x3", "pool", "3×3 average pool, padding not counted", needs_norm=True)
 def avg_pool_3x3(C: int, stride: int, affine: bool) -> nn.Module:
     return AvgPool(stride)
 

@@ -1,7 +1,7 @@
 """The sandglass block as a candidate operation.
 
-Rethinking Bottleneck Structure for Efficient Mobile Network Design (ECCV 2020), section 3: both depthwise
-convolutions and the shortcut stand at the high dimension; the two 1×1 convolutions form the bottleneck between.
+Rethinking Bottleneck Structure for Efficient Mobile Network Design (ECCV 2020), section 3: the depthwise convolutions
+and the shortcut work on the wide ends; two 1×1 convolutions form the bottleneck between them.
 """
 
 from torch import nn
@@ -13,10 +13,9 @@ from darts_sg.ops.operation import Build, Residual, register_operation
 class Sandglass(Residual):
     """k×k dw - BN - ReLU6 - 1×1 to C/r - BN - 1×1 to C - BN - ReLU6 - k×k dw (stride) - BN; + x with stride 1.
 
-    (N, C, H, W) to (N, C, ceil(H / stride), ceil(W / stride)). The bottleneck has C // r channels at every C, at
-    least 1; the MobileNeXt code rounds it to a multiple of 16 instead, which would make another block of it at
-    the C = 16 of a search than at the C = 36 of the final network. The input is taken as it is: unlike the other
-    candidate operations, no ReLU stands in front.
+    (N, C, H, W) to (N, C, ceil(H / stride), ceil(W / stride)). The bottleneck has C // r channels, at least 1. The
+    MobileNeXt code rounds them to a multiple of 16, so that the block searched at C = 16 would differ from the one
+    trained at C = 36. Unlike the other candidate operations it has no leading ReLU.
     """
 
     def __init__(self, C: int, kernel_size: int, stride: int, reduction: int, affine: bool) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import xml.etree.ElementTree as ElementTree
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,7 +28,19 @@ from darts_sg.analysis.draw import (
     save_figure,
     state_boxes,
 )
-from darts_sg.analysis.sheet import DARK, LIGHT, STYLES, Sheet, Theme, family, short_name
+from darts_sg.analysis.sheet import (
+    DARK,
+    LIGHT,
+    PALETTE,
+    STYLES,
+    Sheet,
+    Style,
+    Theme,
+    families,
+    family,
+    short_name,
+    style_of,
+)
 from darts_sg.genotype import NUM_INPUTS, Cell, Edge, Genotype, load_genotype, zoo_names
 from darts_sg.ops import OPERATIONS
 
@@ -143,7 +156,8 @@ def test_everything_can_be_read(theme: Theme) -> None:
         assert contrast(theme.ink, fill) > 7
     assert min(contrast(theme.muted, fill) for fill in (theme.background, theme.panel)) > 4.5
     assert contrast(theme.faint, theme.panel) > 3
-    for style in STYLES.values():
+    palette = [Style("", *paints) for paints in PALETTE]
+    for style in (*STYLES.values(), *palette):
         paint = style.paint(theme)
         assert contrast(paint.text, paint.tint) > 4.5, style.title
         assert min(contrast(paint.line, fill) for fill in (theme.background, theme.panel)) > 3, style.title
@@ -204,6 +218,22 @@ def test_family(operation: str) -> None:
         "max": "pool", "avg": "pool", "skip": "skip",
     }.get(operation.split("_")[0], "other")  # fmt: skip
     assert family(operation) == expected
+    assert style_of(expected) is STYLES[expected]
+
+
+@pytest.mark.parametrize("name", ["sandglass_9x9", "my_pool_3x3", "sep_conv", "unheard_of"])
+def test_a_name_alone_makes_no_family(name: str) -> None:
+    """The family is that of the registered operation; it is not guessed from the name."""
+    assert family(name) == "other"
+
+
+def test_a_family_without_a_style_has_one_of_the_palette_and_stands_last_in_legends() -> None:
+    names = ["ghost", "shuffle", "mbconv_se", "involution"]
+    styles = {name: style_of(name) for name in names}
+    assert {styles[name].title for name in names} == {"ghost", "shuffle", "mbconv se", "involution"}
+    assert all((style.light, style.dark) in PALETTE for style in styles.values())
+    assert styles["mbconv_se"].light == PALETTE[zlib.crc32(b"mbconv_se") % len(PALETTE)][0]
+    assert families(["head", "sep_conv_3x3", "skip_connect"]) == ["sep_conv", "skip", "fixed"]
 
 
 def test_saved_files_repeat_to_the_byte(tmp_path: Path) -> None:
