@@ -207,9 +207,10 @@ def search(
     `options` are those of `search.py --help`, with underscores. `config` is a YAML file of options, `resume` a run
     folder to continue.
 
-    callbacks: functions of an epoch's row of metrics.csv, called after each epoch on rank 0, or objects with methods of a
-    logger (darts_sg.engine.loggers). If one returns "stop", the run saves and raises Stopped; so does `stop`, an event that
-    another thread sets. started: when a time budget begins, on the clock of time.monotonic (default: this call).
+    callbacks: functions of an epoch's row of metrics.csv, called after each epoch on rank 0, or objects with methods of
+    a logger (darts_sg.engine.loggers). If one returns "stop", the run saves and raises Stopped; so does `stop`, an
+    event that another thread sets. started: when a time budget begins, on the clock of time.monotonic (default: this call).
+
     Raises UsageError for what cannot be done as asked, RunError for a run that fails, Stopped for one that was stopped.
     """
     from darts_sg.engine.search import run_search

@@ -310,8 +310,7 @@ class SearchConfig(RunConfig):
 class AugmentConfig(RunConfig):
     """Options of augment, which trains the network of a genotype or a model (defaults: DARTS paper, appendix A.1.2).
 
-    The options in CELL_DEFAULTS are for the cells of a genotype. A field holds what was given, None for the default;
-    `cell_option` and `as_dict` give the value in effect, which is None for a model.
+    The options in CELL_DEFAULTS apply to the cells of a genotype: None for a model.
     """
 
     recipe: str = option("darts", "Run", compared=False)
@@ -391,36 +390,18 @@ class AugmentConfig(RunConfig):
             if value is not None and not 0 <= value < 1:
                 raise UsageError(f"{flag(name)} must be from 0 up to, not including, 1: {value}")
 
-    def as_dict(self) -> dict[str, Any]:
-        return super().as_dict() | {name: self.cell_option(name) for name in CELL_DEFAULTS}
-
-    def cell_option(self, name: str) -> Any:
-        """The value in effect of an option in CELL_DEFAULTS: as given, or its default; None for a model."""
-        given = getattr(self, name)
-        return CELL_DEFAULTS[name] if given is None and not self.model else given
+    @classmethod
+    def completed(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The keywords of a new instance, with the defaults of the cells where a genotype is trained."""
+        options = super().completed(given)
+        if not options.get("model"):
+            options |= {name: default for name, default in CELL_DEFAULTS.items() if options.get(name) is None}
+        return options
 
     @property
     def num_channels(self) -> int | None:
         """--channels where it is a number; None for a model."""
-        channels = self.cell_option("channels")
-        return channels if isinstance(channels, int) else None
-
-    @property
-    def num_cells(self) -> int | None:
-        """--cells; None for a model."""
-        cells: int | None = self.cell_option("cells")
-        return cells
-
-    @property
-    def auxiliary_share(self) -> float:
-        """What the loss of the auxiliary head is multiplied by; 0 without such a head."""
-        return self.cell_option("auxiliary_weight") or 0.0
-
-    @property
-    def last_drop_path_prob(self) -> float | None:
-        """Drop path probability of the last epoch; None for a model, which has no paths to drop."""
-        prob: float | None = self.cell_option("drop_path_prob")
-        return prob
+        return self.channels if isinstance(self.channels, int) else None
 
     def max_macs(self) -> int | None:
         """The bound in --channels auto:BOUND; None for a number of channels. UsageError if it is neither."""

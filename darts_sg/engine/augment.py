@@ -110,7 +110,7 @@ class AugmentJob:
 
     def drop_path_prob(self, epoch: int) -> float:
         """Drop path probability of `epoch` (from 0), growing linearly as in the original code: 0 in the first."""
-        return (self.config.last_drop_path_prob or 0.0) * epoch / self.config.epochs
+        return (self.config.drop_path_prob or 0.0) * epoch / self.config.epochs
 
     def step(self, epoch: int, step: int) -> StepResult:
         position, ranks = epoch * self.steps_per_epoch + step, self.setting.ranks
@@ -125,7 +125,7 @@ class AugmentJob:
             loss = next(iter(losses.values()))
             # the auxiliary head only helps to train: its loss is minimised, but not reported
             if auxiliary_outputs is not None:
-                loss = loss + self.config.auxiliary_share * self.task.loss(auxiliary_outputs, targets)
+                loss = loss + (self.config.auxiliary_weight or 0.0) * self.task.loss(auxiliary_outputs, targets)
         set_learning_rate(self.optimizer, self.learning_rate(epoch))
         apply_weight_step(self.optimizer, self.weights, loss, self.config.gradient_clip, ranks, num_terms)
         ranks.average_statistics(self.network, len(x))
@@ -145,7 +145,7 @@ class AugmentJob:
 
     def end_epoch(self, epoch: int, means: dict[str, float], run: RunDir) -> dict[str, float]:
         row = {"learning_rate": self.learning_rate(epoch)}
-        if self.config.last_drop_path_prob is not None:
+        if self.config.drop_path_prob is not None:
             row["drop_path_prob"] = self.drop_path_prob(epoch)
         row |= means
         if self.validation_images is not None:
@@ -335,7 +335,7 @@ class AugmentJob:
             model=config.model,
             network=config.network,
             channels=config.num_channels,
-            cells=config.num_cells,
+            cells=config.cells,
             dataset=config.dataset,
             num_classes=data.spec.num_classes,
             class_names=data.spec.class_names,

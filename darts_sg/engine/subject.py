@@ -62,7 +62,7 @@ def with_channels(config: AugmentConfig, trained: Genotype | Model, spec: DataSp
 
     @functools.cache
     def macs(C: int) -> int:
-        plan = NetworkPlan(trained=trained, shape=config.network, channels=C, cells=config.num_cells)
+        plan = NetworkPlan(trained=trained, shape=config.network, channels=C, cells=config.cells)
         return network_cost(task, plan, spec).macs
 
     # MACs grow with C: double until the bound is passed, then halve the interval down to neighbouring even numbers
@@ -93,8 +93,8 @@ def subject_of(trained: Genotype | Model, config: AugmentConfig, spec: DataSpec)
             mobile=mobile_verdict(shape, cost.macs),
             names={"model": trained.name, "network": shape},
         )
-    C, cells = config.num_channels, config.num_cells
-    plan = NetworkPlan(trained=trained, shape=shape, channels=C, cells=cells, auxiliary=bool(config.auxiliary_share))
+    C, cells = config.num_channels, config.cells
+    plan = NetworkPlan(trained=trained, shape=shape, channels=C, cells=cells, auxiliary=bool(config.auxiliary_weight))
     cost = network_cost(
         task, replace(plan, auxiliary=True), spec
     )  # counted with the head, whether it is trained or not
