@@ -209,7 +209,8 @@ def search(
 
     callbacks: functions of an epoch's row of metrics.csv, called after each epoch on rank 0, or objects with methods of
     a logger (darts_sg.engine.loggers). If one returns "stop", the run saves and raises Stopped; so does `stop`, an
-    event that another thread sets. started: when a time budget begins, on the clock of time.monotonic (default: this call).
+    event that another thread sets.
+    started: when a time budget begins, on the clock of time.monotonic. Default: this call.
 
     Raises UsageError for what cannot be done as asked, RunError for a run that fails, Stopped for one that was stopped.
     """

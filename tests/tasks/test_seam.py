@@ -249,7 +249,7 @@ def without_task(as_texts: Any) -> Any:
 WORDS = ("cross_entropy", "accuracy", "test_error", "validation_error", "top5", "classes apart")
 
 
-@pytest.mark.parametrize("module", sorted(path.name for path in ENGINE.rglob("*.py")))
+@pytest.mark.parametrize("module", sorted(str(path.relative_to(ENGINE)) for path in ENGINE.rglob("*.py")))
 def test_the_engine_names_nothing_of_classification(module: str) -> None:
     tree = ast.parse((ENGINE / module).read_text(encoding="utf-8"))
     said = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
