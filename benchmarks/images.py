@@ -1,4 +1,4 @@
-"""python -m darts_sg bench --images DIR: images a second that one core makes of the files in a folder."""
+"""python -m darts_sg bench --images DIR: images per second that one core reads from the files in a folder."""
 
 import math
 from collections.abc import Callable
@@ -28,7 +28,7 @@ SPEC = DataSpec("files", 2, SIZE, 3, MEAN, STD, ("a", "b"))
 
 
 def files_below(folder: Path) -> ImageFiles:
-    """All image files under a folder, unlabelled. UsageError if there are none."""
+    """All image files below a folder, without labels; UsageError if there are none."""
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not paths:
         raise UsageError(f"--images {folder}: no image files are below it")
@@ -37,19 +37,19 @@ def files_below(folder: Path) -> ImageFiles:
 
 
 def draws_of(index: int) -> list[list[float]]:
-    """Random numbers for a crop of an image, as the loader has them in its first pass."""
+    """The random numbers that the loader uses for a crop of an image in its first epoch."""
     generator = keyed_generator(CROPS.seed, CROPS.stream, f"crop of {index}", 0)
     return torch.rand(CROP_TRIES, 4, generator=generator).tolist()
 
 
 def decode(path: str) -> None:
-    """The file, decoded whole: no loader that decodes whole images does less."""
+    """Decode the whole file: the lower bound for a loader that decodes whole images."""
     with Image.open(path) as image:
         image.load()
 
 
 class PlainLoop(torch_data.Dataset[torch.Tensor]):
-    """What is usually written with Pillow: open, convert, crop, resize, flip, to a normalised tensor."""
+    """The usual Pillow loop: open, convert, crop, resize, flip, normalised tensor."""
 
     def __init__(self, paths: list[str]) -> None:
         self.paths = paths
@@ -67,7 +67,7 @@ class PlainLoop(torch_data.Dataset[torch.Tensor]):
 
 
 def rates(files: ImageFiles, rounds: int) -> dict[str, list[float]]:
-    """Images a second on one core in each round, by what is done; all in this process, one after the other."""
+    """Images per second on one core in each round, for each way of reading; one after the other, in this process."""
     paths = [str(files.path(index)) for index in range(len(files))]
     plain = PlainLoop(paths)
     whole, reduced = (FileReader(replace(files, reading=Reading(reduced=r)), CROPS) for r in (False, True))
@@ -92,7 +92,7 @@ def rates(files: ImageFiles, rounds: int) -> dict[str, list[float]]:
 
 
 def reduced_difference(files: ImageFiles) -> dict[str, dict[str, float]]:
-    """How far decoding at a reduced size is from decoding whole, in grey levels of 255, for either kind of crop."""
+    """The error of decoding at a reduced size, in grey levels of 255, for crops of training and of evaluation."""
     found = {}
     for name in ("evaluation", "training"):
         means, largest, squares, changed = [], 0, [], 0
@@ -118,7 +118,7 @@ def reduced_difference(files: ImageFiles) -> dict[str, dict[str, float]]:
 
 
 def measure(folder: Path, out: Console, rounds: int = 3) -> dict[str, Any]:
-    """Measure, print, and return all figures. Uses one thread."""
+    """Measure, print and return all figures, with one thread."""
     files = files_below(folder)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""What the machine could do at best, and what a step asks of it."""
+"""Roofline: the machine's measured peaks, and the arithmetic and memory traffic of a step."""
 
 import statistics
 import time
@@ -10,11 +10,11 @@ import torch.nn.functional as F
 
 from benchmarks.subjects import LAST, Shape, Step
 from darts_sg.analysis.cost import count_macs, saved_bytes
-from darts_sg.methods.relaxation import softmax
+from darts_sg.methods.mixing import softmax
 from darts_sg.networks.supernet import Supernet
 from darts_sg.spaces import parse_space
 
-FORWARDS = 5  # a first-order step in units of a forward pass: alpha step 1 + 1, weight step 1 + 2
+FORWARDS = 5  # forward passes that a first-order step costs: alpha step 1 + 1, weight step 1 + 2
 
 
 class Roofline(NamedTuple):
@@ -35,7 +35,7 @@ class Roofline(NamedTuple):
 
     @property
     def bound_seconds(self) -> float:
-        """No step is faster than the larger of the two."""
+        """The larger of the two bounds: no step can be faster."""
         return max(self.arithmetic_seconds, self.traffic_seconds)
 
 
@@ -49,7 +49,7 @@ def best_seconds(run: Callable[[], object], repetitions: int = 7) -> float:
 
 
 def measured_peaks() -> tuple[float, float]:
-    """(GFLOPS of a float32 matrix product of side 2048, GB/s of copying 256 MiB, read and written)."""
+    """Measure (GFLOPS of a float32 matrix product of side 2048, GB/s of copying 256 MiB, read plus written)."""
     a, b = torch.randn(2, 2048, 2048)
     gflops = 2 * 2048**3 / best_seconds(lambda: a @ b) / 1e9
     source, target = torch.ones(2, 2**26)
@@ -57,7 +57,7 @@ def measured_peaks() -> tuple[float, float]:
 
 
 def step_gflop(shape: Shape) -> float:
-    """Arithmetic of a first-order step: multiply-adds of convolutions and linear layers, two operations each."""
+    """GFLOP of a first-order step: the MACs of convolutions and linear layers, at 2 FLOPs each."""
     with torch.device("meta"), torch.no_grad():
         net = Supernet(parse_space(shape.space).operations, channels=shape.channels, cells=shape.cells).eval()
         macs = count_macs(net, torch.empty(1, 3, shape.size, shape.size), softmax(net))
@@ -67,10 +67,10 @@ def step_gflop(shape: Shape) -> float:
 def roofline(shape: Shape, native: bool) -> Roofline:
     """The bound on a first-order step of `shape`.
 
-    Arithmetic: the multiply-adds of convolutions and linear layers, two operations each; a backward pass costs one
-    forward pass for the gradients of the activations and another for those of the weights. Traffic, at least: in each
-    of the two passes every tensor that is kept is written once and read twice, by the next layer and by the backward
-    pass.
+    Arithmetic: the MACs of convolutions and linear layers, at 2 FLOPs each. A backward pass costs one forward pass for
+    the gradients of the activations, and another for those of the weights.
+    Traffic (a lower bound): in both steps every saved tensor is written once and read twice, by the next layer and by
+    the backward pass.
     """
     x, y = shape.images()
     x = x.contiguous(memory_format=LAST)
@@ -85,7 +85,7 @@ def median(values: list[float]) -> float:
 
 
 def interleave(steps: Mapping[str, Step], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each step in each round, A B A B, after one of each that does not count."""
+    """Seconds of each step in each round, in turns (A B A B), after one warm-up round."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(rounds + 1):
         for name, step in steps.items():

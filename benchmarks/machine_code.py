@@ -1,7 +1,8 @@
-"""The Triton kernels of a search step as a GPU would run them, without one: python -m benchmarks.machine_code.
+"""python -m benchmarks.machine_code: machine code of the Triton kernels of a search step, without a GPU.
 
-Triton compiles for a GPU that is not there. Its machine code says how many registers a kernel needs and what it spills,
-and, with the trips of its loops, how many instructions all warps of all launches issue; not how long that takes.
+Triton can compile for a GPU that is not there. The machine code tells how many registers a kernel needs, what it spills
+and, with the trip counts of its loops, how many instructions all warps of all launches issue. It does not tell the
+time.
 """
 
 import argparse
@@ -22,14 +23,13 @@ from rich.table import Table
 from triton.backends.compiler import GPUTarget
 
 from benchmarks.subjects import LAST, Shape
-from darts_sg.backends import ir
+from darts_sg.backends import accelerate
 from darts_sg.backends.cpp import build
 from darts_sg.backends.triton import run as gpu
 from darts_sg.cli.terminal import answer, console
 from darts_sg.engine.graphs import compile_step
 from darts_sg.errors import RunError, UsageError
-from darts_sg.methods.relaxation import softmax
-from darts_sg.networks.skeleton import join
+from darts_sg.methods.mixing import softmax
 
 PROG = "python -m benchmarks.machine_code"
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -47,7 +47,7 @@ TRIPS: dict[str, Callable[[Values], Sequence[int]]] = {  # of a kernel's loops, 
 
 
 class Absent:
-    """What Triton asks of its driver before it compiles for a GPU of this compute capability (90: 9.0)."""
+    """A stand-in for Triton's driver that compiles for a GPU of this compute capability (90: 9.0)."""
 
     def __init__(self, capability: int) -> None:
         self.target = GPUTarget("cuda", capability, 32)
@@ -63,8 +63,10 @@ class Absent:
 
 
 class Code(NamedTuple):
-    """Machine code of a kernel: instructions by the number of loops they are in, registers of a thread, bytes that it
-    spills, warps. A loop is what a branch back spans."""
+    """Machine code of a kernel: instructions by loop depth, registers of a thread, spilled bytes, warps.
+
+    A loop is the code that a backward branch spans.
+    """
 
     instructions: Mapping[int, int]
     registers: int
@@ -91,7 +93,7 @@ class Code(NamedTuple):
         return cls(depths, usage["REG"], usage["STACK"] + usage["LOCAL"], compiled.metadata.num_warps)
 
     def issued(self, trips: Sequence[int]) -> int:
-        """Instructions of a warp; loops deeper than `trips` are taken to run once."""
+        """Instructions of a warp; loops deeper than `trips` count once."""
         return sum(number * prod(trips[:depth]) for depth, number in self.instructions.items())
 
 
@@ -104,17 +106,13 @@ class Launched(NamedTuple):
 
 @contextmanager
 def triton_kernels_on_any_device() -> Iterator[None]:
-    """Supernets with native kernels launch Triton's, whatever device they are on."""
-    with (
-        patch.object(ir, "takes", lambda x: False),
-        patch.object(ir, "computes", lambda x, stages: gpu.supports(stages)),
-        patch.object(ir, "run", lambda states, *others: gpu.run(join(states), *others)),
-    ):
+    """The Triton backend launches its kernels on any device."""
+    with patch.object(gpu, "takes", lambda x: True):
         yield
 
 
 def compiled(prepare: Callable[[], None], capability: int) -> tuple[list[Launched], dict[tuple[Any, ...], Code]]:
-    """All launches for which `prepare` compiles kernels ahead (`gpu.compile_ahead`), and the code of these."""
+    """All launches whose kernels `prepare` compiles in advance (`gpu.compile_ahead`), with their machine code."""
     launched: list[Launched] = []
     codes: dict[tuple[Any, ...], Code] = {}
     launch, warmup = gpu.launch, triton.JITFunction.warmup
@@ -140,8 +138,8 @@ def compiled(prepare: Callable[[], None], capability: int) -> tuple[list[Launche
 
 def prepare_step(shape: Shape) -> None:
     """Compile the kernels of the two passes of a first-order step."""
-    net = shape.supernet(native=True)
-    gpu.lay_out(net)
+    net = shape.supernet(native=False)
+    accelerate(net, "triton")
     compile_step(net, softmax, shape.images()[0].contiguous(memory_format=LAST), nullcontext())
 
 

@@ -15,7 +15,7 @@ from darts_sg.engine.setup import peak_memory
 
 
 def peak_mib(which: str, batch: int, threads: int) -> float:
-    """Peak resident memory in MiB, measured in a process of its own (PyTorch itself included)."""
+    """Peak resident memory in MiB of a separate process, including PyTorch itself."""
     command = [sys.executable, "-m", "benchmarks.memory", which, str(batch), str(threads)]
     done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=True)
     return float(done.stdout.split()[-1])

@@ -1,6 +1,6 @@
-"""Other implementations of the search, measured from a checkout of theirs; none of their code is here.
+"""Measures other implementations of the search from a checkout; none of their code is included here.
 
-A checkout has to run on today's PyTorch. Its calls of `.cuda()` are ignored, so that it runs on a CPU.
+A checkout must run on today's PyTorch. Its calls to `.cuda()` are ignored, so that it runs on a CPU.
 """
 
 import sys
@@ -18,7 +18,7 @@ from darts_sg.errors import UsageError
 
 @dataclass(frozen=True)
 class Peer:
-    """An implementation and the checkout it lies in."""
+    """An implementation, and the folder of its checkout."""
 
     name: str
     folder: Path
@@ -28,13 +28,13 @@ class Peer:
         try:
             with on_cpu(self.folder):
                 return PEERS[self.name](shape)
-        except Exception as error:  # whatever their code raises
+        except Exception as error:  # foreign code may raise anything
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
             raise UsageError(f"--peer {self.name}={self.folder} does not run here: {reason}") from error
 
 
 def load(text: str) -> Peer:
-    """NAME=DIR as a peer; UsageError if there is no such name or folder."""
+    """Parse NAME=DIR; UsageError for an unknown name or a missing folder."""
     name, _, folder = text.partition("=")
     if name not in PEERS or not folder:
         raise UsageError(f"--peer {text}: expected NAME=DIR with NAME one of {', '.join(PEERS)}")
@@ -45,7 +45,7 @@ def load(text: str) -> Peer:
 
 @contextmanager
 def on_cpu(folder: Path) -> Iterator[None]:
-    """Within the context modules are found in the folder or its `cnn`, and `.cuda()` does nothing."""
+    """Within the context modules are imported from the folder or its `cnn`, and `.cuda()` does nothing."""
     places = [str(path) for path in (folder / "cnn", folder) if path.is_dir()]
     before = list(sys.path), set(sys.modules), Tensor.cuda, nn.Module.cuda
     sys.path[:0] = places
@@ -61,7 +61,7 @@ def on_cpu(folder: Path) -> Iterator[None]:
 
 
 def quark0(shape: Shape) -> Step:
-    """The original: model_search.Network, whose alphas are arch_parameters()."""
+    """The original DARTS code: model_search.Network, whose alphas are arch_parameters()."""
     from model_search import Network  # type: ignore[import-not-found]
 
     criterion = nn.CrossEntropyLoss()
@@ -71,7 +71,7 @@ def quark0(shape: Shape) -> Step:
 
 
 def pt_darts(shape: Shape) -> Step:
-    """models.search_cnn.SearchCNNController, which holds weights() and alphas()."""
+    """pt.darts: models.search_cnn.SearchCNNController with weights() and alphas()."""
     from models.search_cnn import SearchCNNController  # type: ignore[import-not-found]
 
     net: Any = SearchCNNController(3, shape.channels, 10, shape.cells, nn.CrossEntropyLoss(), device_ids=[0])

@@ -1,6 +1,6 @@
-"""python -m darts_sg bench: the supernet and the retraining against the textbook ones, interleaved in one run.
+"""python -m darts_sg bench: supernet and retraining against their textbook counterparts, interleaved in one process.
 
-With --images the reading of image files instead (benchmarks/images.py).
+--images measures the reading of image files instead (benchmarks/images.py).
 """
 
 import argparse
@@ -42,14 +42,14 @@ from darts_sg.files import write_atomically
 SCALES = {"channels": (8, 16, 32), "cells": (5, 8, 11), "batch": (8, 16, 32, 64)}
 RETRAINING = "retraining step of DARTS_V2, C=36, 20 cells, batch 32"
 LOADING = "augmentation and loading, share of a step of batch 64"
-ROUNDS = 3  # of what takes seconds; what takes longer gets two
+ROUNDS = 3  # for steps of seconds; slower ones get two
 
 
 @dataclass
-class Row:
-    """A figure: baseline and own value in `unit`, their ratio, and the smallest and largest ratio of a round.
+class BenchRow:
+    """A figure: baseline and own value in `unit`, their ratio, and the range of the ratio over rounds.
 
-    The ratio of times is baseline / own (times faster), of memory and operators own / baseline (what is left).
+    The ratio is baseline / own for times (how many times faster), own / baseline for memory and operators.
     """
 
     name: str
@@ -65,7 +65,7 @@ class Row:
     times: dict[str, list[float]] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
-        """As it goes into the file; times are in seconds."""
+        """The row for the JSON file; times are in seconds."""
         plain = asdict(self)
         if self.unit == "s":
             plain["baseline_seconds"], plain["seconds"] = plain.pop("baseline"), plain.pop("value")
@@ -80,32 +80,34 @@ class Row:
 
 def timed(
     name: str, baseline: Step, own: Step, rounds: int, at_least: float | None, aim: float | None, **more: Any
-) -> Row:
+) -> BenchRow:
     return row_of(name, interleave({"baseline": baseline, "own": own}, rounds), at_least, aim, **more)
 
 
-def row_of(name: str, times: dict[str, list[float]], at_least: float | None, aim: float | None, **more: Any) -> Row:
-    """From the seconds of `baseline` and `own` in each round."""
+def row_of(
+    name: str, times: dict[str, list[float]], at_least: float | None, aim: float | None, **more: Any
+) -> BenchRow:
+    """Make a row from the seconds of `baseline` and `own` in each round."""
     ratios = [b / o for b, o in zip(times["baseline"], times["own"], strict=True)]
     middle = [median(times[key]) for key in ("baseline", "own")]
     spread = min(ratios), max(ratios)
-    return Row(name, "s", *middle, median(ratios), spread, len(ratios), at_least, aim, times=times, **more)
+    return BenchRow(name, "s", *middle, median(ratios), spread, len(ratios), at_least, aim, times=times, **more)
 
 
-def search_rows(native: bool) -> dict[str, Callable[[], Row]]:
+def search_rows(native: bool) -> dict[str, Callable[[], BenchRow]]:
     """The figures of the supernet, by name."""
 
-    def first_order(batch: int, space: str, rounds: int, at_least: float, aim: float) -> Row:
+    def first_order(batch: int, space: str, rounds: int, at_least: float, aim: float) -> BenchRow:
         shape = Shape(space=space, batch=batch)
         name = f"first-order step, batch {batch}" + ("" if space == Shape.space else f", {space}")
         return timed(name, textbook_step(shape), own_step(shape, native=native), rounds, at_least, aim)
 
-    def second_order() -> Row:
+    def second_order() -> BenchRow:
         shape = Shape(batch=16)
         own = own_step(shape, native=native, second_order=True)
         return timed("second-order step, batch 16", textbook_second_order_step(shape), own, 2, 5, 8)
 
-    def recomputation() -> Row:
+    def recomputation() -> BenchRow:
         shape = Shape(batch=64)
         fast, again = (own_step(shape, native=native, recompute=recompute) for recompute in (False, True))
         name = "first-order step with recomputation, batch 64"
@@ -120,14 +122,14 @@ def search_rows(native: bool) -> dict[str, Callable[[], Row]]:
     }
 
 
-def memory_row(name: str, which: str, at_least: float, aim: float) -> Row:
+def memory_row(name: str, which: str, at_least: float, aim: float) -> BenchRow:
     threads = torch.get_num_threads()
     baseline, own = (peak_mib(kind, 64, threads) for kind in ("textbook", which))
     ratio = own / baseline
-    return Row(name, "MiB", baseline, own, ratio, (ratio, ratio), 1, at_least, aim)
+    return BenchRow(name, "MiB", baseline, own, ratio, (ratio, ratio), 1, at_least, aim)
 
 
-def launch_rows(native: bool, device: str = "cpu") -> list[Row]:
+def launch_rows(native: bool, device: str = "cpu") -> list[BenchRow]:
     shape = Shape(batch=2, device=device)
     cuda = torch.device(device).type == "cuda"
     baseline = sum(launches.count(passes(shape, own=False)).values())
@@ -139,11 +141,11 @@ def launch_rows(native: bool, device: str = "cpu") -> list[Row]:
         own = sum(launches.count(passes(shape, own=True, native=kernels)).values())
         ratio = own / baseline
         targets = (None, None) if kernels and not cuda else (3500 / 15004, 2000 / 15004)
-        rows.append(Row(name, "calls", baseline, own, ratio, (ratio, ratio), 1, *targets))
+        rows.append(BenchRow(name, "calls", baseline, own, ratio, (ratio, ratio), 1, *targets))
     return rows
 
 
-def accelerator_rows(device: str, compiled: bool) -> Iterator[Row]:
+def accelerator_rows(device: str, compiled: bool) -> Iterator[BenchRow]:
     """First-order steps on a GPU in the ways a search can run them there, all in turns with the textbook's.
 
     On a device other than a CUDA GPU those that need no CUDA.
@@ -171,21 +173,23 @@ def accelerator_rows(device: str, compiled: bool) -> Iterator[Row]:
             yield row_of(f"first-order step on {device}, batch {batch}{how}", both, *targets)
 
 
-def retraining_row(native: bool) -> Row:
+def retraining_row(native: bool) -> BenchRow:
     old, own = retraining_steps("DARTS_V2", 32, native=native)
     return timed(RETRAINING, old, own, 3, 1.5, 2.5, baseline_name="NCHW eager")
 
 
-def loading_row(native: bool) -> Row:
-    """The share of a step that making its two batches takes."""
+def loading_row(native: bool) -> BenchRow:
+    """The time to make a step's two batches, as a share of the step."""
     times = interleave({"step": own_step(Shape(batch=64), native=native), "loading": loading(64)}, ROUNDS)
     shares = [2 * load / step for load, step in zip(times["loading"], times["step"], strict=True)]
     middle = [median(times["step"]), 2 * median(times["loading"])]
-    return Row(LOADING, "s", *middle, median(shares), (min(shares), max(shares)), ROUNDS, 0.02, 0.01, "a step", times)
+    return BenchRow(
+        LOADING, "s", *middle, median(shares), (min(shares), max(shares)), ROUNDS, 0.02, 0.01, "a step", times
+    )
 
 
-def figures(native: bool) -> dict[str, Callable[[], list[Row]]]:
-    """All figures of a CPU, in the order in which they are measured; those of memory first, while this one is small."""
+def figures(native: bool) -> dict[str, Callable[[], list[BenchRow]]]:
+    """All CPU figures in the order of measurement; memory comes first, while this process is still small."""
     memory = {
         "peak memory of a step, batch 64": ("own", 0.5, 0.35),
         "peak memory with recomputation, batch 64": ("recompute", 0.2, 0.12),
@@ -199,8 +203,8 @@ def figures(native: bool) -> dict[str, Callable[[], list[Row]]]:
     }
 
 
-def ablation(native: bool, rounds: int) -> list[Row]:
-    """A first-order step of batch 16 with one rewrite more in each row, all in one run."""
+def ablation(native: bool, rounds: int) -> list[BenchRow]:
+    """A first-order step of batch 16, each row with one more rewrite, all in one process."""
     shape = Shape()
     steps: dict[str, Step] = {
         "textbook (NCHW, a module an edge, all gradients)": textbook_step(shape),
@@ -217,12 +221,12 @@ def ablation(native: bool, rounds: int) -> list[Row]:
     for name, own in times.items():
         ratios = [b / o for b, o in zip(base, own, strict=True)]
         spread = (min(ratios), max(ratios))
-        rows.append(Row(name, "s", median(base), median(own), median(ratios), spread, rounds))
+        rows.append(BenchRow(name, "s", median(base), median(own), median(ratios), spread, rounds))
     return rows
 
 
 def scaling(native: bool) -> list[dict[str, Any]]:
-    """Seconds of a first-order step against the arithmetic it takes, one dimension at a time."""
+    """Seconds of a first-order step against its arithmetic, one dimension at a time."""
     shapes = {
         "channels": [Shape(channels=C) for C in SCALES["channels"]],
         "cells": [Shape(cells=n) for n in SCALES["cells"]],
@@ -253,7 +257,7 @@ def machine_facts(device: torch.device) -> dict[str, Any]:
     }
 
 
-def table_of(rows: Sequence[Row], title: str) -> Table:
+def table_of(rows: Sequence[BenchRow], title: str) -> Table:
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for column in ("figure", "baseline", "here", "ratio", "of the rounds", "at least", "aim", "met"):
         table.add_column(column, justify="left" if column == "figure" else "right")
@@ -268,14 +272,13 @@ def table_of(rows: Sequence[Row], title: str) -> Table:
     return table
 
 
-def drawn(rows: Sequence[Row]) -> list[Row]:
-    """Those that are bars of the picture: times that are compared with one another."""
+def drawn(rows: Sequence[BenchRow]) -> list[BenchRow]:
+    """The rows that the picture shows as bars: ratios of times."""
     return [row for row in rows if row.unit == "s" and row.ratio >= 0.5]
 
 
-def draw_bars(rows: Sequence[Row], path: Path) -> None:
-    """The ratios of the times as bars, of one or more, with the smallest and the largest of the rounds and the targets
-    as marks."""
+def draw_bars(rows: Sequence[BenchRow], path: Path) -> None:
+    """Draw the ratios of times as bars, at least one, with the range over rounds and the targets as marks."""
     from matplotlib.figure import Figure
 
     timed_rows = drawn(rows)[::-1]
@@ -297,29 +300,29 @@ def draw_bars(rows: Sequence[Row], path: Path) -> None:
 
 
 def write_json(path: Path | None, content: Mapping[str, Any], out: Console) -> None:
-    """Write all figures, if a file is asked for."""
+    """Write all figures to a file, if one was requested."""
     if path is not None:
         write_atomically(path, json.dumps(content, indent=1) + "\n")
         out.print(f"written: {path}", highlight=False)
 
 
 def add_options(options: argparse.ArgumentParser) -> None:
-    """The options of the command."""
+    """Add the options of the command."""
     options.add_argument(
-        "--quick", action="store_true", help="the first-order step and the launches only, under a minute"
+        "--quick", action="store_true", help="only the first-order step and the launches, under a minute"
     )
     options.add_argument(
         "--images", type=Path, metavar="DIR", help="only how fast the image files below a folder are read, on one core"
     )
     options.add_argument(
-        "--only", default="", metavar="TEXT", help="the figures with TEXT in their name, such as retraining"
+        "--only", default="", metavar="TEXT", help="only the figures with TEXT in their name, such as retraining"
     )
     options.add_argument("--json", type=Path, metavar="FILE", help="write all figures as JSON")
     options.add_argument("--picture", type=Path, metavar="FILE", help="draw the ratios as bars (.svg, .png or .pdf)")
     options.add_argument(
         "--device",
         default="cpu",
-        help="cpu, or a GPU, of which only the first-order steps and the launches are measured",
+        help="cpu, or a GPU: there only the first-order steps and the launches are measured",
     )
     options.add_argument("--compile", action="store_true", help="on a GPU measure torch.compile as well (minutes)")
     options.add_argument("--threads", type=positive, help="CPU threads (default: one a core)")
@@ -333,7 +336,7 @@ def add_options(options: argparse.ArgumentParser) -> None:
 
 
 def _make_place(option: str, path: Path | None) -> None:
-    """Make the folder that a file shall be written to; UsageError if it cannot be."""
+    """Make the folder of an output file; UsageError if the file could not be written there."""
     if path is None:
         return
     try:
@@ -347,8 +350,10 @@ def _make_place(option: str, path: Path | None) -> None:
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Measure, print, write. Raises UsageError for an unknown peer or one that cannot be loaded, and for a file that
-    could not be written."""
+    """Measure, print and write the figures.
+
+    Raises UsageError, before anything is measured, for an unknown peer and for files that could not be written.
+    """
     out = Console(width=None if Console().is_terminal else 160)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
@@ -373,15 +378,15 @@ def main(arguments: argparse.Namespace) -> None:
         raise UsageError(f"--only {arguments.only}: no figure has that in its name; there are: {'; '.join(known)}")
     if missing:
         out.print(f"without the C++ kernels: {missing}", highlight=False)
-    rows: list[Row] = []
-    of_peers = []  # measured first, for they may not run here
+    rows: list[BenchRow] = []
+    of_peers = []  # measured first, since they may not run here
     for peer in others:
         environment.keep_freed_memory()
         name = f"first-order step, batch 16, darts, {peer.name}"
         own = own_step(Shape(space="darts"), native=native)
         of_peers.append(timed(name, peer.step(Shape(space="darts")), own, 2, None, None, baseline_name=peer.name))
 
-    def add(*more: Row) -> None:
+    def add(*more: BenchRow) -> None:
         rows.extend(more)
         for row in more:
             out.print(f"{row.name}: {row.ratio:.3g}", highlight=False)
@@ -436,4 +441,4 @@ def main(arguments: argparse.Namespace) -> None:
         draw_bars(rows, arguments.picture)
         out.print(f"written: {arguments.picture}", highlight=False)
     elif arguments.picture:
-        out.print(f"not written: {arguments.picture}, for none of these figures is a bar of it", highlight=False)
+        out.print(f"not written: {arguments.picture}, since none of these figures is a ratio of times", highlight=False)

@@ -1,4 +1,4 @@
-"""What is measured: the same step, as the original runs it and as this package does, on the same weights."""
+"""The steps that are measured: as the original code runs them, and as this package does, on the same weights."""
 
 import copy
 import itertools
@@ -9,12 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from darts_sg.backends import accelerate
+from darts_sg.backends.batched import edge_batches, plain_tensors
 from darts_sg.backends.cpp import build
 from darts_sg.data import Augment, DataSpec, ImageSet, TrainBatches
 from darts_sg.engine.graphs import WARM_UP, Captured, compile_step
 from darts_sg.genotype import load_genotype
 from darts_sg.methods.hypergradient import Hypergradient, VirtualStep, first_order, frozen, unrolled
-from darts_sg.methods.relaxation import softmax
+from darts_sg.methods.mixing import softmax
 from darts_sg.networks.derived import DerivedNetwork
 from darts_sg.networks.supernet import Supernet
 from darts_sg.spaces import parse_space
@@ -29,7 +31,7 @@ CLIP = 5.0
 
 
 def native_kernels() -> str | None:
-    """Why there are no C++ kernels; None where there are."""
+    """The reason why there are no C++ kernels; None if there are."""
     try:
         build.kernels()
     except build.Unavailable as reason:
@@ -37,9 +39,14 @@ def native_kernels() -> str | None:
     return None
 
 
+def native_backend(device: str) -> str:
+    """The backend whose kernels run on a device."""
+    return "triton" if device.startswith("cuda") else "cpp"
+
+
 @dataclass(frozen=True)
 class Shape:
-    """The search network and its batch."""
+    """Space and size of the supernet, batch and device."""
 
     space: str = "darts+sandglass"
     batch: int = 16
@@ -57,16 +64,16 @@ class Shape:
         torch.manual_seed(0)
         operations = parse_space(self.space).operations
         net = Supernet(operations, channels=self.channels, cells=self.cells).to(self.device, memory_format=LAST)
-        net.use_native(native)
+        accelerate(net, native_backend(self.device) if native else "batched")
         return net
 
     def textbook(self) -> tuple[nn.Module, list[Tensor]]:
-        """The textbook's supernet with the weights and alphas of `supernet`."""
+        """The textbook supernet with the weights of `supernet`, and its alphas."""
         mine = self.supernet(native=False)
         operations = parse_space(self.space).operations
         net = textbook.Supernet(operations, channels=self.channels, cells=self.cells)
         net = net.to(self.device)
-        copy_tensors(net.parameters(), mine.edge_form().values())
+        copy_tensors(net.parameters(), plain_tensors(mine).values())
         return net, [alpha.detach().clone().requires_grad_() for alpha in mine.alphas()]
 
 
@@ -80,9 +87,9 @@ def compile_kernels(shape: Shape, precision: torch.dtype) -> None:
 def alternating_step(
     loss: Callable[[], Tensor], weights: list[Tensor], alphas: list[Tensor], *, only_used: bool = False
 ) -> Step:
-    """The step of the alphas, then that of the weights, each from a backward pass with all gradients.
+    """A step of the alphas, then one of the weights, each from a backward pass with all gradients.
 
-    only_used: the alpha step computes the alphas' gradients alone, the weight step leaves them alone.
+    only_used: the alpha step computes only the gradients of the alphas, the weight step only those of the weights.
     """
     adam, sgd = torch.optim.Adam(alphas, **ADAM), torch.optim.SGD(weights, **SGD)
 
@@ -100,9 +107,9 @@ def alternating_step(
 
 
 def textbook_step(shape: Shape, *, channels_last: bool = False, only_used: bool = False) -> Step:
-    """A first-order step as the original runs it: NCHW, an operation module an edge, all gradients in both steps.
+    """A first-order step as the original runs it: NCHW, one module per operation and edge, all gradients in both steps.
 
-    only_used: the alpha step computes the alphas' gradients alone, the weight step leaves them alone.
+    only_used: the alpha step computes only the gradients of the alphas, the weight step only those of the weights.
     """
     net, alphas = shape.textbook()
     x, y = shape.images()
@@ -168,7 +175,7 @@ def own_step(
     net = shape.supernet(native)
     net.recompute = recompute
     if compiled:
-        for part in net.edge_batches():
+        for part in edge_batches(net):
             part.compile(dynamic=False)
     x, y = shape.images()
     batch = x.contiguous(memory_format=LAST), y
@@ -207,7 +214,7 @@ def own_step(
 
 
 def passes(shape: Shape, *, own: bool, native: bool = False) -> Step:
-    """One forward and one backward pass with all gradients."""
+    """One forward and one backward pass, with all gradients."""
     x, y = shape.images()
     if own:
         net = shape.supernet(native)
@@ -226,7 +233,7 @@ def passes(shape: Shape, *, own: bool, native: bool = False) -> Step:
 def retraining_steps(
     name: str, batch: int, channels: int = 36, cells: int = 20, *, native: bool = False
 ) -> tuple[Step, Step]:
-    """(as the original writes it, the package's) training step of a derived network with its auxiliary head."""
+    """The training step of a derived network with its auxiliary head: (as the original writes it, ours)."""
     genotype = load_genotype(name)
     options = {"network": "cifar", "channels": channels, "cells": cells, "num_classes": 10, "auxiliary": True}
     torch.manual_seed(0)
@@ -234,7 +241,7 @@ def retraining_steps(
     old = textbook.DerivedNetwork(genotype.as_dict(), **options)
     copy_tensors(old.parameters(), mine.parameters())
     mine = mine.to(memory_format=LAST)
-    mine.use_native(native)
+    accelerate(mine, "cpp" if native else "eager")
     x, y = Shape(batch=batch).images()
 
     def step_of(net: nn.Module, x: Tensor, fused: bool) -> Step:
@@ -254,7 +261,7 @@ def retraining_steps(
 
 
 def loading(batch: int) -> Step:
-    """Making an augmented batch of images of CIFAR-10's size: crop, flip, normalise."""
+    """Make an augmented batch of images of CIFAR-10's size: crop, flip, normalise."""
     images = torch.randint(256, (10_000, 32, 32, 3), dtype=torch.uint8)
     spec = DataSpec("noise", 10, 32, 3, (0.5,) * 3, (0.25,) * 3, tuple("0123456789"))
     batches = TrainBatches(ImageSet(images, torch.arange(10_000) % 10), spec, batch, Augment(), 0, "weights")

@@ -12,7 +12,9 @@ random generators, CPU threads and deterministic algorithms of PyTorch are set b
 
 import html
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -43,10 +45,6 @@ from darts_sg.errors import RunError, UsageError, first_line
 from darts_sg.genotype import Genotype, load_genotype
 from darts_sg.options import flag, read_value
 
-Metrics = dict[str, float]
-EpochCallback = Callable[[Metrics], object]
-"""Called after each epoch with its row of metrics.csv."""
-
 
 class RunResult:
     """A run folder as Python objects, read from its files when asked for."""
@@ -56,9 +54,9 @@ class RunResult:
         """The folder, with report.md and pictures/."""
 
     @property
-    def metrics(self) -> list[Metrics]:
+    def metrics(self) -> list[dict[str, float]]:
         """A dict for each epoch, the rows of metrics.csv: pandas.DataFrame(result.metrics)."""
-        return read_metrics(self.run_dir / "metrics.csv")
+        return [dict(row) for row in read_metrics(self.run_dir / "metrics.csv")]
 
     @property
     def genotype(self) -> Genotype | None:
@@ -174,7 +172,9 @@ def search(
     resume: str | Path | None = None,
     config: str | Path | None = None,
     dry_run: Literal[False] = False,
-    callbacks: Iterable[EpochCallback] = (),
+    callbacks: Iterable[Any] = (),
+    stop: threading.Event | None = None,
+    started: float | None = None,
     **options: Any,
 ) -> SearchResult: ...
 
@@ -185,7 +185,9 @@ def search(
     resume: str | Path | None = None,
     config: str | Path | None = None,
     dry_run: bool,
-    callbacks: Iterable[EpochCallback] = (),
+    callbacks: Iterable[Any] = (),
+    stop: threading.Event | None = None,
+    started: float | None = None,
     **options: Any,
 ) -> SearchResult | None: ...
 
@@ -195,13 +197,21 @@ def search(
     resume: str | Path | None = None,
     config: str | Path | None = None,
     dry_run: bool = False,
-    callbacks: Iterable[EpochCallback] = (),
+    callbacks: Iterable[Any] = (),
+    stop: threading.Event | None = None,
+    started: float | None = None,
     **options: Any,
 ) -> SearchResult | None:
     """Search for a cell; returns what was found, None for a dry run.
 
     `options` are those of `search.py --help`, with underscores. `config` is a YAML file of options, `resume` a run
-    folder to continue. Each of `callbacks` is called after each epoch with its row of metrics.csv, on rank 0 only.
+    folder to continue.
+
+    callbacks: functions of an epoch's row of metrics.csv, called after each epoch on rank 0, or objects with methods of
+    a logger (darts_sg.engine.loggers). If one returns "stop", the run saves and raises Stopped; so does `stop`, an
+    event that another thread sets.
+    started: when a time budget begins, on the clock of time.monotonic. Default: this call.
+
     Raises UsageError for what cannot be done as asked, RunError for a run that fails, Stopped for one that was stopped.
     """
     from darts_sg.engine.search import run_search
@@ -209,7 +219,7 @@ def search(
     planned = plan("search", options, file=config, resume=resume)
     assert isinstance(planned.config, SearchConfig)
     with _left_as_found():
-        folder = run_search(planned.config, resume=planned.resume, dry=dry_run, callbacks=_checked(callbacks))
+        folder = run_search(planned.config, resume=planned.resume, dry=dry_run, **_hooks(callbacks, stop, started))
     return None if folder is None else SearchResult(folder)
 
 
@@ -219,7 +229,9 @@ def retrain(
     resume: str | Path | None = None,
     config: str | Path | None = None,
     dry_run: Literal[False] = False,
-    callbacks: Iterable[EpochCallback] = (),
+    callbacks: Iterable[Any] = (),
+    stop: threading.Event | None = None,
+    started: float | None = None,
     **options: Any,
 ) -> RetrainResult: ...
 
@@ -230,7 +242,9 @@ def retrain(
     resume: str | Path | None = None,
     config: str | Path | None = None,
     dry_run: bool,
-    callbacks: Iterable[EpochCallback] = (),
+    callbacks: Iterable[Any] = (),
+    stop: threading.Event | None = None,
+    started: float | None = None,
     **options: Any,
 ) -> RetrainResult | None: ...
 
@@ -240,7 +254,9 @@ def retrain(
     resume: str | Path | None = None,
     config: str | Path | None = None,
     dry_run: bool = False,
-    callbacks: Iterable[EpochCallback] = (),
+    callbacks: Iterable[Any] = (),
+    stop: threading.Event | None = None,
+    started: float | None = None,
     **options: Any,
 ) -> RetrainResult | None:
     """Train the network of a genotype, or a model, from scratch, and test it; returns the errors, None for a dry run.
@@ -253,7 +269,7 @@ def retrain(
     planned = plan("augment", options, file=config, resume=resume)
     assert isinstance(planned.config, AugmentConfig)
     with _left_as_found():
-        folder = run_augment(planned.config, resume=planned.resume, dry=dry_run, callbacks=_checked(callbacks))
+        folder = run_augment(planned.config, resume=planned.resume, dry=dry_run, **_hooks(callbacks, stop, started))
     return None if folder is None else RetrainResult(folder)
 
 
@@ -292,7 +308,8 @@ def plan(
     The rest comes from `file` and the recipe, from the run folder `resume`, from the weights file to `evaluate`, or
     from the one to fine-tune. Where torchrun may have restarted the processes, the run in run_dir is resumed.
     """
-    given = known_options(job, options, f"{job}()")
+    caller = "evaluate()" if evaluate is not None else "search()" if job == "search" else "retrain()"
+    given = known_options(job, options, caller)
     file, resume, evaluate = (
         _path(name, value) for name, value in (("config", file), ("resume", resume), ("evaluate", evaluate))
     )
@@ -306,13 +323,30 @@ def plan(
         return Plan(_testing(read_weights(evaluate), given), evaluate=evaluate)
     if resume is not None:
         return Plan(_resumed(job, given, resume, file), resume=resume)
-    start = given.get("finetune") or base.get("finetune")
-    if start:
-        network = read_weights(Path(start)).options()
-        base |= network
-        _refuse_other_network({**base, **given}, network, start)
+    base = base_options(job, given, file=file)
+    if start := given.get("finetune") or base.get("finetune"):
+        _refuse_other_network(given, base, start)
     config = make_config(job, base=base, **given)
     return _restarted(job, config) if Ranks.may_restart() else Plan(config)
+
+
+def base_options(
+    job: JobName,
+    given: Mapping[str, Any],
+    *,
+    file: Path | None = None,
+    resume: Path | None = None,
+    evaluate: Path | None = None,
+) -> dict[str, Any]:
+    """The options that hold where `given` says nothing: of a run, of weights, or of the recipe and a file over it."""
+    if resume is not None:
+        of_the_process = {"run_dir": None, "time_budget": None}  # of the process that started the run, not of the run
+        return _stored_options(resume, job) | of_the_process
+    if evaluate is not None:
+        return _weights_options(read_weights(evaluate))
+    base = starting_options(job, given.get("recipe"), file)
+    start = given.get("finetune") or base.get("finetune")
+    return base | read_weights(Path(start)).options() if start else base
 
 
 def _path(name: str, value: Any) -> Path | None:
@@ -325,14 +359,13 @@ def _path(name: str, value: Any) -> Path | None:
 
 def _resumed(job: JobName, given: Mapping[str, Any], resume: Path, file: Path | None) -> RunConfig:
     """The config of a run to continue; UsageError if an option given beside it would change its result."""
-    stored = _stored_options(resume, job)
+    base = base_options(job, given, resume=resume)
     if file is not None:
         raise UsageError("--resume takes all options from the run itself; leave --config out")
     if given.get("run_dir") is not None:
         raise UsageError("--resume continues in the run's own folder; leave --run-dir out")
-    _refuse_other_options(job, {**stored, **given}, stored, resume)
-    of_the_process = {"run_dir": None, "time_budget": None}  # of the process that started the run, not of the run
-    return make_config(job, base={**stored, **of_the_process}, **given)
+    _refuse_other_options(job, {**base, **given}, base, resume)
+    return make_config(job, base=base, **given)
 
 
 def _restarted(job: JobName, config: RunConfig) -> Plan:
@@ -369,19 +402,24 @@ def _refuse_other_options(job: JobName, options: Mapping[str, Any], stored: Mapp
             )
 
 
-def _refuse_other_network(options: Mapping[str, Any], network: Mapping[str, Any], weights: str) -> None:
+def _refuse_other_network(given: Mapping[str, Any], base: Mapping[str, Any], weights: str) -> None:
     """UsageError if an option asks for another network than that of the weights to fine-tune."""
-    for name, value in network.items():
-        if options[name] != value:
+    for name in ("genotype", "model", "network", "channels", "cells"):
+        if name in given and given[name] != base[name]:
             raise UsageError(
-                f"{flag(name)} {options[name]} is not that of {weights}, whose network is trained on; leave it out"
+                f"{flag(name)} {given[name]} is not that of {weights}, whose network is trained on; leave it out"
             )
+
+
+def _weights_options(weights: Weights) -> dict[str, Any]:
+    """The options to test weights with, unless others are given."""
+    of_the_training = {"dataset": weights.metadata.dataset, "seed": weights.metadata.seed}
+    return default_options("augment") | weights.options() | of_the_training
 
 
 def _testing(weights: Weights, given: Mapping[str, Any]) -> RunConfig:
     """The config to test weights with; UsageError if an option is given that only a training uses."""
-    metadata = weights.metadata
-    base = default_options("augment") | weights.options() | {"dataset": metadata.dataset, "seed": metadata.seed}
+    metadata, base = weights.metadata, _weights_options(weights)
     useful = {f.name for f in fields(AugmentConfig) if f.metadata["group"] == "Data" and f.metadata["free"]}
     useful |= {"dataset", "data_note", "device", "threads", "plugin"}
     for name, value in given.items():
@@ -394,12 +432,8 @@ def _testing(weights: Weights, given: Mapping[str, Any]) -> RunConfig:
     return make_config("augment", base=options)
 
 
-def _checked(callbacks: Iterable[EpochCallback]) -> Sequence[EpochCallback]:
-    found = list(callbacks)
-    for callback in found:
-        if not callable(callback):
-            raise UsageError(f"callbacks: expected functions of an epoch's row, found {callback!r}")
-    return found
+def _hooks(callbacks: Iterable[Any], stop: threading.Event | None, started: float | None) -> dict[str, Any]:
+    return {"callbacks": list(callbacks), "stop": stop, "started": time.monotonic() if started is None else started}
 
 
 @contextmanager
@@ -408,7 +442,8 @@ def _left_as_found() -> Iterator[None]:
 
     Turns a lack of memory outside the steps into a RunError.
     """
-    leave()  # the process group of an earlier run in this process
+    if Ranks.from_environment().size > 1:
+        leave()  # the process group of an earlier run in this process
     numbers, threads = random_state(gpus=torch.cuda.is_initialized()), torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     settings: Any = torch.utils.deterministic  # typed as a module without this attribute

@@ -6,7 +6,6 @@ options.py. A config made directly, `SearchConfig(recipe="pc-darts")`, is read, 
 """
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -16,26 +15,49 @@ import docstring_parser
 
 from darts_sg import plugins
 from darts_sg.errors import UsageError, quoted
-from darts_sg.methods.hypergradient import HYPERGRADIENTS
-from darts_sg.methods.relaxation import RELAXATIONS
+from darts_sg.methods.method import Method, method_of
+from darts_sg.methods.parts import describe_parts
+from darts_sg.methods.perturbations import PERTURBATIONS
+from darts_sg.methods.regularizers import REGULARIZERS
+from darts_sg.methods.relaxations import RELAXATIONS
+from darts_sg.methods.selection import SELECTIONS
 from darts_sg.networks.derived import NetworkShape
 from darts_sg.networks.mobile import find_model
 from darts_sg.options import flag, read_options
 from darts_sg.quantity import parse_quantity
-from darts_sg.registry import unknown_name
+from darts_sg.registry import Registry, unknown_name
 from darts_sg.spaces import parse_space
+from darts_sg.tasks import DEFAULT_TASK, TASKS
 from darts_sg.yaml_files import read_mapping
 
 RECIPES = Path(__file__).parent / "recipes"
 MOST_THREADS = 1024  # more than any machine has cores; the system may end a process that asks for too many
 
 
-def option(default: Any, group: str, *, free: bool = False, infinite: bool = False) -> Any:
+def option(
+    default: Any,
+    group: str,
+    *,
+    free: bool = False,
+    infinite: bool = False,
+    compared: bool | None = None,
+    parts: Registry[Any] | None = None,
+) -> Any:
     """A field with its help group.
 
-    `free` options do not change the result and may differ when a run is resumed. `infinite` numbers may be .inf.
+    free: it does not change the result and may differ when a run is resumed.
+    infinite: the number may be .inf.
+    compared: runs that differ in it are not pooled into one mean. Default: every option that is not free.
+    parts: the registry of the parts of a method that the option names; its help ends with them.
     """
-    return field(default=default, metadata={"group": group, "free": free, "infinite": infinite})
+    metadata = {
+        "group": group,
+        "free": free,
+        "infinite": infinite,
+        "compared": not free if compared is None else compared,
+        "parts": parts,
+    }
+    return field(default=default, metadata=metadata)
 
 
 class ConfigType(type):
@@ -53,84 +75,90 @@ class ConfigType(type):
 class RunConfig(metaclass=ConfigType):
     """Options that search and augment have in common."""
 
-    recipe: str = option("", "Run")
-    """Named set of options to start from; the options given beside it win."""
+    recipe: str = option("", "Run", compared=False)
+    """Named set of options to start from; options given explicitly override it."""
     run_dir: Path | None = option(None, "Run", free=True)
-    """Folder of this run; it must not exist yet, but with torchrun --max-restarts, where a run of the same options is
-    continued. Default: a new folder under runs/."""
-    seed: int = option(0, "Run")
-    """Seed of everything random: the same seed gives the same bits on the same machine."""
+    """Folder for this run. It must not exist yet, except with torchrun --max-restarts, which continues a run with the
+    same options. Default: a new folder under runs/."""
+    seed: int = option(0, "Run", compared=False)
+    """Seed of all random numbers: the same seed gives the same bits on the same machine."""
     device: str = option("auto", "Run", free=True)
-    """Device to run on: cpu, cuda, cuda:1, mps, …; auto takes a GPU if there is one. Of several processes (torchrun)
-    each takes a GPU of its own."""
+    """Device to run on: cpu, cuda, cuda:1, mps, …; auto takes a GPU if there is one. With several processes (torchrun)
+    each takes its own GPU."""
     threads: int | None = option(None, "Run", free=True)
-    """CPU threads of a process. Default: one a core, with torchrun one. The last bits of a result depend on it, so a
-    resumed run keeps its own."""
+    """CPU threads per process. The last bits of a result depend on it, so a resumed run keeps its own. Default: one per
+    core, with torchrun one."""
     time_budget: float | None = option(None, "Run", free=True, infinite=True)
-    """Minutes after which the run saves a checkpoint and ends, to be continued with --resume."""
+    """Minutes after the start of the process at which the run saves a checkpoint and exits; continue it with
+    --resume."""
     checkpoint_minutes: float = option(10.0, "Run", free=True, infinite=True)
-    """Minutes between checkpoints within an epoch; there is one at the end of each epoch anyway."""
+    """Minutes between checkpoints within an epoch. Each epoch ends with a checkpoint in any case."""
+    logger: str = option("", "Run", free=True)
+    """Loggers beside metrics.csv and TensorBoard, which are always on: wandb (Weights & Biases), mlflow, or several
+    joined with +. Each needs its package: pip install 'darts_sg[wandb]'. A logger that fails does not end the run."""
 
     plugin: str = option("", "Run", free=True)
     """Python file that adds operations, spaces, data sets, relaxations, regularizers or loggers; may be given several
     times, or files joined with +. Its code is executed with your rights: load only files that you trust. The run
     records name and hash, and a resumed run loads the same files by itself."""
 
+    task: str = option(DEFAULT_TASK, "Data")
+    """What the network is trained for: classification (one label for each image)."""
     dataset: str = option("cifar10", "Data")
     """Data set; folder: class folders of your own images; synthetic: rendered figures, always there."""
     data: Path = option(Path("data"), "Data", free=True)
-    """Folder that holds the data set, and that it is downloaded to."""
+    """Folder of the data set, and where to download it."""
     data_note: str = option("", "Data")
-    """Remark that is repeated beside every figure measured on this data, such as 'CIFAR-10 (JPEG q75)'."""
+    """Remark to print beside every figure measured on this data, such as 'CIFAR-10 (JPEG q75)'."""
     image_size: int | None = option(None, "Data")
-    """Side in pixels to which the images of --dataset folder or imagenet are brought. Default: chosen from the images;
-    imagenet 224."""
+    """Side in pixels to resize the images of --dataset folder or imagenet to. Default: chosen from the images; 224 for
+    imagenet."""
     workers: int | None = option(None, "Data", free=True)
-    """Processes that read the files of --dataset imagenet ahead, for each stream of batches; 0 for none. Default: one
-    a core."""
+    """Worker processes that prefetch the files of --dataset imagenet, per stream of batches; 0 for none. Fewer start
+    where their batches would take more than 1/8 of the available memory. Default: one per core."""
     damaged: Literal["skip", "stop"] = option("skip", "Data", free=True)
-    """What to do about an image of --dataset imagenet that cannot be decoded. skip: name it, train on the next one in
-    its stead, leave it out of a test. stop: name it and end the run."""
+    """How to treat an image of --dataset imagenet that cannot be decoded. skip: report it, train on the next image
+    instead, leave it out of the test. stop: report it and end the run."""
     reduced_decoding: bool = option(False, "Data")
-    """Decode the JPEGs of --dataset imagenet at 1/2, 1/4 or 1/8 of their size where that is still larger than what is
-    made of them: faster, with slightly other pixels."""
+    """Decode the JPEGs of --dataset imagenet at 1/2, 1/4 or 1/8 of their size where that is still larger than the crop:
+    faster, with slightly different pixels."""
     train_images: int | None = option(None, "Data")
-    """Number of training images: a seeded, class-balanced subset."""
+    """Number of training images, a seeded, class-balanced subset. Default: all."""
     validation_images: int | None = option(None, "Data")
-    """Number of images taken out of the training set for validation, class-balanced."""
+    """Number of images held out of the training set for validation, class-balanced."""
     cutout_length: int = option(0, "Data")
     """Side in pixels of the square cut out of each training image; 0 for none."""
     colour_jitter: float = option(0.0, "Data")
-    """Change brightness, contrast and saturation of training images by factors within 1 ± this, the hue by up to half
-    of it (in turns), in random order; 0 for none."""
+    """Strength of colour jitter on training images: brightness, contrast and saturation change by factors within 1 ±
+    this, the hue by up to half of it (in turns), in random order. 0 for none."""
 
     epochs: int = option(1, "Training")
     """Number of epochs."""
     batch_size: int = option(64, "Training")
-    """Images in a batch, the unit of a step; the last one of an epoch has those that are left. Of several processes
-    (torchrun) each computes its share, so that neither this nor the learning rate depends on their number."""
+    """Images in a batch; the last batch of an epoch takes the remaining images. With several processes (torchrun) each
+    computes its share, so neither this nor the learning rate depends on their number."""
     learning_rate: float = option(0.025, "Training")
     """Learning rate of the weights in the first epoch."""
     learning_rate_min: float = option(0.0, "Training")
-    """Learning rate that the schedule ends at."""
+    """Final learning rate of the schedule."""
     momentum: float = option(0.9, "Training")
     """Momentum of the weights' SGD."""
     weight_decay: float = option(3e-4, "Training")
     """Weight decay of the weights."""
     gradient_clip: float = option(5.0, "Training", infinite=True)
-    """Largest norm of the weights' gradient; .inf for any."""
+    """Clip the norm of the weights' gradient to this; .inf for no clipping."""
 
     precision: Literal["float32", "bfloat16"] = option("float32", "Training")
     """Precision of the training steps: float32, or bfloat16 where PyTorch's autocast allows it (for GPUs; a CPU gains
     nothing). Weights, losses and evaluation stay in float32."""
     compile: bool = option(False, "Training")
-    """Have torch.compile make faster code: the network of augment in a minute or so; in a search each batch of edges,
-    which on a CPU takes long and gains nothing. The last bits of the result differ from those without it."""
+    """Compile with torch.compile: in augment the network, which takes about a minute; in a search each batch of edges,
+    which on a CPU takes long and gains nothing. Changes the last bits of the result."""
 
     kernels: Literal["auto", "native", "pytorch"] = option("auto", "Training", free=True)
-    """What computes the operations of cells: native (C++ kernels on a CPU, Triton kernels in a search on a CUDA GPU,
-    both compiled at the first run, and compared with PyTorch's before they are used) or pytorch. The last bits of a
-    result depend on it. Default: native where there is a C++ compiler, or Triton; a resumed run keeps its own."""
+    """Kernels for the operations of cells. native: C++ on a CPU, Triton in a search on a CUDA GPU, compiled at the
+    first run and checked against PyTorch before use. pytorch: PyTorch's own. auto: native where there is a C++
+    compiler, or Triton. The last bits of a result depend on it, so a resumed run keeps its own."""
 
     def __post_init__(self) -> None:
         plugins.load_all(self.plugin)
@@ -148,6 +176,7 @@ class RunConfig(metaclass=ConfigType):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise UsageError(f"{flag(name)} must be above 0, found {value}")
+        TASKS[self.task]
 
     @classmethod
     def completed(cls, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -164,7 +193,7 @@ class RunConfig(metaclass=ConfigType):
             raise UsageError(f"{flag(name)} must be at least {least}, found {value}")
 
     def as_dict(self) -> dict[str, Any]:
-        """The options as plain values, in order."""
+        """The options as plain values for YAML, in order."""
         plain = {f.name: getattr(self, f.name) for f in fields(self)}
         return {name: str(v) if isinstance(v, Path) else v for name, v in plain.items()}
 
@@ -173,20 +202,21 @@ class RunConfig(metaclass=ConfigType):
 class SearchConfig(RunConfig):
     """Options of the search (defaults: DARTS paper, appendix A.1.1, first order)."""
 
-    recipe: str = option("darts-first", "Run")
+    recipe: str = option("darts-first", "Run", compared=False)
     train_images: int | None = option(None, "Data")
-    """Images the weights are trained on: a seeded, class-balanced part. Default: what --validation-images leaves,
-    or half of the training set."""
+    """Number of images to train the weights on, a seeded, class-balanced part. Default: what --validation-images
+    leaves, or half of the training set."""
     validation_images: int | None = option(None, "Data")
-    """Images the alphas are trained on, disjoint from the others. Default: as many as --train-images, or half."""
+    """Number of images to train the alphas on, disjoint from the others. Default: as many as --train-images, or
+    half."""
     split: Path | None = option(None, "Data", free=True)
-    """File with the images of --dataset imagenet for the weights and for the alphas (see python -m darts_sg data
+    """File that lists the images of --dataset imagenet for the weights and for the alphas (see python -m darts_sg data
     subset). The run keeps a copy."""
     epochs: int = option(50, "Training")
     learning_rate_min: float = option(0.001, "Training")
     network: NetworkShape = option("cifar", "Network")
-    """Shape of the supernet, and of the derived network whose size is meant below. cifar: stem at full resolution.
-    imagenet: stem of three convolutions that reduces by 8, as PC-DARTS searches on ImageNet."""
+    """Shape of the supernet, and of the derived network that --penalty and the targets measure. cifar: stem at full
+    resolution. imagenet: stem of three convolutions that reduces by 8, as in PC-DARTS on ImageNet."""
     channels: int = option(16, "Network")
     """Channels C of the first cells."""
     cells: int = option(8, "Network")
@@ -197,48 +227,57 @@ class SearchConfig(RunConfig):
     nodes: int = option(4, "Search")
     """Nodes of a cell."""
     stem_multiplier: int = option(3, "Search")
-    """Channels of the stem of the cifar shape, in units of --channels."""
+    """Channels of the stem of the cifar shape, as a multiple of --channels."""
     hypergradient: str = option("first_order", "Search")
-    """Gradient of the alphas: first_order, or unrolled (second order)."""
+    """How to compute the gradient of the alphas: first_order, or unrolled (second order)."""
     penalty: str = option("", "Search")
-    """Penalty on the expected size of the derived network (CIFAR, C=36, 20 cells; ImageNet, C=48, 14 cells), added to
-    the loss of the alphas: params:0.1 or macs:0.1. The weight multiplies the expected size in units of that of even
-    mixing weights, or with a target what is above it, in units of the target."""
+    """Penalty on the expected size of the derived network, added to the loss of the alphas: params:WEIGHT or
+    macs:WEIGHT, such as params:0.1. The weight multiplies the expected size relative to that of uniform mixing weights;
+    with a target, the excess relative to the target. Sizes are for CIFAR at C=36, 20 cells, ImageNet at C=48, 14
+    cells."""
     target_params: str = option("", "Search")
-    """Parameters that the derived network (of that size) may have at most, such as 2.45M: a penalty of weight 1,
-    unless --penalty says otherwise, and the genotype is derived within the bound."""
+    """Upper bound on the parameters of the derived network, such as 2.45M. The genotype is derived within the bound,
+    and a penalty of weight 1 (or that of --penalty) steers towards it."""
     target_macs: str = option("", "Search")
-    """The same for multiply-adds, such as 600M."""
+    """Upper bound on the multiply-adds (MACs) of the derived network, such as 600M; works as --target-params."""
     recompute: bool = option(False, "Search", free=True)
-    """Compute each cell again in the backward pass instead of keeping what is in it: a fraction of the memory, the
-    same bits, somewhat more time."""
+    """Recompute each cell in the backward pass instead of keeping its activations: a fraction of the memory, the same
+    bits, somewhat more time."""
     capture: bool = option(True, "Search", free=True)
-    """On a CUDA GPU, capture the launches of a step once, as a CUDA graph, and replay them: the same bits, without
-    waiting for Python. Not with several processes, penalties or --compile, which run launch by launch."""
-    relaxation: str = option("softmax", "Search")
-    """How alphas become mixing weights: softmax."""
+    """On a CUDA GPU, capture the launches of a step as a CUDA graph and replay it: the same bits, without waiting for
+    Python. Steps with several processes, regularizers, penalties or --compile are launched one kernel at a time."""
+    relaxation: str = option("softmax", "Search", parts=RELAXATIONS)
+    """How alphas become mixing weights: NAME, or NAME:OPTION=VALUE,OPTION=VALUE such as
+    gumbel:temperature=10,hard=true."""
+    regularizer: str = option("", "Search", parts=REGULARIZERS)
+    """Terms added to the loss of the alphas, joined with +: params:weight=0.1,target=2.45M."""
+    perturbation: str = option("none", "Search", parts=PERTURBATIONS)
+    """How the mixing weights are perturbed in the step of the weights: random:epsilon_end=0.3."""
+    selection: str = option("argmax", "Search", parts=SELECTIONS)
+    """How the genotype is chosen by the mixing weights: skip-limit:most=2. With --target-params or --target-macs argmax
+    becomes bounded."""
     partial_channels: int = option(1, "Search")
-    """K: only 1/K of the channels pass through the candidate operations (PC-DARTS)."""
+    """K: 1/K of the channels pass through the candidate operations, the others bypass them (PC-DARTS)."""
     edge_normalization: bool = option(False, "Search")
-    """Learn a weight for each edge beside those of its operations (PC-DARTS)."""
+    """Learn a weight for each edge as well as for its operations (PC-DARTS)."""
     alpha_learning_rate: float = option(3e-4, "Search")
     """Learning rate of the alphas' Adam."""
     alpha_weight_decay: float = option(1e-3, "Search")
     """Weight decay of the alphas."""
     alpha_frozen_epochs: int = option(0, "Search")
-    """Epochs at the start in which only the weights learn."""
+    """Number of epochs at the start in which only the weights are trained."""
     eigenvalue_every: int = option(0, "Search", free=True)
-    """Measure the dominant eigenvalue of the validation loss's Hessian in the alphas after every so many epochs, and
-    after the last; 0 for never. Where it grows, a search is about to collapse (RobustDARTS). On one fixed batch of at
-    most 64 validation images, in float64; changes nothing else of the run. Takes as long as about 10 steps of the same
-    batch size with the native kernels, several times longer with --kernels pytorch on a CPU."""
+    """Measure the dominant eigenvalue of the validation loss's Hessian with respect to the alphas every N epochs and
+    after the last; 0 for never. A growing eigenvalue announces a collapse of the search (RobustDARTS). Measured on one
+    fixed batch of at most 64 validation images, in float64; does not change the run. Costs about 10 steps of the same
+    batch size with the native kernels, several times more with --kernels pytorch on a CPU."""
     stop_eigenvalue: float | None = option(None, "Search")
-    """End the search once the eigenvalue, averaged over 5 epochs, was less than this many times as large 5 epochs
-    before, and return the genotype of then, but none before epoch 11. RobustDARTS: 0.75. Needs --eigenvalue-every 1.
+    """Stop early when old eigenvalue / new eigenvalue falls below this ratio, and return the genotype of the old epoch.
+    Both are means over 5 epochs, 5 epochs apart; not before epoch 11. RobustDARTS: 0.75. Needs --eigenvalue-every 1.
     Default: never."""
     stop_skips: int | None = option(None, "Search")
-    """End the search once the normal cell derived after an epoch has more skip connections than this, and return the
-    last genotype that has not. A search that has more from the start goes on. Default: never."""
+    """Stop early when the normal cell derived after an epoch has more skip connections than this, and return the last
+    genotype within the limit. A search that starts above the limit continues. Default: never."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -260,79 +299,67 @@ class SearchConfig(RunConfig):
                     "--eigenvalue-every 1"
                 )
         parse_space(self.space)
-        self.penalties()
-        HYPERGRADIENTS[self.hypergradient]
-        RELAXATIONS[self.relaxation]
+        self.method()
 
-    def penalties(self) -> dict[str, tuple[float, int | None]]:
-        """(weight, target) of the penalty on either size, params and macs, that is asked for; UsageError if unclear."""
-        found: dict[str, tuple[float, int | None]] = {}
-        for name in PENALTIES:
-            target = getattr(self, f"target_{name}")
-            if target:
-                found[name] = 1.0, parse_quantity(flag(f"target_{name}"), target)
-        if self.penalty:
-            name, _, weight = self.penalty.partition(":")
-            if name not in PENALTIES or not re.fullmatch(r"\d+(\.\d+)?(e-?\d+)?", weight):
-                raise UsageError(f"--penalty {self.penalty}: expected params:WEIGHT or macs:WEIGHT, such as params:0.1")
-            found[name] = float(weight), found.get(name, (0.0, None))[1]
-        return found
+    def method(self) -> Method:
+        """The search method that the options name; UsageError if there is no such one."""
+        return method_of(self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig(RunConfig):
-    """Options of the training of the network of a genotype, or of a model (defaults: DARTS paper, appendix A.1.2).
+    """Options of augment, which trains the network of a genotype or a model (defaults: DARTS paper, appendix A.1.2).
 
-    The options in CELL_DEFAULTS are of the cells of a genotype: None for a model.
+    The options in CELL_DEFAULTS apply to the cells of a genotype: None for a model.
     """
 
-    recipe: str = option("darts", "Run")
-    genotype: str = option("", "Network")
+    recipe: str = option("darts", "Run", compared=False)
+    genotype: str = option("", "Network", compared=False)
     """Genotype to train: a name of the zoo (see python -m darts_sg genotype list) or the path of a file."""
     model: str = option("", "Network")
-    """Model to train instead of a genotype: mobilenext_1.0, mobilenetv2_0.5, … (see python -m darts_sg models). It has
-    no cells, no auxiliary head and no drop path."""
+    """Model to train instead of a genotype: mobilenext_1.0, mobilenetv2_0.5, … (see python -m darts_sg models). Models
+    have no cells, no auxiliary head and no drop path."""
     finetune: str = option("", "Network")
-    """Weights file (weights.safetensors of an earlier run) to start from, on another data set or with other options:
-    the network is that of the file, with a new classifier where the number of classes is another."""
+    """Weights file (weights.safetensors of an earlier run) to start from, on another data set or with other options.
+    The network is the file's; its output layer is new if the task or the number of classes differs."""
     network: NetworkShape = option("cifar", "Network")
-    """Shape of the network. cifar: stem at full resolution, a model ends at 1/8 of it. imagenet: stem of cells reduces
-    by 8, a model ends at 1/32 of the resolution."""
+    """Shape of the network. cifar: stem at full resolution; a model ends at 1/8 of the resolution. imagenet: the stem
+    of cells reduces by 8; a model ends at 1/32 of the resolution."""
     channels: int | str | None = option(None, "Network")
-    """Channels C of the first cells of a genotype; auto:600M takes as many as 600M multiply-adds allow. Default: 36."""
+    """Channels C of the first cells of a genotype; auto:600M takes the widest network within 600M MACs. Default: 36."""
     cells: int | None = option(None, "Network")
     """Number of cells of a genotype; those at 1/3 and 2/3 of the depth are reduction cells. Default: 20."""
     epochs: int = option(600, "Training")
     batch_size: int = option(96, "Training")
     cutout_length: int = option(16, "Data")
     validation_images: int | None = option(None, "Data")
-    """Images held out of the training set, to choose the best epoch on. Default: none; then the best epoch is
-    chosen on the test set, and said to be."""
+    """Number of training images to hold out for choosing the best epoch. Default: none; the best epoch is then chosen
+    on the test set, and the results say so."""
     schedule: Literal["cosine", "linear", "exponential"] = option("cosine", "Training")
-    """How the learning rate goes from --learning-rate to --learning-rate-min over the epochs: as half a cosine, on a
-    line, or by the same factor each epoch."""
+    """Schedule of the learning rate from --learning-rate to --learning-rate-min: half a cosine, a straight line, or the
+    same factor each epoch."""
     warmup_epochs: int = option(0, "Training")
-    """Epochs at the start over which the learning rate rises linearly to --learning-rate, before the schedule goes
-    on."""
+    """Number of epochs at the start over which the learning rate rises linearly to --learning-rate; the schedule
+    follows from there."""
     learning_rate_batch: int | None = option(None, "Training")
-    """Batch size that the learning rates are meant for: with another --batch-size they are scaled in proportion.
-    Default: they are meant for any."""
+    """Reference batch size of the learning rates: they are scaled by --batch-size over this. Default: no scaling."""
     keep_every: int | None = option(None, "Run", free=True)
-    """Keep weights and checkpoint after every so many epochs, too: weights_epoch_0010.safetensors and so on, and
-    checkpoints/epoch_0010_step_000000.pt. --resume goes on from the newest checkpoint there is: take newer ones away,
-    and result.json, to go back to one. Default: weights of the last and of the best epoch, and the newest two
+    """Also keep weights and checkpoint every N epochs: weights_epoch_0010.safetensors and so on, and
+    checkpoints/epoch_0010_step_000000.pt. --resume continues from the newest checkpoint; to go back to an earlier one,
+    remove the newer ones and result.json. Default: the weights of the last and the best epoch, and the newest two
     checkpoints."""
     label_smoothing: float = option(0.0, "Training")
-    """Share of each label that is spread over all classes in the training loss, also in the one that is reported."""
+    """Share of each label to spread over all classes in the training loss, including the reported one."""
     auxiliary_weight: float | None = option(None, "Training")
-    """Weight of the loss of a genotype's auxiliary head; 0 for no auxiliary head. Default: 0.4."""
+    """Weight of the auxiliary head's loss, for a genotype; 0 for no auxiliary head. Default: 0.4."""
     sync_batchnorm: bool = option(False, "Training")
-    """Normalise by the statistics of the whole batch instead of each process' share of it (on several GPUs)."""
+    """On several GPUs, normalise by the statistics of the whole batch instead of each process's share."""
     ema: float = option(0.0, "Training")
-    """Decay of an exponential moving average (EMA) of the weights and of BatchNorm's statistics, updated after each
-    step and tested beside the weights themselves: 0.9999 averages over about the last 10,000 steps. 0 for none."""
+    """Decay of an exponential moving average (EMA) of the weights and BatchNorm statistics, updated after each step and
+    tested alongside the weights: 0.9999 averages over about the last 10,000 steps. 0 for none."""
     drop_path_prob: float | None = option(None, "Training")
-    """Probability of drop path in the cells of a genotype in the last epoch; it grows linearly from 0. Default: 0.2."""
+    """Probability of drop path in the last epoch, in the cells of a genotype; it grows linearly from 0. Default:
+    0.2."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -377,7 +404,7 @@ class AugmentConfig(RunConfig):
         return self.channels if isinstance(self.channels, int) else None
 
     def max_macs(self) -> int | None:
-        """The bound that --channels auto:BOUND sets; None for a number of channels. UsageError if it is neither."""
+        """The bound in --channels auto:BOUND; None for a number of channels. UsageError if it is neither."""
         if not isinstance(self.channels, str):
             return None
         word, _, bound = self.channels.partition(":")
@@ -389,11 +416,21 @@ class AugmentConfig(RunConfig):
             ) from None
 
 
-CELL_DEFAULTS = {"channels": 36, "cells": 20, "auxiliary_weight": 0.4, "drop_path_prob": 0.2}
-PENALTIES = ("params", "macs")
+CELL_DEFAULTS: dict[str, Any] = {"channels": 36, "cells": 20, "auxiliary_weight": 0.4, "drop_path_prob": 0.2}
 
 JobName = Literal["search", "augment"]
 JOBS: dict[JobName, type[RunConfig]] = {"search": SearchConfig, "augment": AugmentConfig}
+
+
+def compared_options(job: JobName) -> dict[str, Any]:
+    """The options that runs of `job` must share to be pooled, each with its default.
+
+    A run folder that is older than an option lacks it: such a run had the default.
+    """
+    compared = {f.name: f.default for f in fields(JOBS[job]) if f.metadata["compared"]}
+    return {
+        name: CELL_DEFAULTS.get(name, default) if job == "augment" else default for name, default in compared.items()
+    }
 
 
 def help_texts(config: type[RunConfig]) -> dict[str, str]:
@@ -403,6 +440,9 @@ def help_texts(config: type[RunConfig]) -> dict[str, str]:
         if dataclasses.is_dataclass(cls):
             for parameter in docstring_parser.parse_from_object(cls).params:
                 texts[parameter.arg_name] = " ".join((parameter.description or "").split())
+    for f in fields(config):
+        if (parts := f.metadata["parts"]) is not None:
+            texts[f.name] += f" Choices: {describe_parts(parts)}."
     return texts
 
 

@@ -1,4 +1,4 @@
-"""From mixing weights to a genotype (DARTS paper, section 2.4). Pure functions of arrays."""
+"""Deriving cells from mixing weights (DARTS paper, section 2.4), also within bounds. Pure functions of arrays."""
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,12 +14,12 @@ Array = NDArray[np.floating]
 
 
 def num_edges(num_nodes: int) -> int:
-    """Edges of a cell whose node i takes all of the 2 + i states before it: 14 for 4 nodes."""
+    """Number of edges of a cell whose node i takes all 2 + i states before it: 14 for 4 nodes."""
     return sum(NUM_INPUTS + i for i in range(num_nodes))
 
 
 def num_nodes_of(edges: int) -> int:
-    """The number of nodes of a cell with so many edges; ValueError if there is none such."""
+    """Number of nodes of a cell with that many edges; ValueError if there is no such cell."""
     nodes = 0
     while num_edges(nodes) < edges:
         nodes += 1
@@ -31,12 +31,13 @@ def num_nodes_of(edges: int) -> int:
 def derive_cell(
     weights: Array, operations: Sequence[str], edge_weights: Array | None = None, num_kept: int = 2
 ) -> Cell:
-    """The cell that keeps, for each node, its `num_kept` strongest edges with the strongest operation each.
+    """Keep the `num_kept` strongest edges of each node, each with its strongest operation.
 
-    weights: (num_edges, num_operations) mixing weights, edges node by node, each from states 0 up.
-    edge_weights: (num_edges,) weights that multiply them (PC-DARTS, section 3.3), or None.
-    An edge is as strong as its strongest operation other than `none`. Of equal weights, the lower state and the
-    earlier operation win. All nodes are joined at the output.
+    The strength of an edge is the weight of its strongest operation other than `none`. Ties go to the lower state and
+    the earlier operation. All nodes are concatenated at the output.
+
+    weights: mixing weights (num_edges, num_operations), edges node by node, each node's from state 0 up.
+    edge_weights: factors of the edges (num_edges,) (PC-DARTS, section 3.3), or None.
     """
     weights = np.asarray(weights, dtype=np.float64)
     if edge_weights is not None:
@@ -55,18 +56,18 @@ def derive_cell(
 
 
 def random_cell(num_nodes: int, operations: Sequence[str], generator: np.random.Generator) -> Cell:
-    """A cell drawn uniformly: for each node two of the states before it, on each an operation other than `none`.
+    """Draw a cell uniformly: two states before each node, and an operation other than `none` on each.
 
-    Mixing weights that are independent and alike favour no pair of states and no operation.
+    Independent, identically distributed mixing weights favour no pair of states and no operation.
     """
     return derive_cell(generator.random((num_edges(num_nodes), len(operations))), operations)
 
 
 def strengths(mixing: Mapping[str, Array]) -> tuple[Array, Array]:
-    """What the (normal, reduction) cell is derived from, (num_edges, num_operations) each.
+    """The strengths that the (normal, reduction) cell is derived from, (num_edges, num_operations) each.
 
-    mixing: the mixing weights `normal` and `reduce`, multiplied here by `edge_normal` and `edge_reduce`,
-    (num_edges,), where there are any (PC-DARTS, section 3.3).
+    mixing: the mixing weights `normal` and `reduce`. They are multiplied by the edge weights `edge_normal` and
+    `edge_reduce`, (num_edges,), if there are any (PC-DARTS, section 3.3).
     """
     normal, reduce = (
         mixing[title] * mixing.get(f"edge_{title}", np.ones(len(mixing[title])))[:, None]
@@ -81,20 +82,21 @@ def entropy(weights: Array) -> Array:
 
 
 class Costs(NamedTuple):
-    """What a derived network costs in one unit, such as parameters: `fixed`, and more for each edge that is chosen."""
+    """Cost tables of derived networks in one unit, such as parameters: a fixed part and a term per chosen edge."""
 
     normal: NDArray[np.int64]
-    """(num_edges, num_operations), over all normal cells of the network."""
+    """(num_edges, num_operations), summed over all normal cells of the network."""
     reduce: NDArray[np.int64]
-    """The same over all reduction cells."""
+    """The same for the reduction cells."""
     fixed: int
+    """Cost of everything outside the edges."""
 
     def both(self) -> NDArray[np.int64]:
-        """The edges of both cells, (2 · num_edges, num_operations)."""
+        """Both tables, (2 · num_edges, num_operations)."""
         return np.concatenate([self.normal, self.reduce])
 
     def of(self, cells: Sequence[Cell], operations: Sequence[str]) -> int:
-        """The cost of the network of a (normal, reduction) cell."""
+        """The cost of the network built from a (normal, reduction) cell."""
         chosen = (
             table[num_edges(state - NUM_INPUTS) + edge.state, operations.index(edge.operation)]
             for table, cell in zip((self.normal, self.reduce), cells, strict=True)
@@ -104,7 +106,7 @@ class Costs(NamedTuple):
 
 
 class Bound(NamedTuple):
-    """At most `maximum` of a cost, whose name errors give."""
+    """An upper bound on a cost; `name` is for error messages."""
 
     name: str
     costs: Costs
@@ -112,7 +114,7 @@ class Bound(NamedTuple):
 
 
 class Point(NamedTuple):
-    """Of a frontier: two cells, what they cost, and the sum of the mixing weights that they keep."""
+    """A point of a Pareto frontier: two cells, their cost, and the sum of the mixing weights they keep."""
 
     cost: int
     weight: float
@@ -121,7 +123,10 @@ class Point(NamedTuple):
 
 
 def kept_weight(weights: Sequence[Array], cells: Sequence[Cell], operations: Sequence[str]) -> float:
-    """Sum of the mixing weights, (num_edges, num_operations) for either cell, of the edges that cells chose."""
+    """Sum of the mixing weights of the chosen edges.
+
+    weights: (num_edges, num_operations) for the normal and the reduction cell.
+    """
     return float(
         sum(
             table[num_edges(state - NUM_INPUTS) + edge.state, operations.index(edge.operation)]
@@ -138,12 +143,13 @@ def derive_bounded(
     bounds: Sequence[Bound] = (),
     max_skips: int | None = None,
 ) -> tuple[Cell, Cell]:
-    """The (normal, reduction) cell with the largest sum of mixing weights within the bounds; two edges a node.
+    """Find the (normal, reduction) cell with the largest sum of mixing weights within the bounds; two edges a node.
 
-    normal, reduce: (num_edges, num_operations), multiplied by edge weights if there are any. max_skips bounds the
-    skip_connects of the normal cell. Without bounds it is `derive_cell` for each. With them the sum is maximised
-    exactly, as an integer program: costs are additive over the edges that are chosen.
-    Raises UsageError if no cell meets the bounds.
+    Without bounds this is `derive_cell` for each cell. With bounds the maximum is exact, an integer program: costs are
+    additive over the chosen edges.
+
+    normal, reduce: (num_edges, num_operations), multiplied by edge weights if there are any. max_skips: bound on the
+    skip_connects of the normal cell. Raises UsageError if no pair of cells meets the bounds.
     """
     if not bounds and max_skips is None:
         return derive_cell(normal, operations), derive_cell(reduce, operations)
@@ -155,11 +161,11 @@ def derive_bounded(
         for half in (0, 1)
         for node in range(num_nodes_of(rows // 2))
     ]
-    from scipy import sparse  # here, for they take half a second to load
+    from scipy import sparse  # imported here: takes half a second
     from scipy.optimize import Bounds, LinearConstraint, milp
 
     ones = np.ones((1, num_operations))
-    an_edge = sparse.kron(sparse.eye(rows), ones)  # at most one operation
+    one_per_edge = sparse.kron(sparse.eye(rows), ones)
     members = sparse.csr_matrix(
         (
             np.ones(sum(map(len, nodes))),
@@ -168,13 +174,15 @@ def derive_bounded(
         shape=(len(nodes), rows),
     )
     constraints = [
-        LinearConstraint(an_edge, -np.inf, 1),
-        LinearConstraint(sparse.kron(members, ones), 2, 2),
+        LinearConstraint(one_per_edge, -np.inf, 1),  # at most one operation an edge
+        LinearConstraint(sparse.kron(members, ones), 2, 2),  # exactly two edges a node
     ]
     if max_skips is not None:
         skips = np.zeros((rows, num_operations))
         skips[: rows // 2, [i for i, name in enumerate(operations) if name == "skip_connect"]] = 1
         constraints.append(LinearConstraint(skips.reshape(1, -1), -np.inf, max_skips))
+    # Costs of millions beside weights below 1 are badly conditioned, so limits are scaled to 1. The solver keeps them
+    # up to a tolerance; a solution that exceeds a bound by rounding is cut off by a limit that is smaller by 1.
     rooms = [bound.maximum - bound.costs.fixed for bound in bounds]
     while True:
         limits = [
@@ -197,11 +205,11 @@ def derive_bounded(
         over = [bound.costs.of(cells, operations) > bound.maximum for bound in bounds]
         if not any(over):
             return cells[0], cells[1]
-        rooms = [room - is_over for room, is_over in zip(rooms, over, strict=True)]  # rounding let it pass
+        rooms = [room - is_over for room, is_over in zip(rooms, over, strict=True)]
 
 
 def _cell_of(chosen: NDArray[np.bool_], operations: Sequence[str]) -> Cell:
-    """The cell of a table (num_edges, num_operations) of what is chosen."""
+    """The cell of a boolean table (num_edges, num_operations) of chosen operations."""
     nodes = []
     for i in range(num_nodes_of(len(chosen))):
         part = chosen[num_edges(i) : num_edges(i + 1)]
@@ -210,9 +218,9 @@ def _cell_of(chosen: NDArray[np.bool_], operations: Sequence[str]) -> Cell:
 
 
 def frontier(normal: Array, reduce: Array, operations: Sequence[str], costs: Costs) -> list[Point]:
-    """All cells for which no others keep as much weight at a lower cost, or more at the same; cheapest first.
+    """The Pareto frontier of cost and kept mixing weight, cheapest first.
 
-    Exact: the best sums of the first nodes are extended node by node, and what is dominated is dropped.
+    Exact, by dynamic programming: the undominated partial sums over the first nodes are extended node by node.
     """
     choices = [i for i, name in enumerate(operations) if name != "none"]
     cost, weight = np.array([costs.fixed]), np.array([0.0])
@@ -246,7 +254,7 @@ def frontier(normal: Array, reduce: Array, operations: Sequence[str], costs: Cos
 
 
 def _undominated(cost: NDArray[np.int64], weight: Array) -> Iterator[int]:
-    """The indices of the points that no other one dominates, by rising cost."""
+    """Indices of the points that no other point dominates, by rising cost."""
     best = -np.inf
     for i in np.lexsort((-weight, cost)).tolist():
         if weight[i] > best:

@@ -11,15 +11,15 @@ _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = LONGEST_VALUE
 
 
 class UsageError(ValueError):
-    """What was asked cannot be done as asked: the message names the problem and the way out (exit code 2)."""
+    """The request cannot be fulfilled; the message names the problem and the way out (exit code 2)."""
 
 
 class RunError(RuntimeError):
-    """A run that had begun cannot go on: the message names what happened and how to continue (exit code 1)."""
+    """A run that has started cannot go on; the message says what happened and how to continue (exit code 1)."""
 
 
 class Stopped(RunError):
-    """The run was asked to end early and has saved itself."""
+    """The run has ended early on request, with everything saved."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
@@ -27,7 +27,7 @@ class Stopped(RunError):
 
 
 def first_line(error: BaseException, otherwise: str = "") -> str:
-    """The first line of another library's error that says anything; without one `otherwise`, or what kind it is."""
+    """The first non-blank line of another library's error message; without one, `otherwise` or the error's class."""
     lines = (line.strip() for line in str(error).splitlines())
     return next(filter(None, lines), otherwise or type(error).__name__)
 

@@ -1,4 +1,4 @@
-"""Writing files so that a kill or a full disk never leaves half of one."""
+"""Atomic writes: a kill or a full disk never leaves half a file."""
 
 import os
 import tempfile
@@ -8,13 +8,20 @@ from pathlib import Path
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write `content` to `path` through a temporary file in the same folder.
 
-    `path` holds either the old or the new content, whole. Raises OSError (disk full, no permission, …), and
-    leaves nothing behind then.
+    `path` holds either the old or the new content, complete. Raises OSError (disk full, no permission, …), which names
+    `path`, and then leaves nothing behind.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     data = content.encode() if isinstance(content, str) else content
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        _write_and_move(handle, Path(name), path, data)
+    except OSError as error:
+        error.filename = str(path)  # not the temporary file, or none at all
+        raise
+
+
+def _write_and_move(handle: int, temporary: Path, path: Path, data: bytes) -> None:
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)

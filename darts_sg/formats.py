@@ -1,12 +1,12 @@
-"""The texts that hold a genotype, each read into and written from its plain form. This module needs no torch.
+"""Text formats of genotypes: readers into, and writers from, the plain form. Needs no torch.
 
-The plain form is the mapping that the genotype file holds: `schema`, `name`, `space`, `operations`, for either cell
-its nodes as lists of [operation, state] (`normal`, `reduce`) and the states joined at its output (`normal_concat`,
-`reduce_concat`), and `provenance`. States 0 and 1 are the inputs of a cell, 2 and up its nodes.
+The plain form is the mapping that the genotype file holds: `schema`, `name`, `space`, `operations`, `provenance` and,
+for each cell, its nodes as lists of [operation, state] (`normal`, `reduce`) and the states concatenated at its output
+(`normal_concat`, `reduce_concat`). States 0 and 1 are the inputs of a cell, 2 and up its nodes.
 
-A text is parsed, never executed. A field of the plain form is named as `normal[2][1][0]`: the operation of the second
-edge into the third node. What a format does not hold comes back as `_imported` says: as name that of the file, as space
-the operations that are used or those of DARTS, as provenance the format.
+A text is parsed, never executed. Fields of the plain form are named like `normal[2][1][0]`: the operation of the second
+edge into the third node. Formats that hold only the cells get defaults from `_imported`: the name defaults to the
+file's, the space to the operations used (or those of DARTS), the provenance to the format.
 """
 
 import ast
@@ -27,7 +27,7 @@ from darts_sg.registry import Registry, unknown_name
 
 SCHEMA = 1
 NUM_INPUTS = 2  # states 0 and 1
-MAX_DEPTH = 32  # of lists and mappings in each other; a genotype file has 5
+MAX_DEPTH = 32  # nesting levels of lists and mappings; a genotype file has 5
 TITLES = ("normal", "reduce")
 DARTS_OPERATIONS = (
     "max_pool_3x3",
@@ -38,26 +38,26 @@ DARTS_OPERATIONS = (
     "dil_conv_3x3",
     "dil_conv_5x5",
 )
-"""The operations of the DARTS space without `none`, in the order of its code, of NNI's and of NASLib's."""
+"""The operations of the DARTS space without `none`, in the order of the original code, of NNI and of NASLib."""
 
 Plain = dict[str, Any]
 Places = dict[str, tuple[int, str]]
-"""Line of a field of the plain form, and what the text calls it ("" if the same)."""
+"""For each field of the plain form its line, and its name in the text ("" if the same)."""
 
 
 class GenotypeError(UsageError):
-    """A genotype that is not one: the message says in which file, line and field."""
+    """An invalid genotype: the message names file, line and field."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What a text says, and where it says it."""
+    """The plain form of a text, and the line of each of its fields."""
 
     plain: Any
     places: Places
 
     def place(self, field: str) -> str:
-        """`line 7: normal/op_4_1`: where in the text a field stands, or else what it stands in."""
+        """The place of a field in the text, `line 7: normal/op_4_1`; without one of its own, that of its container."""
         outer = field
         while outer and outer not in self.places:
             outer = outer[: max(outer.rfind("["), outer.rfind("."), 0)]
@@ -67,13 +67,13 @@ class Reading:
 
 @dataclass(frozen=True)
 class Format:
-    """One kind of text: whether a text is of this kind, and how it is read and written.
+    """A text format: how to recognise, read and write it.
 
-    `read(text, name)` takes `name` where the text has none; both ways raise GenotypeError that starts with the field.
+    `read(text, name)` uses `name` if the text has none. Both directions raise GenotypeError that starts with the field.
     """
 
     holds: str
-    """What the text holds, in a few words, for the help."""
+    """The content in a few words, for the help."""
     recognise: Callable[[str], bool]
     read: Callable[[str, str], Reading]
     write: Callable[[Plain], str]
@@ -83,12 +83,12 @@ FORMATS: Registry[Format] = Registry("format", plugged=False)
 
 
 def recognised(text: str) -> list[str]:
-    """The formats that `text` may be of; none if it is YAML or unknown."""
+    """The formats that `text` may have; empty for YAML and for an unknown format."""
     return [name for name in FORMATS if FORMATS[name].recognise(text)]
 
 
 def name_from(text: str) -> str:
-    """A genotype's name out of a file's or a variable's."""
+    """Turn the name of a file or of a variable into a valid name of a genotype."""
     return re.sub(r"[^A-Za-z0-9_.+-]+", "_", text).lstrip("_.+-") or "imported"
 
 
@@ -97,10 +97,10 @@ _SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxtuple, _SHORT.maxdict, _SHORT.maxstri
 
 
 def shown(value: Any) -> str:
-    """A value in one short line, however large or nested it is."""
+    """Print a value in one short line, however large or nested it is."""
     try:
         return _SHORT.repr(value)
-    except ValueError:  # an integer too long to be printed
+    except ValueError:  # Python refuses to print an integer of thousands of digits
         return "a number of thousands of digits"
 
 
@@ -108,7 +108,7 @@ def shown(value: Any) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML without what a genotype has no use for: aliases (bombs are made of them), repeated keys, deep nesting.
+    """Safe YAML without aliases (which make YAML bombs), repeated keys or deep nesting: a genotype needs none of them.
 
     Raises GenotypeError with the line.
     """
@@ -120,7 +120,7 @@ class _Loader(yaml.SafeLoader):
         self.depth += 1
         if isinstance(event, yaml.AliasEvent) or self.depth > MAX_DEPTH:
             what = "an alias (*)" if isinstance(event, yaml.AliasEvent) else f"more than {MAX_DEPTH} nested levels"
-            raise GenotypeError(f"line {event.start_mark.line + 1}: file: a genotype has no use for {what}")
+            raise GenotypeError(f"line {event.start_mark.line + 1}: file: a genotype cannot contain {what}")
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
@@ -131,19 +131,19 @@ class _Loader(yaml.SafeLoader):
         for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
             if key.value in seen:
                 field = key.value if key.value.isidentifier() else shown(key.value)
-                raise GenotypeError(f"line {key.start_mark.line + 1}: {field}: stands here for the second time")
+                raise GenotypeError(f"line {key.start_mark.line + 1}: {field}: repeated")
             seen.add(key.value)
         return node
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes what _Loader reads: no aliases."""
+    """YAML that _Loader reads: without aliases."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
     def represent_text(self, text: str) -> yaml.ScalarNode:
-        # PyYAML writes U+0085 as it is and reads it as a line break, except between double quotes
+        # PyYAML writes U+0085 as it is, but reads it as a line break unless it is in double quotes
         return self.represent_scalar("tag:yaml.org,2002:str", text, style='"' if "\x85" in text else None)
 
 
@@ -157,7 +157,7 @@ def _read_yaml(text: str, name: str) -> Reading:
         plain = None if tree is None else loader.construct_document(tree)
     except GenotypeError:
         raise
-    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError) as error:  # all are raised by it
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError) as error:  # PyYAML raises all of these
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}: " if mark else ""
         reason = getattr(error, "problem", None) or first_line(error)
@@ -180,7 +180,7 @@ def _note_yaml(places: Places, field: str, node: yaml.Node | None) -> None:
 
 
 def _write_yaml(plain: Plain) -> str:
-    """One line a node, so that a difference of two files shows the edges that differ."""
+    """Write one node per line, so that a diff of two files shows the edges that differ."""
     lines = []
     for key, value in plain.items():
         if key in TITLES:
@@ -203,12 +203,12 @@ FORMATS.add("yaml", Format("the genotype file: everything", lambda text: False, 
 
 
 def _expression(text: str, expected: str) -> tuple[str | None, ast.expr]:
-    """(NAME or None, expression) of the text `[NAME =] expression`."""
+    """Parse `[NAME =] expression` into (NAME or None, expression)."""
     stripped = text.lstrip()
     above = text[: len(text) - len(stripped)].count("\n")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the compiler, about code that nobody runs
+            warnings.simplefilter("ignore")  # the compiler warns about code that is never run
             tree = ast.increment_lineno(ast.parse(stripped), above)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         line = getattr(error, "lineno", None)
@@ -248,9 +248,10 @@ def _literal(field: str, node: ast.expr) -> Any:
 def _imported(
     name: str, source: str, cells: Mapping[str, list[Any]], concat: Mapping[str, Any], places: Places, darts: bool
 ) -> Reading:
-    """The plain form of a text that holds cells only.
+    """Complete the plain form of a text that holds only the cells.
 
-    Its operations, in order of first use after `none`, become the space; that of DARTS, if `darts` and they are in it.
+    The space becomes the operations that the cells use, in order of first use after `none`; or DARTS, if `darts` is set
+    and all of them belong to it.
     """
     used: dict[str, str] = {}
     for title in TITLES:
@@ -274,13 +275,11 @@ def _imported(
 
 
 def _checked_nodes(plain: Plain, title: str, num_edges: int | None = None) -> list[list[list[Any]]]:
-    """The nodes of a cell; GenotypeError if one has not `num_edges` edges (by default: as many as the first)."""
+    """The nodes of a cell; GenotypeError unless all have `num_edges` edges (default: as many as the first)."""
     wanted = num_edges or len(plain[title][0])
     for i, node in enumerate(plain[title]):
         if len(node) != wanted:
-            raise GenotypeError(
-                f"{title}[{i}]: the format has room for nodes of {wanted} edges each, found {len(node)}"
-            )
+            raise GenotypeError(f"{title}[{i}]: in this format each node has {wanted} edges, found {len(node)}")
     return plain[title]
 
 
@@ -291,7 +290,7 @@ _CLASSIC_FIELDS = ("normal", "normal_concat", "reduce", "reduce_concat")
 
 
 def _read_classic(text: str, name: str) -> Reading:
-    """`[NAME =] Genotype(normal=[…], normal_concat=…, reduce=[…], reduce_concat=…)`, two pairs a node.
+    """Read `[NAME =] Genotype(normal=[…], normal_concat=…, reduce=[…], reduce_concat=…)`, two pairs for each node.
 
     Source: quark0/darts, cnn/genotypes.py; NASLib's Genotype (see below) prints the same.
     """
@@ -303,7 +302,7 @@ def _read_classic(text: str, name: str) -> Reading:
     for argument in call.keywords:
         field = argument.arg or "**"
         if field not in _CLASSIC_FIELDS or field in values:
-            problem = "stands here for the second time" if field in values else "unknown field"
+            problem = "repeated" if field in values else "unknown field"
             raise GenotypeError(f"line {argument.lineno}: {field}: {problem}")
         values[field] = argument.value
     for field in _CLASSIC_FIELDS:
@@ -315,7 +314,9 @@ def _read_classic(text: str, name: str) -> Reading:
     for title in TITLES:
         pairs = _elements(title, values[title], "a list of (operation, state) pairs")
         if len(pairs) % 2:
-            raise GenotypeError(f"line {values[title].lineno}: {title}: expected two (operation, state) pairs a node")
+            raise GenotypeError(
+                f"line {values[title].lineno}: {title}: expected two (operation, state) pairs for each node"
+            )
         for k, pair in enumerate(pairs):
             _note(places, f"{title}[{k // 2}][{k % 2}]", pair)
         read = [_literal(f"{title}[{k // 2}][{k % 2}]", pair) for k, pair in enumerate(pairs)]
@@ -329,7 +330,7 @@ def _read_classic(text: str, name: str) -> Reading:
 
 
 def _literal_or_range(field: str, node: ast.expr) -> Any:
-    """A literal, or range(a[, b]) of two small integers, as the original code writes concat."""
+    """Evaluate a literal, or range(a[, b]) of small integers, which the original code uses for concat."""
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "range":
         bounds = [_literal(field, argument) for argument in node.args]
         if all(isinstance(b, int) and abs(b) < 1000 for b in bounds) and 1 <= len(bounds) <= 2:
@@ -351,7 +352,7 @@ def _write_classic(plain: Plain) -> str:
 FORMATS.add(
     "classic",
     Format(
-        "the one-line text of the original DARTS code: name and cells, two edges a node",
+        "the one-line text of the original DARTS code: name and cells, two edges per node",
         lambda text: bool(_CLASSIC.match(text)),
         _read_classic,
         _write_classic,
@@ -363,22 +364,22 @@ FORMATS.add(
 
 _DICTIONARY = re.compile(r"\s*(?:\w+\s*=\s*)?\{")
 _NNI_KEY = re.compile(r"(normal|reduce)/(op|input)_([0-9]{1,3})_([0-9]{1,3})")
-_NNI_MODEL = ("width", "depth")  # chosen for the whole model, not for a cell
+_NNI_MODEL = ("width", "depth")  # choices for the whole model, not for a cell
 
 
 def _is_nni(text: str, node: str) -> bool:
-    """Whether it is a dictionary with a key of such a node."""
+    """Tell whether `text` is a dictionary with a key of a node that matches the pattern `node`."""
     return bool(_DICTIONARY.match(text) and re.search(rf"""["'](?:normal|reduce)/(?:op|input)_{node}_""", text))
 
 
 def _read_nni(text: str, name: str, loose_ends: bool) -> Reading:
-    """`{"normal/op_2_0": "sep_conv_3x3", "normal/input_2_0": [0], …}`, in JSON or Python.
+    """Read `{"normal/op_2_0": "sep_conv_3x3", "normal/input_2_0": [0], …}`, in JSON or Python.
 
-    `op_4_1` is the operation of the second edge into node 4, `input_4_1` the state that it takes (newer versions write
-    it as a list of one), nodes numbered from 2. All nodes of a cell have the same number of edges. What is joined does
-    not stand in the dictionary: it is a matter of the space, NNI's `merge_op`.
+    `op_4_1` is the operation of the second edge into node 4, `input_4_1` its input state (newer versions write it as a
+    list of one); nodes are numbered from 2. All nodes of a cell have the same number of edges. The dictionary does not
+    say which states are concatenated: that is a property of the space, NNI's `merge_op`.
     Source: microsoft/nni, nni/nas/nn/pytorch/cell.py (labels, merge_op) and nni/nas/hub/pytorch/nasnet.py (the spaces
-    DARTS and PNAS join all nodes; NASNet, AmoebaNet and ENAS loose ends; the dictionary of darts-v2).
+    DARTS and PNAS concatenate all nodes; NASNet, AmoebaNet and ENAS only loose ends; the dictionary of darts-v2).
     """
     expected = 'dictionary {"normal/op_2_0": "sep_conv_3x3", "normal/input_2_0": [0], …}'
     own, node = _expression(text, expected)
@@ -392,7 +393,7 @@ def _read_nni(text: str, name: str, loose_ends: bool) -> Reading:
         if not isinstance(key, str) or not (key in _NNI_MODEL or _NNI_KEY.fullmatch(key)):
             raise GenotypeError(f"line {line}: {shown(key)}: expected keys such as normal/op_2_0 and normal/input_2_0")
         if key in found:
-            raise GenotypeError(f"line {line}: {key}: stands here for the second time")
+            raise GenotypeError(f"line {line}: {key}: repeated")
         found[key], lines[key] = _literal(key, value), line
     places: Places = {}
     cells: dict[str, list[Any]] = {}
@@ -428,7 +429,7 @@ def _read_nni(text: str, name: str, loose_ends: bool) -> Reading:
 
 
 def _joined(nodes: Sequence[Sequence[Sequence[Any]]], loose_ends: bool) -> list[int]:
-    """The states that NNI joins: all nodes, or those that no other node takes."""
+    """The states that NNI concatenates: all nodes, or only those that no other node takes (loose ends)."""
     taken = {state for node in nodes for _, state in node} if loose_ends else set()
     return [state for state in range(NUM_INPUTS, NUM_INPUTS + len(nodes)) if state not in taken]
 
@@ -440,7 +441,7 @@ def _write_nni(plain: Plain, loose_ends: bool) -> str:
         joined, concat = _joined(nodes, loose_ends), plain[f"{title}_concat"]
         if concat != joined:
             what = "the loose ends" if loose_ends else "all nodes"
-            raise GenotypeError(f"{title}_concat: the format stands for {what} joined, {joined}, found {concat}")
+            raise GenotypeError(f"{title}_concat: this format concatenates {what}, {joined}, found {concat}")
         for i, node in enumerate(nodes, NUM_INPUTS):
             lines += [f'"{title}/op_{i}_{j}": {json.dumps(edge[0])}' for j, edge in enumerate(node)]
             lines += [f'"{title}/input_{i}_{j}": [{edge[1]}]' for j, edge in enumerate(node)]
@@ -450,7 +451,7 @@ def _write_nni(plain: Plain, loose_ends: bool) -> str:
 FORMATS.add(
     "nni",
     Format(
-        "NNI's dictionary of a space that joins all nodes (DARTS, PNAS): cells",
+        "NNI's dictionary for a space that concatenates all nodes (DARTS, PNAS): cells",
         partial(_is_nni, node="[0-9]+"),
         partial(_read_nni, loose_ends=False),
         partial(_write_nni, loose_ends=False),
@@ -459,8 +460,8 @@ FORMATS.add(
 FORMATS.add(
     "nni-loose-ends",
     Format(
-        "the same of one that joins loose ends (NASNet, AmoebaNet, ENAS)",
-        partial(_is_nni, node="6"),  # all of these have cells of five nodes
+        "the same for a space that concatenates loose ends (NASNet, AmoebaNet, ENAS)",
+        partial(_is_nni, node="6"),  # all of these spaces have cells of five nodes
         partial(_read_nni, loose_ends=True),
         partial(_write_nni, loose_ends=True),
     ),
@@ -475,12 +476,12 @@ _NASLIB_CONCAT = list(range(NUM_INPUTS, NUM_INPUTS + _NASLIB_NODES))
 
 
 def _read_naslib(text: str, name: str) -> Reading:
-    """`(((0, 3), (1, 3), …), (…))`: normal and reduction cell, each of 8 pairs (state, index of the operation).
+    """Read `(((0, 3), (1, 3), …), (…))`: normal and reduction cell, each with 8 pairs (state, index of the operation).
 
-    Tuples or lists; four nodes of two edges, all joined; an index counts in DARTS_OPERATIONS, from 0.
-    Source: automl/NASLib, naslib/search_spaces/nasbench301/conversions.py, "compact". (That of its older
-    naslib/search_spaces/darts/ counts from 0 in one direction and from 1 in the other. Its "genotype" is the classic
-    text.)
+    Tuples or lists; four nodes of two edges, all concatenated. Indices count from 0 in DARTS_OPERATIONS.
+    Source: automl/NASLib, naslib/search_spaces/nasbench301/conversions.py, "compact". (The older
+    naslib/search_spaces/darts/ counts from 0 in one direction and from 1 in the other. NASLib's "genotype" is the
+    classic text.)
     """
     expected = "pair of cells, each a list of 8 pairs (state, index of the operation)"
     own, pair = _expression(text, expected)
@@ -492,7 +493,7 @@ def _read_naslib(text: str, name: str) -> Reading:
     for c, (title, cell) in enumerate(zip(TITLES, both, strict=True)):
         pairs = _elements(f"[{c}]", cell, "a list of pairs (state, index of the operation)")
         if len(pairs) != _NASLIB_NODES * _NASLIB_EDGES:
-            raise GenotypeError(f"line {cell.lineno}: [{c}]: expected 8 pairs, two a node, found {len(pairs)}")
+            raise GenotypeError(f"line {cell.lineno}: [{c}]: expected 8 pairs, two for each node, found {len(pairs)}")
         cells[title] = [[] for _ in range(_NASLIB_NODES)]
         for k, inner in enumerate(pairs):
             i, j = divmod(k, _NASLIB_EDGES)
@@ -500,7 +501,7 @@ def _read_naslib(text: str, name: str) -> Reading:
             match value:
                 case [int(state), int(index)] if not isinstance(state, bool) and not isinstance(index, bool):
                     if not 0 <= index < len(DARTS_OPERATIONS):
-                        problem = f"operations have the indices 0 to {len(DARTS_OPERATIONS) - 1}, found {shown(index)}"
+                        problem = f"expected an index from 0 to {len(DARTS_OPERATIONS) - 1}, found {shown(index)}"
                         raise GenotypeError(f"line {inner.lineno}: [{c}][{k}][1]: {problem}")
                     places[f"{title}[{i}][{j}]"] = inner.lineno, f"[{c}][{k}]"
                     cells[title][i].append([DARTS_OPERATIONS[index], state])
@@ -517,7 +518,7 @@ def _write_naslib(plain: Plain) -> str:
         nodes, concat = _checked_nodes(plain, title, _NASLIB_EDGES), plain[f"{title}_concat"]
         if len(nodes) != _NASLIB_NODES or concat != _NASLIB_CONCAT:
             field, wrong = (title, len(nodes)) if len(nodes) != _NASLIB_NODES else (f"{title}_concat", concat)
-            raise GenotypeError(f"{field}: the format has room for four nodes, all joined, found {wrong}")
+            raise GenotypeError(f"{field}: this format has four nodes, all concatenated, found {wrong}")
         pairs = []
         for i, node in enumerate(nodes):
             for j, (operation, state) in enumerate(node):
@@ -526,7 +527,7 @@ def _write_naslib(plain: Plain) -> str:
                     raise GenotypeError(f"{title}[{i}][{j}][0]: {problem}")
                 pairs.append((state, DARTS_OPERATIONS.index(operation)))
             if node[0][1] == node[1][1]:
-                raise GenotypeError(f"{title}[{i}]: the format has room for one edge from a state to a node, found two")
+                raise GenotypeError(f"{title}[{i}]: this format allows one edge from a state to a node, found two")
         cells.append(tuple(pairs))
     return f"{tuple(cells)!r}\n"
 
@@ -534,7 +535,7 @@ def _write_naslib(plain: Plain) -> str:
 FORMATS.add(
     "naslib",
     Format(
-        "NASLib's compact form: cells of the DARTS space, four nodes of two edges, all joined",
+        "NASLib's compact form: cells of the DARTS space, four nodes of two edges, all concatenated",
         lambda text: bool(_NASLIB.match(text)),
         _read_naslib,
         _write_naslib,

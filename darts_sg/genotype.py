@@ -1,7 +1,7 @@
-"""The genotype: which operations a cell chose and how its nodes are wired. This module needs no torch.
+"""The genotype: the operations of a normal and a reduction cell, and how their nodes are wired. Needs no torch.
 
-States of a cell are numbered as in the DARTS paper (section 2.1): 0 is the output of the cell before the
-previous one, c_{k-2}; 1 that of the previous cell, c_{k-1}; 2 and up are the nodes, in order.
+States of a cell are numbered as in the DARTS paper (section 2.1): 0 is c_{k-2}, the output of the cell before the
+previous one; 1 is c_{k-1}, the output of the previous cell; 2 and up are the nodes, in order.
 """
 
 import re
@@ -16,12 +16,12 @@ from darts_sg.formats import FORMATS, NUM_INPUTS, SCHEMA, GenotypeError, recogni
 from darts_sg.registry import PLUGIN_HINT, unknown_name
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
-MAX_BYTES = 2**17  # a genotype file has 2 KiB; more is some other file
+MAX_BYTES = 2**17  # a genotype file has about 2 KiB; anything larger is some other file
 
 
 @dataclass(frozen=True)
 class Edge:
-    """One incoming edge of a node: `operation` applied to `state`."""
+    """An incoming edge of a node: `operation` applied to `state`."""
 
     operation: str
     state: int
@@ -29,7 +29,7 @@ class Edge:
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell: the incoming edges of each node, and the states joined (concatenated) at its output."""
+    """A cell: the incoming edges of each node, and the states that are concatenated at its output."""
 
     nodes: tuple[tuple[Edge, ...], ...]
     concat: tuple[int, ...]
@@ -43,7 +43,7 @@ class Cell:
         return NUM_INPUTS + len(self.nodes)
 
     def edges(self) -> Iterator[tuple[int, Edge]]:
-        """(state number of the node, edge) for every edge, nodes in order."""
+        """Yield (state number of the node, edge) for every edge, node by node."""
         for i, node in enumerate(self.nodes):
             for edge in node:
                 yield NUM_INPUTS + i, edge
@@ -51,12 +51,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Genotype:
-    """A normal and a reduction cell, the space they were chosen from, and where they come from."""
+    """A normal and a reduction cell, the space that they were chosen from, and their provenance."""
 
     name: str
     space: str
     operations: tuple[str, ...]
-    """The candidate operations of the space, in order: the set itself, not only its name."""
+    """The candidate operations of the space, in order. The name of the space alone would not fix them."""
     normal: Cell
     reduce: Cell
     provenance: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}), compare=False)
@@ -72,13 +72,13 @@ class Genotype:
         return ("normal", self.normal), ("reduce", self.reduce)
 
     def count(self, operation: str) -> tuple[int, int]:
-        """How often `operation` stands in the (normal, reduction) cell."""
+        """Count `operation` in the (normal, reduction) cell."""
         normal, reduce = (sum(e.operation == operation for _, e in c.edges()) for _, c in self.cells())
         return normal, reduce
 
     @property
     def origin(self) -> str:
-        """Where it comes from, in a line: the publication, or the seed, data and size of the search."""
+        """The origin in one line: the publication, or the seed, data and size of the search."""
         known = self.provenance
         if known.get("kind") != "searched":
             return str(known.get("source", known.get("kind", "")))
@@ -90,7 +90,7 @@ class Genotype:
 
     @property
     def search_size(self) -> str:
-        """Data and size of the search that found it, in words."""
+        """Data and size of the search, in words."""
         known, options = self.provenance, self.provenance.get("options") or {}
         weights, alphas = (
             f"{known[key]:,}" if isinstance(known.get(key), int) else "?"
@@ -102,7 +102,7 @@ class Genotype:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """The plain form that the YAML file holds."""
+        """The plain form: the mapping that the YAML file holds (see formats.py)."""
         return {
             "schema": SCHEMA,
             "name": self.name,
@@ -116,7 +116,7 @@ class Genotype:
         }
 
     def to_text(self, format: str) -> str:
-        """The text of this genotype in one of the FORMATS; GenotypeError if that cannot hold it."""
+        """Write the genotype in one of the FORMATS; GenotypeError if the format cannot hold it."""
         try:
             return FORMATS[format].write(self.as_dict())
         except GenotypeError as error:
@@ -127,18 +127,19 @@ class Genotype:
         return self.to_text("yaml")
 
     def save(self, path: Path) -> None:
-        """Write the genotype file, atomically: `path` holds either the old or the new text, never a part."""
+        """Write the genotype file atomically: `path` holds either the old or the new text, never a part of one."""
         write_atomically(path, self.to_yaml())
 
 
 def load_genotype(
     name_or_path: str | Path, zoo: Path | None = None, known: Collection[str] | None = None, format: str | None = None
 ) -> Genotype:
-    """Read a genotype by its name in the zoo or from a file, in any of the FORMATS.
+    """Read a genotype of the zoo by name, or from a file in any of the FORMATS. Nothing in the file is executed.
 
-    `zoo` is the folder that names are looked up in, `known` the operations that exist; a genotype using any
-    other is refused. Without a `format`, the content tells. Raises GenotypeError naming file, line and field. Nothing
-    in the file is executed.
+    zoo: the folder of the zoo; default: the one of this package.
+    known: the operations that exist; a genotype with any other is refused.
+    format: default: detected from the content.
+    Raises GenotypeError that names file, line and field.
     """
     folder = zoo or zoo_folder()
     path = Path(name_or_path)
@@ -155,7 +156,7 @@ def load_genotype(
             )
         path = in_zoo
     if path.stat().st_size > MAX_BYTES:
-        raise GenotypeError(f"{path}: larger than {MAX_BYTES // 1024} KiB, so it is no genotype")
+        raise GenotypeError(f"{path}: larger than {MAX_BYTES // 1024} KiB, so it is not a genotype file")
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
@@ -167,7 +168,7 @@ def load_genotype(
 
 
 def zoo_folder() -> Path:
-    """The folder of the genotype zoo: inside an installed package, or at the top of a checkout."""
+    """Find the genotype zoo: inside an installed package, or at the top of a checkout."""
     packaged = Path(__file__).parent / "genotypes"
     return packaged if packaged.is_dir() else Path(__file__).parent.parent / "genotypes"
 
@@ -180,14 +181,15 @@ def zoo_names(folder: Path | None = None) -> list[str]:
 def parse_genotype(
     text: str, format: str | None = None, name: str = "imported", known: Collection[str] | None = None
 ) -> Genotype:
-    """Build a genotype from a text in one of the FORMATS (if not said, the content tells: YAML if nothing else fits).
+    """Parse a text in one of the FORMATS. Nothing in it is executed.
 
-    `name` is taken where the text has none. Raises GenotypeError with line and field; executes nothing.
+    The format is auto-detected unless given (YAML if no other matches); `name` is the default for a text that has none.
+    Raises GenotypeError with line and field.
     """
     if format is None:
         candidates = recognised(text) or ["yaml"]
         if len(candidates) > 1:
-            raise GenotypeError(f"file: may be meant as {' or '.join(candidates)}; import it with --format")
+            raise GenotypeError(f"file: ambiguous, may be {' or '.join(candidates)}; import it with --format")
         format = candidates[0]
     reading = FORMATS[format].read(text, name)
     try:
@@ -198,9 +200,9 @@ def parse_genotype(
 
 
 def from_dict(plain: Any, known: Collection[str] | None = None) -> Genotype:
-    """Build a genotype from its plain form (see Genotype.as_dict); GenotypeError starts with the field."""
+    """Build a genotype from its plain form (see Genotype.as_dict); a GenotypeError starts with the field."""
     if not isinstance(plain, dict):
-        raise GenotypeError("file: a genotype is a mapping with schema, name, space, normal, reduce, …")
+        raise GenotypeError("file: expected a mapping with schema, name, space, normal, reduce, …")
     fields = ("schema", "name", "space", "operations", "normal", "normal_concat", "reduce", "reduce_concat")
     for key in plain:
         if key not in (*fields, "provenance"):
@@ -210,7 +212,7 @@ def from_dict(plain: Any, known: Collection[str] | None = None) -> Genotype:
         if key not in plain:
             raise GenotypeError(f"{key}: missing")
     if type(plain["schema"]) is not int or plain["schema"] != SCHEMA:
-        raise GenotypeError(f"schema: {shown(plain['schema'])} is not known to this version, which reads {SCHEMA}")
+        raise GenotypeError(f"schema: this version reads {SCHEMA}, found {shown(plain['schema'])}")
     for key in ("name", "space"):
         if not isinstance(plain[key], str):
             raise GenotypeError(f"{key}: expected a text, found {shown(plain[key])}")
@@ -221,7 +223,7 @@ def from_dict(plain: Any, known: Collection[str] | None = None) -> Genotype:
         if not isinstance(op, str):
             raise GenotypeError(f"operations[{i}]: expected a name, found {shown(op)}")
         if op in operations[:i]:
-            raise GenotypeError(f"operations[{i}]: {shown(op)} stands here for the second time")
+            raise GenotypeError(f"operations[{i}]: {shown(op)} is repeated")
         if known is not None and op not in known:
             raise GenotypeError(f"operations[{i}]: " + unknown_name("operation", op, list(known)) + PLUGIN_HINT)
     provenance = plain.get("provenance")
@@ -240,7 +242,7 @@ def from_dict(plain: Any, known: Collection[str] | None = None) -> Genotype:
 
 
 def state_name(state: int) -> str:
-    """A state as the papers call it: c_{k-2}, c_{k-1}, node 0, …"""
+    """The name of a state in the papers: c_{k-2}, c_{k-1}, node 0, …"""
     return ("c_{k-2}", "c_{k-1}")[state] if state < NUM_INPUTS else f"node {state - NUM_INPUTS}"
 
 
@@ -251,10 +253,10 @@ def renamed(genotype: Genotype, name: str) -> Genotype:
 
 def _check_cell(title: str, cell: Cell, operations: tuple[str, ...]) -> None:
     if not cell.nodes:
-        raise GenotypeError(f"{title}: a cell has at least one node")
+        raise GenotypeError(f"{title}: a cell needs at least one node")
     for i, node in enumerate(cell.nodes):
         if not node:
-            raise GenotypeError(f"{title}[{i}]: a node has at least one edge")
+            raise GenotypeError(f"{title}[{i}]: a node needs at least one edge")
         for j, edge in enumerate(node):
             where = f"{title}[{i}][{j}]"
             if edge.operation not in operations:
@@ -265,18 +267,18 @@ def _check_cell(title: str, cell: Cell, operations: tuple[str, ...]) -> None:
                 takes = f"node {i} takes states 0 to {NUM_INPUTS + i - 1}"
                 raise GenotypeError(f"{where}[1]: {takes}, found {shown(edge.state)}")
     if not cell.concat:
-        raise GenotypeError(f"{title}_concat: at least one state is joined")
+        raise GenotypeError(f"{title}_concat: a cell concatenates at least one state")
     for i, state in enumerate(cell.concat):
         where = f"{title}_concat[{i}]"
         if not NUM_INPUTS <= state < cell.num_states:
-            can_be = f"states {NUM_INPUTS} to {cell.num_states - 1} can be joined"
+            can_be = f"states {NUM_INPUTS} to {cell.num_states - 1} can be concatenated"
             raise GenotypeError(f"{where}: {can_be}, found {shown(state)}")
         if state in cell.concat[:i]:
-            raise GenotypeError(f"{where}: state {state} stands here for the second time")
+            raise GenotypeError(f"{where}: state {state} is repeated")
 
 
 def _check_provenance(where: str, value: Any) -> None:
-    """Refuse what cannot be written as JSON, and what no reader of `published` and `measured` expects."""
+    """Refuse values that JSON cannot hold, and any `published` or `measured` that is not a mapping."""
     if where in {"provenance.published", "provenance.measured"} and not isinstance(value, dict | None):
         raise GenotypeError(f"{where}: expected a mapping, found {shown(value)}")
     match value:

@@ -135,9 +135,10 @@ def _read_choice(choices: tuple[Any, ...], value: Any) -> Any:
 
 
 def _read_text(value: Any) -> str:
-    if not isinstance(value, str):
+    text = os.fspath(value) if isinstance(value, os.PathLike) else value  # a genotype may be named by its path
+    if not isinstance(text, str):
         raise _Mismatch
-    return value
+    return text
 
 
 def _read_whole(value: Any) -> int:

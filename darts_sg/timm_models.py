@@ -1,11 +1,11 @@
-"""The networks of the genotype zoo and MobileNeXt for users of timm: importing this module registers them there.
+"""Registers the networks of the genotype zoo and MobileNeXt with timm when it is imported.
 
     import timm, darts_sg.timm_models
     timm.create_model("darts_v2_cifar10", checkpoint_path="runs/…/weights.safetensors")
 
-A genotype NAME is name_cifar10 (C=36, 20 cells) and name_imagenet (C=48, 14 cells); `channels`, `cells` and, for
-training, `drop_path_rate` may be given. MobileNeXt of width 1.0 is mobilenext_100, and mobilenext_100_cifar10.
-MobileNetV2 is in timm already. There are no pretrained weights but those that this package trained (`checkpoint_path`).
+A genotype NAME becomes name_cifar10 (C=36, 20 cells) and name_imagenet (C=48, 14 cells), with the options `channels`,
+`cells` and, for training, `drop_path_rate`. MobileNeXt of width 1.0 is mobilenext_100 and mobilenext_100_cifar10.
+MobileNetV2 is already in timm. There are no pretrained weights; `checkpoint_path` loads weights files of this package.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,14 +27,14 @@ __all__ = ["TimmNetwork"]
 SHAPES: tuple[tuple[str, NetworkShape], ...] = (("cifar10", "cifar"), ("imagenet", "imagenet"))
 PREFIX = "network."
 Build = Callable[..., nn.Module]
-"""(num_classes, in_channels, **options) to a network that gives (logits, auxiliary logits or None)."""
+"""Builds a network from (num_classes, in_channels, **options); it returns (logits, auxiliary logits or None)."""
 
 
 class TimmNetwork(nn.Module):
-    """A network in timm's protocol: images (N, in_channels, H, W) to logits (N, num_classes).
+    """A network with timm's interface: images (N, in_channels, H, W) to logits (N, num_classes).
 
-    Without classes it gives what the classifier would get. `load_state_dict` takes weights files of this package as
-    well, whose auxiliary head is left out.
+    With num_classes 0 it returns the classifier's input. `load_state_dict` also reads weights files of this package and
+    leaves their auxiliary head out.
     """
 
     def __init__(self, network: nn.Module, classifier: str, num_classes: int, cfg: Mapping[str, Any]) -> None:
@@ -55,9 +55,9 @@ class TimmNetwork(nn.Module):
         return self.network.get_submodule(self.classifier)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new classifier, of so many classes; none for 0. `global_pool` is the average here."""
+        """Replace the classifier by one for `num_classes`, or remove it for 0. `global_pool` can only be `avg`."""
         if global_pool not in (None, "avg"):
-            raise UsageError(f"global_pool {global_pool!r}: these networks end in an average, leave it out")
+            raise UsageError(f"global_pool {global_pool!r}: these networks end in average pooling; leave it out")
         new = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
         self.network.set_submodule(self.classifier, new)
         self.num_classes = num_classes
@@ -107,7 +107,7 @@ def add(name: str, build: Build, shape: NetworkShape, classifier: str) -> None:
         num_classes: int = NUM_CLASSES[shape], in_chans: int = 3, drop_rate: float | None = None, **options: Any,
     ) -> TimmNetwork:  # fmt: skip
         if pretrained:
-            raise UsageError(f"there are no pretrained weights of {name}; give checkpoint_path a weights.safetensors")
+            raise UsageError(f"{name} has no pretrained weights; give a weights.safetensors as checkpoint_path")
         network = build(num_classes or 1, in_chans, **options)
         dropouts = [module for module in network.modules() if isinstance(module, nn.Dropout)]
         if drop_rate and not dropouts:
@@ -121,7 +121,7 @@ def add(name: str, build: Build, shape: NetworkShape, classifier: str) -> None:
     register_model(create)
 
 
-default_cfgs: dict[str, dict[str, Any]] = {}  # where timm looks
+default_cfgs: dict[str, dict[str, Any]] = {}  # timm looks up this name in the module
 for _suffix, _shape in SHAPES:
     for _name in zoo_names():
         add(f"{_name.lower()}_{_suffix}", derived(_name, _shape), _shape, "head.classifier")

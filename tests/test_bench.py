@@ -9,7 +9,7 @@ import torch
 
 from benchmarks import machine, peers, speed, subjects
 from benchmarks.launches import count
-from benchmarks.speed import Row, interleave
+from benchmarks.speed import BenchRow, interleave
 from darts_sg.cli.main import PROG, run
 from darts_sg.cli.terminal import answer
 from darts_sg.spaces import parse_space
@@ -68,7 +68,7 @@ def test_steps_are_interleaved_and_the_first_round_does_not_count() -> None:
     [(5, 6, 10, "no"), (7, 6, 10, "yes"), (11, 6, 10, "aim"), (0.3, 0.5, 0.35, "aim"), (0.6, 0.5, 0.35, "no")],
 )
 def test_targets(ratio: float, at_least: float, aim: float, expected: str) -> None:
-    assert Row("x", "s", 1, 1, ratio, (ratio, ratio), 1, at_least, aim).met() == expected
+    assert BenchRow("x", "s", 1, 1, ratio, (ratio, ratio), 1, at_least, aim).met() == expected
 
 
 def test_the_steps_that_are_compared_do_the_same() -> None:
@@ -130,12 +130,12 @@ def test_what_cannot_be_written_is_refused_before_anything_is_measured(
 def test_figures_that_are_no_bars_are_not_drawn(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    memory = Row("peak memory", "MiB", 800, 200, 0.25, (0.25, 0.25), 1, None, None)
+    memory = BenchRow("peak memory", "MiB", 800, 200, 0.25, (0.25, 0.25), 1, None, None)
     monkeypatch.setattr(speed, "figures", lambda native: {"peak memory": lambda: [memory]})
     picture = tmp_path / "bars.svg"
     code, out, err = command(capsys, "--only", "memory", "--picture", str(picture))
     assert code == 0, err
-    assert "none of these figures is a bar" in out
+    assert "none of these figures is a ratio of times" in out
     assert not picture.exists()
 
 

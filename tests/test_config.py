@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from darts_sg.config import (
+    CELL_DEFAULTS,
     JOBS,
     AugmentConfig,
     JobName,
+    RunConfig,
     SearchConfig,
     help_texts,
     load_options,
@@ -45,8 +47,9 @@ PAPER_IMAGENET = {  # DARTS paper, section 3.3; colour jitter as in its code
 }  # fmt: skip
 
 
-def subset(config: object, keys: dict[str, object]) -> dict[str, object]:
-    return {key: getattr(config, key) for key in keys}
+def subset(config: RunConfig, keys: dict[str, object]) -> dict[str, object]:
+    options = config.as_dict()
+    return {key: options[key] for key in keys}
 
 
 def test_the_defaults_are_those_of_the_papers() -> None:
@@ -115,3 +118,14 @@ def test_a_registry_refuses_duplicates_and_answers_with_the_choices() -> None:
         registry["grean"]
     assert list(registry) == ["red", "green"]
     assert len(registry) == 2
+
+
+def test_a_config_holds_the_values_in_effect() -> None:
+    for_genotype = AugmentConfig(genotype="DARTS_V2", cells=8)
+    assert subset(for_genotype, CELL_DEFAULTS) == CELL_DEFAULTS | {"cells": 8}
+    assert (for_genotype.num_channels, for_genotype.cells, for_genotype.auxiliary_weight) == (36, 8, 0.4)
+    assert AugmentConfig(**for_genotype.as_dict()) == for_genotype
+    for_model = AugmentConfig(model="mobilenext_1.0")
+    assert subset(for_model, CELL_DEFAULTS) == dict.fromkeys(CELL_DEFAULTS)
+    assert for_model.num_channels is None
+    assert AugmentConfig(genotype="DARTS_V2", auxiliary_weight=0.0).auxiliary_weight == 0

@@ -1,4 +1,4 @@
-"""The texts of other codes: published examples, round trips, errors that say where, and text that wants to be run."""
+"""Foreign genotype formats: published examples, round trips, errors with their place, and texts that hold code."""
 
 import json
 from dataclasses import replace
@@ -16,7 +16,7 @@ from tests.test_command_line import in_process
 
 FIVE_NODES = {"AmoebaNet", "NASNet"}
 FOREIGN = {"IR_DARTS"}
-"""The genotypes of the zoo with operations that the space of DARTS has not."""
+"""Genotypes of the zoo with operations outside the DARTS space."""
 HELD = {
     "yaml": {*zoo_names()},
     "classic": {*zoo_names()},
@@ -24,7 +24,7 @@ HELD = {
     "nni-loose-ends": FIVE_NODES,
     "naslib": {*zoo_names()} - FIVE_NODES - FOREIGN,
 }
-"""The genotypes of the zoo that a format can hold."""
+"""Genotypes of the zoo that each format can hold."""
 
 V2_OF_NNI = {  # microsoft/nni, nni/nas/hub/pytorch/nasnet.py: the architecture darts-v2
     "normal/op_2_0": "sep_conv_3x3",
@@ -87,7 +87,7 @@ TEXTS_OF_V2 = {
         ("naslib", f"\n\ncompact = {json.dumps(V2_OF_NASLIB, indent=1)}"),
     ],
 )
-def test_other_codes_dictionaries_of_darts_v2_are_that_of_the_zoo(format: str, text: str) -> None:
+def test_published_texts_of_darts_v2_equal_the_zoo(format: str, text: str) -> None:
     assert recognised(text) == [format]
     found, known = parse_genotype(text), load_genotype("DARTS_V2")
     assert replace(found, name=known.name) == known
@@ -136,7 +136,7 @@ def fitting(format: str) -> st.SearchStrategy[Genotype]:
 
 
 def spread(cell: Cell) -> Cell:
-    """The same cell, the second edge of a node taken from another state if both take the same."""
+    """The same cell, but where both edges of a node leave one state the second leaves another."""
     nodes = []
     for i, (first, second) in enumerate(cell.nodes):
         other = (first.state + 1) % (i + 2) if first.state == second.state else second.state
@@ -159,7 +159,7 @@ def test_a_random_genotype_comes_back_from_the_formats_that_can_hold_it(format: 
 
 
 @pytest.mark.parametrize("name", ["2nd", "class", "PC-DARTS", "_x", "a b", "ü"])
-def test_names_that_are_no_variables_come_back_as_names(name: str, tmp_path: Path) -> None:
+def test_names_that_are_not_identifiers_survive_a_round_trip(name: str, tmp_path: Path) -> None:
     path = tmp_path / f"{name}.json"
     path.write_text(TEXTS_OF_V2["nni"])
     genotype = load_genotype(path)
@@ -181,21 +181,21 @@ THREE_JOINED = replace(V2, reduce=replace(V2.reduce, concat=(2, 3, 5)))
 @pytest.mark.parametrize(
     ("format", "genotype", "problem"),
     [
-        ("classic", ONE_EDGE, "normal[0]: the format has room for nodes of 2 edges each, found 1"),
-        ("nni", ONE_EDGE, "normal[1]: the format has room for nodes of 1 edges each, found 2"),
-        ("nni", THREE_JOINED, "reduce_concat: the format stands for all nodes joined, [2, 3, 4, 5], found [2, 3, 5]"),
+        ("classic", ONE_EDGE, "normal[0]: in this format each node has 2 edges, found 1"),
+        ("nni", ONE_EDGE, "normal[1]: in this format each node has 1 edges, found 2"),
+        ("nni", THREE_JOINED, "reduce_concat: this format concatenates all nodes, [2, 3, 4, 5], found [2, 3, 5]"),
         (
             "nni-loose-ends",
             V2,
-            "normal_concat: the format stands for the loose ends joined, [3, 4, 5], found [2, 3, 4, 5]",
+            "normal_concat: this format concatenates the loose ends, [3, 4, 5], found [2, 3, 4, 5]",
         ),
-        ("naslib", ONE_EDGE, "normal[0]: the format has room for nodes of 2 edges each, found 1"),
+        ("naslib", ONE_EDGE, "normal[0]: in this format each node has 2 edges, found 1"),
         ("naslib", SANDGLASS, "reduce[0][1][0]: unknown operation 'sandglass_3x3'"),
-        ("naslib", TWICE, "normal[0]: the format has room for one edge from a state to a node, found two"),
-        ("naslib", THREE_JOINED, "reduce_concat: the format has room for four nodes, all joined, found [2, 3, 5]"),
+        ("naslib", TWICE, "normal[0]: this format allows one edge from a state to a node, found two"),
+        ("naslib", THREE_JOINED, "reduce_concat: this format has four nodes, all concatenated, found [2, 3, 5]"),
     ],
 )
-def test_what_a_format_cannot_hold_is_refused_in_one_line(format: str, genotype: Genotype, problem: str) -> None:
+def test_genotypes_outside_a_format_are_refused_in_one_line(format: str, genotype: Genotype, problem: str) -> None:
     with pytest.raises(GenotypeError) as caught:
         genotype.to_text(format)
     assert str(caught.value).startswith(f"DARTS_V2 cannot be written as {format}: {problem}")
@@ -210,7 +210,9 @@ def test_operations_that_nni_does_not_know_pass() -> None:
 
 def test_a_dictionary_of_nni_with_five_nodes_asks_what_is_joined() -> None:
     text = load_genotype("AmoebaNet").to_text("nni-loose-ends")
-    with pytest.raises(GenotypeError, match=r"^file: may be meant as nni or nni-loose-ends; import it with --format$"):
+    with pytest.raises(
+        GenotypeError, match=r"^file: ambiguous, may be nni or nni-loose-ends; import it with --format$"
+    ):
         parse_genotype(text)
     assert parse_genotype(text, "nni").normal.concat == (2, 3, 4, 5, 6)
     assert parse_genotype(text, "nni-loose-ends").normal.concat == (4, 5, 6)
@@ -230,7 +232,7 @@ def test_classic_text_with_range_as_the_original_code_prints_it() -> None:
         ("classic", "('dil_conv_3x3', 2)", "('dil_conv_3x3',)", "line 9: normal[3][1]: expected [operation"),
         ("classic", "('dil_conv_3x3', 2)", "", "line 2: normal: expected two"),
         ("classic", "normal_concat", "normal_join", "line 9: normal_join: unknown field"),
-        ("classic", "normal_concat=", "normal=[], normal_concat=", "line 9: normal: stands here for the second"),
+        ("classic", "normal_concat=", "normal=[], normal_concat=", "line 9: normal: repeated"),
         ("classic", "reduce_concat=[2, 3, 4, 5]", "reduce_concat=[2, 3, 4, 4]", "line 16: reduce_concat[3]: state 4"),
         ("classic", ", reduce_concat=[2, 3, 4, 5]", "", "reduce_concat: missing"),
         ("classic", "reduce_concat=[2, 3, 4, 5]", "reduce_concat=open", "line 16: reduce_concat: expected names"),
@@ -246,16 +248,16 @@ def test_classic_text_with_range_as_the_original_code_prints_it() -> None:
         ),
         ("nni", '"normal/input_5_1": [2', '"normal/input_5_1": [0, 2', "line 17: normal/input_5_1: expected"),
         ("nni", '"normal/input_5_1": [2', '"normal/input_5_1": [True', "line 17: normal/input_5_1: expected"),
-        ("nni", '"normal/input_5_1"', '"normal/input_4_1"', "line 17: normal/input_4_1: stands here for the second"),
+        ("nni", '"normal/input_5_1"', '"normal/input_4_1"', "line 17: normal/input_4_1: repeated"),
         ("nni", '"normal/input_5_1"', '"normal/input_1_1"', "normal/input_5_1: missing"),
         ("nni", '"normal/input_5_1"', '"normal/inputs_5_1"', "line 17: 'normal/inputs_5_1': expected keys such as"),
         ("nni", "{\n", '{\n"normal/op_1_0": "skip_connect",', "line 2: normal/op_1_0: nodes are numbered from 2"),
         ("nni", "{\n", "{\n**open,", "line 2: None: expected keys"),
-        ("naslib", "(2, 5)", "(2, 7)", "line 8: [0][7][1]: operations have the indices 0 to 6, found 7"),
+        ("naslib", "(2, 5)", "(2, 7)", "line 8: [0][7][1]: expected an index from 0 to 6, found 7"),
         ("naslib", "(2, 5)", "(5, 5)", "line 8: [0][7]: node 3 takes states 0 to 4, found 5"),
         ("naslib", "(2, 5)", "(2, True)", "line 8: [0][7]: expected (state, index"),
         ("naslib", "(2, 5)", "(2, open)", "line 8: [0][7]: expected names"),
-        ("naslib", ",\n(2, 5)", "", "line 1: [0]: expected 8 pairs, two a node, found 7"),
+        ("naslib", ",\n(2, 5)", "", "line 1: [0]: expected 8 pairs, two for each node, found 7"),
         ("naslib", "(2, 5)),", "(2, 5)), (),", "line 1: file: expected one pair of cells"),
         ("naslib", "(2, 5)),", "(2, 5)), 3) or (", "line 1: file: expected one pair of cells"),
     ],
@@ -309,7 +311,7 @@ ACTS = {
 
 
 @pytest.mark.parametrize(("format", "old", "new"), [(name, *act) for name, acts in ACTS.items() for act in acts])
-def test_text_that_wants_to_be_run_is_refused_and_not_run(format: str, old: str, new: str, tmp_path: Path) -> None:
+def test_code_is_refused_and_not_run(format: str, old: str, new: str, tmp_path: Path) -> None:
     trace = tmp_path / "was-run"
     text = TEXTS_OF_V2[format]
     assert old in text
@@ -367,7 +369,7 @@ def test_every_format_through_the_command_line(capsys: pytest.CaptureFixture[str
         (["import", "(((0, 1),),)", "--format", "nni"], "file: expected one dictionary"),
     ],
 )
-def test_what_cannot_be_imported_or_exported_is_answered_in_one_line(
+def test_import_and_export_refuse_in_one_line(
     capsys: pytest.CaptureFixture[str], arguments: list[str], problem: str
 ) -> None:
     code, out, err = in_process(capsys, "genotype", *arguments)

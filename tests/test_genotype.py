@@ -1,4 +1,4 @@
-"""Genotypes and their files: round trips of random ones, and errors that say where."""
+"""Genotypes and their files: round trips of random genotypes, and errors with their place."""
 
 import copy
 import json
@@ -36,7 +36,7 @@ def test_a_random_genotype_comes_back_whole(genotype: Genotype) -> None:
 
 
 def small_genotype() -> Genotype:
-    """One node a cell, written on lines that the tests below name."""
+    """One node for each cell; the tests below refer to its lines."""
     cell = Cell(((Edge("sep_conv_3x3", 0), Edge("skip_connect", 1)), (Edge("skip_connect", 2),)), (2, 3))
     return Genotype("small", "tiny", ("none", "skip_connect", "sep_conv_3x3"), cell, cell, {"seed": 1})
 
@@ -86,7 +86,7 @@ def test_keys_that_are_no_fields_are_refused(key: str) -> None:
 
 
 def test_an_error_stays_short_whatever_the_value() -> None:
-    """Nine aliases of nine aliases of … unfold to 59,049 lists when they are printed."""
+    """Nested aliases that unfold to 59,049 lists when printed."""
     text = "a: &a [x]\n"
     for above, name in zip("abcde", "bcdef", strict=True):
         text += f"{name}: &{name} [{', '.join([f'*{above}'] * 9)}]\n"
@@ -221,6 +221,6 @@ def test_count_says_how_often_an_operation_stands_in_each_cell() -> None:
 
 
 def test_the_text_of_a_genotype_file_can_be_read_by_eye() -> None:
-    """One line a node: a difference of two files shows the edges that differ."""
+    """One line per node: a diff of two files shows the edges that differ."""
     lines = load_genotype("DARTS_V1").to_yaml().splitlines()
     assert sum(bool(re.match(r"- \[\[\w+, \d\], \[\w+, \d\]\]$", line)) for line in lines) == 8

@@ -1,4 +1,4 @@
-"""What holds for every genotype: its network trains, its cost is the sum of its parts; no file brings a traceback."""
+"""Properties of every genotype: its network trains, its cost is the sum of its parts, no file gives a traceback."""
 
 import contextlib
 import io
@@ -24,7 +24,7 @@ SHAPES = st.fixed_dictionaries({"channels": st.integers(2, 5), "cells": st.integ
 
 
 def reached(cell: Cell) -> set[int]:
-    """The states of a cell that its output depends on."""
+    """The states of a cell on which its output depends."""
     states = {*cell.concat}
     for state, edge in reversed([*cell.edges()]):
         states |= {edge.state} if state in states else set()
@@ -32,7 +32,7 @@ def reached(cell: Cell) -> set[int]:
 
 
 def trained_modules(genotype: Genotype, network: str, num_cells: int) -> set[str]:
-    """The modules of a derived network that its two outputs depend on, by following the states back from them."""
+    """The modules on which the two outputs of a derived network depend, found by following the states backwards."""
     modules = {"head", "auxiliary_head"}
     outputs = {num_cells - 1, 2 * num_cells // 3}
     for i in reversed(range(num_cells)):

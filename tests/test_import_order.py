@@ -11,15 +11,28 @@ import pytest
 import darts_sg
 
 PACKAGE = Path(darts_sg.__file__).parent
-LEFTMOST = ("errors", "registry", "plugins", "files", "quantity", "options", "yaml_files", "formats", "genotype")
+LEFTMOST = (
+    "errors",
+    "registry",
+    "plugins",
+    "files",
+    "records",
+    "process",
+    "quantity",
+    "options",
+    "yaml_files",
+    "formats",
+    "genotype",
+)
 ORDER = (
     *LEFTMOST,
     "ops",
-    "backends",
     "spaces",
     "derive",
     "networks",
+    "backends",
     "methods",
+    "tasks",
     "config",
     "engine",
     "study",
@@ -30,10 +43,10 @@ ORDER = (
 )
 ALLOWED = {layer: {*ORDER[: ORDER.index(layer)], layer} for layer in ORDER}
 ALLOWED["__init__"] = {*LEFTMOST}  # it is imported before all others
-ALLOWED["data"] = {"errors", "files", "registry", "data"}
+ALLOWED["data"] = {"errors", "files", "registry", "records", "data"}
 ALLOWED["analysis"] = {*ORDER[: ORDER.index("config")], "analysis"}
-for right_of_methods in ORDER[ORDER.index("config") :]:
-    ALLOWED[right_of_methods] |= {"data"} if right_of_methods == "config" else {"data", "analysis"}
+for right_of_methods in ORDER[ORDER.index("tasks") :]:
+    ALLOWED[right_of_methods] |= {"data"} if right_of_methods in ("tasks", "config") else {"data", "analysis"}
 
 MODULES = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in sorted(PACKAGE.rglob("*.py"))}
 

@@ -72,7 +72,7 @@ def test_the_file_alone_repeats_the_error(job: str, capsys: Capture, tmp_path: P
         assert code == 0, err
         error, metadata = result[f"{kind}test_error_{which}"], read_weights(file).metadata
         epoch = 2 if which == "last" else result[f"{kind}best_epoch"]
-        assert (metadata.epoch, metadata.test_error, metadata.ema) == (epoch, error, ema)
+        assert (metadata.epoch, metadata.figures["test_error"], metadata.ema) == (epoch, error, ema)
         assert (", EMA of the weights (decay 0.5) after epoch" in out) == bool(kind)
         note = "16; " if job == "genotype" else ""
         data = f"folder ({note}test part: test; images brought to 16×16 pixels)"
@@ -93,7 +93,7 @@ def test_an_error_that_is_not_the_recorded_one_is_told(capsys: Capture, tmp_path
     found = []
     for mean in (weights.metadata.mean, (5.0, -5.0, 5.0), (-5.0, 5.0, -5.0), (0.9, 0.1, 0.9)):
         file = tmp_path / "other.safetensors"
-        metadata = replace(weights.metadata, mean=mean, test_error=12.34)
+        metadata = replace(weights.metadata, mean=mean, figures={"test_error": 12.34})
         file.write_bytes(weights_bytes(network.state_dict(), metadata))
         _, out, _ = in_process(capsys, "augment", "--evaluate", str(file), "--data=figures")
         assert "differs from the recorded 12.34% by +" in out
@@ -129,7 +129,7 @@ def test_another_data_set_starts_from_the_weights(job: str, capsys: Capture, tmp
     origin = after.metadata.finetuned_from
     assert origin is not None
     assert (origin["checksum"], origin["num_classes"], origin["test_error"]) == (
-        before.checksum, 10, before.metadata.test_error,
+        before.checksum, 10, before.recorded,
     )  # fmt: skip
     config = yaml.safe_load((run_dir / "config.yaml").read_text())
     assert config["environment"]["finetuned_from"] == origin
@@ -223,7 +223,7 @@ def test_networks_are_diagnosed_on_the_same_images(capsys: Capture, tmp_path: Pa
     ]
     for row, file in zip(found["networks"], files, strict=True):
         weights = read_weights(Path(file))
-        assert row["recorded_test_error"] == weights.metadata.test_error
+        assert row["recorded_test_error"] == weights.recorded
         assert row["params"] == sum(p.numel() for p in weights.build().parameters())
         assert -1 <= row["cosine_minimum"] <= row["cosine_mean"] <= 1
         assert row["confusion_bound"] >= 0

@@ -1,4 +1,4 @@
-"""A search as an animation: its cells, mixing weights and curves, epoch by epoch. Lengths are in points (1/72 inch)."""
+"""Animated GIF of a search: cells, mixing weights and curves, epoch by epoch. Lengths are in points (1/72 inch)."""
 
 import io
 from collections.abc import Sequence
@@ -16,7 +16,6 @@ from darts_sg.analysis.curves import (
     INK,
     NORMAL,
     REDUCE,
-    SEARCH_PANELS,
     TRAIN,
     VALIDATION,
     column_scales,
@@ -25,6 +24,7 @@ from darts_sg.analysis.curves import (
     edge_names,
     filled,
     heat_map_columns,
+    search_panels,
 )
 from darts_sg.analysis.draw import PANEL_PAD, draw_cell_panel, panel_height, panel_width, plan_cells
 from darts_sg.analysis.run_folder import Run, SearchEpoch
@@ -42,15 +42,16 @@ MARK, SOFT = "#D98200", "#52606D"
 
 
 def search_animation(run: Run, epochs: Sequence[SearchEpoch]) -> bytes:
-    """A GIF with a frame for each epoch, of more than MAX_FRAMES for every second, third, …, and the last.
+    """A GIF with a frame for each epoch; above MAX_FRAMES epochs, for every second, third and so on, and the last.
 
-    A frame shows both cells as derived after its epoch, all states in the same places; the mixing weights, shaded on
-    one scale for all epochs, a dot on the operations chosen; and the curves of metrics.csv with the epoch marked.
+    A frame shows both cells as derived after its epoch, with all states in the same places; the mixing weights on one
+    colour scale for all epochs, with a dot on each chosen operation; and the curves of metrics.csv, with the epoch
+    marked.
     """
     step = -(-len(epochs) // MAX_FRAMES)
     shown = [*epochs[:-1:step], epochs[-1]]
     stage = _Stage(run, shown)
-    palette = Image.new("P", (1, 1))  # one for all, so that frames differ only where something changed
+    palette = Image.new("P", (1, 1))  # one for all frames, so that they differ only where something changed
     palette.putpalette(_colors(epochs[-1].genotype.operations))
     frames = [
         stage.frame(i, epoch).quantize(palette=palette, dither=Image.Dither.NONE) for i, epoch in enumerate(shown)
@@ -62,21 +63,21 @@ def search_animation(run: Run, epochs: Sequence[SearchEpoch]) -> bytes:
 
 
 class _Stage:
-    """The figure of all frames: what stays is drawn once, then each epoch over it."""
+    """The figure of all frames: the static background is drawn once, each epoch on top of a copy."""
 
     def __init__(self, run: Run, epochs: Sequence[SearchEpoch]) -> None:
         self.planned = run.options.get("epochs")
         self.operations = epochs[-1].genotype.operations
         self.plans = {title: plan_cells([epoch.cell(title) for epoch in epochs]) for title in CELL_TITLES}
         edges = edge_names(epochs[-1].genotype.normal.num_nodes)
-        panels = filled(SEARCH_PANELS, run.rows)
+        panels = filled(search_panels(run.task.plots), run.rows)
 
         names = {title: heat_map_columns(epochs[-1].weights, title, self.operations)[0] for title in CELL_TITLES}
         heat_width = ROW_GAP + EDGE_NAMES + COLUMN * max(map(len, names.values()))
         cells_width = 2 * PANEL_PAD + max(panel_width(title, plans[0]) for title, plans in self.plans.items())
         self.width = max(cells_width + heat_width, CURVES_ACROSS * len(panels))
         self.cell_width = self.width - heat_width
-        caption = wrap(run.title, 0.9 * self.width)  # few pixels make letters wider than they are measured
+        caption = wrap(run.title, 0.9 * self.width)  # at few pixels letters are drawn wider than measured
         self.tops, self.heights, y = {}, {}, HEADER + LINE * len(caption)
         for title, plans in self.plans.items():
             least = HEAT_TITLE + EDGE * len(edges) + COLUMN_NAMES
@@ -112,7 +113,7 @@ class _Stage:
         self.background = self.canvas.copy_from_bbox(self.figure.bbox)
 
     def frame(self, index: int, epoch: SearchEpoch) -> Image.Image:
-        """The picture of an epoch, the `index`-th of those that the stage was made for."""
+        """The picture of an epoch, which is number `index` of the stage's epochs."""
         self.canvas.restore_region(self.background)
         overlay = self._cells_axes()
         overlay.text(0, -4, f"Epoch {epoch.epoch} of {self.planned}", fontsize=13, fontweight="bold", va="center")
@@ -132,13 +133,13 @@ class _Stage:
         return Image.fromarray(np.asarray(self.canvas.buffer_rgba())).convert("RGB")
 
     def _axes(self, left: float, top: float, across: float, down: float) -> Axes:
-        """New axes at a distance in points from the left and the top."""
+        """New axes, placed in points from the left and the top."""
         width, height = self.width + 2 * MARGIN, self.height + 2 * MARGIN
         bottom = height - MARGIN - top - down
         return self.figure.add_axes(((left + MARGIN) / width, bottom / height, across / width, down / height))
 
     def _cells_axes(self) -> Axes:
-        """Axes over the whole figure, in points, y from the top downwards below 0."""
+        """Axes over the whole figure in points; y is 0 at the top and negative below."""
         axes = self._axes(-MARGIN, -MARGIN, self.width + 2 * MARGIN, self.height + 2 * MARGIN)
         axes.set(xlim=(-MARGIN, self.width + MARGIN), ylim=(-self.height - MARGIN, MARGIN))
         axes.set_axis_off()
@@ -159,7 +160,7 @@ def _colors(operations: Sequence[str]) -> list[int]:
 
 
 def _chosen(cell: Cell, operations: Sequence[str]) -> tuple[list[int], list[int]]:
-    """Columns and rows, in the heat map, of the edges of a cell."""
+    """Columns and rows of a cell's edges in the heat map."""
     edges = list(cell.edges())
     rows = [num_edges(state - NUM_INPUTS) + edge.state for state, edge in edges]
     return [operations.index(edge.operation) for _, edge in edges], rows

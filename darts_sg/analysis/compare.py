@@ -3,7 +3,7 @@
 import functools
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -55,12 +55,15 @@ def compare_genotypes(
     channels: int | None = None,
     cells: int | None = None,
     runs: Sequence[Run] = (),
+    compared: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """One row a genotype: its operations, costs and scores, with separate fields for published and measured errors.
 
-    `measured_test_error` is a list of Scores, from the trainings among `runs` (see `runs_in`) of the same cells,
-    whatever their name.
+    `measured_test_error` is a list of Scores: of those trainings among `runs` (see `runs_in`) that trained the same
+    cells, under whatever name. `runs` need `compared`, the options that pooled trainings share (see `scores`).
     """
+    if runs and compared is None:
+        raise ValueError("runs are pooled by their options: give compared, too")
     rows = []
     for genotype in genotypes:
         cost = derived_cost(genotype, network, channels, cells)
@@ -75,7 +78,9 @@ def compare_genotypes(
         row["activation_bytes_an_image"] = activation_bytes(genotype, network, channels, cells)
         for score in ("cifar10_error", "cifar10_error_deviation", "imagenet_top1_error"):
             row[f"published_{score}"] = published.get(score)
-        row["measured_test_error"] = scores(run for run in runs if run.genotype and same_cells(run.genotype, genotype))
+        row["measured_test_error"] = scores(
+            (run for run in runs if run.genotype and same_cells(run.genotype, genotype)), compared or {}
+        )
         rows.append(row)
     return rows
 
@@ -156,7 +161,7 @@ def anatomy(
     def note(module: nn.Module, inputs: Any, output: Any) -> None:
         macs[module] += counter.macs
         last = output[-1] if isinstance(output, tuple) else output
-        shapes[module] = (last.shape[1], last.shape[2] if last.ndim == 4 else 1)
+        shapes[module] = (last.shape[1], last.shape[2] if len(last.shape) == 4 else 1)
 
     model = uninitialised(lambda: _network(genotype, network, channels, cells, auxiliary=True))
     for module in [*model.stem.modules(), *model.cells.modules(), *model.head.modules()]:

@@ -16,7 +16,7 @@ from darts_sg.derive import Costs, num_edges
 from darts_sg.genotype import NUM_INPUTS, Cell, Edge, Genotype
 from darts_sg.networks.derived import DerivedNetwork, NetworkShape
 from darts_sg.networks.mobile import MobileNetwork, Model
-from darts_sg.networks.skeleton import cell_specs
+from darts_sg.networks.skeleton import cell_specs, edge_stride, stem_channels
 from darts_sg.ops import OPERATIONS
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -193,12 +193,11 @@ def _edge_costs(
     """(parameters, MACs) of the edges alone, without fixed costs."""
     edges = num_edges(num_nodes)
     tables = {reduction: np.zeros((2, edges, len(operations)), dtype=np.int64) for reduction in (False, True)}
-    stem = (3 * C, IMAGE_SIZE[network]) if network == "cifar" else (C, IMAGE_SIZE[network] // 8)
-    size = stem[1]
-    for spec in cell_specs(C, num_cells, stem[0], lambda reduction: num_nodes, network == "imagenet"):
+    size = IMAGE_SIZE[network] if network == "cifar" else IMAGE_SIZE[network] // 8
+    for spec in cell_specs(C, num_cells, stem_channels(network, C), lambda reduction: num_nodes, network == "imagenet"):
         for node in range(num_nodes):
             for state in range(NUM_INPUTS + node):
-                stride = 2 if spec.reduction and state < NUM_INPUTS else 1
+                stride = edge_stride(spec.reduction, state)
                 side = size if stride == 2 or not spec.reduction else -(-size // 2)
                 for i, name in enumerate(operations):
                     tables[spec.reduction][:, num_edges(node) + state, i] += operation_cost(name, spec.C, stride, side)

@@ -1,4 +1,4 @@
-"""Curves of a search or a retraining, and heat maps of mixing weights, as pictures."""
+"""Plots of a run: curves over the epochs of a search or a training, and heat maps of mixing weights."""
 
 import math
 import re
@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from darts_sg.derive import num_edges, num_nodes_of
 from darts_sg.errors import UsageError
 from darts_sg.genotype import NUM_INPUTS, state_name
-
-Row = Mapping[str, float]
+from darts_sg.records import MetricsRow
+from darts_sg.tasks import Plot
 
 INK, FAINT = "#1F2933", "#D5DBE1"
 TRAIN, VALIDATION, TEST, EMA = "#1F62B5", "#D98200", "#C8102E", "#3C8A3F"
@@ -39,25 +39,13 @@ class Panel:
     whole: bool = False
 
 
-LOSS = Panel(
-    "Loss (cross-entropy)",
-    (
-        ("train_loss", "train", TRAIN),
-        ("validation_loss", "validation", VALIDATION),
-        ("test_loss", "test", TEST),
-        ("ema_test_loss", "test, EMA", EMA),
-    ),
+PARTS = (
+    ("train", "train", TRAIN),
+    ("validation", "validation", VALIDATION),
+    ("test", "test", TEST),
+    ("ema_test", "test, EMA", EMA),
 )
-ACCURACY = Panel(
-    "Accuracy",
-    (
-        ("train_accuracy", "train", TRAIN),
-        ("validation_accuracy", "validation", VALIDATION),
-        ("test_accuracy", "test", TEST),
-        ("ema_test_accuracy", "test, EMA", EMA),
-    ),
-    percent=True,
-)
+"""What a measure is drawn of: prefix of the column, name and colour of the curve."""
 SKIPS = Panel(
     "Skip connections in the derived cell",
     (("skips_normal", "normal cell", NORMAL), ("skips_reduce", "reduction cell", REDUCE)),
@@ -68,32 +56,40 @@ ENTROPY = Panel(
     (("entropy_normal", "normal cell", NORMAL), ("entropy_reduce", "reduction cell", REDUCE)),
 )
 EIGENVALUE = Panel("Dominant eigenvalue of ∇²L_val in the alphas", (("eigenvalue", "", VALIDATION),))
-SEARCH_PANELS = (LOSS, ACCURACY, SKIPS, ENTROPY, EIGENVALUE)
 RATE = Panel("Learning rate of the weights", (("learning_rate", "", TRAIN),))
 DROP_PATH = Panel("Drop path probability", (("drop_path_prob", "", TRAIN),))
 
 
-def draw_search_curves(rows: Sequence[Row]) -> Figure:
-    """Loss, accuracy, skip connections, entropy and eigenvalue over the epochs of a search.
+def task_panels(plots: Sequence[Plot]) -> tuple[Panel, ...]:
+    """The panels of a task's measures, each over all parts of the data."""
+    return tuple(
+        Panel(
+            plot.title,
+            tuple((f"{prefix}_{plot.measure}", name, colour) for prefix, name, colour in PARTS),
+            percent=plot.percent,
+        )
+        for plot in plots
+    )
 
-    `rows` are those of metrics.csv; a column may be missing or nan. Raises UsageError if there is none.
-    """
-    return _draw(rows, SEARCH_PANELS)
+
+def search_panels(plots: Sequence[Plot]) -> tuple[Panel, ...]:
+    """The panels of a search: the task's measures, skip connections, entropy and eigenvalue."""
+    return (*task_panels(plots), SKIPS, ENTROPY, EIGENVALUE)
 
 
-def draw_augment_curves(rows: Sequence[Row]) -> Figure:
-    """Loss, accuracy, learning rate and drop path over the epochs of a retraining; see draw_search_curves."""
-    return _draw(rows, (LOSS, ACCURACY, RATE, DROP_PATH))
+def augment_panels(plots: Sequence[Plot]) -> tuple[Panel, ...]:
+    """The panels of a training: the task's measures, learning rate and drop path."""
+    return (*task_panels(plots), RATE, DROP_PATH)
 
 
 def draw_mixing_weights(
     weights: Mapping[str, NDArray[np.floating]], operations: Sequence[str], num_nodes: int
 ) -> Figure:
-    """Heat maps of the mixing weights of both cells, each edge's strongest operation other than `none` bold.
+    """Heat maps of the mixing weights of both cells, with each edge's strongest operation other than `none` in bold.
 
-    `weights["normal"]` and `weights["reduce"]` are (num_edges, num_operations), see edge_names. With edge normalisation
-    (PC-DARTS, section 3.3), `edge_normal` and `edge_reduce`, (num_edges,), make one more column, shaded on a
-    scale of its own.
+    `weights["normal"]` and `weights["reduce"]` are (num_edges, num_operations), see edge_names. The edge weights of
+    PC-DARTS (section 3.3), `edge_normal` and `edge_reduce`, (num_edges,), become one more column with a colour scale of
+    its own.
     """
     edges = edge_names(num_nodes)
     titles = [title for title in CELL_TITLES if title in weights]
@@ -117,7 +113,7 @@ def draw_mixing_weights(
 
 
 def edge_names(num_nodes: int) -> list[str]:
-    """The edges of a cell node by node, each from state 0 up: "node 0 ← cₖ₋₂" leads from the first state to node 0."""
+    """Names of a cell's edges, by node and then by state: "node 0 ← cₖ₋₂" leads from the first state to node 0."""
     return [
         f"{state_name(state)} ← {subscripted(state_name(i))}"
         for state in range(NUM_INPUTS, NUM_INPUTS + num_nodes)
@@ -126,21 +122,24 @@ def edge_names(num_nodes: int) -> list[str]:
 
 
 def subscripted(state: str) -> str:
-    """A state's name, such as c_{k-2}, with its index set low."""
+    """A state's name, such as c_{k-2}, with its index as Unicode subscripts."""
     return re.sub(r"_\{?([k12-]+)\}?", lambda match: match[1].translate(SUBSCRIPTS), state)
 
 
 def heat_map_columns(
     weights: Mapping[str, NDArray[np.floating]], title: str, operations: Sequence[str]
 ) -> tuple[list[str], NDArray[np.floating]]:
-    """Names and values, (num_edges, num_columns), of a heat map: the operations, and the edge weight where it is."""
+    """Column names and values, (num_edges, num_columns), of a heat map: operations, then the edge weights if any."""
     if f"edge_{title}" not in weights:
         return list(operations), weights[title]
     return [*operations, "edge weight"], np.column_stack([weights[title], weights[f"edge_{title}"]])
 
 
 def column_scales(values: NDArray[np.floating], num_operations: int) -> NDArray[np.floating]:
-    """(…, num_columns) to (num_columns,): the largest value of all operations, and that of the edge weights."""
+    """The scale of each column, (…, num_columns) to (num_columns,).
+
+    All operations share one scale, their largest value; the edge weights have another.
+    """
     parts = np.split(values.reshape(-1, values.shape[-1]), [num_operations], axis=1)
     return np.concatenate([np.full(part.shape[1], part.max(initial=1e-300)) for part in parts])
 
@@ -148,7 +147,10 @@ def column_scales(values: NDArray[np.floating], num_operations: int) -> NDArray[
 def draw_heat_map(
     axes: Axes, shades: NDArray[np.floating], names: Sequence[str], edges: Sequence[str], num_operations: int
 ) -> tuple[AxesImage, list[Line2D]]:
-    """Shade the edges by columns, 0 to 1; returns the image, and the white lines over it between nodes and scales."""
+    """Draw `shades`, (num_edges, num_columns) from 0 to 1, with white lines between nodes and between the two scales.
+
+    Returns the image and the lines.
+    """
     image = axes.imshow(shades, cmap="Blues", vmin=0.0, vmax=1.0, aspect="auto")
     axes.set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(edges)), edges)
@@ -162,7 +164,7 @@ def draw_heat_map(
 
 
 def draw_frontier(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Share of the mixing weight that genotypes keep against their parameters (`share` and `params` of each row)."""
+    """The frontier of genotypes: share of the mixing weight kept (`share` of a row) against parameters (`params`)."""
     figure = Figure(figsize=(7.0, 4.2), dpi=100, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
@@ -176,7 +178,11 @@ def draw_frontier(rows: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def _draw(rows: Sequence[Row], panels: Sequence[Panel]) -> Figure:
+def draw_curves(rows: Sequence[MetricsRow], panels: Sequence[Panel]) -> Figure:
+    """The panels over the epochs of `rows`, those of metrics.csv, two panels side by side.
+
+    A column may be missing or NaN; panels without any value are left out. Raises UsageError if there is no row.
+    """
     if not rows:
         raise UsageError("there is no finished epoch to draw yet")
     shown = filled(panels, rows)
@@ -191,13 +197,13 @@ def _draw(rows: Sequence[Row], panels: Sequence[Panel]) -> Figure:
     return figure
 
 
-def filled(panels: Sequence[Panel], rows: Sequence[Row]) -> list[Panel]:
-    """The panels for which there is anything to draw."""
+def filled(panels: Sequence[Panel], rows: Sequence[MetricsRow]) -> list[Panel]:
+    """The panels with at least one value to draw."""
     return [panel for panel in panels if any(_points(rows, column)[0] for column, _, _ in panel.curves)]
 
 
-def draw_panel(axes: Axes, rows: Sequence[Row], panel: Panel) -> None:
-    """The curves of a panel over the epochs of `rows`."""
+def draw_panel(axes: Axes, rows: Sequence[MetricsRow], panel: Panel) -> None:
+    """Draw the curves of a panel over the epochs of `rows`."""
     named = []
     for k, (column, name, color) in enumerate(panel.curves):
         epochs, values = _points(rows, column)
@@ -205,7 +211,7 @@ def draw_panel(axes: Axes, rows: Sequence[Row], panel: Panel) -> None:
             (line,) = axes.plot(epochs, values, color=color, linewidth=1.7, label=name)
             if len(epochs) <= 30:
                 line.set(marker="o", markersize=3)
-            if k % 2:  # both are seen where one covers the other
+            if k % 2:  # dashed, so that two curves on top of each other are both seen
                 line.set_linestyle("--")
             named.append(name)
     axes.set_title(panel.title, fontsize=10, fontweight="bold", loc="left", color=INK)
@@ -224,7 +230,7 @@ def draw_panel(axes: Axes, rows: Sequence[Row], panel: Panel) -> None:
         axes.legend(fontsize=8.5, frameon=True, framealpha=0.9, edgecolor=FAINT)
 
 
-def _points(rows: Sequence[Row], column: str) -> tuple[list[float], list[float]]:
-    """(epochs, values) of a column, without its missing values."""
+def _points(rows: Sequence[MetricsRow], column: str) -> tuple[list[float], list[float]]:
+    """Epochs and values of a column, without missing values."""
     found = [(row["epoch"], row[column]) for row in rows if math.isfinite(row.get(column, math.nan))]
     return [epoch for epoch, _ in found], [value for _, value in found]

@@ -1,4 +1,4 @@
-"""The best genotype of a search within bounds on its parameters, MACs and skips."""
+"""Derives the best genotype of a search within bounds on parameters, MACs and skip connections."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -24,13 +24,13 @@ def derive_genotype(
     epoch: int | None = None,
     name: str | None = None,
 ) -> Genotype:
-    """Derive from the folder of a search, finished or not, the cells with the largest sum of mixing weights.
+    """Derive the cells with the largest sum of mixing weights within the bounds from a search, finished or not.
 
-    Parameters and MACs are those of the network of that shape (by default the papers'), skips those of the normal
-    cell; `epoch` is by default the last, or the one that a search which was stopped early went back to. The bounds,
-    and the share of the mixing weight that they leave, are written into the provenance; what the search measured at
-    its end stays in it where these are the cells that it ended with. Raises UsageError if `run_dir` is no search, or
-    nothing keeps the bounds.
+    `max_params` and `max_macs` bound the network of the given shape (by default the papers'), `max_skips` the skip
+    connections of the normal cell. `epoch` defaults to the last one, or to the chosen one of a search that was stopped
+    early. The provenance records the bounds and the share of the mixing weight that is kept. It keeps the measurements
+    from the end of the search if these are the cells that the search ended with. Raises UsageError if `run_dir` is not
+    a search or no genotype keeps the bounds.
     """
     record = read_search_epoch(run_dir, epoch)
     found, weights = record.genotype, strengths(record.weights)

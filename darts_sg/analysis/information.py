@@ -1,27 +1,27 @@
-"""Information loss: how much of the image the features that a network carries on still hold, linearly.
+"""Information loss: how much of the image can be read, linearly, from the features that a network passes on.
 
-The argument of MobileNeXt (ECCV 2020, sections 1 and 3) is that a shortcut between narrow bottlenecks carries on less
-than one between wide layers. Here the features carried on are looked at where they are:
+MobileNeXt (ECCV 2020, sections 1 and 3) argues that a shortcut between narrow bottlenecks passes on less information
+than one between wide layers. Features are measured where they are passed on:
 
-- in MobileNeXt, MobileNetV2 and the classic bottleneck the input of every block with a shortcut, those channels that
-  the shortcut adds to the block's output;
-- in a derived network the output of every cell, as the cells after it take it (after their ReLU; the last cell's, which
-  the head takes, is without one).
+- in MobileNeXt, MobileNetV2 and the classic bottleneck: the input of every block with a shortcut, restricted to the
+  channels that the shortcut adds to the block's output;
+- in a derived network: the output of every cell as the next cells use it, after their ReLU. The head uses the last
+  cell's output without a ReLU.
 
-Features of h×h positions, of images of S×S pixels in c channels: a position stands for a patch of s×s pixels,
-s = S / h rounded up; where S is no multiple of s, positions whose patch reaches over the border are left out. From the
-C features at a position, and a constant, the s·s·c values of its patch are regressed: the same coefficients for all
-positions and images, fitted by least squares on training images, with a ridge of 1e-6 on features scaled to variance 1,
-which changes nothing but what is ill-conditioned. On held-out images
+Let the features have h×h positions, and the images S×S pixels in c channels. A position stands for a patch of s×s
+pixels, s = S / h rounded up. Positions whose patch crosses the border (S is not a multiple of s) are left out. The
+s·s·c values of a patch are regressed on the C features at its position and a constant. All positions and images share
+the coefficients, which are fitted by least squares on training images. A ridge of 1e-6 on features scaled to variance 1
+only affects ill-conditioned fits. On held-out images
 
     R² = 1 - sum of squared errors of this fit / sum of squared errors of the training images' mean patch,
 
-both sums over all values of the patches, positions and images: 1 if the pixels can be read off exactly, 0 if the
-features say no more of them than a constant, negative if the fit is worse than that. The values are the pixels as the
-network takes them, normalised by channel. The network is in eval mode, as it is tested. Of each image at most 64
-positions are taken, the same ones for all images of a batch and in all networks.
+with both sums over all values of the patches, positions and images. R² is 1 if the pixels can be recovered exactly, 0
+if the features predict them no better than a constant, and negative if the fit is worse than that. The values are the
+network's input pixels, normalised by channel. The network is in eval mode. At most 64 positions of each image are used,
+the same for all images of a batch and for all networks.
 
-The larger the patch, the more values there are to be read from C features: compare networks at the same size.
+Larger patches have more values to recover from C features, so compare networks at the same size.
 """
 
 from collections.abc import Iterable, Sequence
@@ -34,27 +34,28 @@ from torch import Tensor, nn
 
 from darts_sg.networks.derived import DerivedNetwork
 from darts_sg.networks.mobile import MobileBlock, MobileNetwork
+from darts_sg.networks.skeleton import State
 
-POSITIONS = 64  # of an image, at most
-RIDGE = 1e-6  # of features with variance 1
-CONSTANT = 1e-12  # variance in relation to the square of the mean, up to which a feature is a constant
+POSITIONS = 64  # at most, for each image
+RIDGE = 1e-6  # for features with variance 1
+CONSTANT = 1e-12  # a feature whose variance is less than this share of its squared mean counts as constant
 
 
 class Site(NamedTuple):
-    """Where features are carried on: they are an input of `module`."""
+    """A place where features are passed on: an input of `module`."""
 
     name: str
     depth: float
-    """Share of the network's blocks or cells that lie before, 0 to 1."""
+    """Share of the network's blocks or cells before this place, 0 to 1."""
     module: nn.Module
     argument: int
-    """Which of its inputs."""
+    """Index of the input among the arguments of `forward`."""
     channels: int | None = None
-    """The first so many are carried on; None for all."""
+    """Number of leading channels that are passed on; None for all."""
 
 
 class Retained(NamedTuple):
-    """How much of the image the features at a site hold."""
+    """How much of the image can be read from the features at a site."""
 
     name: str
     depth: float
@@ -67,7 +68,7 @@ class Retained(NamedTuple):
 
 
 def carried_on(network: MobileNetwork | DerivedNetwork) -> list[Site]:
-    """The sites of a network, from the image on; their names are those of the blocks and cells in it."""
+    """The sites of a network from input to output, named after its blocks or cells."""
     if isinstance(network, MobileNetwork):
         blocks = [(f"features.{i}", m) for i, m in enumerate(network.features) if isinstance(m, MobileBlock)]
         return [
@@ -82,16 +83,19 @@ def carried_on(network: MobileNetwork | DerivedNetwork) -> list[Site]:
 
 @dataclass
 class Moments:
-    """Sums over positions and images, of z = (1, C features) and the D values of the patch: float64, on the CPU."""
+    """Second moments of z = (1, C features) and the D patch values y, summed over positions and images.
+
+    float64, on the CPU: enough to fit the regression and to evaluate it without keeping any features.
+    """
 
     size: int
     patch: int
     zz: Tensor
-    """Of z zᵀ, (C + 1, C + 1)."""
+    """Sum of z zᵀ, (C + 1, C + 1)."""
     zy: Tensor
-    """Of z yᵀ, (C + 1, D)."""
+    """Sum of z yᵀ, (C + 1, D)."""
     yy: float
-    """Of the squares of y."""
+    """Sum of the squares of y."""
 
     def add(self, other: "Moments") -> None:
         self.zz += other.zz
@@ -105,9 +109,9 @@ def measure_information(
     held_out: Iterable[tuple[Tensor, Tensor]],
     seed: int = 0,
 ) -> list[Retained]:
-    """What the features carried on at each site hold of the image: R² as above; batches are (images, labels).
+    """R² (see above) at each site of a network; batches are (images, labels).
 
-    `seed` decides which positions of large features are taken. The network is left in the mode it was in.
+    `seed` chooses the positions of large features. The network returns to the mode that it was in.
     """
     sites = carried_on(network)
     fits, tests = (measure_moments(network, sites, batches, seed) for batches in (fitted_on, held_out))
@@ -120,13 +124,15 @@ def measure_information(
 def measure_moments(
     network: nn.Module, sites: Sequence[Site], batches: Iterable[tuple[Tensor, Tensor]], seed: int = 0
 ) -> list[Moments]:
-    """The moments at each site over all images of the batches, one batch or more."""
+    """The moments at each site over all images of the batches; at least one batch."""
     found: dict[int, Moments] = {}
     shown = Patches(torch.empty(0), 0)
 
     def note(index: int, inputs: tuple[Any, ...]) -> None:
         site = sites[index]
-        moments = shown.moments(inputs[site.argument][:, : site.channels])
+        given = inputs[site.argument]
+        features = given.rectified() if isinstance(given, State) else given
+        moments = shown.moments(features[:, : site.channels])
         if index in found:
             found[index].add(moments)
         else:
@@ -151,23 +157,23 @@ def measure_moments(
 
 
 class Patches:
-    """The patches of a batch of square images (N, c, S, S), at the positions that `seed` says."""
+    """The patches of a batch of square images (N, c, S, S) at positions chosen by `seed`."""
 
     def __init__(self, images: Tensor, seed: int) -> None:
         self.images, self.seed = images, seed
         self._known: dict[int, tuple[Tensor, Tensor]] = {}
 
     def at(self, patch: int) -> tuple[Tensor, Tensor]:
-        """Positions, int64 (P,), of the whole patches of this side row by row; their values, (N, c·patch², P)."""
+        """P patches of side `patch`: their positions row by row, int64 (P,), and their values, (N, c·patch², P)."""
         if patch not in self._known:
-            values = F.unfold(self.images, patch, stride=patch)  # whole patches only
+            values = F.unfold(self.images, patch, stride=patch)  # leaves out patches that cross the border
             generator = torch.Generator().manual_seed(self.seed)
             chosen = torch.randperm(values.shape[-1], generator=generator)[:POSITIONS].to(values.device)
             self._known[patch] = chosen, values[..., chosen]
         return self._known[patch]
 
     def moments(self, features: Tensor) -> Moments:
-        """Of features (N, C, h, h) of the images."""
+        """The moments of features (N, C, h, h) of the images."""
         size, pixels = features.shape[-1], self.images.shape[-1]
         patch = -(-pixels // size)
         whole = pixels // patch
@@ -179,7 +185,7 @@ class Patches:
 
 
 def r_squared(fit: Moments, held_out: Moments) -> float:
-    """R² on the images of `held_out` of the regression fitted on those of `fit`; nan if their patches do not vary."""
+    """R² on the images of `held_out` of the regression fitted to `fit`; nan if the held-out patches do not vary."""
     count = fit.zz[0, 0]
     mean, target = fit.zz[0, 1:] / count, fit.zy[0] / count
     covariance = fit.zz[1:, 1:] / count - mean[:, None] * mean
@@ -193,7 +199,7 @@ def r_squared(fit: Moments, held_out: Moments) -> float:
     constant = torch.cat([target[None], torch.zeros_like(slopes)])
 
     def error(b: Tensor) -> Tensor:
-        """Sum of the squares of y - bᵀz over the held-out images."""
+        """Sum of squared errors of y - bᵀz over the held-out images."""
         return held_out.yy - 2 * (b * held_out.zy).sum() + (b * (held_out.zz @ b)).sum()
 
     return (1 - error(coefficients) / error(constant)).item()

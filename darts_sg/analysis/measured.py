@@ -1,8 +1,8 @@
-"""Test errors that trainings measured, found in run folders by the cells that were trained."""
+"""Test errors found in run folders, pooled over the trainings that differ in nothing but their seed."""
 
 import os
 import statistics
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,19 +10,14 @@ from darts_sg.analysis.run_folder import Run, read_run
 from darts_sg.errors import UsageError
 from darts_sg.genotype import Cell, Genotype
 
-ALIKE = {
-    "batch_size": None, "learning_rate": None, "learning_rate_min": None, "momentum": None, "weight_decay": None,
-    "gradient_clip": None, "auxiliary_weight": None, "label_smoothing": None, "warmup_epochs": None,
-    "schedule": "cosine", "precision": "float32", "colour_jitter": None, "finetune": None,
-}  # fmt: skip
-"""Options that trainings of one Score share, beside those that its scale names, each with what it was in runs that are
-older than the option."""
+IN_SCALE = ("network", "channels", "cells", "epochs", "train_images", "cutout_length", "drop_path_prob")
+"""Options that the scale of a training spells out, with the number of images that it really used."""
 
 
 def runs_in(folder: Path) -> list[Run]:
-    """The finished runs whose folders lie in `folder` at any depth, by their paths.
+    """Read the finished runs below `folder`, at any depth, sorted by path.
 
-    Raises UsageError if `folder` is none, or if a file of such a run is damaged.
+    Raises UsageError if `folder` is not a folder, or if a file of such a run is damaged.
     """
     if not folder.is_dir():
         raise UsageError(f"{folder} is no folder; give the one that holds run folders, such as results or runs")
@@ -30,9 +25,10 @@ def runs_in(folder: Path) -> list[Run]:
 
 
 def _run_folders(folder: Path) -> Iterator[Path]:
-    """The folders below `folder` with options and a genotype; what lies in such a one, or is hidden, is not looked at.
+    """Find the folders below `folder` that hold options and a genotype.
 
-    A link counts if it leads to such a folder, and is not followed further.
+    Hidden folders are skipped, and so is everything inside a run folder. A symbolic link counts if it leads to a run
+    folder; no other link is followed, since it may lead round in a circle.
     """
 
     def is_run(path: Path) -> bool:
@@ -46,7 +42,7 @@ def _run_folders(folder: Path) -> Iterator[Path]:
 
 
 def wiring(genotype: Genotype) -> tuple[Any, ...]:
-    """What makes the network: equal for genotypes that differ in name, space and the order of a node's edges only."""
+    """A key of the network: equal for genotypes that differ only in name, space and the order of a node's edges."""
 
     def content(cell: Cell) -> tuple[Any, ...]:
         return tuple(tuple(sorted((e.state, e.operation) for e in node)) for node in cell.nodes), cell.concat
@@ -55,17 +51,17 @@ def wiring(genotype: Genotype) -> tuple[Any, ...]:
 
 
 def same_cells(a: Genotype, b: Genotype) -> bool:
-    """Whether both are the same network: name, space, and the order of a node's edges do not matter."""
+    """Tell whether both give the same network, whatever their names, spaces and the order of a node's edges."""
     return wiring(a) == wiring(b)
 
 
 class Score(NamedTuple):
-    """Test errors after the last epoch, in percent, of trainings that differ by nothing but their seed."""
+    """Test errors in percent after the last epoch, of trainings that differ in nothing but their seed."""
 
     errors: tuple[float, ...]
     seeds: tuple[int, ...]
     params: tuple[int, ...]
-    """Of the networks at this scale, auxiliary head excluded."""
+    """Parameters of the networks at this scale, without the auxiliary head."""
     data: str
     scale: str
     """Channels, cells, epochs, images, cutout and drop path."""
@@ -82,7 +78,7 @@ class Score(NamedTuple):
 
     @property
     def setting(self) -> str:
-        """All that must stand beside the figure."""
+        """Everything that must be quoted beside the figure."""
         seeds = f"seed{'s' if len(self.seeds) > 1 else ''} {', '.join(map(str, self.seeds))}"
         trained = f"{len(self.errors)} trained to the last epoch, {seeds}"
         return f"{self.data}: {self.scale}; {trained}; {', '.join(self.machines)}"
@@ -92,17 +88,20 @@ class Score(NamedTuple):
         return f"{self.mean:.2f}{spread} ({self.setting})"
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields with mean and deviation."""
+        """The fields, with mean and deviation, for JSON."""
         return {"mean": self.mean, "deviation": self.deviation, **self._asdict()}
 
 
-def scores(runs: Iterable[Run]) -> list[Score]:
-    """The trainings among `runs` that are alike but for the seed, as one Score each; copies of a run count once."""
+def scores(runs: Iterable[Run], compared: Mapping[str, Any]) -> list[Score]:
+    """Pool the trainings among `runs` that differ in nothing but the seed; copies of a run count once.
+
+    compared: the options that they must share, with their defaults (config.compared_options).
+    """
     groups: dict[tuple[Any, ...], list[Run]] = {}
     for run in runs:
-        if run.result is None:
+        if run.result is None or "test_error_last" not in run.result:  # not finished, or another task
             continue
-        group = groups.setdefault(setting(run), [])
+        group = groups.setdefault(setting(run, compared), [])
         if all(run.result != other.result for other in group):
             group.append(run)
     return [
@@ -118,9 +117,16 @@ def scores(runs: Iterable[Run]) -> list[Score]:
     ]
 
 
-def setting(run: Run) -> tuple[Any, ...]:
-    """What trainings must share to be compared: (data, scale, the options in ALIKE)."""
-    return (run.data, _scale(run), *(run.options.get(key, older) or None for key, older in ALIKE.items()))
+def setting(run: Run, compared: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What trainings must share to be pooled: (data, scale, the other options in `compared`)."""
+    rest = {name: default for name, default in compared.items() if name not in IN_SCALE}
+    return run.data, scale(run), *option_values(run.options, rest)
+
+
+def option_values(options: Mapping[str, Any], compared: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The values of the options in `compared`, or the defaults where `options` lacks them; hashable."""
+    values = (options.get(name, default) for name, default in compared.items())
+    return tuple(value if isinstance(value, Hashable) else repr(value) for value in values)
 
 
 def machines(runs: Iterable[Run]) -> tuple[str, ...]:
@@ -128,7 +134,8 @@ def machines(runs: Iterable[Run]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(run.machine for run in runs))
 
 
-def _scale(run: Run) -> str:
+def scale(run: Run) -> str:
+    """Size and length of a training in words: channels, cells, epochs, images, cutout and drop path."""
     options, data = run.options, run.environment.get("data") or {}
     images = data.get("train_images")
     shape = "" if options.get("network", "cifar") == "cifar" else f"{options['network']} shape, "

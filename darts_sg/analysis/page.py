@@ -1,4 +1,4 @@
-"""search.html: one page, without a network, to leaf through the epochs of a search."""
+"""search.html: a self-contained page to leaf through the epochs of a search, offline."""
 
 import html
 import json
@@ -15,11 +15,11 @@ import torch
 from darts_sg.analysis.cost import CELLS, CHANNELS, choice_costs
 from darts_sg.analysis.curves import (
     CELL_TITLES,
-    SEARCH_PANELS,
     Panel,
     column_scales,
     edge_names,
     heat_map_columns,
+    search_panels,
     subscripted,
 )
 from darts_sg.analysis.draw import (
@@ -46,7 +46,7 @@ from darts_sg.analysis.sheet import (
 )
 from darts_sg.derive import Costs, entropy, num_edges
 from darts_sg.genotype import state_name
-from darts_sg.methods.penalties import expected_cost
+from darts_sg.methods.regularizers.size import expected_cost
 
 TEMPLATE = Path(__file__).with_name("search.html")
 SHAPE = f"CIFAR, C={CHANNELS['cifar']}, {CELLS['cifar']} cells; auxiliary head excluded"
@@ -57,7 +57,7 @@ PARAMS = Panel(
 
 
 def search_page(run: Run, epochs: Sequence[SearchEpoch]) -> str:
-    """The page of a search, its data within it as JSON (see search_data)."""
+    """The page of a search, with its data embedded as JSON (see search_data)."""
     data = json.dumps(_plain(search_data(run, epochs)), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     last, planned = epochs[-1].epoch, run.options.get("epochs")
     state = "Finished" if run.finished else "Not finished"
@@ -72,12 +72,12 @@ def search_page(run: Run, epochs: Sequence[SearchEpoch]) -> str:
         "shape": SHAPE,
     }
     filled = {name: html.escape(text) for name, text in texts.items()}
-    filled["json"] = data.replace("<", "\\u003c")  # so that no name in it can end the script
+    filled["json"] = data.replace("<", "\\u003c")  # so that no name in the data can end the script
     return re.sub(r"\{\{(\w+)\}\}", lambda match: filled[match[1]], TEMPLATE.read_text(encoding="utf-8"))
 
 
 def search_data(run: Run, epochs: Sequence[SearchEpoch]) -> dict[str, Any]:
-    """What the page shows: layout and names once, and for each epoch its cells, mixing weights and figures."""
+    """The data of the page: layout and names once, then cells, mixing weights and figures of each epoch."""
     operations, num_nodes = epochs[-1].genotype.operations, epochs[-1].genotype.normal.num_nodes
     params, _ = choice_costs(operations, num_nodes=num_nodes)
     rows = {row["epoch"]: row for row in run.rows}
@@ -112,7 +112,7 @@ def search_data(run: Run, epochs: Sequence[SearchEpoch]) -> dict[str, Any]:
         "operations": operations,
         "edges": edge_names(num_nodes),
         "planned": run.options.get("epochs"),
-        "panels": [_panel(panel) for panel in (*SEARCH_PANELS, PARAMS)],
+        "panels": [_panel(panel) for panel in (*search_panels(run.task.plots), PARAMS)],
         "styles": {name: _style(style_of(name)) for name in (*STYLES, *plugged_families(operations))},
         "cells": shown,
         "epochs": records,
@@ -120,7 +120,7 @@ def search_data(run: Run, epochs: Sequence[SearchEpoch]) -> dict[str, Any]:
 
 
 def _figures(epoch: SearchEpoch, params: Costs) -> dict[str, float]:
-    """What of an epoch is counted from its mixing weights and its genotype; columns as in metrics.csv."""
+    """Figures computed from the mixing weights and the genotype of an epoch, by column as in metrics.csv."""
     genotype = epoch.genotype
     normal, reduce = (torch.from_numpy(epoch.weights[title]) for title in CELL_TITLES)
     skips = genotype.count("skip_connect")
@@ -149,7 +149,7 @@ def _style(style: Style) -> dict[str, Any]:
 
 
 def _cell(plan: CellPlan, operations: Sequence[str]) -> dict[str, Any]:
-    """The edges of a cell and the lines to its output, as shapes of an SVG; `edge` is the row of the mixing weights."""
+    """SVG shapes of a cell's edges and of the lines to its output; `edge` is the row of the mixing weights."""
     edges = []
     for track, wire in zip(plan.tracks, edge_wires(plan), strict=True):
         operation, state = track.edge.operation, track.edge.state
@@ -190,7 +190,7 @@ def _svg_point(point: Point) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """A value as JSON takes it: numbers to six decimals, null for what is not finite."""
+    """A value for JSON: numbers rounded to six decimals, None instead of NaN and infinities."""
     if isinstance(value, dict):
         return {key: _plain(inner) for key, inner in value.items()}
     if isinstance(value, np.ndarray):

@@ -1,4 +1,7 @@
-"""report.md of a run folder: what was run on what, what came out, pictures, and how to go on."""
+"""report.md of a run folder: setting, results, pictures, and how to go on.
+
+Measures, figures and their names are the task's (`darts_sg.tasks`).
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,36 +11,40 @@ from typing import Any
 
 from darts_sg.analysis.animation import search_animation
 from darts_sg.analysis.cost import cost_caption, cost_text, mobile_verdict
-from darts_sg.analysis.curves import draw_augment_curves, draw_mixing_weights, draw_search_curves
+from darts_sg.analysis.curves import augment_panels, draw_curves, draw_mixing_weights, search_panels
 from darts_sg.analysis.draw import draw_genotype, save_figure
 from darts_sg.analysis.page import search_page
 from darts_sg.analysis.run_folder import SCRIPTS, Run, SearchEpoch, read_run, read_search_epochs
 from darts_sg.files import write_atomically
 from darts_sg.genotype import Cell, Genotype, state_name
 from darts_sg.networks.mobile import LAST_CHANNELS, STEM_CHANNELS, Model, find_model, stem_stride
+from darts_sg.tasks import DEFAULT_TASK, Figure
+from darts_sg.tasks.columns import cell as column_cell
 
 SHOWN_OPTIONS = (
     "recipe", "space", "genotype", "model", "finetune", "network", "epochs", "batch_size", "channels", "cells", "nodes",
-    "learning_rate", "hypergradient", "alpha_learning_rate", "alpha_frozen_epochs", "partial_channels",
-    "edge_normalization", "stop_eigenvalue", "stop_skips", "penalty", "target_params", "target_macs",
+    "learning_rate", "relaxation", "hypergradient", "regularizer", "perturbation", "selection", "alpha_learning_rate",
+    "alpha_frozen_epochs", "partial_channels", "edge_normalization", "stop_eigenvalue", "stop_skips", "penalty",
+    "target_params", "target_macs",
     "cutout_length", "colour_jitter", "drop_path_prob", "auxiliary_weight", "schedule", "warmup_epochs",
     "label_smoothing", "ema", "compile",
 )  # fmt: skip
+UNREMARKABLE = {"relaxation": "softmax", "perturbation": "none", "selection": "argmax"}  # those of DARTS: not shown
 
 
 def write_report(run_dir: Path, animate: bool = False) -> Path:
     """Write report.md and pictures/ into the folder of a run, finished or not; return the report's path.
 
-    A search also gets search.html, and with `animate` pictures/search.gif, which takes about 0.2 s an epoch.
-    Raises UsageError if `run_dir` is not the folder of a run or a file in it cannot be read.
+    A search also gets search.html, and with `animate` pictures/search.gif, which takes about 0.2 s an epoch. Raises
+    UsageError if `run_dir` is not a run folder or a file in it cannot be read.
     """
     run = read_run(run_dir)
     pictures = run_dir / "pictures"
     sections = [*_head(run), *_setting(run)]
     sections += _augment_result(run) if run.job == "augment" else []
     if run.rows:
-        draw = draw_search_curves if run.job == "search" else draw_augment_curves
-        save_figure(draw(run.rows), pictures / "curves")
+        panels = search_panels(run.task.plots) if run.job == "search" else augment_panels(run.task.plots)
+        save_figure(draw_curves(run.rows, panels), pictures / "curves")
         sections += [*_epochs(run), f"![Curves over the epochs, {run.data}](pictures/curves.svg)"]
     if run.genotype is not None:
         caption = _cost_line(run, run.genotype)
@@ -74,6 +81,10 @@ def _head(run: Run) -> list[str]:
     return [f"# {run.title}", state]
 
 
+def _remarkable(key: str, value: object) -> bool:
+    return value not in (None, "", UNREMARKABLE.get(key))
+
+
 def _setting(run: Run) -> list[str]:
     env, data = run.environment, run.environment.get("data") or {}
     images = [
@@ -81,11 +92,12 @@ def _setting(run: Run) -> list[str]:
         for part in ("train", "validation", "test")
         if isinstance(data.get(f"{part}_images"), int)
     ]
-    options = [f"{key} {run.options[key]}" for key in SHOWN_OPTIONS if run.options.get(key) not in (None, "")]
+    options = [f"{key} {run.options[key]}" for key in SHOWN_OPTIONS if _remarkable(key, run.options.get(key))]
     versions = [f"{key} {env[key]}" for key in ("darts_sg", "python", "torch") if env.get(key)]
     rows = [
         ("data", run.data + (f": {', '.join(images)} images" if images else "")),
         ("data fingerprint", data.get("fingerprint")),
+        ("task", None if run.task.name == DEFAULT_TASK else run.task.name),
         ("seed", run.options.get("seed")),
         ("started from the weights", _flat(env.get("finetuned_from"))),
         ("options", ", ".join(options)),
@@ -103,20 +115,7 @@ def _augment_result(run: Run) -> list[str]:
     if run.result is None:
         return []
     r = run.result
-    chosen = {
-        "validation": "chosen on the held-out validation images",
-        "test": "chosen on the test images themselves, so it flatters: compare the last epoch",
-    }.get(r["best_chosen_on"], f"chosen on {r['best_chosen_on']}")
-    rows = []
-    for kind in ("", "ema_") if "ema_test_error_last" in r else ("",):
-        of = f" of the EMA weights (decay {run.options['ema']:g})" if kind else ""
-        top5 = {which: r.get(f"{kind}test_top5_error_{which}") for which in ("last", "best")}
-        more = {which: "" if error is None else f", top-5 {error:.2f}%" for which, error in top5.items()}
-        best = f"{r[f'{kind}test_error_best']:.2f}% ({chosen}){more['best']}"
-        rows += [
-            (f"test error{of}, last epoch", f"**{r[f'{kind}test_error_last']:.2f}%**{more['last']}"),
-            (f"test error{of}, best epoch ({r[f'{kind}best_epoch']})", best),
-        ]
+    rows = [row for kind in ("", "ema_") for row in _figures(run, r, kind)]
     if "unusual_images" in r:
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in r["unusual_images"].items())
         rows.append(("images that are no RGB JPEG, or damaged", f"{kinds} ([unusual_images.csv](unusual_images.csv))"))
@@ -133,28 +132,60 @@ def _augment_result(run: Run) -> list[str]:
     note = "MACs are multiply-adds of convolutions and linear layers for one image."
     files = [f"[{path.name}]({path.name})" for path in _weight_files(run)]
     weights = [f"Weights with all that is needed to use them: {', '.join(files)}."] if files else []
-    return ["## Result", markdown_table((f"measured on {run.data}", ""), rows), note, *weights]
+    table = markdown_table((f"measured on {run.data}", ""), rows)
+    return ["## Result", table, note, *weights, *run.task.sections(run.folder, run.data)]
+
+
+def _figures(run: Run, result: Mapping[str, Any], kind: str) -> list[tuple[str, str]]:
+    """The rows of the result about the weights, or with `ema_` about their average: last epoch, best epoch.
+
+    The task's main figure comes first, the others follow in the same cell.
+    """
+    if f"{kind}{run.task.headline.key('test')}_last" not in result:
+        return []
+    chosen = {
+        "validation": "chosen on the held-out validation images",
+        "test": "chosen on the test images themselves, so it flatters: compare the last epoch",
+    }.get(result["best_chosen_on"], f"chosen on {result['best_chosen_on']}")
+    of = f" of the EMA weights (decay {run.options['ema']:g})" if kind else ""
+
+    def text(figure: Figure, which: str) -> str:
+        return figure.text.format(result[f"{kind}{figure.key('test')}_{which}"])
+
+    def others(which: str) -> str:
+        there = [f for f in run.task.figures[1:] if f"{kind}{f.key('test')}_{which}" in result]
+        return "".join(f", {figure.short} {text(figure, which)}" for figure in there)
+
+    main = run.task.headline
+    return [
+        (f"{main.title}{of}, last epoch", f"**{text(main, 'last')}**{others('last')}"),
+        (
+            f"{main.title}{of}, best epoch ({result[f'{kind}best_epoch']})",
+            f"{text(main, 'best')} ({chosen}){others('best')}",
+        ),
+    ]
 
 
 def _weight_files(run: Run) -> list[Path]:
-    """The files of trained weights: of the last epoch, of the best one, of those between."""
+    """The weights files: of the last epoch, the best one, and those that --keep-every left."""
     return sorted(run.folder.glob("weights*.safetensors"), key=lambda path: path.stem)
 
 
 def _epochs(run: Run) -> list[str]:
-    """A table of the first, the best and the last epoch."""
-    chosen_on = "validation" if any("validation_accuracy" in row for row in run.rows) else "test"
-    measure = f"{chosen_on}_accuracy"
+    """The table of the first, the best and the last epoch."""
+    score = run.task.score
+    chosen_on = "validation" if any(f"validation_{score}" in row for row in run.rows) else "test"
+    measure = f"{chosen_on}_{score}"
     marks: dict[int, list[str]] = {0: ["first"]}
     measured = [i for i, row in enumerate(run.rows) if math.isfinite(row.get(measure, math.nan))]
     if measured:
         best = max(measured, key=lambda i: run.rows[i][measure])
-        marks.setdefault(best, []).append(f"best {chosen_on} accuracy")
+        marks.setdefault(best, []).append(f"best {measure.replace('_', ' ')}")
     marks.setdefault(len(run.rows) - 1, []).append("last")
     columns = [c for c in run.rows[0] if c not in ("epoch", "seconds")]
     header = ("epoch", "", *(column.replace("_", " ") for column in columns))
     body = [
-        (f"{run.rows[i]['epoch']:.0f}", ", ".join(names), *(_number(c, run.rows[i].get(c)) for c in columns))
+        (f"{run.rows[i]['epoch']:.0f}", ", ".join(names), *(column_cell(c, run.rows[i].get(c)) for c in columns))
         for i, names in sorted(marks.items())
     ]
     return [f"## Epochs, {run.data}", markdown_table(header, body), "Every epoch is in [metrics.csv](metrics.csv)."]
@@ -193,7 +224,7 @@ def _model(run: Run, model: Model) -> list[str]:
 
 
 def cell_table(cell: Cell) -> str:
-    """A Markdown table of a cell: for each node its operations with the states they take, and the output."""
+    """A Markdown table of a cell: for each node its operations with their input states, then the output."""
     most = max(len(node) for node in cell.nodes)
     rows = []
     for i, node in enumerate(cell.nodes):
@@ -238,7 +269,7 @@ def _going_on(run: Run) -> list[str]:
             genotype = f"{path}/genotypes/epoch_{run.genotype_epoch:04}.yaml"
         steps.append(f"python augment.py --genotype {genotype}   # retrains the derived network")
     if run.result is not None and (files := _weight_files(run)):
-        steps.append(f"python augment.py --evaluate {path}/{files[0].name}   # repeats the test error")
+        steps.append(f"python augment.py --evaluate {path}/{files[0].name}   # repeats the {run.task.headline.title}")
         steps.append(f"python -m darts_sg export {path}/{files[0].name} --format onnx   # a model for other programs")
     steps.append(f"tensorboard --logdir {path}")
     return ["## How to go on", "```\n" + "\n".join(steps) + "\n```"]
@@ -246,22 +277,23 @@ def _going_on(run: Run) -> list[str]:
 
 def _measured(run: Run) -> list[str]:
     if run.job == "search":
+        measures = " and ".join(name.replace("_", " ") for name in ("loss", *run.task.training_measures))
         text = (
-            "Measured: loss and accuracy of the supernet, on the images that train its weights and on those "
-            "that train its alphas. They say little about the derived network, whose test error takes a "
-            "retraining. Parameters and MACs are counted, not estimated. Not measured: the spread over seeds "
+            f"Measured: {measures} of the supernet, on the images that train its weights and on those "
+            f"that train its alphas. They say little about the derived network, whose {run.task.headline.title} takes "
+            "a retraining. Parameters and MACs are counted, not estimated. Not measured: the spread over seeds "
             "(this is one search), latency."
         )
     else:
         text = (
-            "Measured: the error of one training with one seed. Parameters and MACs are counted, not "
-            "estimated. Not measured: the spread over seeds, latency."
+            f"Measured: the {run.task.headline.noun} of one training with one seed. Parameters and MACs are counted, "
+            "not estimated. Not measured: the spread over seeds, latency."
         )
     return ["## What is measured and what is not", text]
 
 
 def _cost_line(run: Run, genotype: Genotype) -> str:
-    """Parameters and MACs: as trained for a finished retraining, otherwise in the papers' CIFAR shape."""
+    """Parameters and MACs: of the trained network if there is a result, otherwise in the papers' CIFAR shape."""
     if run.result is None:
         return cost_caption(genotype)
     shape = f"as trained: C={run.options.get('channels')}, {run.options.get('cells')} cells"
@@ -269,23 +301,13 @@ def _cost_line(run: Run, genotype: Genotype) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time as people say it: 42 s, 12 min, 3 h 05 min."""
+    """A duration for people: 42 s, 12 min, 3 h 05 min."""
     if not math.isfinite(seconds):
         return "unknown time"
     if seconds < 60:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def _number(column: str, value: float | None) -> str:
-    if value is None or not math.isfinite(value):
-        return "–"
-    if column.endswith("accuracy"):
-        return f"{100 * value:.2f}%"
-    if column.startswith(("skips", "expected")) or column == "images_per_second":
-        return f"{value:,.0f}"
-    return f"{value:.4g}"
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

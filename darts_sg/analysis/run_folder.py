@@ -1,4 +1,4 @@
-"""What a run folder holds so far, read so that whatever is damaged or missing is named in one line."""
+"""Reads run folders, finished or not; names a damaged or missing file in one line."""
 
 import csv
 import json
@@ -15,25 +15,25 @@ import numpy as np
 from darts_sg.derive import Array, num_edges
 from darts_sg.errors import UsageError
 from darts_sg.genotype import Cell, Genotype, load_genotype
+from darts_sg.records import MetricsRow
+from darts_sg.tasks import Task, task_of
 from darts_sg.yaml_files import read_yaml
-
-Row = dict[str, float]
 
 SCRIPTS = {"search": "search.py", "augment": "augment.py"}
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a run folder holds so far."""
+    """The content of a run folder so far."""
 
     folder: Path
     job: str
     options: Mapping[str, Any]
     environment: Mapping[str, Any]
-    rows: Sequence[Row]
+    rows: Sequence[MetricsRow]
     genotype: Genotype | None
     genotype_epoch: int | None
-    """The epoch after which the genotype was derived, None if it is final (or the one being trained)."""
+    """The genotype was derived after this epoch; None for the final one of a search, or the one being trained."""
     result: Mapping[str, Any] | None
 
     @property
@@ -44,15 +44,20 @@ class Run:
 
     @property
     def stopped(self) -> Mapping[str, Any] | None:
-        """Of a search that ended before its time: `after_epoch`, `chosen_epoch` and the `reason`."""
+        """`after_epoch`, `chosen_epoch` and `reason` of a search that was stopped early; None otherwise."""
         if self.job != "search" or self.genotype is None:
             return None
         found: Mapping[str, Any] | None = self.genotype.provenance.get("stopped_early")
         return found
 
     @property
+    def task(self) -> Task:
+        """The task that the network is trained for; UsageError if its name is unknown here."""
+        return task_of(self.options)
+
+    @property
     def machine(self) -> str:
-        """The device's model, and how many threads and processes ran there."""
+        """Model of the device, number of threads and of processes."""
         env = self.environment
         parts = [str(env.get("device_name") or env.get("device") or "unknown machine")]
         if threads := env.get("threads"):
@@ -71,26 +76,26 @@ class Run:
 
     @property
     def data(self) -> str:
-        """The data as it must stand beside every figure: name, and what is unlike the published set."""
+        """The data as named beside every figure: the data set, and how it differs from the published one."""
         data = self.environment.get("data") or {}
         name = str(data.get("name") or self.options.get("dataset", "unknown data"))
         return described_data(name, data.get("note"), data.get("remark"))
 
     @property
     def shown_path(self) -> str:
-        """The folder as a user in the current directory would type it."""
+        """The folder as one would type it in the current directory."""
         path = self.folder.resolve()
         return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(self.folder)
 
 
 def described_data(name: str, *remarks: str | None) -> str:
-    """A data set with the remarks that belong to it."""
+    """A data set with its remarks in parentheses."""
     said = "; ".join(remark for remark in remarks if remark)
     return f"{name} ({said})" if said else name
 
 
 def read_run(run_dir: Path) -> Run:
-    """Read what a run folder holds so far; UsageError names the file that is missing or damaged."""
+    """Read a run folder, finished or not. Raises UsageError naming the file that is missing or damaged."""
     config_path = run_dir / "config.yaml"
     if not config_path.is_file():
         why = "it has no config.yaml" if run_dir.is_dir() else "there is no such folder"
@@ -101,6 +106,7 @@ def read_run(run_dir: Path) -> Run:
     job = config.get("job") if isinstance(config, dict) else None
     if job not in SCRIPTS or not isinstance(config.get("options"), dict):
         raise UsageError(f"{config_path} does not belong to a run: it needs job (search or augment) and options")
+    options: Mapping[str, Any] = config["options"]
     metrics, final = run_dir / "metrics.csv", run_dir / "genotype.yaml"
     derived = _by_epoch(run_dir / "genotypes", "yaml")
     genotype, epoch = None, None
@@ -112,17 +118,17 @@ def read_run(run_dir: Path) -> Run:
     return Run(
         folder=run_dir,
         job=job,
-        options=config["options"],
+        options=options,
         environment=config.get("environment") or {},
         rows=read_metrics(metrics) if metrics.is_file() else [],
         genotype=genotype,
         genotype_epoch=epoch,
-        result=_read_result(run_dir / "result.json") if job == "augment" else None,
+        result=_read_result(run_dir / "result.json", options) if job == "augment" else None,
     )
 
 
-def read_metrics(path: Path) -> list[Row]:
-    """The rows of a metrics.csv; an empty field becomes nan, a line still being written is left out.
+def read_metrics(path: Path) -> list[MetricsRow]:
+    """The rows of a metrics.csv. An empty field becomes NaN; an incomplete last line is left out.
 
     Raises UsageError with file, line and column for anything that is not a number.
     """
@@ -131,7 +137,7 @@ def read_metrics(path: Path) -> list[Row]:
     except FileNotFoundError:
         raise UsageError(f"{path} does not exist: no epoch of this run is finished, or it is not a run") from None
     lines = text[: text.rfind("\n") + 1].splitlines()
-    rows = []
+    rows: list[MetricsRow] = []
     for number, fields in enumerate(csv.DictReader(lines), start=2):
         row = {}
         for column, value in fields.items():
@@ -147,14 +153,15 @@ def read_metrics(path: Path) -> list[Row]:
     return rows
 
 
-def _read_result(path: Path) -> Mapping[str, Any] | None:
+def _read_result(path: Path, options: Mapping[str, Any]) -> Mapping[str, Any] | None:
     if not path.is_file():
         return None
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UsageError(f"{path} is not JSON: {error}") from None
-    needed = ("test_error_last", "test_error_best", "best_epoch", "best_chosen_on", "params", "macs")
+    figure = task_of(options).headline.key("test")
+    needed = (f"{figure}_last", f"{figure}_best", "best_epoch", "best_chosen_on", "params", "macs")
     for key in needed:
         if not isinstance(result, dict) or key not in result:
             raise UsageError(f"{path} lacks {key}: it is not the result of a retraining")
@@ -163,13 +170,13 @@ def _read_result(path: Path) -> Mapping[str, Any] | None:
 
 @dataclass(frozen=True)
 class SearchEpoch:
-    """What a search left after an epoch."""
+    """The state of a search after an epoch."""
 
     epoch: int
     genotype: Genotype
     weights: Mapping[str, Array]
-    """Mixing weights: `normal` and `reduce`, (num_edges, num_operations); edges are ordered node by node, each from
-    state 0 up. With edge normalisation also `edge_normal` and `edge_reduce`, (num_edges,)."""
+    """Mixing weights `normal` and `reduce`, (num_edges, num_operations), with edges node by node and by state from 0.
+    With edge normalisation also `edge_normal` and `edge_reduce`, (num_edges,)."""
 
     def cell(self, title: str) -> Cell:
         """The `normal` or the `reduce` cell."""
@@ -177,14 +184,14 @@ class SearchEpoch:
 
 
 def search_epochs(run_dir: Path) -> list[int]:
-    """The epochs of a search that left both mixing weights and a genotype, in order."""
+    """The epochs of a search with both mixing weights and a genotype, in order."""
     return sorted(_by_epoch(run_dir / "alphas", "npz").keys() & _by_epoch(run_dir / "genotypes", "yaml").keys())
 
 
 def read_search_epoch(run_dir: Path, epoch: int | None = None) -> SearchEpoch:
-    """What a search left after an epoch, by default the one that its genotype is of, or the last so far.
+    """The state of a search after an epoch, by default the epoch of its genotype, or the last one so far.
 
-    Raises UsageError if `run_dir` is no search or has no such epoch, or if a file of it is damaged.
+    Raises UsageError if `run_dir` is not a search or lacks the epoch, or if a file is damaged.
     """
     run = read_run(run_dir)
     if run.job != "search":
@@ -200,7 +207,10 @@ def read_search_epoch(run_dir: Path, epoch: int | None = None) -> SearchEpoch:
 
 
 def read_search_epochs(run_dir: Path) -> list[SearchEpoch]:
-    """What a search left after each of its epochs, all over the same operations; UsageError as in read_search_epoch."""
+    """The states of a search after each of its epochs, all with the same operations and edges.
+
+    Raises UsageError if they differ, and as read_search_epoch does.
+    """
     found = [_read_search_epoch(run_dir, epoch) for epoch in search_epochs(run_dir)]
     spaces = [(record.genotype.operations, {name: w.shape for name, w in record.weights.items()}) for record in found]
     for record, space in zip(found, spaces, strict=True):
@@ -217,7 +227,8 @@ def _read_search_epoch(run_dir: Path, epoch: int) -> SearchEpoch:
     path = _by_epoch(run_dir / "alphas", "npz")[epoch]
     try:
         with np.load(path, allow_pickle=False) as file:
-            weights = {name: np.asarray(file[name], dtype=np.float64) for name in file.files}
+            names = [name for name in file.files if not name.startswith(("alpha_", "beta_"))]  # raw, not weights
+            weights = {name: np.asarray(file[name], dtype=np.float64) for name in names}
     except (ValueError, OSError, EOFError, BadZipFile) as error:
         raise UsageError(f"{path} cannot be read: {error}; remove it to go without epoch {epoch}") from None
     edges = num_edges(genotype.normal.num_nodes)
@@ -233,6 +244,6 @@ def _read_search_epoch(run_dir: Path, epoch: int) -> SearchEpoch:
 
 
 def _by_epoch(folder: Path, suffix: str) -> dict[int, Path]:
-    """The files called epoch_0012 or the like, by their epoch."""
+    """The files named epoch_NUMBER, by epoch."""
     found = ((re.fullmatch(r"epoch_(\d+)", path.stem), path) for path in folder.glob(f"*.{suffix}"))
     return {int(match[1]): path for match, path in found if match}

@@ -1,30 +1,34 @@
-"""All edges that leave the same states, computed as one batch.
+"""PyTorch backend of the supernet: all edges that leave the same states, computed as one batch.
 
-A supernet drawn as in the papers has an operation module for each candidate on each edge: 14 edges with 8 modules in
-a cell, each far too small to keep a processor busy. But every edge runs the same list of operations, so here the
-channels of all edges of a batch stand side by side in one tensor, and each layer of an operation is one layer of
-all of them: a convolution with as many groups as there are edges, one BatchNorm over all channels. Four things are
-the same mathematics for less work:
+The plain supernet has an operation module for each candidate on each edge: 14 edges with 8 modules in a cell, each far
+too small to keep a processor busy. But every edge has the same list of operations. So the channels of all edges of a
+batch stand side by side in one tensor, and one layer computes that layer of all edges: a convolution with as many
+groups as there are edges, one BatchNorm over all channels. Four identities save further work:
 
 - Operations without weights (identity, pools with their affine-free BatchNorm) depend on the state alone, not on the
   edge: they are computed once for a state, and one product with the mixing weights gives their share of all nodes.
 - The mixing weight of any other operation is the scale (gamma) of its last BatchNorm, which has none of its own. The
-  gradient of the mixing weight is then the one that the BatchNorm computes anyway.
+  gradient of the mixing weight is then the one that BatchNorm computes anyway.
 - The input that a residual block adds to its output is the identity again: its mixing weight joins the identity's.
 - A convolution of dilation 2 is a plain one on each of the four phases of its input (even and odd rows and columns);
   at stride 2, on the first of them alone.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, cast
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from darts_sg.backends import ir
-from darts_sg.networks.skeleton import join
+from darts_sg.backends.watch import Watch
+from darts_sg.derive import num_edges
+from darts_sg.errors import UsageError
+from darts_sg.genotype import NUM_INPUTS
+from darts_sg.networks.skeleton import CellSpec, State, join
+from darts_sg.networks.supernet import CellWeights, MixedOp, Supernet, SupernetCell, maybe_recomputed
 from darts_sg.ops.depthwise import DepthwiseConv2d
 from darts_sg.ops.operation import Residual
 from darts_sg.ops.primitives import HalvingConv, HalvingConvBN
@@ -33,17 +37,47 @@ POINTWISE = (nn.ReLU, nn.ReLU6)  # layers without weights or statistics, on each
 POOLS = (nn.MaxPool2d, nn.AvgPool2d)
 
 
-class Part(NamedTuple):
-    """Where a layer of the supernet of the papers stands in the batched one: slice `number` of `slices`."""
+class Slice(NamedTuple):
+    """Where a layer of the plain supernet lies in a stacked one: slice `number` of `slices` along the channels."""
 
     name: str
+    """Of the plain layer, in its cell."""
+    path: str
+    """Of the stacked layer, in its cell."""
     layer: nn.Module
-    number: int
-    slices: int
+    number: int = 0
+    slices: int = 1
+
+    def tensors(self, kind: str) -> Iterator[tuple[str, str, Tensor]]:
+        """(plain name, stacked name, stacked tensor) of its `parameters` or persistent `buffers`."""
+        buffers = kind == "buffers"
+        for name, tensor in (self.layer._buffers if buffers else self.layer._parameters).items():
+            if tensor is not None and not (buffers and name in self.layer._non_persistent_buffers_set):
+                yield f"{self.name}.{name}".lstrip("."), f"{self.path}.{name}".lstrip("."), tensor
+
+    def of(self, stacked: Tensor) -> Tensor:
+        """The plain layer's share of a stacked tensor, as a view."""
+        return stacked.unflatten(0, (self.slices, -1))[self.number] if stacked.dim() else stacked
+
+
+class Kernels(Protocol):
+    """A backend's kernels as a batch of edges calls them."""
+
+    side_by_side: bool
+    """Whether `run` takes all states of a batch as one tensor (N, S · C, H, W)."""
+
+    def computes(self, x: Tensor, stages: Sequence[ir.FusedStage]) -> bool:
+        """Whether the kernels compute these stages for x's device and type."""
+
+    def run(
+        self, states: Sequence[Tensor], gamma: Tensor, operations: ir.FusedOps, onto: Sequence[Tensor] = ()
+    ) -> list[Tensor]:
+        """The T nodes (N, C, H', W'), each the sum of the operations times gamma (number of operations, E) and of its
+        tensor in `onto`."""
 
 
 def chain_of(operation: nn.Module) -> list[tuple[str, nn.Module]] | None:
-    """The layers of an operation that is a chain of layers known here, with their names in it; otherwise None."""
+    """The layers of an operation and their names in it, if it is a chain of known layers; otherwise None."""
     if isinstance(operation, Residual):
         operation = nn.ModuleDict({"body": operation.body})
     chain: list[tuple[str, nn.Module]] = []
@@ -66,49 +100,83 @@ def chain_of(operation: nn.Module) -> list[tuple[str, nn.Module]] | None:
 
 
 def stacked(layers: Sequence[nn.Module]) -> nn.Module:
-    """One layer that does on (N, len(layers) · C, H, W) what each of `layers` does on its own C channels."""
+    """A layer that does on (N, len(layers) · C, H, W) what each of `layers` does on its own C channels.
+
+    It takes over weights and statistics, their device, type and memory format, and whether they are trained.
+    """
     first, E = layers[0], len(layers)
-    if isinstance(first, HalvingConv):
-        layer: nn.Module = HalvingConv(E * first.C_in, E * first.C_out, groups=E)
-        names = ["conv_1.weight", "conv_2.weight"]
-    elif isinstance(first, DepthwiseConv2d):
-        geometry: Any = (first.kernel_size[0], first.stride[0], first.dilation[0])
-        layer, names = DepthwiseConv2d(E * first.in_channels, *geometry), ["weight"]
-    elif isinstance(first, nn.Conv2d):
-        one: Any = first  # its kernel_size and the like are typed as tuples of any length
-        layer = nn.Conv2d(
-            E * one.in_channels, E * one.out_channels, one.kernel_size, one.stride, one.padding, one.dilation,
-            E * one.groups, bias=False,
-        )  # fmt: skip
-        names = ["weight"]
-    elif isinstance(first, nn.BatchNorm2d):
-        return nn.BatchNorm2d(E * first.num_features, first.eps, first.momentum, affine=False)
-    else:
-        return first
+    if not isinstance(first, HalvingConv | nn.Conv2d | nn.BatchNorm2d):
+        return copy.deepcopy(first)
+    with torch.device("meta"):  # draws no random numbers: all tensors are replaced
+        layer, names = _empty_stacked(first, E)
     with torch.no_grad():
         for name in names:
-            layer.get_parameter(name).copy_(torch.cat([part.get_parameter(name) for part in layers]))
-    return layer
+            parts = [_tensor(part, name) for part in layers]
+            joined = torch.cat(parts)
+            if _channels_last(parts[0]):
+                joined = joined.to(memory_format=torch.channels_last)
+            owner, _, last = name.rpartition(".")
+            target = layer.get_submodule(owner)
+            if last in target._parameters:
+                target.register_parameter(last, nn.Parameter(joined, parts[0].requires_grad))
+            else:
+                target.register_buffer(last, joined)
+    return layer.train(first.training)
+
+
+def _empty_stacked(first: nn.Module, E: int) -> tuple[nn.Module, list[str]]:
+    """The stacked layer of E layers like `first`, and the names of its tensors."""
+    if isinstance(first, HalvingConv):
+        halves = HalvingConv(E * first.C_in, E * first.C_out, groups=E)
+        return halves, ["conv_1.weight", "conv_2.weight"]
+    if isinstance(first, DepthwiseConv2d):
+        geometry: Any = (first.kernel_size[0], first.stride[0], first.dilation[0])
+        return DepthwiseConv2d(E * first.in_channels, *geometry), ["weight"]
+    one: Any = first  # sizes of convolutions are typed as tuples of any length
+    if isinstance(first, nn.Conv2d):
+        conv = nn.Conv2d(
+            E * one.in_channels, E * one.out_channels, one.kernel_size, one.stride, one.padding, one.dilation,
+            E * one.groups, bias=False, padding_mode=one.padding_mode,
+        )  # fmt: skip
+        return conv, ["weight"]
+    norm = nn.BatchNorm2d(E * one.num_features, one.eps, one.momentum, affine=False)
+    norm.num_batches_tracked = copy.deepcopy(one.num_batches_tracked)
+    return norm, ["running_mean", "running_var"]
+
+
+def _tensor(module: nn.Module, name: str) -> Tensor:
+    """A parameter or buffer by its name."""
+    owner, _, last = name.rpartition(".")
+    found: Tensor = getattr(module.get_submodule(owner), last)
+    return found
+
+
+def _channels_last(weight: Tensor) -> bool:
+    """Whether the weight has the strides of channels_last, also where its shape makes both formats contiguous."""
+    if weight.dim() != 4:
+        return False
+    plain = torch.empty(weight.shape, device="meta")
+    return plain.stride() != weight.stride() == plain.to(memory_format=torch.channels_last).stride()
 
 
 class Stacked(nn.Module):
-    """An operation that is a chain of known layers, each layer standing for that of all `operations`, side by side."""
+    """A chain of known layers, each of which computes that layer of all `operations`, side by side."""
 
     def __init__(self, operations: Sequence[nn.Module]) -> None:
         super().__init__()
-        self.stages: list[ir.Stage] | None = None  # as the kernels of darts_sg.backends see it
+        self.stages: list[ir.FusedStage] | None = None  # None if the kernels cannot compute the chain
         chains = [chain_of(operation) or [] for operation in operations]
         self.paths = [path for path, _ in chains[0]]
         self.layers = nn.ModuleList(stacked([chain[i][1] for chain in chains]) for i in range(len(self.paths)))
-        for layer in self.layers[1:]:  # the input of the first one is not ours
+        for layer in self.layers[1:]:  # the first one must not overwrite its input, which others read
             if isinstance(layer, POINTWISE):
                 layer.inplace = True
 
 
-class Chain(Stacked):
+class StackedChain(Stacked):
     """A candidate operation on all edges of a batch: (N, E · C, H, W) to the same, times gamma (E · C,).
 
-    The first ReLU is left to the batch, whose operations share it. With `phases` the input is that of a plain
+    The batch computes the first ReLU, which its operations share. With `phases` the input is that of a plain
     convolution instead of a dilated one.
     """
 
@@ -118,7 +186,7 @@ class Chain(Stacked):
         self.relu = isinstance(self.layers[0], nn.ReLU)
         first = self.layers[1 if self.relu else 0]
         self.dilated = isinstance(first, DepthwiseConv2d) and first.dilation == (2, 2)
-        self.by_state = isinstance(first, HalvingConv)  # takes each state once, for all edges that leave it
+        self.by_state = isinstance(first, HalvingConv)  # reads each state once, for all edges that leave it
         self.stages = ir.stages_of(list(self.layers), len(operations))
 
     def forward(self, x: Tensor, gamma: Tensor, phases: bool) -> Tensor:
@@ -147,29 +215,31 @@ class Shared(Stacked):
         return x
 
 
-@dataclass(frozen=True, eq=False)
 class EdgeWeights:
-    """The mixing weights of a batch of edges, for all cells that have the same ones."""
+    """The mixing weights of a batch of edges, shared by all cells of one type during a forward pass.
 
-    weights: Tensor
-    """(E, number of operations but `none`)."""
-    edges: Tensor | None = None
-    """(E,), with edge normalisation, by which `weights` is multiplied already."""
-    gammas: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
-    """As the kernels take them, by the operations that these compute: made once, see `EdgeBatch.gamma`."""
+    weights: (E, number of operations without `none`), multiplied by `edges` already; edges: (E,) with edge
+    normalisation, otherwise None.
+    """
+
+    def __init__(self, weights: Tensor, edges: Tensor | None = None) -> None:
+        self.weights, self.edges = weights, edges
+        self.gammas: dict[tuple[int, ...], Tensor] = {}
+        """Cache of `EdgeBatch.gamma`, by the numbers of the operations."""
 
 
 class EdgeBatch(nn.Module):
     """The edges from S states to T nodes at one stride, E = S · T of them, those of the first state first.
 
-    operations: for each edge, in that order, its candidate operations without `none`, at C channels.
+    operations: for each edge, in that order, its candidate operations without `none`, at C channels. An operation that
+    is no chain of known layers keeps a module for each edge (the generic path).
     """
 
     def __init__(self, operations: Sequence[Sequence[nn.Module]], num_states: int, C: int, stride: int) -> None:
         super().__init__()
         self.S, self.T, self.C, self.stride = num_states, len(operations) // num_states, C, stride
-        self.native = False
-        self.operations: dict[tuple[int, ...], ir.Operations] = {}  # as the kernels take them, by which these are
+        self.kernels: Kernels | None = None
+        """A backend's kernels, which compute the operations they know; None for PyTorch alone."""
         self.ops = nn.ModuleList()
         for ops in zip(*operations, strict=True):  # ops: one operation, on every edge
             weightless = not any(True for _ in ops[0].parameters())
@@ -180,39 +250,44 @@ class EdgeBatch(nn.Module):
             elif weightless:
                 self.ops.append(Shared(ops[:: self.T]))
             else:
-                self.ops.append(Chain(ops))
+                self.ops.append(StackedChain(ops))
+        self._fused: dict[tuple[int, ...], ir.FusedOps] = {}  # cache of `fused`, by the numbers of the operations
 
     def forward(self, states: Sequence[Tensor], weights: EdgeWeights, onto: Sequence[Tensor] = ()) -> list[Tensor]:
-        """What the states (N, C, H, W) give to each of the T nodes, added to what is in `onto`, if anything is."""
-        fast = self._native_ops(states[0])
-        all_fast = len(fast) + sum(isinstance(op, nn.Identity) for op in self.ops) == len(self.ops)
-        apart = fast and all_fast and not states[0].is_cuda
-        x = states[0] if apart else join(states)
-        rest = [op for i, op in enumerate(self.ops) if isinstance(op, Chain) and i not in fast]
+        """The T nodes, each the sum over all states (N, C, H, W) and operations, added to its tensor in `onto`."""
+        by_kernels = self._computed_by_kernels(states[0])
+        all_by_kernels = len(by_kernels) + sum(isinstance(op, nn.Identity) for op in self.ops) == len(self.ops)
+        # kernels that read each state by itself spare the copy that puts them side by side
+        apart = by_kernels and all_by_kernels and self.kernels is not None and not self.kernels.side_by_side
+        x = states[0] if apart else join(states)  # (N, S · C, H, W)
+        rest = [op for i, op in enumerate(self.ops) if isinstance(op, StackedChain) and i not in by_kernels]
+        # one ReLU serves all operations that begin with it, and one repeated input all of one kind
         rectified = torch.relu(x) if any(op.relu for op in rest) else x
         inputs: dict[tuple[bool, bool], Tensor] = {}
         shared: list[Tensor] = []
         coefficients: list[Tensor] = []
         sums: dict[bool, Tensor] = {}  # whether in phases, to (N, E · C, …)
-        given: list[list[Tensor]] = [[] for _ in range(self.T)] if fast or not onto else [[node] for node in onto]
+        # kernels add `onto` themselves
+        given: list[list[Tensor]] = [[] for _ in range(self.T)] if by_kernels or not onto else [[n] for n in onto]
         halves = x.shape[-2] % 2 == 0 and x.shape[-1] % 2 == 0
         of_all = weights.weights
-        # of a few each by itself, for the gradient of unbind is a launch more for each that is not used
-        by_column = [of_all[:, i] for i in range(len(self.ops))] if fast else of_all.unbind(dim=1)
-        passed_on = None if fast else self._passed_on(by_column)  # then it is part of their gamma
+        # single columns where few are used: the gradient of unbind costs a launch for each unused column
+        by_column = [of_all[:, i] for i in range(len(self.ops))] if by_kernels else of_all.unbind(dim=1)
+        identity_weight = None if by_kernels else self._identity_weight(by_column)  # else it is part of their gamma
         chained = [i for i, op in enumerate(self.ops) if op in rest]
         scales = torch.stack([by_column[i] for i in chained]).repeat_interleave(self.C, dim=1) if rest else None
         gammas = {} if scales is None else dict(zip(chained, scales.unbind(), strict=True))
         for i, (op, weight) in enumerate(zip(self.ops, by_column, strict=True)):
-            if i in fast:
+            if i in by_kernels:
                 continue
-            if isinstance(op, Chain):
+            if isinstance(op, StackedChain):
                 phases = op.dilated and (halves or self.stride == 2)
                 key = (op.relu, phases)
                 state = rectified if op.relu else x
                 if key not in inputs and not op.by_state:
                     inputs[key] = self._input(state, phases)
                 y = op(state if op.by_state else inputs[key], gammas[i], phases)
+                # in place: nothing needs a chain's output, for the backward pass of BatchNorm reads its input
                 in_phases = phases and self.stride == 1
                 sums[in_phases] = sums[in_phases].add_(y) if in_phases in sums else y
             elif isinstance(op, Shared):
@@ -221,66 +296,73 @@ class EdgeBatch(nn.Module):
             elif not isinstance(op, nn.Identity):
                 for e, edge_op in enumerate(cast(nn.ModuleList, op)):
                     given[e % self.T].append(weight[e] * edge_op(states[e // self.T]))
-        if fast:
-            gamma = self.gamma(weights, fast)
-            of_states = [x] if x.is_cuda else states
-            for node, part in enumerate(ir.run(of_states, gamma, self.native_operations(fast), onto)):
+        if by_kernels:
+            assert self.kernels is not None
+            of_states = [x] if self.kernels.side_by_side else states
+            fused = self.fused(by_kernels)
+            for node, part in enumerate(self.kernels.run(of_states, self.gamma(weights, by_kernels), fused, onto)):
                 given[node].append(part)
-        if passed_on is not None:
+        if identity_weight is not None:
             shared.append(x)
-            coefficients.append(passed_on)
+            coefficients.append(identity_weight)
         if shared:
             for node, part in enumerate(mix(shared, torch.stack(coefficients), self.S, self.T)):
                 given[node].append(part)
         if sums:
+            # phases are put together after the sum, once for all operations
             wholes = [join_phases(y) if in_phases else y for in_phases, y in sums.items()]
             for node, part in enumerate(sum_of_chunks(sum(wholes[1:], wholes[0]), self.S).split(self.C, dim=1)):
                 given[node].append(part)
         return [sum(parts[1:], parts[0]) for parts in given]
 
-    def gamma(self, weights: EdgeWeights, fast: Sequence[int]) -> Tensor:
-        """What the kernels multiply these operations with, and the states themselves last: (number of them, E)."""
-        kind = tuple(fast)
+    def gamma(self, weights: EdgeWeights, numbers: Sequence[int]) -> Tensor:
+        """The scales by which kernels multiply operations, the identity's last: (number of operations, E)."""
+        kind = tuple(numbers)
         if kind not in weights.gammas:
             by_column = weights.weights.unbind(dim=1)
-            passed_on = self._passed_on(by_column)
-            rows = [by_column[i] for i in fast]
-            weights.gammas[kind] = torch.stack(rows if passed_on is None else [*rows, passed_on])
+            identity_weight = self._identity_weight(by_column)
+            rows = [by_column[i] for i in numbers]
+            weights.gammas[kind] = torch.stack(rows if identity_weight is None else [*rows, identity_weight])
         return weights.gammas[kind]
 
-    def native_operations(self, fast: Sequence[int]) -> ir.Operations:
-        """These operations as the kernels take them, and the states themselves last if they are passed on."""
-        kind = tuple(fast)
-        if kind not in self.operations:
-            each = [ir.Operation(cast(Stacked, self.ops[i]).stages or []) for i in fast]
-            if any(self._passes_on(op) for op in self.ops):
-                each.append(ir.Operation())
-            self.operations[kind] = ir.Operations(self.S, self.T, each)
-        return self.operations[kind]
+    def fused(self, numbers: Sequence[int]) -> ir.FusedOps:
+        """Operations by their numbers in the kernels' form, followed by the identity if anything adds the states."""
+        kind = tuple(numbers)
+        if kind not in self._fused:
+            each = [ir.FusedOp(self.stages(i)) for i in numbers]
+            if any(self._adds_states(op) for op in self.ops):
+                each.append(ir.FusedOp())
+            self._fused[kind] = ir.FusedOps(self.S, self.T, each)
+        return self._fused[kind]
 
-    def all_native(self) -> list[int] | None:
-        """All operations but identities, by number, if the kernels for CPUs compute all of these; otherwise None."""
-        known = self._known()
-        return known if len(known) == sum(not isinstance(op, nn.Identity) for op in self.ops) else None
-
-    def _known(self) -> list[int]:
-        """The operations that the kernels for CPUs compute: first the chains, then the pools."""
+    def known(self) -> list[int]:
+        """The numbers of the operations that have a fused form: first the chains, then the pools."""
         known = [i for i, op in enumerate(self.ops) if isinstance(op, Stacked) and op.stages]
         return sorted(known, key=lambda i: isinstance(self.ops[i], Shared))
 
-    def _native_ops(self, x: Tensor) -> list[int]:
-        """The operations that the kernels of darts_sg.backends compute now, in the same order."""
-        if not self.native:
+    def stages(self, number: int) -> Sequence[ir.FusedStage]:
+        """The fused form of an operation in `known`."""
+        return cast(Stacked, self.ops[number]).stages or []
+
+    def all_known(self) -> list[int] | None:
+        """`known` if that is all operations but identities; otherwise None."""
+        known = self.known()
+        return known if len(known) == sum(not isinstance(op, nn.Identity) for op in self.ops) else None
+
+    def _computed_by_kernels(self, x: Tensor) -> list[int]:
+        """The numbers of the operations that kernels compute for x, in the order of `known`."""
+        kernels = self.kernels
+        if kernels is None:
             return []
-        return [i for i in self._known() if ir.computes(x, cast(Stacked, self.ops[i]).stages or [])]
+        return [i for i in self.known() if kernels.computes(x, self.stages(i))]
 
     @staticmethod
-    def _passes_on(op: nn.Module) -> bool:
-        return isinstance(op, nn.Identity) or (isinstance(op, Chain) and op.shortcut)
+    def _adds_states(op: nn.Module) -> bool:
+        return isinstance(op, nn.Identity) or (isinstance(op, StackedChain) and op.shortcut)
 
-    def _passed_on(self, by_column: Sequence[Tensor]) -> Tensor | None:
-        """The weights (E,) of the identity, which are those of all that add their input; None if nothing does."""
-        found = [of_op for op, of_op in zip(self.ops, by_column, strict=True) if self._passes_on(op)]
+    def _identity_weight(self, by_column: Sequence[Tensor]) -> Tensor | None:
+        """The sum (E,) of the weights of all operations that add the states themselves; None if none does."""
+        found = [of_op for op, of_op in zip(self.ops, by_column, strict=True) if self._adds_states(op)]
         return sum(found[1:], found[0]) if found else None
 
     def _input(self, x: Tensor, phases: bool) -> Tensor:
@@ -291,18 +373,239 @@ class EdgeBatch(nn.Module):
             x = split_phases(x)
         return repeat(x, self.S, self.T)
 
-    def parts(self, state: int, node: int, prefix: str) -> Iterator[Part]:
-        """The layers of one edge, in the order of the supernet of the papers."""
+    def slices(self, state: int, node: int, prefix: str, path: str) -> Iterator[Slice]:
+        """The layers of one edge, in the order of the plain MixedOp. prefix: that one's name; path: this batch's."""
         e = state * self.T + node
         for i, op in enumerate(self.ops):
             if isinstance(op, Stacked):
-                place = (e, self.S * self.T) if isinstance(op, Chain) else (state, self.S)
-                for path, layer in zip(op.paths, op.layers, strict=True):
-                    for inner, module in layer.named_modules():
-                        yield Part(".".join(filter(None, (f"{prefix}.ops.{i}.{path}", inner))), module, *place)
+                place = (e, self.S * self.T) if isinstance(op, StackedChain) else (state, self.S)
+                for k, (name, layer) in enumerate(zip(op.paths, op.layers, strict=True)):
+                    yield from _slices(f"{prefix}.ops.{i}.{name}", f"{path}.ops.{i}.layers.{k}", layer, *place)
             elif not isinstance(op, nn.Identity):
-                for inner, module in cast(nn.ModuleList, op)[e].named_modules():
-                    yield Part(".".join(filter(None, (f"{prefix}.ops.{i}", inner))), module, 0, 1)
+                yield from _slices(f"{prefix}.ops.{i}", f"{path}.ops.{i}.{e}", cast(nn.ModuleList, op)[e], 0, 1)
+
+    def stacked_modules(self) -> Iterator[nn.Module]:
+        """The modules that stand for several plain ones, or that kernels may skip; and the list of operations."""
+        yield self.ops
+        for op in self.ops:
+            if isinstance(op, Stacked):
+                yield from op.modules()
+
+
+def _slices(name: str, path: str, layer: nn.Module, number: int = 0, slices: int = 1) -> Iterator[Slice]:
+    for inner, module in layer.named_modules():
+        more = f".{inner}" if inner else ""
+        yield Slice(name + more, path + more, module, number, slices)
+
+
+class BatchedCell(nn.Module):
+    """A SupernetCell whose edges are computed in batches: those from both inputs together, then those from each node
+    once it is complete.
+
+    It adopts the plain cell: the input layers are the same modules, the weights of the edges are stacked. state_dict
+    and load_state_dict keep the plain names (and old checkpoints' stacked names can be loaded); `parameters()` gives
+    the stacked tensors, which optimizers step.
+    """
+
+    backend = "batched"
+    spec: CellSpec
+    operations: tuple[str, ...]
+    num_nodes: int
+    K: int
+    reduction: bool
+    input_0: nn.Module
+    input_1: nn.Module
+    batches: nn.ModuleList
+
+    def __init__(self, cell: "SupernetCell | BatchedCell") -> None:
+        super().__init__()
+        self.spec, self.operations = cell.spec, cell.operations
+        self.num_nodes, self.K, self.reduction = cell.num_nodes, cell.K, cell.reduction
+        self.C_mixed = cell.spec.C // cell.K
+        self.input_0, self.input_1 = cell.input_0, cell.input_1
+        N = self.num_nodes
+        sources = [tuple(range(NUM_INPUTS)), *((NUM_INPUTS + i,) for i in range(N - 1))]
+        self.edge_lists = [[(s, n) for s in states for n in range(max(0, s - 1), N)] for states in sources]
+        if isinstance(cell, BatchedCell):
+            self.batches = cell.batches
+        else:
+            edges = [[cast(MixedOp, cell.edges[num_edges(n) + s]) for s, n in each] for each in self.edge_lists]
+            self.batches = nn.ModuleList(
+                EdgeBatch([list(edge.ops) for edge in each], len(states), self.C_mixed, each[0].stride)
+                for states, each in zip(sources, edges, strict=True)
+            )
+        device = next(self.input_0.parameters()).device
+        rows = [num_edges(node) + state for edges in self.edge_lists for state, node in edges]
+        self.rows: Tensor
+        self.register_buffer("rows", torch.tensor(rows, device=device), persistent=False)
+        columns = [i for i, name in enumerate(cell.operations) if name != "none"]
+        self.columns: Tensor  # of the mixing weights, without `none`
+        self.register_buffer("columns", torch.tensor(columns, device=device), persistent=False)
+        for batch in self.edge_batches():
+            batch.kernels = self.make_kernels()
+        inside = [module for batch in self.edge_batches() for module in batch.stacked_modules()]
+        self._watch = Watch(self.batches, inside)
+        self.train(cell.training)
+
+    def make_kernels(self) -> Kernels | None:
+        """The kernels that the batches of edges use; None for PyTorch alone."""
+        return None
+
+    def edge_batches(self) -> list[EdgeBatch]:
+        return [cast(EdgeBatch, batch) for batch in self.batches]
+
+    def forward(self, s0: State, s1: State, weights: CellWeights, recompute: bool = False) -> State:
+        self.refuse_changes()
+        x0, x1 = s0.rectified(), s1.rectified()
+        each = weights.once("batches of edges", self.edge_weights)
+        return State(maybe_recomputed(self, self._output, x0, x1, each, recompute=recompute))
+
+    def refuse_changes(self) -> None:
+        """UsageError if a stacked module was hooked or replaced, which not all ways to compute it would notice."""
+        if not self._watch.unchanged():
+            raise UsageError(
+                "a hook or a new module inside stacked edges would be ignored in part: "
+                'call darts_sg.backends.accelerate(network, "eager") first, and change its plain modules'
+            )
+
+    def _output(self, x0: Tensor, x1: Tensor, weights: Sequence[EdgeWeights]) -> Tensor:
+        return join(self.nodes([self.input_0(x0), self.input_1(x1)], weights))
+
+    def nodes(self, states: list[Tensor], weights: Sequence[EdgeWeights]) -> list[Tensor]:
+        """All nodes, from the outputs of the two input layers, (N, C, H, W) each."""
+        given: list[Tensor] = []  # the sums of incomplete nodes so far, from the mixed channels
+        passed: list[Tensor] = []  # and from the channels that partial channels hand on
+        nodes: list[Tensor] = []
+        for batch, of_batch in zip(self.edge_batches(), weights, strict=True):
+            mixed, others = states, []
+            if self.K > 1:
+                split = [state.split((self.C_mixed, state.shape[1] - self.C_mixed), dim=1) for state in states]
+                mixed, others = [part[0] for part in split], [part[1] for part in split]
+                if batch.stride == 2:
+                    others = [F.max_pool2d(part, 2, 2, ceil_mode=True) for part in others]
+                ones = of_batch.weights.new_ones(batch.S * batch.T)
+                coefficients = ones if of_batch.edges is None else of_batch.edges
+                parts = mix([join(others)], coefficients[None], batch.S, batch.T)
+                passed = [node + part for node, part in zip(passed, parts, strict=True)] if passed else parts
+            # all edges into the first incomplete node are computed now
+            complete, *given = batch(mixed, of_batch, given)
+            if self.K > 1:
+                handed_on, *passed = passed
+                complete = F.channel_shuffle(join([complete, handed_on]), self.K)
+            nodes.append(complete)
+            states = [complete]
+        return nodes
+
+    def edge_weights(self, weights: CellWeights) -> list[EdgeWeights]:
+        """The mixing weights of each batch of edges."""
+        of_operations, of_edges = weights.operations, weights.edges
+        if of_edges is not None:
+            of_operations = of_operations * of_edges[:, None]
+        sizes = [len(edges) for edges in self.edge_lists]
+        each = of_operations[self.rows[:, None], self.columns].split(sizes)
+        edges = [None] * len(each) if of_edges is None else of_edges[self.rows].split(sizes)
+        return [EdgeWeights(*both) for both in zip(each, edges, strict=True)]
+
+    def slices(self) -> Iterator[Slice]:
+        """The layers of the plain cell, in its order, and where they lie here."""
+        for name in ("input_0", "input_1"):
+            yield from _slices(name, name, self.get_submodule(name))
+        for node in range(self.num_nodes):
+            for state in range(NUM_INPUTS + node):
+                number = max(0, state - 1)
+                batch = self.edge_batches()[number]
+                first = self.num_nodes - batch.T
+                index = state if state < NUM_INPUTS else 0
+                prefix = f"edges.{num_edges(node) + state}"
+                yield from batch.slices(index, node - first, prefix, f"batches.{number}")
+
+    def plain(self) -> SupernetCell:
+        """A plain cell with the same input layers, and with copies of this one's weights on its edges."""
+        with torch.device("meta"):  # without drawing random numbers: all weights are replaced
+            cell = SupernetCell(self.spec, self.operations, self.num_nodes, self.K)
+        own = {name: tensor.detach().clone() for name, tensor in self.state_dict().items()}
+        trained = {name: tensor.requires_grad for one in self.slices() for name, _, tensor in one.tensors("parameters")}
+        for layer in cell.modules():
+            if isinstance(layer, nn.BatchNorm2d) and self._without_counters():
+                layer.num_batches_tracked = None
+        cell.input_0, cell.input_1 = self.input_0, self.input_1
+        edges = {name: tensor for name, tensor in own.items() if name.startswith("edges.")}
+        cell.load_state_dict(edges, strict=False, assign=True)
+        for name, parameter in cell.named_parameters():
+            parameter.requires_grad_(trained[name])
+        return cell.train(self.training)
+
+    def _without_counters(self) -> bool:
+        norms = [layer for layer in self.batches.modules() if isinstance(layer, nn.BatchNorm2d)]
+        return all(norm.num_batches_tracked is None for norm in norms)
+
+    def state_dict(self, *arguments: Any, **options: Any) -> Any:
+        """As of the plain cell: the tensors of edges are views into the stacked ones, by their plain names."""
+        prefix, keep = options.get("prefix", ""), options.get("keep_vars", False)
+        destination = options.get("destination")
+        found: dict[str, Any] = {} if destination is None else destination
+        for one in self.slices():
+            for kind in ("parameters", "buffers"):
+                for name, _, tensor in one.tensors(kind):
+                    found[prefix + name] = one.of(tensor if keep else tensor.detach())
+        return found
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *others: Any) -> None:
+        """Stack what has plain names. Stacked names, of checkpoints written before there were plain cells, stay."""
+        *_, missing, _, errors = others
+        self._stack(state, prefix, missing, errors)
+        super()._load_from_state_dict(state, prefix, *others)
+
+    def _stack(self, state: dict[str, Any], prefix: str, missing: list[str], errors: list[str]) -> None:
+        filled: dict[str, Tensor] = {}
+        for one in self.slices():
+            if not one.path.startswith("batches."):
+                continue
+            for kind in ("parameters", "buffers"):
+                for plain, path, tensor in one.tensors(kind):
+                    if prefix + path in state and prefix + path not in filled:
+                        continue  # an old checkpoint
+                    if prefix + path not in filled:
+                        filled[prefix + path] = tensor.detach().clone()
+                    target = one.of(filled[prefix + path])
+                    source = state.pop(prefix + plain, None)
+                    if source is None:
+                        missing.append(prefix + plain)
+                    elif source.shape != target.shape:
+                        errors.append(
+                            f"size mismatch for {prefix + plain}: {tuple(source.shape)} in the checkpoint, "
+                            f"{tuple(target.shape)} here"
+                        )
+                    else:
+                        target.copy_(source)
+        state.update(filled)
+
+
+def edge_batches(network: nn.Module) -> list[EdgeBatch]:
+    """The batches of edges of all cells, where nearly all of the work is."""
+    return [module for module in network.modules() if isinstance(module, EdgeBatch)]
+
+
+def plain_tensors(
+    network: Supernet, kind: str = "parameters", of: Callable[[Tensor], Tensor | None] = lambda tensor: tensor
+) -> dict[str, Tensor]:
+    """Weights (kind `parameters`) or statistics (`buffers`) by their names in the plain supernet, in its order.
+
+    With batched cells they are views; writing into them writes the weights. Alphas are left out. `of` maps a stored
+    tensor to another of its shape that is sliced in its stead, such as its gradient.
+    """
+    found: dict[str, Tensor] = {}
+    alphas = {id(alpha) for alpha in network.alphas()}
+    children: list[tuple[str, nn.Module]] = [("stem", network.stem)]
+    children += [(f"cells.{i}", cell) for i, cell in enumerate(network.cells)]
+    for name, module in [*children, ("head", network.head)]:
+        slices = module.slices() if isinstance(module, BatchedCell) else _slices("", "", module)
+        for one in slices:
+            for plain, _, tensor in one.tensors(kind):
+                value = None if id(tensor) in alphas else of(tensor)
+                if value is not None:
+                    found[f"{name}.{plain}"] = one.of(value)
+    return found
 
 
 def repeat(x: Tensor, S: int, T: int) -> Tensor:

@@ -1,26 +1,32 @@
-"""Operations and their sum in nodes, computed by kernels of our own: the same function, with its gradients."""
+"""Kernel IR shared by the C++ and Triton backends: chains of layers as fused stages, and how their sums form cells.
 
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+It is data that refers to PyTorch layers, whose weights and settings a backend reads when it runs. The backends import
+this module; it knows none of them.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
+from darts_sg.ops.operation import Residual
 from darts_sg.ops.primitives import HalvingConv, HalvingConvBN
 
 ACTIVATIONS: dict[type[nn.Module], int] = {nn.ReLU: 1, nn.ReLU6: 2}
 POOLS: dict[type[nn.Module], int] = {nn.MaxPool2d: 1, nn.AvgPool2d: 2}
 KERNEL_SIZES = (3, 5, 7)
 DTYPES = {torch.float32: "float", torch.float64: "double"}
-EDGES, NODES, MIXED_NODES = range(3)  # what the gradient of a stage is given as
+EDGES, NODES, MIXED_NODES = range(3)  # the form in which a stage receives its gradient
 
 
 @dataclass(frozen=True)
-class Stage:
-    """An activation, a depthwise and a 1×1 convolution, each of them or none, and a BatchNorm, on all edges;
-    the same with a HalvingConv instead of convolutions; or a pool and a BatchNorm or none, on all states."""
+class FusedStage:
+    """Layers that one kernel computes: activation - depthwise - 1×1 - BatchNorm on all edges, each of the first three
+    optional; a HalvingConv in place of the convolutions; or a pool, with or without BatchNorm, on all states."""
 
     norm: nn.BatchNorm2d | None
     activation: int = 0
@@ -30,7 +36,7 @@ class Stage:
     halving: HalvingConv | None = None
 
     def weights(self) -> list[Tensor]:
-        """Of its convolutions, then weight and bias of its BatchNorm, if it has them."""
+        """The weights of its convolutions, then weight and bias of its BatchNorm, as far as it has them."""
         found = [layer.weight for layer in (self.depthwise, self.pointwise) if layer is not None]
         if self.halving is not None:
             found += (self.halving.conv_1.weight, self.halving.conv_2.weight)
@@ -38,50 +44,67 @@ class Stage:
             found += (self.norm.weight, self.norm.bias)
         return found
 
+    def describe(self) -> str:
+        """Everything that selects a path through the kernels, widths included, as text."""
+        found = [f"activation {self.activation}"]
+        for kind in ("depthwise", "pointwise"):
+            if (conv := getattr(self, kind)) is not None:
+                found.append(f"{kind} {tuple(conv.weight.shape)} {conv.stride} {conv.dilation}")
+        if self.halving is not None:
+            found.append(f"halving {tuple(self.halving.conv_1.weight.shape)} {tuple(self.halving.conv_2.weight.shape)}")
+        if self.pool is not None:
+            found.append(f"pool {kind_of(self.pool)} {self.pool.stride}")
+        if self.norm is not None:
+            found.append(f"norm {self.norm.num_features}{' affine' if self.norm.affine else ''}")
+        return ", ".join(found)
 
-class Operation(NamedTuple):
-    """A chain of stages on each edge, a pool on each state, or, without stages, the states themselves."""
 
-    stages: Sequence[Stage] = ()
+class FusedOp(NamedTuple):
+    """An operation: a chain of stages on each edge; a pool on each state; or, without stages, the states themselves."""
+
+    stages: Sequence[FusedStage] = ()
     input: int = 0
-    """Which of the inputs it takes."""
+    """The number of its input."""
 
     @property
     def shared(self) -> bool:
-        """Whether it has one output for each state, for all edges that leave it."""
+        """Whether all edges that leave a state share one output."""
         return not self.stages or self.stages[0].pool is not None
 
 
-@dataclass(frozen=True, eq=False)
-class Operations:
-    """What leads from the S states of each input to T nodes, over E = S · T edges.
-
-    Made once and given to each `run`, for they keep what is the same in all of these.
-    """
+@dataclass(eq=False)
+class FusedOps:
+    """The operations between S states of each input and T nodes, over E = S · T edges."""
 
     S: int
     T: int
-    each: Sequence[Operation]
+    each: Sequence[FusedOp]
     parts: int = 1
-    """In how many parts a state is given, whose channels follow each other; if there are several each operation has
-    stages."""
+    """The number of parts of a state, whose channels follow each other; with several, each operation has stages."""
 
-    def stages(self) -> list[Stage]:
+    def stages(self) -> list[FusedStage]:
         return [stage for operation in self.each for stage in operation.stages]
 
+    def describe(self) -> str:
+        """See FusedStage.describe."""
+        each = [f"input {op.input}: {' | '.join(stage.describe() for stage in op.stages)}" for op in self.each]
+        return f"S {self.S}, T {self.T}, parts {self.parts}; " + "; ".join(each)
+
     @cached_property
-    def alone(self) -> "Graph":
-        """A graph of nothing else."""
+    def alone(self) -> "CellGraph":
+        """A graph of this step only."""
         num_inputs = self.S * self.parts * (1 + max(operation.input for operation in self.each))
         nodes = range(num_inputs, num_inputs + self.T)
-        return Graph(num_inputs, [Step(self, range(num_inputs), nodes)], nodes)
+        return CellGraph(num_inputs, [GraphStep(self, range(num_inputs), nodes)], nodes)
 
 
-class Step(NamedTuple):
-    """Operations in a graph: from which of its states they lead, those of the first input first, all parts of one
-    before the next, and to which T."""
+class GraphStep(NamedTuple):
+    """Operations in a graph, and the numbers of the states they connect.
 
-    operations: Operations
+    `states` lists the first input's before the second's, and all parts of one state before the next; `nodes` has T.
+    """
+
+    operations: FusedOps
     states: Sequence[int]
     nodes: Sequence[int]
 
@@ -91,48 +114,52 @@ class Step(NamedTuple):
         return [self.states[i : i + size] for i in range(0, len(self.states), size)]
 
 
-@dataclass(frozen=True, eq=False)
-class Graph:
-    """Steps that are computed one after the other, such as a cell: on a CPU alone.
+@dataclass(eq=False)
+class CellGraph:
+    """Steps computed in order, such as a whole cell. Reuse one instance: it caches launch plans.
 
-    The states are numbered, those that it is given first. Each of the others is the sum of all that steps give it, and
-    is complete before another step leads from it. Made once and given to each `run_graph`.
+    States are numbered, the graph's inputs first. Each other state is the sum of all that steps add to it, and is
+    complete before a step reads it.
     """
 
     num_inputs: int
-    steps: Sequence[Step]
+    steps: Sequence[GraphStep]
     outputs: Sequence[int]
-    """None of those that it is given."""
+    """Must not contain input states."""
     passed_on: Sequence[int] = ()
-    """Those that it is given and gives back as they are, for what takes them after it: so their gradients are added up
-    within the kernels."""
-    plans: dict[Hashable, Any] = field(default_factory=dict, repr=False)
-    """Of darts_sg.backends.cpp.run, for each kind of input."""
+    """Input states that the graph returns unchanged, after its outputs. Later consumers read these, so that their
+    gradients are added up within the kernels."""
 
     @cached_property
-    def stages(self) -> list[Stage]:
+    def stages(self) -> list[FusedStage]:
         return [stage for step in self.steps for stage in step.operations.stages()]
 
     def weights(self) -> list[Tensor]:
-        """Those of its stages."""
+        """The weights of all stages, in order."""
         return [weight for stage in self.stages for weight in stage.weights()]
 
     @cached_property
     def taken(self) -> set[int]:
-        """The states that steps lead from."""
+        """The states that steps read."""
         return {state for step in self.steps for state in step.states}
 
     @cached_property
     def together(self) -> list[Sequence[int]]:
-        """For each step and each of its inputs those of its states that the graph is given."""
+        """For each step and each of its inputs, the numbers of the graph's own inputs among its states."""
         inputs = [states for step in self.steps for states in step.inputs()]
         found = [[state for state in states if state < self.num_inputs] for states in inputs]
         return [states for states in found if states]
 
 
-def stages_of(layers: Sequence[nn.Module], E: int) -> list[Stage] | None:
-    """The stages that a chain of layers on E edges consists of; None if it has a layer that is not known here."""
-    stages: list[Stage] = []
+def digest(kind: str, operations: Iterable[FusedOps]) -> str:
+    """A name for what the kernels compute of networks of a kind: equal for equal sets of fused operations."""
+    texts = sorted({one.describe() for one in operations})
+    return f"{kind}-{hashlib.sha256(chr(10).join(texts).encode()).hexdigest()[:16]}"
+
+
+def stages_of(layers: Sequence[nn.Module], E: int) -> list[FusedStage] | None:
+    """The stages of a chain of layers on E edges; None if a layer is unknown to the kernels."""
+    stages: list[FusedStage] = []
     rest: list[Any] = []
     for layer in layers:
         rest += [layer, layer.bn] if isinstance(layer, HalvingConvBN) else [layer]
@@ -149,12 +176,12 @@ def stages_of(layers: Sequence[nn.Module], E: int) -> list[Stage] | None:
         if norm is None or depthwise is pointwise is halving is None:
             return None
         number = ACTIVATIONS.get(type(activation), 0)
-        stages.append(Stage(norm, number, depthwise, pointwise, halving=halving))
+        stages.append(FusedStage(norm, number, depthwise, pointwise, halving=halving))
     return stages
 
 
-def pool_of(layers: Sequence[nn.Module]) -> Stage | None:
-    """The stage of a 3×3 pool, with its BatchNorm if it has one; None if the layers are something else."""
+def pool_of(layers: Sequence[nn.Module]) -> FusedStage | None:
+    """The stage of a 3×3 pool, followed by a BatchNorm or not; None if the layers are something else."""
     norm = layers[1] if len(layers) == 2 else None
     if len(layers) > 2 or not isinstance(layers[0], tuple(POOLS)) or not isinstance(norm, nn.BatchNorm2d | None):
         return None
@@ -166,11 +193,31 @@ def pool_of(layers: Sequence[nn.Module]) -> Stage | None:
         known = known and pool.dilation == 1
     else:
         known = known and not cast(nn.AvgPool2d, pool).count_include_pad
-    return Stage(norm, pool=pool) if known else None
+    return FusedStage(norm, pool=pool) if known else None
+
+
+def stages_of_operation(op: nn.Module) -> list[FusedStage] | None:
+    """The stages of an operation on a single edge: none for an identity, None if the kernels cannot compute it.
+
+    A residual block gives the stages of its body; `adds_input` tells whether the input is to be added.
+    """
+    if isinstance(op, nn.Identity):
+        return []
+    if isinstance(op, Residual):
+        op = op.body
+    if isinstance(op, nn.Sequential):
+        return stages_of(list(op), 1)
+    pool = pool_of([op])
+    return None if pool is None else [pool]
+
+
+def adds_input(op: nn.Module) -> bool:
+    """Whether the operation is a residual block that adds its input to its output."""
+    return isinstance(op, Residual) and op.shortcut
 
 
 def kind_of(pool: nn.Module) -> int:
-    """Its number in POOLS."""
+    """The number of the pool's kind in POOLS."""
     return next(number for kind, number in POOLS.items() if isinstance(pool, kind))
 
 
@@ -191,46 +238,3 @@ def _is_pointwise(layer: nn.Module, E: int) -> bool:
 
 def _halves(layer: nn.Module, E: int) -> bool:
     return isinstance(layer, HalvingConv) and layer.groups == E and layer.C_out >= 2 * E
-
-
-def run(states: Sequence[Tensor], gamma: Tensor, operations: Operations, onto: Sequence[Tensor] = ()) -> list[Tensor]:
-    """What the operations give to the T nodes, added to what is in `onto`, if there is anything: T tensors of
-    (N, C, H', W').
-
-    states: on a CPU the S states of the first input, then of the next, each (N, C, H, W), all float32 or all float64;
-    those of an input are of one shape. On a GPU one input, its states side by side: (N, S · C, H, W).
-    gamma: (number of operations, E), the scale of each one's last BatchNorm, which then has no weight of its own; or,
-    on a CPU, (number of operations, E, N), a factor of each one's output for each image, which gets no gradient.
-    Raises Unavailable if the kernels cannot be compiled.
-    """
-    if states[0].device.type == "cuda":
-        from darts_sg.backends.triton import run as gpu  # Triton is there where there is a GPU
-
-        return gpu.run(states[0], gamma, operations, onto)
-    given = run_graph(states, [gamma], operations.alone)
-    return [before + node for before, node in zip(onto, given, strict=True)] if onto else given
-
-
-def run_graph(inputs: Sequence[Tensor], gammas: Sequence[Tensor], graph: Graph) -> list[Tensor]:
-    """The outputs of a graph, each (N, C, H', W'), and after them the states that it passes on, on a CPU.
-
-    inputs: the states that it is given, and gammas: one for each step, as for `run`. Raises Unavailable if the kernels
-    cannot be compiled, ValueError if a BatchNorm in train mode has a single value of each channel.
-    """
-    from darts_sg.backends.cpp import run as cpu
-
-    return cpu.run(inputs, gammas, graph)
-
-
-def takes(x: Tensor) -> bool:
-    """Whether `run` can be given x, and any stages."""
-    return x.device.type == "cpu" and x.dtype in DTYPES
-
-
-def computes(x: Tensor, stages: Sequence[Stage]) -> bool:
-    """Whether `run` can be given x and these stages, on a CPU or on a GPU."""
-    if x.device.type == "cuda":
-        from darts_sg.backends.triton import run as gpu
-
-        return gpu.takes(x) and gpu.supports(stages)
-    return takes(x)

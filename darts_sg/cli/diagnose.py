@@ -124,7 +124,7 @@ def diagnosis_table(found: Sequence["Diagnosis"]) -> tuple[list[str], list[list[
             [
                 diagnosis.label,
                 f"{diagnosis.params:,}",
-                f"{diagnosis.weights.metadata.test_error:.2f}%",
+                diagnosis.recorded,
                 f"{diagnosis.gradients.loss:.3f}",
                 *(f"{value:+.3f}" for value in (cosines.min(), cosines.mean())),
                 f"{cosines.std(correction=0):.3f}",

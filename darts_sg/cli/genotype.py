@@ -325,7 +325,7 @@ def show_frontier(arguments: argparse.Namespace, points: Any, operations: Any, m
 
 
 def show_comparison(arguments: argparse.Namespace) -> None:
-    from darts_sg.analysis.compare import Latency, compare_genotypes, latency
+    from darts_sg.analysis.compare import Latency, latency
     from darts_sg.analysis.cost import shape_text
     from darts_sg.analysis.draw import save_figure
     from darts_sg.analysis.draw_comparison import draw_comparison
@@ -334,6 +334,7 @@ def show_comparison(arguments: argparse.Namespace) -> None:
     from darts_sg.engine.environment import choose_device
     from darts_sg.genotype import load_genotype
     from darts_sg.ops import OPERATIONS
+    from darts_sg.study.compare import compare_genotypes
 
     if arguments.json + arguments.markdown + arguments.csv > 1:
         raise UsageError("choose one of --json, --markdown and --csv")

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import yaml
 
-from darts_sg import api, plugins
+from darts_sg import api, plugins, process
 from darts_sg.cli.parser import Parser, argument_type
 from darts_sg.config import JOBS, JobName, help_texts, recipe_names
 from darts_sg.data import DATASETS
@@ -127,9 +127,10 @@ def run(job: JobName, arguments: argparse.Namespace) -> None:
     with Path(os.devnull).open("w") as nowhere:
         leads = Ranks.from_environment().leads
         with redirect_stdout(sys.stdout if leads else nowhere):
-            if arguments.help:  # with the defaults that the recipe and the file on the command line give
-                defaults = api.starting_options(job, given.get("recipe"), given.get("config"))
-                plugins.for_job(given.get("plugin", ""), base=defaults.get("plugin", ""))  # the help names their data
+            if arguments.help:  # with the defaults that hold beside the recipe, file or run on the command line
+                file, resume, evaluate = (given.get(name) for name in ("config", "resume", "evaluate"))
+                defaults = api.base_options(job, given, file=file, resume=resume, evaluate=evaluate)
+                plugins.for_job(given.get("plugin", ""), base=defaults.get("plugin", ""))  # the help names their parts
                 build_parser(job, arguments.prog, defaults).print_help()
             elif given.get("print_config"):
                 options = _plan(job, given).config.as_dict()
@@ -141,4 +142,4 @@ def run(job: JobName, arguments: argparse.Namespace) -> None:
             else:
                 start = api.search if job == "search" else api.retrain
                 asked = {name: given[name] for name in ("resume", "config", "dry_run") if name in given}
-                start(**asked, **_options(job, given))
+                start(**asked, **_options(job, given), started=process.started())

@@ -1,4 +1,4 @@
-"""darts-sg report: rewrite a run's report.md and pictures, or report the paper's experiment."""
+"""darts-sg report: rewrite a run's report.md and pictures, or write the report of a study."""
 
 import argparse
 import json
@@ -9,65 +9,75 @@ from typing import Any
 from darts_sg.errors import UsageError
 from darts_sg.files import write_atomically
 
+PAPER_PROTOCOL = "sandglass"  # what `report paper` shows
+
 
 def add_parser(commands: Any) -> None:
     """Add `report` to the commands of the package."""
     report = commands.add_parser(
-        "report", description="Rewrite a run's report.md and pictures; or report the paper's experiment."
+        "report", description="Rewrite a run's report.md and pictures, or write the report of a study."
     )
     report.add_argument(
-        "run_dir", metavar="RUN_DIR", type=Path, help="a run folder, or `paper`: the paper's experiment"
+        "run_dir",
+        metavar="RUN_DIR",
+        type=Path,
+        help="a run folder, a study's PROTOCOL.yaml, or `paper`: the experiment of results/sg_darts",
     )
     report.add_argument(
-        "--results", type=Path, help="with `paper`: the folder that holds run folders, at any depth (default: results)"
+        "--results", type=Path, help="with a study: the folder that holds run folders, at any depth (default: results)"
     )
     report.add_argument(
         "-o",
         "--output",
         type=Path,
-        help="with `paper`: FILE.md for the report, with its picture FILE.svg; or the picture: .svg, .png or .pdf",
+        help="with a study: FILE.md for the report, with its picture FILE.svg; or the picture: .svg, .png or .pdf",
     )
-    report.add_argument("--json", action="store_true", help="with `paper`: print JSON")
+    report.add_argument("--json", action="store_true", help="with a study: print JSON")
     report.add_argument(
         "--no-animation", action="store_true", help="leave out pictures/search.gif (about 0.2 s an epoch of a search)"
     )
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Rewrite the report of a run, or print or write that of the paper's experiment."""
+    """Rewrite the report of a run, or print or write that of a study."""
     from darts_sg.analysis.report import write_report
 
-    if str(arguments.run_dir) == "paper" and not arguments.run_dir.is_dir():
-        report_paper(arguments)
+    target: Path = arguments.run_dir
+    if not target.is_dir() and (str(target) == "paper" or target.suffix in {".yaml", ".yml"}):
+        report_study(arguments)
     else:
         for name in ("results", "output", "json"):
             if getattr(arguments, name):
-                raise UsageError(f"--{name} is for `report paper`; the report of a run is written into its folder")
+                raise UsageError(f"--{name} is for studies (`report paper`); a run's report is written into its folder")
         print(write_report(arguments.run_dir, animate=not arguments.no_animation))
 
 
-def report_paper(arguments: argparse.Namespace) -> None:
-    """Print the paper's experiment, or write it; a picture of it goes beside the file or into one."""
+def report_study(arguments: argparse.Namespace) -> None:
+    """Print the report of a study or write it; its picture goes beside the report, or into a file alone."""
     from darts_sg.analysis.draw import save_figure
     from darts_sg.study.as_dict import report_dict
     from darts_sg.study.draw import draw_experiment, drawable
+    from darts_sg.study.protocol import load_protocol, read_protocol
     from darts_sg.study.read import read_experiment
-    from darts_sg.study.report import TITLE, paper_report
+    from darts_sg.study.report import heading, study_report
 
+    named = str(arguments.run_dir) == "paper"
+    protocol = load_protocol(PAPER_PROTOCOL) if named else read_protocol(arguments.run_dir)
+    first = heading(protocol.title)
     output: Path | None = arguments.output
     written = output is not None and output.suffix == ".md"
     if output is not None:
         if not written and output.suffix not in {".svg", ".png", ".pdf"}:
             raise UsageError(f"--output {output}: expected a name that ends in .md, .svg, .png or .pdf")
-        if written and output.exists() and not output.read_text(encoding="utf-8", errors="replace").startswith(TITLE):
+        if written and output.exists() and not output.read_text(encoding="utf-8", errors="replace").startswith(first):
             raise UsageError(f"{output} exists and is no such report; choose another --output")
-    found = read_experiment(arguments.results or Path("results"))
+    found = read_experiment(arguments.results or Path("results"), protocol)
     picture: Path | None = None
     if output is not None and (not written or drawable(found)):
         kind = "svg" if written else output.suffix.removeprefix(".")
         (picture,) = save_figure(draw_experiment(found), output.with_suffix(""), formats=(kind,))
     if output is not None and written:
-        write_atomically(output, paper_report(found, picture.name if picture else None))
+        write_atomically(output, study_report(found, picture.name if picture else None))
     shown = sys.stdout if written and not arguments.json else sys.stderr
     for path in (output if written else None, picture):
         if path is not None:
@@ -75,4 +85,4 @@ def report_paper(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps(report_dict(found), indent=1))
     elif not written:
-        print(paper_report(found), end="")
+        print(study_report(found), end="")

@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 from rich.console import Console
 from rich.progress import track
 
+from darts_sg.data.memory import available_memory
 from darts_sg.data.spec import Dataset, DataSpec, ImageSet
 from darts_sg.data.split import balanced_split
 from darts_sg.data.statistics import channel_statistics
@@ -150,16 +151,6 @@ def check_memory(num_images: int, size: int) -> None:
             f"{num_images} images of {size}×{size} pixels take {needed / 2**30:.1f} GiB, more than half "
             f"of the {available / 2**30:.1f} GiB available: ask for a smaller image size or remove images"
         )
-
-
-def available_memory() -> int | None:
-    """Bytes of memory that can be had without swapping; None where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    sizes = dict(line.split(":", 1) for line in lines)
-    return int(sizes["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in sizes else None
 
 
 def read_images(files: LabelledFiles, size: int, class_names: list[str]) -> ImageSet:

@@ -11,7 +11,7 @@ import torch
 
 from darts_sg.data.folder import STEP, check_same_classes, list_names, subfolders
 from darts_sg.data.spec import Dataset, DataSpec
-from darts_sg.data.stream import ImageFiles
+from darts_sg.data.stream import ImageFiles, UnusualImages
 from darts_sg.errors import UsageError
 
 SIZE = 224
@@ -48,7 +48,7 @@ def load_imagenet(directory: Path, *, image_size: int | None, seed: int, downloa
         remarks.append(f"{len(class_names)} classes")
     if size != SIZE:
         remarks.append(f"images brought to {size}×{size} pixels")
-    unusual: dict[str, str] = {}
+    unusual = UnusualImages()
 
     def files(part: Path) -> ImageFiles:
         names, labels = list_names(part, class_names)

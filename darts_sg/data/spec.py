@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from darts_sg.data.stream import ImageFiles, Reading
+from darts_sg.data.stream import ImageFiles, Reading, UnusualImages
 from darts_sg.errors import UsageError
 
 
@@ -102,9 +102,9 @@ class Dataset:
         return digest.hexdigest()[:16]
 
     @property
-    def unusual(self) -> dict[str, str]:
-        """The images met so far that are damaged or no RGB JPEG, by name; those of a set in memory are sound."""
-        return self.train.unusual if isinstance(self.train, ImageFiles) else {}
+    def unusual(self) -> UnusualImages:
+        """The images found so far that are damaged or no RGB JPEG. Empty for a set in memory."""
+        return self.train.unusual if isinstance(self.train, ImageFiles) else UnusualImages()
 
     def read_by(self, reading: Reading) -> "Dataset":
         """The same data set, its files read in this way; one in memory is read already."""

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.utils import data as torch_data
 
 from darts_sg.data.generator import keyed_generator
+from darts_sg.data.memory import available_memory, shared_memory
 from darts_sg.errors import RunError
 
 logger = logging.getLogger(__name__)
@@ -37,6 +38,10 @@ CROP_RATIO = 3 / 4, 4 / 3
 CROP_TRIES = 10
 KEPT_SIDE = 224 / 256
 """Of the shorter side, in evaluation: resize it to 256 pixels and take the middle 224."""
+BATCHES_AHEAD = 2
+"""Batches that each worker reads ahead (PyTorch's default)."""
+MEMORY_PART, SHARED_MEMORY_PART = 8, 4
+"""What a stream reads ahead takes at most this fraction (1/8, 1/4) of the memory available, of the free shared one."""
 MOST_IN_A_ROW = 100
 """Unreadable files, after which it is not the files that are damaged."""
 
@@ -58,6 +63,18 @@ class Reading:
     """Decode a JPEG at 1/2, 1/4 or 1/8 of its size where that is still larger than what is made of it."""
 
 
+class UnusualImages(dict[str, str]):
+    """The images found so far that are damaged or no RGB JPEG: their names, and what they are.
+
+    It grows while images are read. All parts of a data set share one.
+    """
+
+    def replace(self, found: Mapping[str, str]) -> None:
+        """Hold exactly `found`, sorted by name."""
+        self.clear()
+        self.update(sorted(found.items()))
+
+
 @dataclass(frozen=True, eq=False)
 class ImageFiles:
     """A labelled set of image files, each of which is brought to a square when it is asked for."""
@@ -72,8 +89,8 @@ class ImageFiles:
     reading: Reading = Reading()
     device: torch.device = torch.device("cpu")
     """Where batches are wanted."""
-    unusual: dict[str, str] = field(default_factory=dict)
-    """Names of the images met so far that are damaged or no RGB JPEG, and what they are; shared by all parts."""
+    unusual: UnusualImages = field(default_factory=UnusualImages)
+    """The damaged and odd images of the whole data set, shared by all its parts."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -266,6 +283,7 @@ class Stream:
         self.files, self.keys, self.reader, self.length = files, keys, reader, length
         self.next = 0
         self.running: Iterator[Batch] | None = None
+        self.limited = False  # by memory, and said so
 
     def __getitem__(self, position: int) -> tuple[Tensor, Tensor]:
         """uint8 (B, H, W, C) and labels int64 (B,) on the device of the files, without damaged ones."""
@@ -287,13 +305,23 @@ class Stream:
         self.running = None
 
     def _start(self, position: int) -> Iterator[Batch]:
-        workers = self.files.reading.workers
+        """Start reading at `position`, in as many workers as the memory has room for."""
+        batch_bytes = len(self.keys(position)) * self.files.size**2 * 3
+        workers, batches_ahead = read_ahead(self.files.reading.workers, batch_bytes)
+        if workers < self.files.reading.workers and not self.limited:
+            self.limited = True
+            logger.warning(
+                "reading ahead with %d of %d workers: a batch takes %d MiB, and what is read ahead is kept within 1/%d "
+                "of the memory available",
+                workers, self.files.reading.workers, batch_bytes >> 20, MEMORY_PART,
+            )  # fmt: skip
         if self.length is not None:
             workers = min(workers, self.length - position)
         loader: torch_data.DataLoader[Any] = torch_data.DataLoader(
             self.reader,
             batch_sampler=Positions(self.keys, position, self.length),
             num_workers=workers,
+            prefetch_factor=batches_ahead if workers else None,
             collate_fn=partial(collate, size=self.files.size),
             multiprocessing_context="spawn" if workers else None,
             worker_init_fn=quieten,
@@ -326,6 +354,22 @@ class Stream:
             self.files.unusual[name] = what
         if batch.failure:
             raise RunError(f"{batch.failure}; check that the data are there (a run goes on with --resume)")
+
+
+def read_ahead(workers: int, batch_bytes: int) -> tuple[int, int]:
+    """How many of the `workers` may read ahead, and how many batches each, so that memory has room for these batches.
+
+    Together they take at most 1/8 of the memory available and 1/4 of the free shared memory (of this rank's share of
+    it): a search has three streams, two of training images and one of an evaluation. If that is too little, each worker
+    reads one batch ahead instead of two; if that is too much still, there are fewer workers, but at least one.
+    """
+    bounds = [(available_memory(), MEMORY_PART), (shared_memory(), SHARED_MEMORY_PART)]
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes of torchrun on this machine
+    room = [size // part // ranks // max(1, batch_bytes) for size, part in bounds if size is not None]
+    most = max(1, min(room, default=workers * BATCHES_AHEAD))
+    if most >= workers * BATCHES_AHEAD:
+        return workers, BATCHES_AHEAD
+    return min(workers, most), 1
 
 
 class Positions(torch_data.Sampler[list[Key]]):

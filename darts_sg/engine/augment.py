@@ -1,17 +1,21 @@
-"""The training of a derived network (DARTS paper, section 3.2), or of a model, from scratch."""
+"""The training of a derived network (DARTS paper, section 3.2), or of a model.
+
+What the network is trained for, its loss, measures and results, is the task's (`darts_sg.tasks`).
+"""
 
 import functools
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from darts_sg.analysis.report import write_report
 from darts_sg.config import AugmentConfig
 from darts_sg.data import Images, count_unusual
 from darts_sg.engine.checkpoint import checkpoints
+from darts_sg.engine.distributed import without_sync_batchnorm
 from darts_sg.engine.kernels import use_kernels
 from darts_sg.engine.loop import Loop, StepResult
 from darts_sg.engine.run_dir import RunDir
@@ -31,7 +35,7 @@ from darts_sg.engine.setup import (
     trial_batch,
 )
 from darts_sg.engine.steps import (
-    accuracy,
+    Evaluation,
     apply_weight_step,
     averaged_model,
     evaluate_all,
@@ -44,29 +48,31 @@ from darts_sg.engine.subject import subject_of, with_channels
 from darts_sg.engine.weights import Metadata, Weights, read_weights, weights_bytes
 from darts_sg.errors import UsageError
 from darts_sg.genotype import Genotype, load_genotype
-from darts_sg.methods.early_stopping import Row
 from darts_sg.networks.derived import DerivedNetwork
 from darts_sg.networks.mobile import Model, find_model
 from darts_sg.ops import OPERATIONS
+from darts_sg.records import MetricsRow
+from darts_sg.tasks import DEFAULT_TASK, task_of
 
 EMA = "ema_"
-"""How the names of what belongs to the average of the weights begin."""
+"""Prefix of columns, entries of result.json and files that belong to the average of the weights."""
 
 
 class AugmentJob:
     """The network of a genotype, or a model, with its optimizer, its training batches and its test images.
 
-    With --ema, an average of the weights is tested beside them. Each of both has its own best epoch: the first of those
-    with the highest accuracy on the held-out images, or on the test images where there are none.
+    With --ema the average of the weights is tested beside the weights. Both have a best epoch of their own: the first
+    one with the highest score of the task on the held-out images, or on the test images if none are held out.
     """
 
     name = "augment"
+    warm_up_steps = 1
 
     def __init__(
         self, config: AugmentConfig, trained: Genotype | Model, setting: Setting, weights: Weights | None = None
     ) -> None:
         self.config, self.trained, self.setting = config, trained, setting
-        spec = setting.data.spec
+        self.task, spec = task_of(config.as_dict()), setting.data.spec
         held_out = config.validation_images or 0
         train_size = config.train_images or max(1, len(setting.data.train) - held_out)
         train, validation = split_training_set(setting.data, (train_size, held_out), config)
@@ -77,13 +83,17 @@ class AugmentJob:
         self.num_epochs, self.steps_per_epoch = config.epochs, len(self.train)
         self.subject = subject_of(trained, config, spec)
         self.network = to_device(self.subject.build(), setting.device)
-        self.started = "" if weights is None else weights.start(self.network, spec.num_classes)
+        # before BatchNorm is converted and kernels and average look at the network: they see its real weights
+        self.started = "" if weights is None else weights.start(self.network, self.task, spec)
         if config.sync_batchnorm and setting.ranks.size > 1:
             if setting.device.type != "cuda":
                 raise UsageError("--sync-batchnorm is for GPUs, PyTorch has it for no CPU; leave it out")
             self.network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
+        self.derived = next((m for m in self.network.modules() if isinstance(m, DerivedNetwork)), None)
+        """The network of cells, which may be a part of the task's network; None for a model."""
         setting.environment["kernels"] = self._use_kernels()
         self.ema = averaged_model(self.network, config.ema) if config.ema else None
+        # the networks that are tested, by the prefix of their columns
         self.tested: dict[str, torch.nn.Module] = {"": self.network}
         if self.ema is not None:
             self.tested[EMA] = self.ema.module
@@ -92,8 +102,8 @@ class AugmentJob:
         self.weights = list(self.network.parameters())
         self.optimizer = weight_optimizer(self.weights, config, setting.device)
         self.best: dict[str, float] = {}
-        """Of the weights and, under names that begin with EMA, of their average: the best epoch, by what it was judged,
-        and its columns of the test."""
+        """The best epoch so far: its number, its score (`judged`) and its columns of the test. The entries of the
+        averaged weights' best epoch have the prefix EMA."""
 
     def learning_rate(self, epoch: int) -> float:
         return scheduled_learning_rate(self.config, epoch)
@@ -104,79 +114,100 @@ class AugmentJob:
 
     def step(self, epoch: int, step: int) -> StepResult:
         position, ranks = epoch * self.steps_per_epoch + step, self.setting.ranks
-        x, y = self.train[position]
+        x, targets = self.train[position]
+        num_terms = self.task.num_terms(targets)
         ranks.seed(self.config.seed, position)
-        if isinstance(self.network, DerivedNetwork):
-            self.network.set_drop_path_prob(self.drop_path_prob(epoch))
-        smoothing = self.config.label_smoothing
+        if self.derived is not None:
+            self.derived.set_drop_path_prob(self.drop_path_prob(epoch))
         with autocast(self.config, self.setting.device):
-            logits, auxiliary_logits = self.network(x)
-            loss = main_loss = F.cross_entropy(logits, y, label_smoothing=smoothing)
-            if auxiliary_logits is not None:
-                auxiliary_loss = F.cross_entropy(auxiliary_logits, y, label_smoothing=smoothing)
-                loss = main_loss + (self.config.auxiliary_weight or 0.0) * auxiliary_loss
+            outputs, auxiliary_outputs = self.network(x)
+            losses = self.task.losses(outputs, targets)
+            loss = next(iter(losses.values()))
+            # the auxiliary head only helps to train: its loss is minimised, but not reported
+            if auxiliary_outputs is not None:
+                loss = loss + (self.config.auxiliary_weight or 0.0) * self.task.loss(auxiliary_outputs, targets)
         set_learning_rate(self.optimizer, self.learning_rate(epoch))
-        apply_weight_step(self.optimizer, self.weights, loss, self.config.gradient_clip, ranks, len(y))
-        ranks.average_statistics(self.network, len(y))
+        apply_weight_step(self.optimizer, self.weights, loss, self.config.gradient_clip, ranks, num_terms)
+        ranks.average_statistics(self.network, len(x))
         if self.ema is not None:
             self.ema.update_parameters(self.network)
-        means = ranks.means(len(y), train_loss=main_loss, train_accuracy=accuracy(logits, y))
+        measured = losses | self.task.training_metrics(outputs, targets)
+        means = ranks.means(num_terms, **{f"train_{name}": value for name, value in measured.items()})
         return StepResult(self.train.num_images(position), means)
 
     def attempt(self, batch_size: int, *, recompute: bool) -> None:
-        """Compute the gradients of a step with `batch_size` images and throw them away."""
-        x, y = trial_batch(self.train_images, self.config, self.setting, batch_size)
+        """Compute the gradients of a step with `batch_size` images on this rank alone and discard them."""
+        x, targets = trial_batch(self.train_images, self.config, self.setting, batch_size)
         self.optimizer.zero_grad()
-        with autocast(self.config, self.setting.device):
-            losses = [F.cross_entropy(logits, y) for logits in self.network(x) if logits is not None]
+        with without_sync_batchnorm(self.network), autocast(self.config, self.setting.device):
+            losses = [self.task.loss(outputs, targets) for outputs in self.network(x) if outputs is not None]
         torch.autograd.grad(torch.stack(losses).sum(), self.weights)
 
     def end_epoch(self, epoch: int, means: dict[str, float], run: RunDir) -> dict[str, float]:
         row = {"learning_rate": self.learning_rate(epoch)}
         if self.config.drop_path_prob is not None:
             row["drop_path_prob"] = self.drop_path_prob(epoch)
-        row |= {"train_loss": means["train_loss"], "train_accuracy": means["train_accuracy"]}
+        row |= means
         if self.validation_images is not None:
             row |= self.evaluate("validation", self.validation_images)
-        row |= self.evaluate("test", self.test_images)
-        for kind in self.tested:
-            judged = row.get(f"{kind}validation_accuracy", row[f"{kind}test_accuracy"])
-            if judged > self.best.get(f"{kind}judged", -1.0):
-                test = {name: value for name, value in row.items() if name.startswith(f"{kind}test_")}
-                self.best |= {f"{kind}judged": judged, f"{kind}epoch": epoch + 1} | test
+        tested = self.measure(self.test_images)
+        row |= self._columns("test", tested)
+        for kind, evaluation in zip(self.tested, tested, strict=True):
+            if self._is_best(kind, row, epoch):
                 self._save_weights(run, kind, "best", row, epoch)
             if self.config.keep_every and (epoch + 1) % self.config.keep_every == 0:
                 self._save_weights(run, kind, f"epoch_{epoch + 1:04d}", row, epoch)
             if epoch + 1 == self.num_epochs:
                 self._save_weights(run, kind, "", row, epoch)
+                for name, content in evaluation.files().items():
+                    run.write(f"{kind}{name}", content)
         return row
 
-    def early_stop(self, rows: Sequence[Row]) -> None:
-        """Never: all epochs of a schedule are run."""
+    def _is_best(self, kind: str, row: MetricsRow, epoch: int) -> bool:
+        """Whether no earlier epoch had a score as high as that of `row`; then `epoch` becomes the best one."""
+        score = self.task.score
+        judged = row.get(f"{kind}validation_{score}", row[f"{kind}test_{score}"])
+        if not judged > self.best.get(f"{kind}judged", float("-inf")):
+            return False
+        test = {name: value for name, value in row.items() if name.startswith(f"{kind}test_")}
+        self.best |= {f"{kind}judged": judged, f"{kind}epoch": epoch + 1} | test
+        return True
 
-    def log_tensorboard(self, writer: Any, epoch: int) -> None:
-        """The columns of metrics.csv are all there is."""
+    def early_stop(self, rows: Sequence[MetricsRow]) -> None:
+        """Never stops early: the schedule is made for all epochs."""
+
+    def figures(self, epoch: int) -> dict[str, Any]:
+        """None: the columns of metrics.csv say all."""
+        return {}
 
     def evaluate(self, part: str, images: Images) -> dict[str, float]:
-        """Loss and accuracy on `images`, as they are, by column; those of the average of the weights begin with EMA.
+        """The task's measures on `images` by column of metrics.csv; those of the averaged weights begin with EMA."""
+        return self._columns(part, self.measure(images))
+
+    def measure(self, images: Images) -> list[Evaluation]:
+        """Evaluate the network, and with --ema the average of its weights, on the same batches of `images`.
 
         Without gradients an image takes an eighth of its memory in a training step or less (DARTS_V2, C=36, CPU:
         3.9 of 33 MiB with the C++ kernels, 2.7 of 68 MiB with PyTorch's), so four times as many at once are safe.
         """
         batches = batches_to_evaluate(images, self.config, self.setting, times=4)
-        logits = {network: (lambda x, network=network: network(x)[0]) for network in self.tested.values()}
-        evaluations = evaluate_all(logits, batches, self.setting.ranks)
+        outputs = {network: (lambda x, network=network: network(x)[0]) for network in self.tested.values()}
+        evaluator = functools.partial(self.task.evaluator, self.setting.data.spec)
+        found = evaluate_all(outputs, batches, evaluator, self.setting.ranks)
         self.share()
+        return found
+
+    def _columns(self, part: str, found: Sequence[Evaluation]) -> dict[str, float]:
+        """The measures of a part of the data by column of metrics.csv."""
         return {
             f"{kind}{part}_{name}": value
-            for kind, found in zip(self.tested, evaluations, strict=True)
-            for name, value in found._asdict().items()
-            if self.setting.data.spec.top5 or not name.startswith("top5")
+            for kind, evaluated in zip(self.tested, found, strict=True)
+            for name, value in evaluated.measures.items()
         }
 
     @property
     def num_tested(self) -> int:
-        """Test images, without damaged ones that a test has left out."""
+        """Number of test images, without damaged ones, which a test leaves out."""
         return len(self.test_images) - self.test_images.num_damaged
 
     def share(self) -> None:
@@ -200,7 +231,7 @@ class AugmentJob:
         self.setting.data.unusual.update(state.get("unusual_images", {}))
 
     def facts(self) -> list[str]:
-        """What a dry run says of the network."""
+        """The lines of a dry run about the network and its images."""
         held_out = 0 if self.validation_images is None else len(self.validation_images)
         return [
             self.subject.described,
@@ -212,29 +243,32 @@ class AugmentJob:
         ]
 
     def averaged(self) -> str:
-        """What --ema does in a run of this length, in words; empty without it."""
+        """How far back --ema averages in a run of this length, in words; empty without it."""
         decay, steps = self.config.ema, self.num_epochs * self.steps_per_epoch
         if not decay:
             return ""
         text = f"EMA of the weights: over about the last {round(1 / (1 - decay)):,} steps"
-        share = decay ** (steps - 1)  # of the weights after the first step, in the end
+        share = decay ** (steps - 1)  # how much of the final average are the weights after the first step
         if share < 0.01:
             return text
         return f"{text}; of this run's {steps:,} the first keeps a share of {share:.0%}, so a smaller --ema would fit"
 
     def result(self, loop: Loop) -> dict[str, Any]:
-        """The content of result.json; errors in percent."""
-        last, cost = loop.rows[-1], self.subject.cost
-        unusual, errors = self.setting.data.unusual, {}
-        for kind in self.tested:
-            for measure in ("test", "test_top5") if self.setting.data.spec.top5 else ("test",):
-                for which, row in (("last", last), ("best", self.best)):
-                    errors[f"{kind}{measure}_error_{which}"] = percent_wrong(row[f"{kind}{measure}_accuracy"])
+        """The content of result.json: the task's figures first, then what they depend on."""
+        cost, unusual = self.subject.cost, self.setting.data.unusual
+        figures = {
+            f"{kind}{name}": value
+            for kind in self.tested
+            for name, value in self.task.results(
+                *(_measures(row, kind, "test") for row in (loop.rows[-1], self.best))
+            ).items()
+        }
         epochs = {f"{kind}best_epoch": int(self.best[f"{kind}epoch"]) for kind in self.tested}
         auxiliary = {"params_with_auxiliary": cost.params_with_auxiliary} if self.subject.has_auxiliary else {}
         return {
+            **({} if self.task.name == DEFAULT_TASK else {"task": self.task.name}),
             **self.subject.names,
-            **errors,
+            **figures,
             **epochs,
             "best_chosen_on": "test" if self.validation_images is None else "validation",
             "params": cost.params,
@@ -253,23 +287,50 @@ class AugmentJob:
             "code": self.setting.code(),
         }
 
+    def result_lines(self, result: Mapping[str, Any]) -> list[str]:
+        """The results for people, as a finished training prints them."""
+        lines = []
+        for kind in self.tested:
+            of = " of the EMA weights" if kind else ""
+            for figure in self.task.figures:
+                key = f"{kind}{figure.key('test')}"
+                if f"{key}_last" not in result:
+                    continue
+                last, best = (figure.text.format(result[f"{key}_{which}"]) for which in ("last", "best"))
+                line = f"{figure.title}{of}: {last} after the last epoch, {best} at the best"
+                if figure is self.task.headline:
+                    epoch, chosen_on = result[f"{kind}best_epoch"], result["best_chosen_on"]
+                    line += f" (epoch {epoch}, chosen on the {chosen_on} images)"
+                lines.append(line)
+        return lines
+
     def _use_kernels(self) -> str:
-        """Have the network computed by the kernels that the run asks for or was started with; says which."""
-        if not isinstance(self.network, DerivedNetwork):
+        """Choose the kernels that the run asks for or was started with; returns their name."""
+        if self.derived is None:
             if self.config.kernels == "native":
                 raise UsageError("--kernels native is for the network of a genotype, not for a model; leave it out")
             return "pytorch"
-        return use_kernels(self.network, self.config, self.setting)
+        return use_kernels(self.derived, self.config, self.setting)
 
     @functools.cached_property
     def _fingerprint(self) -> str:
         return self.setting.data.fingerprint()
 
-    def _save_weights(self, run: RunDir, kind: str, name: str, row: dict[str, float], epoch: int) -> None:
-        """Write the weights after `epoch`, or their average, as a file; `row` is the row of metrics.csv."""
+    def _save_weights(self, run: RunDir, kind: str, name: str, row: MetricsRow, epoch: int) -> None:
+        """Write a weights file of the weights after `epoch`, or of their average.
+
+        `row` is the epoch's row of metrics.csv, whose figures the file records.
+        """
+        content = weights_bytes(self.tested[kind].state_dict(), self._metadata(kind, row, epoch))
+        file = f"weights_{kind}{name}".rstrip("_")
+        run.write(f"{file}.safetensors", content)
+
+    def _metadata(self, kind: str, row: MetricsRow, epoch: int) -> Metadata:
+        """What a weights file of `epoch` says of the weights, or of their average."""
         config, data, environment = self.config, self.setting.data, self.setting.environment
-        held_out = row.get(f"{kind}validation_accuracy")
-        metadata = Metadata(
+        return Metadata(
+            task=self.task.name,
+            task_options=self.task.network_options() or None,
             genotype=self.trained.to_yaml() if isinstance(self.trained, Genotype) else "",
             model=config.model,
             network=config.network,
@@ -285,9 +346,8 @@ class AugmentJob:
             data_note=config.data_note,
             data_remark=data.remark,
             data_fingerprint=self._fingerprint,
-            test_error=percent_wrong(row[f"{kind}test_accuracy"]),
+            figures=self.task.recorded(_measures(row, kind, "test"), _measures(row, kind, "validation")),
             test_images=self.num_tested,
-            validation_error=None if held_out is None else percent_wrong(held_out),
             ema=config.ema if kind else None,
             epoch=epoch + 1,
             epochs=self.num_epochs,
@@ -297,13 +357,12 @@ class AugmentJob:
             torch=environment["torch"],
             git=environment["git"],
         )
-        file = f"weights_{kind}{name}".rstrip("_")
-        run.write(f"{file}.safetensors", weights_bytes(self.tested[kind].state_dict(), metadata))
 
 
-def percent_wrong(accuracy: float) -> float:
-    """The error in percent, as it is reported."""
-    return round(100 * (1 - accuracy), 4)
+def _measures(row: MetricsRow, kind: str, part: str) -> dict[str, float]:
+    """The measures of the weights or of their average (`kind`) on a part of the data, by name."""
+    prefix = f"{kind}{part}_"
+    return {name.removeprefix(prefix): value for name, value in row.items() if name.startswith(prefix)}
 
 
 def run_augment(
@@ -311,9 +370,13 @@ def run_augment(
     *,
     resume: Path | None = None,
     dry: bool = False,
-    callbacks: Sequence[Callable[[dict[str, float]], object]] = (),
+    callbacks: Sequence[Any] = (),
+    stop: threading.Event | None = None,
+    started: float | None = None,
 ) -> Path | None:
     """Train as `config` says, in a new run folder or on in `resume`; returns the folder, None for a dry run.
+
+    callbacks, stop, started: see `run_job`.
 
     Raises UsageError for what cannot be done as asked, RunError (Stopped when told to stop) for a run that ends early.
     """
@@ -321,21 +384,8 @@ def run_augment(
     if run is not None and (run.path / "result.json").is_file():
         print(f"{run.path} is finished: {run.path / 'result.json'}, {run.path / 'report.md'}")
         return run.path
-    origin = earlier.get("environment", {}).get("finetuned_from")
-    weights = None
-    if config.finetune and not (run and checkpoints(run.path / "checkpoints")):
-        weights = read_weights(Path(config.finetune))
-        if origin and origin["checksum"] != weights.checksum:
-            raise UsageError(f"{config.finetune} is not the file that {resume} was started from; start a new run")
-        origin = weights.origin()
-    trained: Genotype | Model
-    if config.model:
-        trained = find_model(config.model)
-    elif weights is not None:
-        trained = weights.trained
-    else:
-        name_or_path = config.genotype if run is None else run.path / "genotype.yaml"
-        trained = load_genotype(name_or_path, known=list(OPERATIONS))
+    weights, origin = _start(config, run, earlier)
+    trained = _subject(config, run, weights)
     setting = prepare(config, earlier)
     config = with_channels(config, trained, setting.data.spec)
     if origin:
@@ -345,36 +395,9 @@ def run_augment(
     job = AugmentJob(config, trained, setting, weights)
     refuse_single_images(job.train, lambda x: job.subject.build()(x))
     if dry:
-        genotype_file = "" if config.model else "genotype.yaml, "
-        writes = (
-            f"result.json, {genotype_file}config.yaml, metrics.csv, tensorboard/, checkpoints/, weights.safetensors, "
-            f"weights_best.safetensors, {'the same of weights_ema, ' if config.ema else ''}report.md"
-        )
+        writes = _written(config)
         dry_run(job, config, setting, run, title=trained.name, first_epoch=0, facts=job.facts(), writes=writes)
         return None
-    sizes = {"train_images": len(job.train_images), "test_images": len(job.test_images)}
-    if job.validation_images is not None:
-        sizes["validation_images"] = len(job.validation_images)
-
-    def finish(run: RunDir, config: AugmentConfig, loop: Loop) -> None:
-        if not run.writes:
-            return
-        result = job.result(loop)
-        run.write_json("result.json", result)
-        report = write_report(run.path)
-        for kind in job.tested:
-            of = " of the EMA weights" if kind else ""
-            last, best = (result[f"{kind}test_error_{which}"] for which in ("last", "best"))
-            print(
-                f"test error{of}: {last:.2f}% after the last epoch, {best:.2f}% at the best (epoch "
-                f"{result[f'{kind}best_epoch']}, chosen on the {result['best_chosen_on']} images)"
-            )
-            if f"{kind}test_top5_error_last" in result:
-                last, best = (result[f"{kind}test_top5_error_{which}"] for which in ("last", "best"))
-                print(f"top-5 error{of}: {last:.2f}% after the last epoch, {best:.2f}% at the best")
-        print(job.subject.counts())
-        print(f"result: {run.path / 'result.json'}\nreport: {report}")
-
     for line in filter(None, [job.started, job.averaged()]):
         print(line)
 
@@ -382,7 +405,58 @@ def run_augment(
         if isinstance(trained, Genotype):
             run.write("genotype.yaml", trained.to_yaml())
 
+    sizes = {"train_images": len(job.train_images), "test_images": len(job.test_images)}
+    if job.validation_images is not None:
+        sizes["validation_images"] = len(job.validation_images)
     return run_job(
         job, config, setting, run, title=trained.name, sizes=sizes,
-        prepare_run=save_genotype, finish=finish, script="augment.py", callbacks=callbacks,
+        prepare_run=save_genotype, finish=functools.partial(_finish, job), script="augment.py",
+        callbacks=callbacks, stop=stop, started=started,
     )  # fmt: skip
+
+
+def _start(
+    config: AugmentConfig, run: RunDir | None, earlier: Mapping[str, Any]
+) -> tuple[Weights | None, dict[str, Any] | None]:
+    """The weights of --finetune, and what the run records of them.
+
+    A run with a checkpoint goes on from that, and the weights file may be gone: then it is not read.
+    """
+    origin: dict[str, Any] | None = earlier.get("environment", {}).get("finetuned_from")
+    if not config.finetune or (run is not None and checkpoints(run.path / "checkpoints")):
+        return None, origin
+    weights = read_weights(Path(config.finetune))
+    if origin and origin["checksum"] != weights.checksum:
+        assert run is not None
+        raise UsageError(f"{config.finetune} is not the file that {run.path} was started from; start a new run")
+    return weights, weights.origin()
+
+
+def _subject(config: AugmentConfig, run: RunDir | None, weights: Weights | None) -> Genotype | Model:
+    """The genotype or model to train; a resumed run has a copy of its genotype, which may have left the zoo."""
+    if config.model:
+        return find_model(config.model)
+    if weights is not None:
+        return weights.trained
+    name_or_path = config.genotype if run is None else run.path / "genotype.yaml"
+    return load_genotype(name_or_path, known=list(OPERATIONS))
+
+
+def _written(config: AugmentConfig) -> str:
+    """The files that a run writes, for a dry run."""
+    genotype_file = "" if config.model else "genotype.yaml, "
+    return (
+        f"result.json, {genotype_file}config.yaml, metrics.csv, tensorboard/, checkpoints/, weights.safetensors, "
+        f"weights_best.safetensors, {'the same of weights_ema, ' if config.ema else ''}report.md"
+    )
+
+
+def _finish(job: AugmentJob, run: RunDir, config: AugmentConfig, loop: Loop) -> None:
+    """Write result.json and report.md, and print the results."""
+    if not run.writes:
+        return
+    result = job.result(loop)
+    run.write_json("result.json", result)
+    report = write_report(run.path)
+    print("\n".join([*job.result_lines(result), job.subject.counts()]))
+    print(f"result: {run.path / 'result.json'}\nreport: {report}")

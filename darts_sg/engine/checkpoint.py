@@ -1,4 +1,4 @@
-"""Checkpoints: everything a run needs to continue to the same bits, written atomically, read as plain data."""
+"""Checkpoints: all that a run needs to continue bit for bit; written atomically, read without running pickled code."""
 
 import io
 import pickle
@@ -15,22 +15,23 @@ import torch
 from darts_sg.errors import UsageError
 from darts_sg.files import write_atomically
 
-KEPT = 2  # the newest, and the one before it should that be damaged
+KEPT_CHECKPOINTS = 2  # the newest, and a spare in case it is damaged
+NAME = re.compile(r"epoch_(\d+)_step_(\d+)\.pt")
 
 
 def save_checkpoint(
     folder: Path, epoch: int, step: int, state: Mapping[str, Any], keep_every: int | None = None
 ) -> Path:
-    """Write the state at `step` of `epoch` (both counted from 0: what comes next) and drop older ones.
+    """Write the checkpoint of a run that continues at `step` of `epoch` (both from 0), then delete older ones.
 
-    Kept are the newest two, and that after each epoch which `keep_every` divides. Raises OSError if it cannot be
-    written; the earlier checkpoints are untouched then.
+    The newest two are kept, and those written after every `keep_every` epochs. Raises OSError if the checkpoint cannot
+    be written; the earlier ones are untouched then.
     """
     path = folder / f"epoch_{epoch:04d}_step_{step:06d}.pt"
     write_torch(path, state)
-    for old in checkpoints(folder)[:-KEPT]:
-        done, begun = map(int, re.findall(r"\d+", old.stem))
-        if keep_every is None or begun or done % keep_every:
+    for old in checkpoints(folder)[:-KEPT_CHECKPOINTS]:
+        epochs_done, steps_begun = position(old)
+        if keep_every is None or steps_begun or epochs_done % keep_every:
             old.unlink()
     return path
 
@@ -43,15 +44,25 @@ def write_torch(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first."""
-    return sorted(folder.glob("epoch_*_step_*.pt"))
+    """The checkpoints of a run, oldest first.
+
+    Sorted by number: as text epoch_10000 comes before epoch_9999, because names are padded to four digits only.
+    """
+    return sorted((path for path in folder.glob("epoch_*_step_*.pt") if NAME.fullmatch(path.name)), key=position)
+
+
+def position(path: Path) -> tuple[int, int]:
+    """The epoch and step that a run continues at from the checkpoint at `path`."""
+    found = NAME.fullmatch(path.name)
+    assert found is not None, path
+    return int(found[1]), int(found[2])
 
 
 def read_torch(path: Path) -> dict[str, Any]:
-    """Read what `write_torch` wrote; plain data and tensors only. ValueError if the file is damaged."""
+    """Read a file of `write_torch`: tensors and plain data only. Raises ValueError if the file is damaged."""
     try:
         with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()  # compares the checksum of every member
+            damaged = archive.testzip()  # torch.load does not verify the checksums of the members
         if damaged is not None:
             raise ValueError(f"{path}: checksum of {damaged} is wrong")
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -60,9 +71,9 @@ def read_torch(path: Path) -> dict[str, Any]:
 
 
 def load_newest(folder: Path, warn: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint that is whole, with its path; None if there is no checkpoint at all.
+    """The newest intact checkpoint and its path; None if there is no checkpoint at all.
 
-    A damaged one is passed over with a warning. UsageError if none is whole.
+    Skips damaged ones with a warning. Raises UsageError if all are damaged.
     """
     found = checkpoints(folder)
     for path in reversed(found):
@@ -77,30 +88,40 @@ def load_newest(folder: Path, warn: Callable[[str], None]) -> tuple[Path, dict[s
 
 def random_state(*, gpus: bool = True) -> dict[str, Any]:
     """The states of all generators that code in this process may draw from; `gpus=False` leaves GPUs uninitialised."""
-    name, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002 - its state is to be kept, too
-    state = {
-        "python": random.getstate(),
-        "numpy": [name, np.asarray(keys).tolist(), *rest],
-        "torch": torch.get_rng_state(),
-    }
+    state = host_random_state()
     if gpus and torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state_all()
     return state
 
 
 def set_random_state(state: Mapping[str, Any]) -> None:
-    """Put all generators back to what `random_state` read."""
+    """Restore the generators to the states that `random_state` returned."""
+    set_host_random_state(state)
+    if "cuda" in state and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def host_random_state() -> dict[str, Any]:
+    """The states of the generators on the CPU."""
+    name, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002 - libraries may use the legacy generator
+    return {
+        "python": random.getstate(),
+        "numpy": [name, np.asarray(keys).tolist(), *rest],
+        "torch": torch.get_rng_state(),
+    }
+
+
+def set_host_random_state(state: Mapping[str, Any]) -> None:
+    """Restore the generators on the CPU to the states that `host_random_state` returned."""
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))  # noqa: NPY002
     torch.set_rng_state(state["torch"])
-    if "cuda" in state and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
 
 
 def seed_everything(seed: int) -> None:
-    """Seed all generators."""
+    """Seed all random number generators."""
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002
     torch.manual_seed(seed)

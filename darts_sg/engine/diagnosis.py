@@ -8,47 +8,53 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from darts_sg.analysis.confusion import Gradients, measure_gradients
 from darts_sg.analysis.cost import count_params
 from darts_sg.analysis.draw_diagnosis import Portrait
 from darts_sg.analysis.information import POSITIONS, Retained, measure_information
-from darts_sg.data import Dataset, Images, Reading, evaluation_batches, keyed_generator, load_dataset
+from darts_sg.data import Dataset, Images, Reading, keyed_generator, load_dataset
 from darts_sg.engine import environment
 from darts_sg.engine.setup import to_device
 from darts_sg.engine.weights import Weights, read_weights
 from darts_sg.errors import UsageError
-from darts_sg.networks.mobile import Model
+from darts_sg.networks.derived import DerivedNetwork
+from darts_sg.networks.mobile import MobileNetwork, Model
 
-Batches = Iterable[tuple[Tensor, Tensor]]
+Batches = Iterable[tuple[Tensor, Any]]
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """A trained network with what was measured of it."""
+    """A trained network and its measurements."""
 
     label: str
-    """Tells it from the others of the table."""
+    """Unique within the table."""
     weights: Weights
     params: int
     gradients: Gradients
     retained: list[Retained]
 
+    @property
+    def recorded(self) -> str:
+        """The figure that the weights file says, as text."""
+        return self.weights.task.headline.text.format(self.weights.recorded)
+
     def portrait(self) -> Portrait:
-        """What a picture shows of it."""
+        """The part of it that pictures show."""
         trained = self.weights.trained
         block = trained.family.title if isinstance(trained, Model) else ""
         cosines = self.gradients.cosines.numpy()
         return Portrait(self.label, network_name(self.weights), block, self.retained, cosines)
 
     def r2(self, size: int | None = None) -> float | None:
-        """Mean of the R² where features have this side, or of all; None if there are none."""
+        """Mean R² of the features with this side, by default of all; None if there are none."""
         found = [site.r2 for site in self.retained if size in (None, site.size)]
         return sum(found) / len(found) if found else None
 
     def as_dict(self) -> dict[str, Any]:
-        """All of it but the tensors; errors in percent."""
+        """All figures as plain values, without the tensors."""
         m, cosines = self.weights.metadata, self.gradients.cosines
         network = {"model": m.model} if m.model else {"genotype": self.weights.trained.name}
         sizes = dict.fromkeys(site.size for site in self.retained)
@@ -58,7 +64,7 @@ class Diagnosis:
             **network,
             **{key: getattr(m, key) for key in ("network", "channels", "cells", "seed", "epoch", "epochs", "ema")},
             "params": self.params,
-            "recorded_test_error": m.test_error,
+            f"recorded_{self.weights.task.headline.key('test')}": self.weights.recorded,
             "train_loss": self.gradients.loss,
             "cosine_minimum": cosines.min().item(),
             "cosine_mean": cosines.mean().item(),
@@ -72,9 +78,10 @@ class Diagnosis:
 
 
 class Comparison:
-    """Files of weights, and the images that all of their networks are measured on.
+    """Weights files, and the images that all their networks are measured on.
 
-    Raises UsageError if a file is none, the files were not trained on the same data, or these are not there.
+    Raises UsageError if a file is not a weights file, the networks were trained on different data or for different
+    tasks, or the data are missing.
     """
 
     def __init__(
@@ -95,14 +102,15 @@ class Comparison:
             yield self._measure(label, weights)
 
     def setting(self) -> str:
-        """What must be known of the figures, in two sentences."""
+        """How the figures were measured, in a few sentences."""
         described = next((w.data for w in self.files if w.metadata.data_note), self.files[0].data)
         return (
-            f"Gradients over all weights of the cross-entropy of {self.num_batches} minibatches of {self.batch_size} "
-            f"training images each, without augmentation, normalised by minibatch, dropout and drop path off. "
-            f"R² of the linear fit from the features carried on to the pixels of their patch, fitted on the same "
-            f"{len(self.train):,} images, measured on {len(self.test):,} test images, at most {POSITIONS} positions "
-            f"each. Data: {described}; images chosen by seed {self.seed}; {environment.machine(self.device)}."
+            f"Gradients over all weights of the {self.files[0].task.loss_name} of {self.num_batches} minibatches of "
+            f"{self.batch_size} training images each, without augmentation, normalised by minibatch, dropout and drop "
+            f"path off. R² of the linear fit from the features carried on to the pixels of their patch, fitted on the "
+            f"same {len(self.train):,} images, measured on {len(self.test):,} test images, at most {POSITIONS} "
+            f"positions each. Data: {described}; images chosen by seed {self.seed}; "
+            f"{environment.machine(self.device)}."
         )
 
     def _choose(self, data: Dataset) -> tuple[Images, Images]:
@@ -120,24 +128,37 @@ class Comparison:
         return parts[0], parts[1]
 
     def _batches(self, images: Images) -> Batches:
-        return evaluation_batches(images, self.files[0].spec, self.batch_size)
+        return self.files[0].task.evaluation_batches(images, self.files[0].spec, self.batch_size)
 
     def _measure(self, label: str, weights: Weights) -> Diagnosis:
         network = to_device(weights.build(), self.device)
-        gradients = measure_gradients(network, self._batches(self.train))
+        gradients = measure_gradients(network, self._batches(self.train), weights.task.loss)
         if not gradients.gram.isfinite().all():
             raise UsageError(
                 f"{weights.path}: its gradients are not finite, so there is nothing to compare; leave it out"
             )
         train, test = self._batches(self.train), self._batches(self.test)
-        retained = measure_information(network, train, test, self.seed)
+        retained = measure_information(_backbone(weights, network), train, test, self.seed)
         return Diagnosis(label, weights, count_params(network), gradients, retained)
 
 
+def _backbone(weights: Weights, network: nn.Module) -> DerivedNetwork | MobileNetwork:
+    """The part of a task's network whose features are known; UsageError if there is none."""
+    for module in network.modules():
+        if isinstance(module, DerivedNetwork | MobileNetwork):
+            return module
+    raise UsageError(f"{weights.path}: a network for {weights.metadata.task} that has no features to look into")
+
+
 def refuse_other_data(files: Sequence[Weights]) -> None:
-    """UsageError if the files are not all of one data set, in the same normalisation."""
+    """Raise UsageError unless all networks were trained for one task, on one data set with one normalisation."""
     first = files[0]
     for other in files[1:]:
+        if other.metadata.task != first.metadata.task:
+            raise UsageError(
+                f"{other.path} was trained for {other.metadata.task}, {first.path} for {first.metadata.task}; compare "
+                "networks of the same task"
+            )
         if (other.metadata.data_fingerprint, other.spec) != (first.metadata.data_fingerprint, first.spec):
             raise UsageError(
                 f"{other.path} was trained on other images ({other.data}) than {first.path} ({first.data}); "
@@ -146,7 +167,7 @@ def refuse_other_data(files: Sequence[Weights]) -> None:
 
 
 def load_data(weights: Weights, folder: Path) -> Dataset:
-    """The data that a network was trained on, from `folder`; UsageError if they are not there."""
+    """Load the data that a network was trained on from `folder`; UsageError if they are missing or others."""
     m = weights.metadata
     data = load_dataset(m.dataset, folder, image_size=m.image_size, seed=m.seed)
     if (found := data.fingerprint()) != m.data_fingerprint:
@@ -158,14 +179,14 @@ def load_data(weights: Weights, folder: Path) -> Dataset:
 
 
 def network_name(weights: Weights) -> str:
-    """Which network it is, in few words."""
+    """The network in a few words."""
     m = weights.metadata
     size = "" if m.model else f", C={m.channels}, {m.cells} cells"
     return f"{weights.trained.name}{size}{', imagenet shape' if m.network == 'imagenet' else ''}"
 
 
 def labels(files: Sequence[Weights]) -> list[str]:
-    """What tells the networks apart in a table: name, seed and epoch; where that is not enough, the file as well."""
+    """Unique labels of the networks for a table: name, seed and epoch, and the file where these are the same."""
     found = []
     for weights in files:
         m = weights.metadata

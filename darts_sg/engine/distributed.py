@@ -1,9 +1,9 @@
-"""Several processes that train as one: torchrun starts them, on one machine or on many.
+"""Data-parallel training in several processes, started by torchrun on one machine or on many.
 
---batch-size is that of all ranks together. Each computes its share of every batch, the same images with the same
-augmentation that one process would see there; gradients, losses and running statistics are then averaged over the
-ranks, so that all hold the same weights and alphas at any time. The mean of a BatchNorm is that of the whole batch,
-its variance lacks what lies between the shares: that and the order of the sums is all that differs from one process.
+--batch-size is the batch over all ranks. Each rank computes its share of every batch: the same images, augmented as one
+process alone would augment them. Gradients, losses and running statistics are averaged over the ranks, so that weights
+and alphas are the same on all of them at any time. A BatchNorm's running mean is that of the whole batch; its running
+variance lacks the variance between the shares. That and the order of sums are the only differences from one process.
 """
 
 import hashlib
@@ -11,17 +11,19 @@ import os
 import re
 import signal
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
 from darts_sg.data import keyed_generator
@@ -31,44 +33,44 @@ T = TypeVar("T")
 
 
 class RankLost(RunError):
-    """Another process of the job is gone."""
+    """Another process of the job has ended."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes of a job, as one of them sees them. One alone has no process group, and nothing to do here."""
+    """The processes of a job, seen from one of them. A single process has no process group and exchanges nothing."""
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
-    """Among those on this machine."""
+    """The rank among the processes on this machine."""
     local_size: int = 1
 
     @classmethod
     def from_environment(cls) -> "Ranks":
-        """What torchrun says; one process alone without it."""
+        """The ranks that torchrun has set up; a single process without torchrun."""
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
         return cls(*(int(os.environ[name]) for name in names)) if os.environ.keys() >= {*names} else cls()
 
     @staticmethod
     def may_restart() -> bool:
-        """Whether torchrun starts the processes anew, with the same command, when one is lost."""
+        """Whether torchrun restarts all processes, with the same command, when one is lost."""
         return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0
 
     @property
     def leads(self) -> bool:
-        """Whether this rank writes and prints for all."""
+        """Whether this is rank 0, which writes and prints for all."""
         return self.rank == 0
 
     @property
     def launcher(self) -> str:
-        """How the processes are started, as the beginning of a command line."""
+        """The beginning of the command line that starts the processes."""
         if self.size == 1:
             return "python"
         return f"torchrun --nproc-per-node {self.local_size}" if self.local_size == self.size else "torchrun …"
 
     def device(self, chosen: torch.device) -> torch.device:
-        """The device of this rank: a GPU of its own where GPUs were chosen. UsageError if there is none."""
+        """The device of this rank: each has a GPU of its own. UsageError if there are too few GPUs."""
         if self.size == 1 or chosen.type == "cpu":
             return chosen
         if chosen.type != "cuda" or chosen.index is not None:
@@ -82,7 +84,7 @@ class Ranks:
         return torch.device("cuda", self.local_rank)
 
     def join(self, device: torch.device) -> None:
-        """Form the process group: NCCL between GPUs; Gloo between CPUs, and for what the hosts tell each other."""
+        """Create the process group: NCCL for tensors on GPUs, Gloo for those on CPUs."""
         if self.size == 1:
             return
         backend = "gloo"
@@ -96,23 +98,24 @@ class Ranks:
 
     @contextmanager
     def one_by_machine(self) -> Iterator[None]:
-        """Within the context the first rank of each machine goes before the others, which find what it has written."""
+        """Run the context on the first rank of each machine, then on the others, which find its files."""
         if self.size > 1 and self.local_rank:
             self.largest(0)
         yield
         if self.size > 1 and not self.local_rank:
             self.largest(0)
 
-    # Not DistributedDataParallel: it averages in hooks of backward() on the parameters it wraps. The hypergradients
-    # come from torch.autograd.grad, for weights and alphas, and within the unrolled step, where its hooks do not run.
+    # Not DistributedDataParallel: it averages in hooks that backward() calls on the parameters it wraps. Hypergradients
+    # come from torch.autograd.grad, for weights and alphas and within the unrolled step, where these hooks do not run.
     def mean(self, tensors: Sequence[Tensor], num_images: int) -> list[Tensor]:
-        """The means over the images of all ranks, given those over the `num_images` of this one; at once, for all.
+        """Means over the images of all ranks, given the means over the `num_images` of this rank.
 
-        On one rank alone, the same tensors.
+        One collective for all tensors. A single process gets the same tensors back.
         """
         if self.size == 1 or not tensors:
             return list(tensors)
         with torch.no_grad():
+            # the appended 1 becomes the total number of images
             flat = torch.cat([*(t.flatten() for t in tensors), tensors[0].new_ones(1)]) * num_images
             with needing_all():
                 dist.all_reduce(flat)
@@ -120,35 +123,35 @@ class Ranks:
             return [torch.empty_like(t).copy_(part.view(t.shape)) for t, part in zip(tensors, parts, strict=True)]
 
     def means(self, num_images: int, **tensors: Tensor) -> dict[str, Tensor]:
-        """`mean` of scalars by name, without their graphs."""
+        """`mean` of scalars by name, detached from their graphs."""
         detached = [tensor.detach() for tensor in tensors.values()]
         return dict(zip(tensors, self.mean(detached, num_images), strict=True))
 
     def average_statistics(self, model: torch.nn.Module, num_images: int) -> None:
-        """Make the running statistics of all ranks their mean, after a step of `num_images` on this one."""
+        """Average the running statistics over the ranks, after a step of `num_images` on this one."""
         if self.size > 1:
             buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
             for buffer, mean in zip(buffers, self.mean(buffers, num_images), strict=True):
                 buffer.copy_(mean)
 
     def seed(self, seed: int, position: int) -> None:
-        """Give each rank random numbers of its own for a step, such as drop path's; alone, they go on as they are.
+        """Give each rank random numbers of its own for a step, such as drop path's. A single process goes on unchanged.
 
-        They depend on the arguments only: a checkpoint need not hold those of all ranks.
+        They depend on the arguments only, so that a checkpoint need not hold the generators of all ranks.
         """
         if self.size > 1:
             torch.manual_seed(keyed_generator(seed, f"rank {self.rank}", "step", position).initial_seed())
 
     def sum(self, *values: float) -> list[float]:
-        """The sums over the ranks."""
+        """The sums of the values over the ranks."""
         return self._reduced(values, torch.float64, dist.ReduceOp.SUM)
 
     def largest(self, *values: int) -> list[int]:
-        """The largest of what the ranks have."""
+        """The maximum of each value over the ranks."""
         return self._reduced(values, torch.int64, dist.ReduceOp.MAX)
 
     def from_first(self, make: Callable[[], T]) -> T:
-        """What `make` gives on the first rank, on all; it is called on that one only."""
+        """Call `make` on rank 0 only; returns its result on all ranks."""
         content = [make() if self.leads else None]
         if self.size > 1:
             with needing_all():
@@ -157,7 +160,7 @@ class Ranks:
         return found
 
     def gather(self, content: T) -> list[T]:
-        """What each rank has, in their order, on all of them."""
+        """The content of every rank, in the order of the ranks, on all of them."""
         found = [content] * self.size
         if self.size > 1:
             with needing_all():
@@ -165,7 +168,7 @@ class Ranks:
         return found
 
     def compare(self, content: Callable[[], Mapping[str, Any]], way_out: str) -> None:
-        """RunError naming the first entry that is not the same on all ranks, and the way out."""
+        """RunError with the first entry that differs between the ranks, and the way out."""
         if self.size == 1:
             return
         found = self.gather(dict(content()))
@@ -178,7 +181,7 @@ class Ranks:
                     )
 
     def speaks(self) -> bool:
-        """Whether this rank is the first of all to ask this: it tells what ended the run, the others are silent."""
+        """Whether this rank is the first to ask: that one prints why the run ended, the others are silent."""
         if self.size == 1:
             return True
         try:  # the store of torchrun, which outlives the processes
@@ -189,11 +192,11 @@ class Ranks:
             return True
 
     def _start_of_all(self, store: dist.Store) -> str:
-        """A name for this start of the processes, the same on all ranks and at no other start.
+        """A name for this start of the processes: the same on all ranks, and new after a restart.
 
-        torchrun keeps its store when it restarts them, with the addresses of those that are gone (PyTorch issue
-        135712), and each machine counts its restarts by itself. So every process asks under a name of its own, and
-        the first rank answers until all have heard it.
+        When torchrun restarts the processes it keeps its store, with the addresses of those that are gone (PyTorch
+        issue 135712), and each machine counts restarts by itself. So every process asks under a name of its own, and
+        rank 0 answers until all have received it.
         """
         own = uuid.uuid4().hex
         if not self.leads:
@@ -222,26 +225,44 @@ ALONE = Ranks()
 
 @contextmanager
 def needing_all() -> Iterator[None]:
-    """Within the context the ranks exchange something: RankLost if one is gone."""
+    """The context of a collective: RankLost if a rank is gone."""
     try:
         yield
     except RuntimeError as error:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun now ends all that are left; this one says why first
-        reason = re.sub(r"^\[.*?\] ", "", str(error)).split(". ")[0]  # without the place in Gloo's code
+        if threading.current_thread() is threading.main_thread():
+            # torchrun now terminates the remaining ranks; ignore that until this one has said why
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        reason = re.sub(r"^\[.*?\] ", "", str(error)).split(". ")[0]  # without Gloo's file and line
         raise RankLost(f"another process of this job is gone ({reason})") from None
 
 
+@contextmanager
+def without_sync_batchnorm(network: nn.Module) -> Iterator[None]:
+    """Within the context SyncBatchNorm normalises by the statistics of this rank alone, without collectives.
+
+    For what one rank computes while the others do something else: its collectives would wait for them for ever.
+    """
+    layers = [layer for layer in network.modules() if isinstance(layer, nn.SyncBatchNorm)]
+    for layer in layers:
+        layer.forward = partial(nn.BatchNorm2d.forward, layer)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
 def leave() -> None:
-    """Dissolve the process group, if there is one, at the end of a run."""
+    """Destroy the process group, if there is one, at the end of a run."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def end(code: int) -> NoReturn:
-    """Exit with `code`; a rank of several without the clean-up of the interpreter and of C++.
+    """Exit with `code`. One of several ranks skips the clean-up of the interpreter and of C++.
 
-    There a thread of Gloo's that is still up, or one that asks for the interpreter, ends the process with SIGABRT
-    ("terminate called without an active exception"), and torchrun takes a run that is done for one that failed.
+    During that clean-up a running thread of Gloo can end the process with SIGABRT ("terminate called without an active
+    exception"), and torchrun would take a finished run for a failed one.
     """
     if Ranks.from_environment().size == 1:
         sys.exit(code)

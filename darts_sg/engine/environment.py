@@ -1,4 +1,4 @@
-"""What a run ran on: versions, machine, code state, command."""
+"""The environment of a run: device, versions, machine, code state, command line."""
 
 import ctypes
 import gc
@@ -20,16 +20,16 @@ from darts_sg.errors import UsageError
 
 
 def choose_device(name: str, ranks: Ranks = ALONE) -> torch.device:
-    """The device called `name`; `auto` is the first GPU if there is one; with several ranks, that of this rank.
+    """The device called `name`, `auto` being a GPU if there is one; of several ranks each gets its own.
 
-    UsageError if it is not there.
+    UsageError if the device is not available.
     """
     if name == "auto":
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         return ranks.device(accelerator or torch.device("cpu"))
     try:
         device = torch.device(name)
-        torch.ones(1, device=device).item()  # which meta, a device without values, does not have
+        torch.ones(1, device=device).item()  # fails on meta, a device without values
     except (RuntimeError, AssertionError, NotImplementedError):
         there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
         raise UsageError(f"device {name!r} is not available; there is: {', '.join(there)}") from None
@@ -37,7 +37,7 @@ def choose_device(name: str, ranks: Ranks = ALONE) -> torch.device:
 
 
 def prepare_device(device: torch.device, threads: int | None) -> None:
-    """Set the CPU threads, keep freed memory, and have a GPU choose the same algorithms each time."""
+    """Set the number of CPU threads, keep freed memory, and make the algorithms on a GPU deterministic."""
     if threads is not None:
         torch.set_num_threads(threads)
     if device.type == "cpu":
@@ -46,15 +46,15 @@ def prepare_device(device: torch.device, threads: int | None) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False
         torch.use_deterministic_algorithms(True, warn_only=True)
-        # memory that nobody reads need not be filled, which is a launch each time
+        # filling memory that nobody reads costs a launch each time
         setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 - typed as a module
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep large blocks that are freed, for the next step, which needs the same ones again.
+    """Let glibc keep large freed blocks for the next step, which needs blocks of the same sizes.
 
-    By default it hands them back to the system and gets them anew, zeroed page by page: 75,000 page faults in a step
-    of DARTS_V2 at C=16, batch 96, a tenth to a quarter of its time. Other C libraries are left as they are.
+    By default glibc returns them to the system and gets new ones, zeroed page by page: 75,000 page faults in a step of
+    DARTS_V2 at C=16, batch 96, a tenth to a quarter of its time. Does nothing with another C library.
     """
     if platform.libc_ver()[0] == "glibc":
         M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
@@ -65,7 +65,7 @@ def keep_freed_memory() -> None:
 
 
 def return_freed_memory() -> None:
-    """Hand back to the system what is freed and kept for the next step: on a GPU, for the C++ kernels, and by glibc."""
+    """Return freed memory to the system: that kept by the allocators of the GPU, of the C++ kernels and of glibc."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -75,13 +75,13 @@ def return_freed_memory() -> None:
 
 
 def usable_cores() -> int:
-    """CPU cores that this process may use; where torchrun starts several on a machine, its share of them."""
+    """CPU cores that this process may use; under torchrun, its share of those of the machine."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def package_version() -> str:
-    """The version of darts_sg, as installed."""
+    """The installed version of darts_sg."""
     try:
         return version("darts_sg")
     except PackageNotFoundError:
@@ -89,7 +89,7 @@ def package_version() -> str:
 
 
 def git_state() -> str:
-    """Commit of the code, with `+changes` if files differ from it; `no git` outside a checkout."""
+    """The commit of the code, with `+changes` if tracked files differ from it; `no git` outside a checkout."""
     folder = Path(__file__).parent
 
     def git(*arguments: str) -> str:
@@ -104,7 +104,7 @@ def git_state() -> str:
 
 
 def device_name(device: torch.device) -> str:
-    """The model of the GPU, or of the processor with its widest vectors (AVX2, AVX512), on which its speed depends."""
+    """The model of the GPU; or of the processor, with its widest vector instructions (AVX2, AVX512)."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     try:
@@ -117,7 +117,7 @@ def device_name(device: torch.device) -> str:
 
 
 def machine(device: torch.device) -> str:
-    """What must stand beside a time that was measured on `device`: its model, and the number of CPU threads."""
+    """The model of the device and the number of CPU threads, to be given with any time measured on it."""
     number = torch.get_num_threads()
     return f"{device_name(device)}, {number} {'thread' if number == 1 else 'threads'}"
 
@@ -130,7 +130,7 @@ def command_line(ranks: Ranks = ALONE) -> str:
 
 
 def describe(device: torch.device, ranks: Ranks = ALONE) -> dict[str, Any]:
-    """The environment as it goes into a run's config.yaml."""
+    """The environment as config.yaml records it."""
     return {
         "darts_sg": package_version(),
         "git": git_state(),

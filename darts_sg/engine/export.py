@@ -1,7 +1,7 @@
-"""Trained weights as a model for other programs: ONNX, or PyTorch's own exported program.
+"""Export of trained weights to other programs: ONNX, or PyTorch's own exported program.
 
-The exported model maps normalised images to logits, at any batch size. It has no auxiliary head, drop path or
-dropout, and carries the metadata of the weights file.
+The exported model maps normalised images to the task's outputs (a classifier's logits), at any batch size. It has no
+auxiliary head, drop path or dropout, and carries the metadata of the weights file.
 """
 
 import importlib.metadata
@@ -9,9 +9,9 @@ import importlib.util
 import io
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,68 +27,59 @@ from darts_sg.errors import RunError, UsageError
 from darts_sg.registry import Registry
 
 OPSET = 18
-TOLERANCE = 1e-4  # of the logits
+TOLERANCE = 1e-4  # by which an output may differ from the original's
 CHECKED_BATCHES = (1, 3)
 
-Run = Callable[[Tensor], Tensor]
-"""Images (N, in_channels, H, W), normalised, to logits (N, num_classes)."""
-
-
-class Logits(nn.Module):
-    """The network without what is used in training only: images (N, in_channels, H, W) to logits (N, num_classes)."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.network(images)[0]
+RunModel = Callable[[Tensor], Any]
+"""Normalised images (N, in_channels, H, W) to the outputs: a tensor, or a tuple of them."""
 
 
 @dataclass(frozen=True)
 class ExportFormat:
-    """A way to write a model, and to run what was written."""
+    """A file format: how a model is written, and how the file is run."""
 
     suffix: str
     described: str
     needs: tuple[str, ...]
     """Packages that the dependency group `export` installs."""
-    write: Callable[[nn.Module, Tensor, dict[str, str]], bytes]
-    """(model, images of a batch of two, metadata) to the content of the file."""
-    load: Callable[[bytes], Run]
+    write: Callable[[nn.Module, Tensor, Sequence[str], dict[str, str]], bytes]
+    """(model, a batch of two images, names of the outputs, metadata) to the content of the file."""
+    load: Callable[[bytes], RunModel]
 
 
 class Side(NamedTuple):
-    """The original or the exported model in the comparison."""
+    """One side of the comparison: the original or the exported model."""
 
     title: str
     size: int
-    """Bytes of its file."""
+    """Size of the file in bytes."""
     difference: float
-    """Largest absolute difference of a logit from the original's, over the checked batches."""
+    """Largest difference of an output from the original's over the checked batches, see `Task.difference`."""
     latency: Latency
 
 
-def torch_bytes(model: nn.Module, images: Tensor, metadata: dict[str, str]) -> bytes:
+def torch_bytes(model: nn.Module, images: Tensor, names: Sequence[str], metadata: dict[str, str]) -> bytes:
+    """The model as torch.export saves it; outputs have no names there."""
     program = torch.export.export(model, (images,), dynamic_shapes={"images": {0: torch.export.Dim("batch")}})
     buffer = io.BytesIO()
     torch.export.save(program, buffer, extra_files=dict(metadata))
     return buffer.getvalue()
 
 
-def load_torch(content: bytes) -> Run:
+def load_torch(content: bytes) -> RunModel:
     return torch.export.load(io.BytesIO(content)).module()
 
 
-def onnx_bytes(model: nn.Module, images: Tensor, metadata: dict[str, str]) -> bytes:
+def onnx_bytes(model: nn.Module, images: Tensor, names: Sequence[str], metadata: dict[str, str]) -> bytes:
+    """The model as ONNX, with a batch of any size."""
     import onnx
 
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of a lack of torchvision
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns that torchvision is missing, which is not needed
     program = torch.onnx.export(
         model,
         (images,),
         input_names=["images"],
-        output_names=["logits"],
+        output_names=list(names),
         dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
         opset_version=OPSET,
         dynamo=True,
@@ -100,13 +91,18 @@ def onnx_bytes(model: nn.Module, images: Tensor, metadata: dict[str, str]) -> by
     return proto.SerializeToString()
 
 
-def load_onnx(content: bytes) -> Run:
+def load_onnx(content: bytes) -> RunModel:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+
+    def run(images: Tensor) -> Any:
+        outputs = tuple(torch.from_numpy(array) for array in session.run(None, {"images": images.numpy()}))
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    return run
 
 
 EXPORT_FORMATS: Registry[ExportFormat] = Registry("export format")
@@ -118,7 +114,7 @@ EXPORT_FORMATS.add("torch", ExportFormat(".pt2", "torch.export", (), torch_bytes
 
 
 def refuse_missing(name: str) -> None:
-    """UsageError that says what to install if a package that the format needs is not there."""
+    """Raise UsageError, which says what to install, if a package that the format needs is missing."""
     missing = [package for package in EXPORT_FORMATS[name].needs if importlib.util.find_spec(package) is None]
     if missing:
         raise UsageError(
@@ -128,26 +124,28 @@ def refuse_missing(name: str) -> None:
 
 
 def export(weights: Weights, name: str) -> tuple[bytes, list[Side]]:
-    """The model in the format `name`, and the comparison with the original: its side, then the exported one's.
+    """Export to the format `name`. Returns the file's content and the comparison: original, then exported model.
 
-    The exported model is run on rendered images. Raises UsageError if a package is missing, RunError if a logit
-    differs by more than TOLERANCE.
+    Both models are run on rendered images. Raises UsageError if a package is missing, RunError if an output differs by
+    more than TOLERANCE.
     """
     refuse_missing(name)
     format = EXPORT_FORMATS[name]
-    model = Logits(weights.build()).eval()
+    task = weights.task
+    model = task.inference(weights.build()).eval()
     batches = [rendered_images(weights.spec, count) for count in CHECKED_BATCHES]
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # of PyTorch, about its own internals
-        content = format.write(model, rendered_images(weights.spec, 2), weights.metadata.as_texts())
+        warnings.simplefilter("ignore")  # PyTorch warns about its own internals
+        images = rendered_images(weights.spec, 2)  # with one image torch.export would take the batch size as fixed
+        content = format.write(model, images, task.output_names, weights.metadata.as_texts())
         exported = format.load(content)
     with torch.inference_mode():
-        differences = [(exported(images) - model(images)).abs().max() for images in batches]
+        differences = [task.difference(exported(images), model(images)) for images in batches]
         difference = torch.stack(differences).max().item()  # nan if there is any
         if not difference <= TOLERANCE:
             raise RunError(
-                f"the exported model's logits differ by {difference:.1e} from the original's, allowed is {TOLERANCE}; "
-                "nothing was written"
+                f"the exported model's {', '.join(task.output_names)} differ by {difference:.1e} from the original's, "
+                f"allowed is {TOLERANCE}; nothing was written"
             )
         runs = [lambda run=run: run(batches[0]) for run in (model, exported)]
         latencies = timed(runs, 1, torch.device("cpu"))

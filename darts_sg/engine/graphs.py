@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from darts_sg.methods.hypergradient import frozen
-from darts_sg.methods.relaxation import Relaxation
-from darts_sg.networks.supernet import Supernet
+from darts_sg.networks.supernet import Mixing, Supernet
 
 WARM_UP = 2  # steps of a kind that run launch by launch, so that all they need is there before one is captured
 KEPT = 4  # kinds of steps that are kept
@@ -32,8 +31,9 @@ class Captured:
     next one is captured, and with it what the CPU does in them. The results are the same, to the bit.
     """
 
-    def __init__(self, step: Step) -> None:
-        self.step = step
+    def __init__(self, step: Step, generators: Sequence[torch.Generator] = ()) -> None:
+        """generators: those that the step draws from, on the GPU; seed them between steps, not in one."""
+        self.step, self.generators = step, generators
         self.stream = torch.cuda.Stream()
         self.seen: dict[Hashable, int] = {}
         self.graphs: dict[Hashable, _Graph] = {}
@@ -66,6 +66,8 @@ class Captured:
         pool = next(iter(self.graphs.values())).graph.pool() if self.graphs else None
         inputs = [torch.empty_like(tensor).copy_(tensor) for tensor in tensors]
         graph = torch.cuda.CUDAGraph()
+        for generator in self.generators:
+            graph.register_generator_state(generator)
         with torch.cuda.graph(graph, pool=pool, stream=self.stream):
             means = self.step(*inputs)
             values = torch.stack([value.detach().float() for value in means.values()])
@@ -73,7 +75,9 @@ class Captured:
         return self.graphs[key]
 
 
-def compile_step(supernet: Supernet, relaxation: Relaxation, images: Tensor, autocast: torch.autocast) -> None:
+def compile_step(
+    supernet: Supernet, mixing_of: Callable[[Supernet], Mixing], images: Tensor, autocast: torch.autocast
+) -> None:
     """Compile the Triton kernels of a search step, all at a time instead of one after the other in the first steps.
 
     They are the same for any number of images. The supernet is left as it is. Raises Unavailable if Triton cannot.
@@ -87,7 +91,7 @@ def compile_step(supernet: Supernet, relaxation: Relaxation, images: Tensor, aut
         for wanted, others in ((alphas, weights), (weights, alphas)):
             with frozen(others):
                 with autocast:
-                    total = net(images, relaxation(net)).sum()
+                    total = net(images, mixing_of(net)).sum()
                 torch.autograd.grad(total, wanted)
 
     gpu.compile_ahead(passes, images.device)

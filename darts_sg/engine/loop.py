@@ -1,13 +1,14 @@
-"""The loop over epochs and steps that search and augment share: it measures, reports, saves, stops and resumes."""
+"""The training loop of search and augment: runs epochs and steps, logs, saves checkpoints, stops and resumes."""
 
+import dataclasses
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import FrameType
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from rich.console import Console
@@ -16,28 +17,39 @@ from torch import Tensor
 
 from darts_sg.engine.checkpoint import checkpoints, load_newest, random_state, save_checkpoint, set_random_state
 from darts_sg.engine.distributed import Ranks, fingerprint
+from darts_sg.engine.loggers import LoggedRun, Loggers
 from darts_sg.engine.run_dir import RunDir
-from darts_sg.errors import RunError, Stopped, first_line
-from darts_sg.methods.early_stopping import EarlyStop, Row
+from darts_sg.errors import RunError, Stopped
+from darts_sg.methods.early_stopping import EarlyStop
+from darts_sg.records import MetricsRow
+from darts_sg.tasks.columns import clock, summary
 
-SYNC_STEPS = 20  # steps between two looks at the losses, which a GPU has to be waited for
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SYNC_STEPS = 20  # steps between two reads of the losses: each waits for the GPU
 CHECKPOINT_FORMAT = 2
 
 
 class StepResult(NamedTuple):
-    """What a step gives back, over all ranks: images of its weight step, and means over a batch (scalar tensors, on
-    the device)."""
+    """The result of a training step, over all ranks."""
 
     num_images: int
+    """Images of the weights' step."""
     means: Mapping[str, Tensor]
+    """Means over the batch by name: scalar tensors on the device, which only the loop reads."""
 
 
 class Job(Protocol):
-    """What the loop runs. Epochs and steps count from 0."""
+    """A search or a training, as the loop sees it. Epochs and steps count from 0."""
 
     name: str
     num_epochs: int
     steps_per_epoch: int
+
+    @property
+    def warm_up_steps(self) -> int:
+        """Steps at the start that are slower than the others: a dry run takes them before the one that it times."""
 
     def learning_rate(self, epoch: int) -> float: ...
 
@@ -45,19 +57,22 @@ class Job(Protocol):
         """One training step."""
 
     def attempt(self, batch_size: int, *, recompute: bool) -> None:
-        """Compute what a step with `batch_size` images computes and throw it away: does it fit into memory?"""
+        """Compute a step with `batch_size` images and discard the result, to see whether it fits into memory.
+
+        On this rank alone: without collectives, which the other ranks would have to join.
+        """
 
     def end_epoch(self, epoch: int, means: dict[str, float], run: RunDir) -> dict[str, float]:
-        """Evaluate after an epoch; returns its columns of metrics.csv but epoch, images_per_second and seconds."""
+        """Evaluate after an epoch; returns its columns of metrics.csv except epoch, images_per_second and seconds."""
 
-    def early_stop(self, rows: Sequence[Row]) -> EarlyStop | None:
-        """Whether the job is at its end after the last of `rows`, those of metrics.csv so far: depends on them only."""
+    def early_stop(self, rows: Sequence[MetricsRow]) -> EarlyStop | None:
+        """The early end of the job, if it ends after the last of `rows`. Depends on these rows only."""
 
-    def log_tensorboard(self, writer: Any, epoch: int) -> None:
-        """What goes to TensorBoard after an epoch beside the columns of metrics.csv."""
+    def figures(self, epoch: int) -> "dict[str, Figure]":
+        """Pictures for the loggers after `epoch` epochs, by title."""
 
     def share(self) -> None:
-        """Tell the other ranks what this one alone has found; on all of them together, before a checkpoint."""
+        """Exchange between the ranks what each of them found alone. Called on all ranks before a checkpoint."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -65,7 +80,7 @@ class Job(Protocol):
 
 
 class Meter:
-    """Means over an epoch of what the steps give back; reads the device only every few steps."""
+    """Means over an epoch of the results of its steps. Reads the device only when flushed."""
 
     def __init__(self) -> None:
         self.sums: dict[str, float] = {}
@@ -76,9 +91,10 @@ class Meter:
         self.pending.append((step, result))
 
     def flush(self) -> tuple[int, str] | None:
-        """Take in what is pending; returns the first (step, name) whose value is not finite, or None."""
+        """Add the pending results to the means; returns the first (step, name) whose value is not finite, or None."""
         if not self.pending:
             return None
+        # one transfer from the device for all values of all pending steps
         names = [(step, n, name) for step, (n, means) in self.pending for name in means]
         values = torch.stack([m.float() for _, (_, means) in self.pending for m in means.values()]).tolist()
         self.pending.clear()
@@ -95,9 +111,10 @@ class Meter:
 
 @contextmanager
 def stop_signals() -> Iterator[list[signal.Signals]]:
-    """Within the context Ctrl-C and SIGTERM are noted instead of ending the process; a second Ctrl-C ends it.
+    """Within the context Ctrl-C and SIGTERM are noted in the list instead of ending the process.
 
-    Python allows signal handlers in the main thread only; in any other thread nothing is noted.
+    A second Ctrl-C raises KeyboardInterrupt. Outside the main thread, where Python allows no signal handlers, nothing
+    is installed and the list stays empty.
     """
     received: list[signal.Signals] = []
     if threading.current_thread() is not threading.main_thread():
@@ -114,7 +131,7 @@ def stop_signals() -> Iterator[list[signal.Signals]]:
         yield received
     finally:
         for number, handler in previous.items():
-            if signal.getsignal(number) is note:  # SIGTERM is ignored since another rank was lost
+            if signal.getsignal(number) is note:  # not if SIGTERM is ignored because another rank was lost
                 signal.signal(number, handler)
 
 
@@ -159,18 +176,12 @@ class Display:
         return self.progress.add_task(title, total=total, speed="", left="")
 
 
-def clock(seconds: float) -> str:
-    """A duration in seconds as h:mm:ss."""
-    minutes, s = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{s:02d}"
-
-
 class Loop:
     """Runs a job in its run folder to the end, from the newest checkpoint if there is one.
 
-    All ranks run it, and stop and save at the same steps; the first one writes. Raises Stopped after Ctrl-C, SIGTERM
-    or the time budget, with everything saved; RunError when a loss is not finite, or the ranks have come to differ;
-    RankLost when one is gone; OSError when the folder cannot be written.
+    All ranks run the loop; they stop and save at the same steps, and rank 0 writes. Raises Stopped, with everything
+    saved, after Ctrl-C, SIGTERM, the end of the time budget or a request by `stop` or a callback; RunError when a loss
+    is not finite or the ranks have diverged; RankLost when a rank is gone; OSError when the folder cannot be written.
     """
 
     def __init__(
@@ -179,48 +190,52 @@ class Loop:
         run: RunDir,
         ranks: Ranks,
         *,
-        time_budget: float | None,
+        loggers: Loggers,
+        about: LoggedRun,
+        deadline: float | None,
         checkpoint_minutes: float,
         keep_every: int | None,
         resume_command: str,
-        callbacks: Sequence[Callable[[dict[str, float]], object]] = (),
+        stop: threading.Event | None = None,
     ) -> None:
+        """about: what loggers are told of the run, without its progress. deadline: when the time budget ends, on the
+        clock of time.monotonic. stop: an event that ends the run, for code in other threads."""
         self.job, self.run, self.ranks = job, run, ranks
-        self.deadline = None if time_budget is None else time.monotonic() + 60 * time_budget
+        self.loggers, self.about = loggers, about
+        self.deadline = deadline
+        self.stop = stop
         self.checkpoint_seconds = 60 * checkpoint_minutes
         self.keep_every = keep_every
         self.resume_command = resume_command
-        self.callbacks = list(callbacks)
         self.folder = run.path / "checkpoints"
         self.rows: list[dict[str, float]] = []
         self.meter = Meter()
         self.epoch = self.next_step = 0
-        self.seconds_before = 0.0  # of the processes that ran this job before
+        self.seconds_before = 0.0  # taken by earlier processes of this run
         self.images = 0
         self.epoch_seconds = 0.0
+        self.started = self.last_saved = time.monotonic()
+        self.received: list[signal.Signals] = []
+        self.display = Display(job)
 
     @property
     def seconds(self) -> float:
-        """Seconds that the run took so far, over all processes."""
+        """Seconds that the run has taken so far, over all its processes."""
         return self.seconds_before + time.monotonic() - self.started
 
     def execute(self) -> list[dict[str, float]]:
         """Run to the end; returns the rows of metrics.csv."""
         self.started = time.monotonic()
-        self._load()
-        self.display = Display(self.job)
-        with (
-            self._tensorboard() as writer,
-            stop_signals() as self.received,
-            self.display.context(),
-        ):
+        resumed = self._load()
+        self.loggers.run_started(dataclasses.replace(self.about, rows=tuple(self.rows), resumed=resumed))
+        with stop_signals() as self.received, self.display.context():
             while not self._at_end():
                 self._run_epoch()
-                self._finish_epoch(writer)
+                self._finish_epoch()
         return self.rows
 
     def _at_end(self) -> bool:
-        """The same on all ranks, which have the same rows, and after a resumption, which has them, too."""
+        """Whether the run is complete. Depends on the rows only, so ranks and resumed runs come to the same answer."""
         if self.next_step or not self.rows:
             return False
         return self.epoch >= self.job.num_epochs or self.job.early_stop(self.rows) is not None
@@ -235,27 +250,22 @@ class Loop:
             images_here += result.num_images
             self.next_step += 1
             if len(self.meter.pending) >= SYNC_STEPS or self.next_step == self.job.steps_per_epoch:
-                self._check_finite()  # waits for a GPU
+                self._check_finite()  # waits for the GPU
+                self.loggers.step(self.meter.means(), self.epoch * self.job.steps_per_epoch + self.next_step)
             now = time.monotonic()
             self.epoch_seconds = before + now - begun
             self._show(images_here / (now - begun), now - begun, images_here)
             if self.next_step < self.job.steps_per_epoch:
                 self._stop_or_save(due=now - self.last_saved > self.checkpoint_seconds)
 
-    def _finish_epoch(self, writer: Any) -> None:
+    def _finish_epoch(self) -> None:
         means = self.meter.means()
         row = {"epoch": float(self.epoch + 1), **self.job.end_epoch(self.epoch, means, self.run)}
         row["images_per_second"] = self.images / self.epoch_seconds
         row["seconds"] = self.seconds
         self.rows.append(row)
-        if writer is not None:
-            for name, value in row.items():
-                if name != "epoch":
-                    writer.add_scalar(name, value, self.epoch + 1)
-            self.job.log_tensorboard(writer, self.epoch + 1)
-            writer.flush()
-        self.run.write_metrics(self.rows)
-        self._call_back(row)
+        figures = self.job.figures(self.epoch + 1) if self.loggers.want_figures else {}
+        self.loggers.epoch(row, self.epoch + 1, figures)
         self._say(f"epoch {self.epoch + 1}/{self.job.num_epochs}: " + summary(row))
         self.epoch, self.next_step, self.meter = self.epoch + 1, 0, Meter()
         self.images, self.epoch_seconds = 0, 0.0
@@ -263,17 +273,6 @@ class Loop:
         self._save()
         if not self._at_end():
             self._stop_or_save(saved=True)
-
-    def _call_back(self, row: dict[str, float]) -> None:
-        """Call every callback with the row of an epoch, on rank 0; one that fails is reported and dropped."""
-        for callback in list(self.callbacks if self.run.writes else []):
-            try:
-                callback(dict(row))
-            except Exception as error:
-                self.callbacks.remove(callback)
-                text = f"callback {callback!r} failed and is dropped: {type(error).__name__}: {first_line(error)}"
-                self.run.log(f"warning: {text}")
-                print(f"warning: {text}", file=sys.stderr)
 
     def _check_finite(self) -> None:
         broken = self.meter.flush()
@@ -288,12 +287,18 @@ class Loop:
         )
 
     def _stop_or_save(self, *, saved: bool = False, due: bool = False) -> None:
-        """Stop or save, all ranks together, if one of them is asked to or finds it due."""
+        """Stop or save on all ranks together as soon as one of them wants to.
+
+        saved: whether there is a checkpoint of this step already. due: whether it is time for one.
+        """
         number = self.received[0] if self.received else 0
         late = self.deadline is not None and time.monotonic() >= self.deadline
-        number, out_of_time, save = self.ranks.largest(number, late, due)
+        asked = self.loggers.stop_requested or (self.stop is not None and self.stop.is_set())
+        number, out_of_time, stop, save = self.ranks.largest(number, late, asked, due)
         if number:
             reason, code = f"stopped by {signal.Signals(number).name}", 128 + number
+        elif stop:
+            reason, code = "stopped on request", 0
         elif out_of_time:
             reason, code = "time budget used up", 0
         else:
@@ -317,7 +322,7 @@ class Loop:
         self.last_saved = time.monotonic()
 
     def _compare(self) -> None:
-        """RunError if not all ranks have the same weights, alphas, statistics and optimizers."""
+        """RunError if weights, alphas, statistics or optimizers differ between the ranks."""
         self.ranks.compare(
             lambda: {name: fingerprint(part) for name, part in self.job.state_dict().items()},
             f"stopped at epoch {self.epoch + 1}, step {self.next_step}; the checkpoints are from before",
@@ -340,11 +345,12 @@ class Loop:
         }
         save_checkpoint(self.folder, self.epoch, self.next_step, state, self.keep_every)
 
-    def _load(self) -> None:
+    def _load(self) -> bool:
+        """Continue from the newest checkpoint, on all ranks from that of rank 0. Returns whether there is one."""
         found = self.ranks.from_first(lambda: load_newest(self.folder, self._warn))
         if found is None:
             self._compare()
-            return
+            return False
         path, state = found
         if state.get("format") != CHECKPOINT_FORMAT or state.get("job") != self.job.name:
             raise RunError(f"{path} was written by another version of darts_sg, or another job")
@@ -357,16 +363,7 @@ class Loop:
         set_random_state(state["random"])
         self._compare()
         self.run.log(f"continued from {path.name}")
-
-    def _tensorboard(self) -> AbstractContextManager[Any]:
-        """The writer of the run's TensorBoard events; None where another rank writes them."""
-        if not self.run.writes:
-            return nullcontext()
-        from torch.utils.tensorboard import SummaryWriter  # slow to import
-
-        writer: AbstractContextManager[Any]
-        writer = SummaryWriter(str(self.run.path / "tensorboard"), purge_step=self.epoch + 1)
-        return writer
+        return True
 
     def _show(self, speed: float, seconds_here: float, images_here: int) -> None:
         steps_left = (self.job.num_epochs - self.epoch) * self.job.steps_per_epoch - self.next_step
@@ -378,26 +375,4 @@ class Loop:
         self.run.log(text)
 
     def _warn(self, text: str) -> None:
-        print(f"warning: {text}", file=sys.stderr)
-        self.run.log(f"warning: {text}")
-
-
-def summary(row: Mapping[str, float]) -> str:
-    """The row of an epoch in one line for people."""
-    parts = []
-    for name, value in row.items():
-        if value != value or name == "epoch":
-            continue
-        if name.endswith("accuracy"):
-            parts.append(f"{name.replace('_', ' ')} {100 * value:.2f}%")
-        elif name.endswith("loss"):
-            parts.append(f"{name.replace('_', ' ')} {value:.4f}")
-        elif name.startswith("skips"):
-            parts.append(f"{name.replace('_', ' ')} {value:.0f}")
-        elif name == "eigenvalue":
-            parts.append(f"eigenvalue {value:.4g}")
-        elif name == "images_per_second":
-            parts.append(f"{value:.1f} images/s")
-        elif name == "seconds":
-            parts.append(clock(value))
-    return ", ".join(parts)
+        self.run.warn(text)

@@ -1,27 +1,28 @@
-"""A run is a folder that explains itself.
+"""The run folder: everything about a run, in a form that needs no explanation.
 
-config.yaml      all options, versions, device, data, code state
-metrics.csv      one row an epoch
-log.txt          what was printed, with the time
-tensorboard/     the same for TensorBoard
-checkpoints/     the newest two, to continue from; with --keep-every others to go back to
-split.json       search: the lists of images it uses, if it was given any
-unusual_images.csv  damaged images, and those that are no RGB JPEG, if there are any
-genotypes/       search: the genotype after each epoch; alphas/ the mixing weights
-genotype.yaml    search: the result; augment: what is trained
-result.json      augment: the result
+config.yaml         all options, versions, device, data, code state
+metrics.csv         one row an epoch
+log.txt             what was printed, with the time
+tensorboard/        metrics and figures for TensorBoard; W&B and MLflow keep their files in wandb/ and mlflow/
+loggers.json        with --logger: the ids of the run at W&B and MLflow, which a resumed run continues
+checkpoints/        the newest two, to resume from; with --keep-every older ones, too
+split.json          search: a copy of the lists of images given by --split
+unusual_images.csv  images that are damaged or no RGB JPEG, if there are any
+genotypes/          search: the genotype after each epoch; alphas/ the mixing weights
+genotype.yaml       search: the result; augment: the genotype that is trained
+result.json         augment: the result
 weights.safetensors, weights_best.safetensors
-                 augment: the weights after the last and the best epoch, with all that is needed to use them; with
-                 --keep-every weights_epoch_*.safetensors as well; with --ema the same of their average, weights_ema*
-report.md        the run as a page, with pictures/
-search.html      search: its epochs, to leaf through in a browser
+                    augment: the weights after the last and after the best epoch, self-contained; with --keep-every
+                    weights_epoch_*.safetensors as well; with --ema weights_ema*, the same of their average
+report.md           the run as a page, with pictures/
+search.html         search: its epochs, to leaf through in a browser
 """
 
-import csv
+import errno
 import fcntl
-import io
 import json
 import logging
+import sys
 import time
 from collections.abc import Mapping
 from datetime import datetime
@@ -36,16 +37,18 @@ from darts_sg.files import write_atomically
 from darts_sg.yaml_files import read_mapping
 
 TERMINAL = logging.lastResort or logging.NullHandler()
-"""Where warnings go as long as there is no other handler."""
+"""Where Python prints warnings if no handler is installed. The run's handler would replace it."""
 PATIENCE = 5.0
-"""Seconds to wait for a run folder that another process holds: one that was killed takes a moment to end."""
+"""Seconds to wait for the lock of a run folder: a process that was killed takes a moment to release it."""
+WITHOUT_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP})
+"""What flock answers on file systems that have no locks: some network and cluster file systems, and FUSE."""
 
 
 class RunDir:
-    """The folder of one run, held by one process at a time."""
+    """The folder of one run, locked by one process at a time."""
 
     writes = True
-    """Whether this process writes it."""
+    """Whether this process writes to the folder."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -58,10 +61,14 @@ class RunDir:
         self._logger.addHandler(handler)
         for shown in (handler, TERMINAL):
             logging.getLogger("darts_sg.data").addHandler(shown)
+        if self._lock is None:
+            text = f"note: the file system of {path} has no locks: make sure that no other process runs in this folder"
+            print(text, file=sys.stderr)
+            self.log(text)
 
     @classmethod
     def create(cls, path: Path) -> "RunDir":
-        """A new run folder; UsageError if there is something at `path` already, or it cannot be made."""
+        """A new run folder. UsageError if `path` exists and is not an empty folder, or cannot be created."""
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             if (path / "config.yaml").is_file():
                 raise UsageError(
@@ -76,7 +83,7 @@ class RunDir:
 
     @classmethod
     def open(cls, path: Path, job: str) -> tuple["RunDir", dict[str, Any]]:
-        """An existing run folder with the content of its config.yaml; UsageError if it is not a run of `job`."""
+        """An existing run folder and the content of its config.yaml. UsageError if it is not a run of `job`."""
         config = path / "config.yaml"
         if not config.is_file():
             raise UsageError(f"{path} is not a run folder: it has no config.yaml")
@@ -95,8 +102,13 @@ class RunDir:
         self.write("config.yaml", yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=110))
 
     def log(self, text: str) -> None:
-        """A line for log.txt."""
+        """Add a line to log.txt."""
         self._logger.info(text)
+
+    def warn(self, text: str) -> None:
+        """Print a warning and add it to log.txt."""
+        print(f"warning: {text}", file=sys.stderr)
+        self.log(f"warning: {text}")
 
     def write(self, name: str, content: str | bytes) -> Path:
         """Write a file of the run atomically; returns its path."""
@@ -108,25 +120,20 @@ class RunDir:
         """Write a JSON file of the run atomically."""
         return self.write(name, json.dumps(dict(content), indent=2, ensure_ascii=False) + "\n")
 
-    def write_metrics(self, rows: list[dict[str, float]]) -> None:
-        """Write metrics.csv whole, so that it never runs ahead of a checkpoint that the run falls back to."""
-        columns = list(dict.fromkeys(key for row in rows for key in row))
-        text = io.StringIO()
-        writer = csv.DictWriter(text, columns, lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({k: f"{v:.10g}" for k, v in row.items() if v == v})
-        self.write("metrics.csv", text.getvalue())
-
     def close(self) -> None:
-        """Let go of the log file and of the lock."""
+        """Close the log file and release the lock."""
         for handler in list(self._logger.handlers):
             logging.getLogger("darts_sg.data").removeHandler(handler)
             self._logger.removeHandler(handler)
             handler.close()
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
 
-    def _take_lock(self) -> IO[str]:
+    def _take_lock(self) -> IO[str] | None:
+        """Lock the folder until the file returned is closed, or the process ends however it ends.
+
+        None if the file system has no locks. UsageError if another process holds the lock.
+        """
         lock = (self.path / ".lock").open("a")
         deadline = time.monotonic() + PATIENCE
         while True:
@@ -137,14 +144,16 @@ class RunDir:
                 if time.monotonic() > deadline:
                     lock.close()
                     raise UsageError(f"another process is running in {self.path}; wait for it or stop it") from None
-            except OSError:
+            except OSError as error:
                 lock.close()
+                if error.errno in WITHOUT_LOCKS:
+                    return None
                 raise
             time.sleep(0.05)
 
 
 class OthersRunDir(RunDir):
-    """The folder of a run that another rank holds: this one reads it, and writes nothing."""
+    """The run folder as the other ranks see it: rank 0 writes to it, they only read."""
 
     writes = False
 
@@ -152,18 +161,21 @@ class OthersRunDir(RunDir):
         self.path = path
 
     def log(self, text: str) -> None:
-        """Nothing."""
+        """Does nothing."""
+
+    def warn(self, text: str) -> None:
+        """Does nothing."""
 
     def write(self, name: str, content: str | bytes) -> Path:
-        """Nothing; returns the path."""
+        """Writes nothing; returns the path."""
         return self.path / name
 
     def close(self) -> None:
-        """Nothing."""
+        """Does nothing."""
 
 
 def default_run_dir(job: str, config: RunConfig, what: str) -> Path:
-    """A new folder under runs/ named after the job, its subject, the seed and the time."""
+    """A new folder under runs/, named after the job, its subject, the data set, the seed and the time."""
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     subject = "".join(c if c.isalnum() or c in "+-_." else "-" for c in what)
     return Path("runs") / f"{job}-{subject}-{config.dataset}-seed{config.seed}-{stamp}"

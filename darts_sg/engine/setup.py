@@ -1,12 +1,15 @@
-"""What both jobs do before the first step: device, data, run folder; and the dry run."""
+"""What search and augment share around the loop: device, data, run folder, explained errors, and the dry run."""
 
 import csv
 import dataclasses
+import errno
 import io
 import resource
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,60 +17,60 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from darts_sg import plugins
+from darts_sg import plugins, process
 from darts_sg.backends.cpp import build
 from darts_sg.config import RunConfig, SearchConfig
-from darts_sg.data import (
-    Augment,
-    Dataset,
-    Images,
-    Reading,
-    TrainBatches,
-    balanced_split,
-    evaluation_batches,
-    load_dataset,
-)
+from darts_sg.data import Dataset, Images, Reading, load_dataset
 from darts_sg.engine import environment
 from darts_sg.engine.checkpoint import checkpoints, seed_everything
 from darts_sg.engine.distributed import ALONE, RankLost, Ranks
-from darts_sg.engine.loop import Job, Loop, clock
+from darts_sg.engine.loggers import LoggedRun, Loggers, Status, chosen_loggers
+from darts_sg.engine.loop import Job, Loop, StepResult
 from darts_sg.engine.run_dir import OthersRunDir, RunDir, default_run_dir
-from darts_sg.errors import RunError, UsageError
+from darts_sg.errors import RunError, Stopped, UsageError
+from darts_sg.tasks import Batches, task_of
+from darts_sg.tasks.columns import clock
 
 Config = TypeVar("Config", bound=RunConfig)
 Module = TypeVar("Module", bound=torch.nn.Module)
 EVALUATION_BATCH = 250
+FULL_DISK = frozenset({errno.ENOSPC, errno.EDQUOT})
+NOT_WRITABLE = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
+NO_MORE_FILES = frozenset({errno.EMFILE, errno.ENFILE})
 
 
-@dataclass(frozen=True)
+@dataclass
 class Setting:
-    """Where a job runs: its device and data, and what is known of the run so far (empty for a new one)."""
+    """Where a job runs: its device, data and ranks, and the facts about the run, which the job adds to."""
 
     device: torch.device
     data: Dataset
     earlier: dict[str, Any]
+    """The config.yaml of a resumed run; empty for a new one."""
     environment: dict[str, Any]
-    """As at the start of this process: the code in the checkout may change while it runs."""
+    """Versions, machine and code state at the start of this process: the code of a checkout may change while it runs.
+    The job adds which kernels it uses and which weights it started from."""
     ranks: Ranks = ALONE
 
     def code(self) -> dict[str, Any]:
-        """What a result says of the code and the machine it came from."""
+        """The code and the machine that a result came from."""
         keys = ("darts_sg", "git", "python", "torch", "device", "device_name", "threads", "processes", "kernels")
         return {key: self.environment[key] for key in keys if key in self.environment}
 
     def share_unusual(self) -> None:
-        """Let each rank know of the damaged and odd images that all have met; all of them call it together."""
+        """Tell each rank of the damaged and odd images that the others have found. Called on all ranks."""
         if self.ranks.size > 1:
-            met = {name: what for found in self.ranks.gather(dict(self.data.unusual)) for name, what in found.items()}
-            self.data.unusual.clear()
-            self.data.unusual.update(sorted(met.items()))
+            found = {name: what for other in self.ranks.gather(dict(self.data.unusual)) for name, what in other.items()}
+            self.data.unusual.replace(found)
 
 
 def prepare(config: RunConfig, earlier: dict[str, Any]) -> Setting:
     """Choose the device, seed all generators, load the data. `earlier` is the config.yaml of a resumed run.
 
-    Raises UsageError if the device or the data are not there, or not those that the run was started on.
+    Raises UsageError if the device, the data or the package of a logger are missing, or the data have changed since the
+    run was started.
     """
+    chosen_loggers(config.logger)  # on all ranks, which end alike
     plugins.restore(earlier.get("environment", {}).get("plugins") or [])
     ranks = Ranks.from_environment()
     device = environment.choose_device(config.device, ranks)
@@ -88,22 +91,21 @@ def prepare(config: RunConfig, earlier: dict[str, Any]) -> Setting:
 
 
 def split_training_set(data: Dataset, sizes: Sequence[int], config: RunConfig) -> list[Images]:
-    """Disjoint class-balanced parts of the training images, of the given sizes; None of size 0 is looked at."""
+    """Disjoint parts of the training images with the given sizes, split as the task does it."""
     total = len(data.train)
     if sum(sizes) > total:
         raise UsageError(
             f"{' + '.join(str(s) for s in sizes if s)} images were asked for, but the training set of "
             f"{config.dataset} has {total}; lower --train-images or --validation-images"
         )
-    parts = balanced_split(data.train.labels, list(sizes), config.seed)
-    return [data.train.select(indices) for indices in parts]
+    return task_of(config.as_dict()).split(data.train, sizes, config.seed)
 
 
-def train_batches(images: Images, config: RunConfig, setting: Setting, stream: str) -> TrainBatches:
-    """This rank's shares of the training batches of a stream. UsageError if a batch is too small to be shared."""
-    augment, ranks = Augment(cutout_length=config.cutout_length, colour_jitter=config.colour_jitter), setting.ranks
-    batches = TrainBatches(
-        images, setting.data.spec, config.batch_size, augment, config.seed, stream, ranks.rank, ranks.size
+def train_batches(images: Images, config: RunConfig, setting: Setting, stream: str) -> Batches:
+    """This rank's shares of the training batches of a stream. UsageError if a batch is too small to share."""
+    ranks = setting.ranks
+    batches = task_of(config.as_dict()).train_batches(
+        images, setting.data.spec, config.batch_size, config.seed, stream, ranks.rank, ranks.size
     )
     smallest = batches.num_images(len(batches) - 1)
     if ranks.size > 1 and smallest < 2 * ranks.size:
@@ -116,19 +118,22 @@ def train_batches(images: Images, config: RunConfig, setting: Setting, stream: s
 
 def batches_to_evaluate(
     images: Images, config: RunConfig, setting: Setting, times: int = 1
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """This rank's shares of the images, each image once: at most 250 at a time, and at most `times` as many as in a
-    training step, so that what fits into memory for a step fits here, too."""
+) -> Iterator[tuple[Tensor, Any]]:
+    """This rank's shares of the images, each image once.
+
+    A batch has at most 250 images, and at most `times` those of a training step: if a step fits into memory, so does
+    the evaluation.
+    """
     ranks = setting.ranks
     size = max(1, min(EVALUATION_BATCH, config.batch_size // ranks.size * times))
-    return evaluation_batches(images, setting.data.spec, size, ranks.rank, ranks.size)
+    return task_of(config.as_dict()).evaluation_batches(images, setting.data.spec, size, ranks.rank, ranks.size)
 
 
-def refuse_single_images(batches: TrainBatches, forward: Callable[[Tensor], object]) -> None:
-    """UsageError if a batch is a single image, and one of the BatchNorms has features of 1×1 pixels to normalise there.
+def refuse_single_images(batches: Batches, forward: Callable[[Tensor], object]) -> None:
+    """UsageError if a batch is a single image and a BatchNorm would see 1×1 features of it, that is one value.
 
-    The last batch of a pass is trained on whatever its size; it is the smallest. `forward` builds the network and runs
-    it on images (N, C, H, W) in train mode: that is done without values, on PyTorch's meta device.
+    Only the last batch of an epoch can be that small. `forward` builds the network and runs it on images (N, C, H, W)
+    in train mode; it is called on PyTorch's meta device, without values.
     """
     total, size, spec = len(batches.images), batches.batch_size, batches.spec
     if batches.num_images(len(batches) - 1) > 1:
@@ -146,11 +151,11 @@ def refuse_single_images(batches: TrainBatches, forward: Callable[[Tensor], obje
         ) from None
 
 
-def trial_batch(images: Images, config: RunConfig, setting: Setting, batch_size: int) -> tuple[Tensor, Tensor]:
-    """This rank's share of a batch of `batch_size`, to try whether a step of it fits into memory."""
+def trial_batch(images: Images, config: RunConfig, setting: Setting, batch_size: int) -> tuple[Tensor, Any]:
+    """This rank's share of a batch of `batch_size`, to try whether a step fits into memory."""
     ranks = setting.ranks
-    return TrainBatches(
-        images, setting.data.spec, batch_size, Augment(), config.seed, "weights", ranks.rank, ranks.size
+    return task_of(config.as_dict()).train_batches(
+        images, setting.data.spec, batch_size, config.seed, "weights", ranks.rank, ranks.size, plain=True
     )[0]
 
 
@@ -172,78 +177,139 @@ def run_job(
     prepare_run: Callable[[RunDir], None],
     finish: Callable[[RunDir, Config, Loop], None],
     script: str,
-    callbacks: Sequence[Callable[[dict[str, float]], object]] = (),
+    callbacks: Sequence[Any] = (),
+    stop: threading.Event | None = None,
+    started: float | None = None,
 ) -> Path:
     """Run `job` to its end in `run`, or in a new folder; returns the folder.
 
-    `prepare_run` writes what the folder holds from the start, `finish` its results.
+    prepare_run: writes the files that the folder holds from the start. finish: writes the result.
+    callbacks: functions of the rows of metrics.csv, or objects with methods of a logger (loggers.CallbackLogger).
+    stop: an event that ends the run early, with everything saved. started: when the time budget begins, on the clock
+    of time.monotonic; by default at the start of the process.
     """
     ranks = setting.ranks
-    if used := plugins.recorded():  # here, where the job has looked up what it uses
-        setting.environment["plugins"] = used
+    chosen = chosen_loggers(config.logger, callbacks)
     if run is None:
-        path = ranks.from_first(lambda: config.run_dir or default_run_dir(job.name, config, title))
-        run = RunDir.create(path) if ranks.leads else OthersRunDir(path)
-        facts = dict(setting.environment)
-        facts["data"] = {
-            "name": config.dataset,
-            "remark": setting.data.remark,
-            "note": config.data_note,
-            "fingerprint": setting.data.fingerprint(),
-            **sizes,
-        }
-        run.write_config(job.name, dataclasses.replace(config, run_dir=None), facts)
+        run = _new_run(job, config, setting, title, sizes)
         prepare_run(run)
     elif ranks.leads:
         _warn_of_other_code(run, setting)
+    loggers = Loggers(chosen if run.writes else {}, run.warn)
+    if config.time_budget is None:
+        deadline = None
+    else:
+        deadline = (process.started() if started is None else started) + 60 * config.time_budget
     loop = Loop(
         job,
         run,
         ranks,
-        time_budget=config.time_budget,
+        loggers=loggers,
+        about=LoggedRun(run.path, job.name, config.as_dict(), setting.environment, job.num_epochs, job.steps_per_epoch),
+        deadline=deadline,
         checkpoint_minutes=config.checkpoint_minutes,
         keep_every=getattr(config, "keep_every", None),
         resume_command=f"{ranks.launcher} {script} --resume {run.path}",
-        callbacks=callbacks,
+        stop=stop,
     )
+    status: Status = "failed"
     exhausted = False
     try:
-        done = len(checkpoints(run.path / "checkpoints"))
-        run.log(environment.command_line(ranks))
-        several = f"{ranks.size} processes, " if ranks.size > 1 else ""
-        print(f"{job.name}: {title}, {config.dataset}, {several}{setting.device}, run folder {run.path}")
-        if done:
-            print(f"continuing from the newest of {done} checkpoints")
-        ranks.compare(lambda: _to_agree_on(config, setting), "start them all alike")
-        loop.execute()
-        finish(run, config, loop)
-    except RankLost as error:
-        raise RunError(f"{error}; continue from the newest checkpoint with {loop.resume_command}") from None
-    except OSError as error:
-        raise RunError(
-            f"cannot write to {error.filename or run.path}: {error.strerror or error}; the checkpoints are whole: "
-            f"make room, then continue with {loop.resume_command}"
-        ) from error
+        with _explained(run, loop.resume_command):
+            _announce(job, config, setting, run, title)
+            ranks.compare(lambda: _to_agree_on(config, setting), "start them all alike")
+            loop.execute()
+            finish(run, config, loop)
+            loggers.artifacts(result_files(run))
+        status = "finished"
+    except Stopped:
+        status = "stopped"
+        raise
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        exhausted = True  # what the step holds is freed with the error
+        exhausted = True  # the tensors of the step are freed with the error, when this block ends
     finally:
-        write_unusual(run, setting.data.unusual)
-        run.close()
+        try:
+            loggers.run_ended(status)
+            write_unusual(run, setting.data.unusual)
+        finally:
+            run.close()
     if exhausted:
         raise out_of_memory(job, config, loop.resume_command)
     return run.path
 
 
+def _new_run(job: Job, config: RunConfig, setting: Setting, title: str, sizes: Mapping[str, int]) -> RunDir:
+    """A new run folder with its config.yaml; rank 0 chooses its name."""
+    ranks = setting.ranks
+    path = ranks.from_first(lambda: config.run_dir or default_run_dir(job.name, config, title))
+    run = RunDir.create(path) if ranks.leads else OthersRunDir(path)
+    data = {
+        "name": config.dataset,
+        "remark": setting.data.remark,
+        "note": config.data_note,
+        "fingerprint": setting.data.fingerprint(),
+        **sizes,
+    }
+    used = {"plugins": found} if (found := plugins.recorded()) else {}
+    facts = {**setting.environment, **used, "data": data}
+    run.write_config(job.name, dataclasses.replace(config, run_dir=None), facts)
+    return run
+
+
+def _announce(job: Job, config: RunConfig, setting: Setting, run: RunDir, title: str) -> None:
+    """Print what is about to run and where, and log the command."""
+    done = len(checkpoints(run.path / "checkpoints"))
+    run.log(environment.command_line(setting.ranks))
+    several = f"{setting.ranks.size} processes, " if setting.ranks.size > 1 else ""
+    print(f"{job.name}: {title}, {config.dataset}, {several}{setting.device}, run folder {run.path}")
+    if done:
+        print(f"continuing from the newest of {done} checkpoints")
+
+
+@contextmanager
+def _explained(run: RunDir, resume_command: str) -> Iterator[None]:
+    """Turn the loss of a rank and errors of the system into a RunError that says what happened and how to go on."""
+    try:
+        yield
+    except RankLost as error:
+        raise RunError(f"{error}; continue from the newest checkpoint with {resume_command}") from None
+    except OSError as error:
+        problem, way_out = explain_os_error(error, run.path)
+        raise RunError(f"{problem}; the checkpoints are whole: {way_out}continue with {resume_command}") from error
+
+
+def explain_os_error(error: OSError, folder: Path) -> tuple[str, str]:
+    """What went wrong in a run in `folder`, and what to do before it is continued: empty, or ends with "then "."""
+    where, reason = str(error.filename or folder), error.strerror or str(error) or type(error).__name__
+    if error.errno in FULL_DISK:
+        return f"cannot write to {where}: {reason}", "make room, then "
+    if error.errno in NOT_WRITABLE:
+        return f"no access to {where}: {reason}", "make it accessible, then "
+    if error.errno in NO_MORE_FILES:
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        return f"{reason} (this process may open {limit})", "raise the limit (ulimit -n) or lower --workers, then "
+    if isinstance(error, BrokenPipeError):
+        return f"{reason}: the program that read this output, or a process of this run, has ended", ""
+    return (f"{where}: {reason}" if error.filename else reason), ""
+
+
+def result_files(run: RunDir) -> list[Path]:
+    """The files of a finished run that loggers take as artifacts: those beside metrics.csv and the logs."""
+    others = {"metrics.csv", "log.txt", "loggers.json"}
+    found = run.path.iterdir() if run.writes else ()
+    return sorted(path for path in found if path.is_file() and path.name not in others and path.name[0] != ".")
+
+
 def out_of_memory(job: Job, config: RunConfig, command: str) -> RunError:
-    """The error of a step that does not fit into memory, with the way out. command: it begins anew, or goes on."""
+    """The error of a step that does not fit into memory, with the way out. command: starts the run, or resumes it."""
     fits = what_fits(job, config.batch_size, command, recompute=getattr(config, "recompute", None))
     return RunError(f"out of memory with --batch-size {config.batch_size}; {fits}")
 
 
 def _to_agree_on(config: RunConfig, setting: Setting) -> Mapping[str, Any]:
-    """What must be the same on all ranks from the start."""
+    """What must be the same on all ranks from the start, by name."""
     keys = ("darts_sg", "git", "torch", "kernels")
     options = {f"--{name.replace('_', '-')}": value for name, value in config.as_dict().items() if name != "data"}
     here = {name: setting.environment.get(name) for name in keys}
@@ -251,10 +317,10 @@ def _to_agree_on(config: RunConfig, setting: Setting) -> Mapping[str, Any]:
     return {**options, **here, "the data": setting.data.fingerprint(), "the run": bool(setting.earlier)}
 
 
-def write_unusual(run: RunDir, unusual: dict[str, str]) -> None:
-    """Write unusual_images.csv: the images met so far that are damaged or no RGB JPEG, if there are any.
+def write_unusual(run: RunDir, unusual: Mapping[str, str]) -> None:
+    """Write unusual_images.csv: the images found so far that are damaged or no RGB JPEG, if there are any.
 
-    Those of all ranks up to the last checkpoint; of a run that ends between two, those of the first rank since then.
+    It has those of all ranks up to the last checkpoint, and those of rank 0 since then.
     """
     if unusual:
         text = io.StringIO()
@@ -263,16 +329,16 @@ def write_unusual(run: RunDir, unusual: dict[str, str]) -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed; on a CPU PyTorch says so in a RuntimeError."""
-    told = (
+    """Whether an allocation failed. On a CPU PyTorch raises a RuntimeError for that, known by its words only."""
+    words_for_it = (
         "can't allocate memory", "not enough memory", "out of memory", "could not create a primitive",
         "can't start new thread",
     )  # fmt: skip
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in str(error) for words in told)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in str(error) for words in words_for_it)
 
 
 def what_fits(job: Job, batch_size: int, resume_command: str, *, recompute: bool | None) -> str:
-    """The way out of a lack of memory, tried on this machine: the same batch with recomputation, else smaller ones.
+    """The way out of a lack of memory, tried on this machine: the same batch with recomputation, else smaller batches.
 
     recompute: whether the run recomputes already; None if it cannot.
     """
@@ -281,7 +347,7 @@ def what_fits(job: Job, batch_size: int, resume_command: str, *, recompute: bool
         environment.return_freed_memory()
         try:
             job.attempt(size, recompute=again)
-        except (MemoryError, RuntimeError, ValueError):  # close to the limit libraries fail in their own words
+        except (MemoryError, RuntimeError, ValueError):  # close to the limit libraries fail in many ways
             return False
         return True
 
@@ -289,7 +355,7 @@ def what_fits(job: Job, batch_size: int, resume_command: str, *, recompute: bool
         return f"with recomputation it fits, and gives the same bits: {resume_command} --recompute"
 
     def largest(least: int, again: bool) -> int:
-        """Of half the batch size, a quarter and so on, above `least`, what fits; `least` if nothing does."""
+        """The first of half the batch size, a quarter and so on that fits; `least` once they get that small."""
         size = batch_size // 2
         while size > least and not fits(size, again):
             size //= 2
@@ -317,57 +383,81 @@ def dry_run(
     facts: list[str],
     writes: str,
 ) -> None:
-    """Run a step twice, time the second, and print what the whole run would take and write. Leaves nothing behind.
+    """Time a step, and print what the whole run would take and write. Leaves nothing behind.
 
-    Raises RunError if they do not fit into memory.
+    Raises RunError if a step does not fit into memory.
     """
     exhausted = False
     try:
-        job.step(first_epoch, 0)
-        begun = time.perf_counter()
-        result = job.step(first_epoch, 1 % job.steps_per_epoch)
-        losses = {name: value.item() for name, value in result.means.items()}  # waits for the device
+        result, seconds = timed_step(job, first_epoch)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        exhausted = True  # what the step holds is freed with the error
+        exhausted = True  # the tensors of the step are freed with the error, when this block ends
     if exhausted:
         raise out_of_memory(job, config, environment.command_line(setting.ranks))
-    seconds = time.perf_counter() - begun
     folder = config.run_dir or default_run_dir(job.name, config, title) if run is None else run.path
-    steps = job.num_epochs * job.steps_per_epoch
     lines = [
         *facts,
         f"device: {setting.device} ({environment.machine(setting.device)})"
         + (f", {setting.ranks.size} processes like it" if setting.ranks.size > 1 else ""),
         f"data: {config.dataset}{', ' + setting.data.remark if setting.data.remark else ''}",
-        f"one step of batch {result.num_images}: {seconds:.2f} s ({result.num_images / seconds:.1f} images/s), "
-        + ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in losses.items()),
-        f"peak memory: {peak_memory(setting.device) / 2**20:.0f} MiB",
-        f"whole run: {job.num_epochs} epochs of {job.steps_per_epoch} steps, about {clock(steps * seconds)} (h:mm:ss), "
-        "evaluation not counted",
+        *_step_facts(job, setting, result, seconds),
         f"would {'write' if run is None else 'go on in'}: {folder}/ with {writes}",
         "dry run: nothing was written",
     ]
     print("\n".join(lines))
 
 
+def timed_step(job: Job, epoch: int) -> tuple[StepResult, float]:
+    """A step of `epoch` as all later ones are, and its seconds: taken after the slower ones that warm the job up.
+
+    Takes steps with full batches only; there is one of another size at most, the last of the epoch.
+    """
+    full_batches = max(1, job.steps_per_epoch - 1)
+    for number in range(job.warm_up_steps):
+        _wait_for(job.step(epoch, number % full_batches))
+    begun = time.perf_counter()
+    result = job.step(epoch, job.warm_up_steps % full_batches)
+    _wait_for(result)
+    return result, time.perf_counter() - begun
+
+
+def _wait_for(result: StepResult) -> None:
+    """Wait until the device has computed the step: launches on a GPU return at once."""
+    for value in result.means.values():
+        value.item()
+
+
+def _step_facts(job: Job, setting: Setting, result: StepResult, seconds: float) -> list[str]:
+    """Time, losses and memory of a step, and the time of the whole run from that."""
+    losses = ", ".join(f"{name.replace('_', ' ')} {value.item():.4f}" for name, value in result.means.items())
+    whole = clock(job.num_epochs * job.steps_per_epoch * seconds)
+    return [
+        f"one step of batch {result.num_images}: {seconds:.2f} s ({result.num_images / seconds:.1f} images/s), "
+        + losses,
+        f"peak memory: {peak_memory(setting.device) / 2**20:.0f} MiB",
+        f"whole run: {job.num_epochs} epochs of {job.steps_per_epoch} steps, about {whole} (h:mm:ss), "
+        "evaluation not counted",
+    ]
+
+
 def peak_memory(device: torch.device) -> int:
-    """Peak bytes so far: of the device's allocator on a GPU, of the resident set of this process on a CPU."""
+    """Peak memory in bytes: the allocator's on a GPU, the resident set of this process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def to_device(model: Module, device: torch.device) -> Module:
-    """The model on its device, convolution weights in channels_last."""
+    """The model on its device, with convolution weights in channels_last."""
     return model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def compile_parts(parts: Iterable[torch.nn.Module], device: torch.device) -> None:
-    """Have torch.compile make faster code of each part's forward and backward pass, for each batch size it meets.
+    """Compile each part with torch.compile, once for each batch size.
 
-    Raises UsageError if there is no C++ compiler that answers, which the CPU needs.
+    Raises UsageError if there is no working C++ compiler, which torch.compile needs on a CPU.
     """
     if device.type == "cpu":
         try:
@@ -379,21 +469,20 @@ def compile_parts(parts: Iterable[torch.nn.Module], device: torch.device) -> Non
 
 
 def captures(config: SearchConfig, setting: Setting) -> bool:
-    """Whether the steps are captured: on a CUDA GPU, unless they say otherwise or do what cannot be captured."""
-    alone = setting.ranks.size == 1 and not config.penalties() and not config.compile
+    """Whether steps are captured as CUDA graphs: on a CUDA GPU, unless --capture or another option forbids it."""
+    alone = setting.ranks.size == 1 and not config.method().regularizers and not config.compile
     return config.capture and alone and setting.device.type == "cuda"
 
 
 def autocast(config: RunConfig, device: torch.device) -> torch.autocast:
-    """The context of a training step's forward pass: bfloat16 where PyTorch allows it, if the run asks for that."""
+    """The context of a training step's forward pass: PyTorch's autocast to bfloat16 with --precision bfloat16."""
     return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
 
 
 def _warn_of_other_code(run: RunDir, setting: Setting) -> None:
+    """Warn if versions, code or number of processes differ from those that a resumed run was started with."""
     then, now = setting.earlier["environment"], setting.environment
     then = {"processes": 1, **then}
     for key in ("darts_sg", "git", "torch", "kernels", "processes"):
         if then.get(key) != now.get(key):
-            text = f"this run was started with {key} {then.get(key)}, now it is {now.get(key)}: the bits may differ"
-            print(f"warning: {text}", file=sys.stderr)
-            run.log(f"warning: {text}")
+            run.warn(f"this run was started with {key} {then.get(key)}, now it is {now.get(key)}: the bits may differ")

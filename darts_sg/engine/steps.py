@@ -1,17 +1,17 @@
-"""The steps that training consists of, and evaluation."""
+"""The parts of a training step that both jobs share: learning rates, optimizer, EMA; and evaluation."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from darts_sg.config import AugmentConfig, RunConfig
 from darts_sg.engine.distributed import ALONE, Ranks
 from darts_sg.errors import RunError
+from darts_sg.tasks import Evaluator
 
 CPU = torch.device("cpu")
 
@@ -44,7 +44,10 @@ def scheduled_learning_rate(config: AugmentConfig, epoch: int) -> float:
 def weight_optimizer(
     parameters: Iterable[nn.Parameter], config: RunConfig, device: torch.device = CPU
 ) -> torch.optim.SGD:
-    """SGD with momentum and weight decay, fused but on MPS; on a CUDA GPU it reads its learning rate there."""
+    """SGD with momentum and weight decay, fused on CPU and CUDA.
+
+    On a CUDA GPU the learning rate is a tensor there, so that a captured step sees it change.
+    """
     on_gpu = device.type == "cuda"
     rate: float | Tensor = config.learning_rate
     return torch.optim.SGD(
@@ -57,7 +60,7 @@ def weight_optimizer(
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Of all parameters, from now on."""
+    """Set the learning rate of all parameters, on the device where the optimizer keeps it there."""
     for group in optimizer.param_groups:
         if isinstance(group["lr"], Tensor):
             group["lr"].fill_(rate)
@@ -66,7 +69,11 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Take over the `state_dict` of an optimizer of another device, too: how this one computes stays as it is."""
+    """Load the `state_dict` of an optimizer, which may come from another device.
+
+    The learning rate and the options that say how the steps are computed (fused, foreach, capturable) stay those of
+    this optimizer.
+    """
     own: list[dict[str, Any]] = [
         {name: group[name] for name in ("lr", "fused", "foreach", "capturable") if name in group}
         for group in optimizer.param_groups
@@ -76,7 +83,8 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
     for parameter, values in optimizer.state.items():
         for name, value in values.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
-                # as the parameter is laid out, which depends on the device: fused optimizers take both for flat memory
+                # fused optimizers read both as flat memory, so the state needs the parameter's memory layout, which
+                # depends on the device
                 values[name] = torch.empty_like(parameter).copy_(value)
     for group, kept in zip(optimizer.param_groups, own, strict=True):
         group.update(kept)
@@ -88,16 +96,16 @@ def apply_weight_step(
     loss: Tensor,
     clip: float,
     ranks: Ranks = ALONE,
-    num_images: int = 1,
+    num_terms: int = 1,
 ) -> None:
     """One step down the gradient of `loss`, whose norm over all `parameters` is clipped.
 
-    The loss of several ranks is the mean over their images, of which this one has `num_images`.
+    The loss of several ranks is the mean over their terms, of which this one has `num_terms` (by default images).
     """
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     reached = [p for p in parameters if p.grad is not None]
-    gradients = ranks.mean([p.grad for p in reached if p.grad is not None], num_images)
+    gradients = ranks.mean([p.grad for p in reached if p.grad is not None], num_terms)
     for p, gradient in zip(reached, gradients, strict=True):
         p.grad = gradient
     nn.utils.clip_grad_norm_(parameters, clip)
@@ -105,16 +113,16 @@ def apply_weight_step(
 
 
 def averaged_model(network: nn.Module, decay: float) -> AveragedModel:
-    """The exponential moving average (EMA) of a network; `update_parameters(network)` takes in a step.
+    """The exponential moving average (EMA) of a network; call `update_parameters(network)` after each step.
 
-    After the first step it is the network; after each other decay · average + (1 - decay) · network. BatchNorm's
-    running statistics are averaged like the weights that they belong to; its counters of batches are taken over. Such
-    an average is what Szegedy et al. (2016), section 8, test.
+    The first call copies the network; each later one gives decay · average + (1 - decay) · network. BatchNorm's running
+    statistics are averaged like the weights that they belong to; its batch counters are copied. Szegedy et al. (2016),
+    section 8, evaluate such an average.
     """
     average_floats = get_ema_multi_avg_fn(decay)
 
     def average(averages: Sequence[Tensor], current: Sequence[Tensor], num_averaged: Tensor | int) -> None:
-        """Of one device and dtype, in place."""
+        """Update tensors of one device and dtype in place."""
         if averages[0].is_floating_point():
             average_floats(averages, current, num_averaged)
         else:
@@ -124,55 +132,59 @@ def averaged_model(network: nn.Module, decay: float) -> AveragedModel:
     return AveragedModel(network, multi_avg_fn=average, use_buffers=True)
 
 
-def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Fraction of right answers: logits (N, num_classes), labels (N,), to a scalar."""
-    return (logits.argmax(dim=1) == labels).float().mean()
-
-
 class Evaluation(NamedTuple):
-    """Means over all images of an evaluation."""
+    """What an evaluation of one model found, over the images of all ranks."""
 
-    loss: float
-    accuracy: float
-    top5_accuracy: float
+    measures: dict[str, float]
+    files: Callable[[], Mapping[str, str]]
+    """Makes the files that describe it, see `Evaluator.files`."""
 
 
 def evaluate(
     model: nn.Module,
-    logits_of: Callable[[Tensor], Tensor],
-    batches: Iterable[tuple[Tensor, Tensor]],
+    outputs_of: Callable[[Tensor], Any],
+    batches: Iterable[tuple[Tensor, Any]],
+    evaluator: Callable[[], Evaluator],
     ranks: Ranks = ALONE,
-) -> Evaluation:
-    """Loss and accuracies of `logits_of` over the batches of all ranks, with `model` in eval mode meanwhile.
+) -> dict[str, float]:
+    """The measures of `outputs_of` over the batches of all ranks, with `model` in eval mode meanwhile.
 
     Raises RunError if there is no image.
     """
-    return evaluate_all({model: logits_of}, batches, ranks)[0]
+    return evaluate_all({model: outputs_of}, batches, evaluator, ranks)[0].measures
 
 
 @torch.no_grad()
 def evaluate_all(
-    models: Mapping[nn.Module, Callable[[Tensor], Tensor]],
-    batches: Iterable[tuple[Tensor, Tensor]],
+    models: Mapping[nn.Module, Callable[[Tensor], Any]],
+    batches: Iterable[tuple[Tensor, Any]],
+    evaluator: Callable[[], Evaluator],
     ranks: Ranks = ALONE,
 ) -> list[Evaluation]:
-    """`evaluate` of several models, each with its function to logits, on the same batches."""
+    """`evaluate` of several models on the same batches, each with its function to outputs and an evaluator of its own.
+
+    Several models together read the images once.
+    """
     was_training = [model.training for model in models]
     for model in models:
         model.eval()
-    sums = torch.zeros(len(models), 3, dtype=torch.float64)
+    evaluators = [evaluator() for _ in models]
     count = 0
-    for x, y in batches:
-        for i, logits_of in enumerate(models.values()):
-            logits = logits_of(x)
-            best = logits.topk(min(5, logits.shape[1])).indices
-            sums[i, 0] += F.cross_entropy(logits, y, reduction="sum").cpu()
-            sums[i, 1] += (logits.argmax(dim=1) == y).sum().cpu()
-            sums[i, 2] += (best == y[:, None]).sum().cpu()
-        count += len(y)
+    for x, targets in batches:
+        for outputs_of, own in zip(models.values(), evaluators, strict=True):
+            own.update(outputs_of(x), targets)
+        count += len(x)
     for model, training in zip(models, was_training, strict=True):
         model.train(training)
-    *totals, total = ranks.sum(*sums.flatten().tolist(), count)
+    # one reduction for the sums of all models and the number of images, as each waits for all ranks
+    sums = [own.sums() for own in evaluators]
+    *totals, total = ranks.sum(*(value for part in sums for value in part), count)
     if not total:
         raise RunError("none of the images to evaluate on can be read; repair them (a run goes on with --resume)")
-    return [Evaluation(*(value / total for value in totals[i : i + 3])) for i in range(0, len(totals), 3)]
+    found, start = [], 0
+    for own, part in zip(evaluators, sums, strict=True):
+        records = ranks.gather(own.records()) if own.gathers else []
+        measures = own.measures(totals[start : start + len(part)], records, round(total))
+        found.append(Evaluation(measures, own.files))
+        start += len(part)
+    return found

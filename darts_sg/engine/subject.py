@@ -5,29 +5,31 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from darts_sg.analysis.cost import Cost, derived_cost, mobile_verdict, model_cost
+import torch
+from torch import nn
+
+from darts_sg.analysis.cost import Cost, count_macs, count_params, mobile_verdict, uninitialised
 from darts_sg.config import AugmentConfig
 from darts_sg.data import DataSpec
 from darts_sg.errors import UsageError
 from darts_sg.genotype import Genotype
-from darts_sg.networks.derived import DerivedNetwork, NetworkShape
-from darts_sg.networks.mobile import MobileNetwork, Model
-
-Network = DerivedNetwork | MobileNetwork
+from darts_sg.networks.build import AUXILIARY, NetworkPlan
+from darts_sg.networks.mobile import Model
+from darts_sg.tasks import Task, task_of
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A network to train. Its `forward` gives (logits, auxiliary logits or None)."""
+    """A network to train. Its `forward` gives (outputs, auxiliary outputs or None)."""
 
-    build: Callable[[], Network]
+    build: Callable[[], nn.Module]
     cost: Cost
     has_auxiliary: bool
     """Whether there is an auxiliary head to count."""
     described: str
     shape: str
     mobile: str
-    """Whether it keeps to the mobile limit, if that is of its shape."""
+    """Whether the network keeps to the mobile limit; empty for a shape that the limit is not for."""
     names: dict[str, Any] = field(default_factory=dict)
     """The entries of result.json that say which network it is."""
 
@@ -39,20 +41,31 @@ class Subject:
         )
 
 
-def with_channels(config: AugmentConfig, trained: Genotype | Model, spec: DataSpec) -> AugmentConfig:
-    """`config` with a number of channels where it has a bound: the largest even one that keeps to it, which is printed.
+def network_cost(task: Task, plan: NetworkPlan, spec: DataSpec) -> Cost:
+    """The cost of a task's network for images of `spec`; nothing is computed or initialised."""
+    network = uninitialised(lambda: task.build(plan, spec))
+    macs = count_macs(network, torch.empty(0, spec.in_channels, spec.image_size, spec.image_size))
+    total = count_params(network)
+    auxiliary = [m for name, m in network.named_modules() if name.rpartition(".")[2] == AUXILIARY]
+    return Cost(total - sum(map(count_params, auxiliary)), total, macs)
 
-    Raises UsageError if none does.
+
+def with_channels(config: AugmentConfig, trained: Genotype | Model, spec: DataSpec) -> AugmentConfig:
+    """Turn --channels auto:BOUND into the largest even number of channels within the bound, and print it.
+
+    Returns `config` unchanged where no bound was given. Raises UsageError if the bound is too small for any network.
     """
     bound = config.max_macs()
     if bound is None or isinstance(trained, Model):
         return config
+    task = task_of(config.as_dict())
 
     @functools.cache
     def macs(C: int) -> int:
-        size = spec.num_classes, spec.image_size, spec.in_channels
-        return derived_cost(trained, config.network, C, config.cells, *size).macs
+        plan = NetworkPlan(trained=trained, shape=config.network, channels=C, cells=config.cells)
+        return network_cost(task, plan, spec).macs
 
+    # MACs grow with C: double until the bound is passed, then halve the interval down to neighbouring even numbers
     low, high = 0, 2
     while macs(high) <= bound:
         low, high = high, 2 * high
@@ -65,36 +78,14 @@ def with_channels(config: AugmentConfig, trained: Genotype | Model, spec: DataSp
     return replace(config, channels=low)
 
 
-def build_network(
-    trained: Genotype | Model,
-    shape: NetworkShape,
-    channels: int | None,
-    cells: int | None,
-    spec: DataSpec,
-    *,
-    auxiliary: bool,
-) -> Network:
-    """The network of a genotype, with so many channels and cells, or of a model, for images of `spec`."""
-    images = {"num_classes": spec.num_classes, "in_channels": spec.in_channels}
-    if isinstance(trained, Model):
-        return MobileNetwork(trained, network=shape, **images)
-    assert channels, "a genotype says nothing of the size"
-    assert cells, "likewise"
-    return DerivedNetwork(trained, network=shape, channels=channels, cells=cells, auxiliary=auxiliary, **images)
-
-
 def subject_of(trained: Genotype | Model, config: AugmentConfig, spec: DataSpec) -> Subject:
     """The network of a genotype or model as `config` asks for it, for images of `spec`."""
-    shape = config.network
-    auxiliary = bool(config.auxiliary_weight)
-
-    def build() -> Network:
-        return build_network(trained, shape, config.num_channels, config.cells, spec, auxiliary=auxiliary)
-
+    task, shape = task_of(config.as_dict()), config.network
     if isinstance(trained, Model):
-        cost = model_cost(trained, shape, spec.num_classes, spec.image_size, spec.in_channels)
+        plan = NetworkPlan(trained=trained, shape=shape)
+        cost = network_cost(task, plan, spec)
         return Subject(
-            build,
+            lambda: task.build(plan, spec),
             cost,
             has_auxiliary=False,
             described=f"model {trained.name}",
@@ -103,9 +94,12 @@ def subject_of(trained: Genotype | Model, config: AugmentConfig, spec: DataSpec)
             names={"model": trained.name, "network": shape},
         )
     C, cells = config.num_channels, config.cells
-    cost = derived_cost(trained, shape, C, cells, spec.num_classes, spec.image_size, spec.in_channels)
+    plan = NetworkPlan(trained=trained, shape=shape, channels=C, cells=cells, auxiliary=bool(config.auxiliary_weight))
+    cost = network_cost(
+        task, replace(plan, auxiliary=True), spec
+    )  # counted with the head, whether it is trained or not
     return Subject(
-        build,
+        lambda: task.build(plan, spec),
         cost,
         has_auxiliary=True,
         described=f"genotype {trained.name} (space {trained.space})",

@@ -25,8 +25,8 @@ class Search(Protocol):
     train_images: Images
     weights: Any
 
-    def objective(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Loss and logits of a batch."""
+    def expected_loss(self, batch: tuple[Tensor, Any]) -> Tensor:
+        """Loss of a batch under the expected mixing weights."""
 
 
 def unfused_facts(job: Search) -> list[str]:
@@ -47,7 +47,7 @@ def unfused_facts(job: Search) -> list[str]:
             len(batch[1]),
             job.setting.device,
         )
-        share = seconds / _pass_seconds(lambda: job.objective(batch)[0], job.weights)
+        share = seconds / _pass_seconds(lambda: job.expected_loss(batch), job.weights)
     except (MemoryError, RuntimeError) as error:  # the dry run's own step says what fits
         if not is_out_of_memory(error):
             raise

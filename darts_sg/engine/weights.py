@@ -1,6 +1,7 @@
-"""Trained weights as one file: safetensors, whose metadata say which network they are of, what for, and how good.
+"""Weights files: trained weights as safetensors, with metadata that describe the network, its training and its score.
 
-The metadata are texts, those of `Metadata`: texts as they are, all else as JSON. Nothing in a file is executed.
+The metadata are the fields of `Metadata` as texts: strings as they are, everything else as JSON. Nothing in a file is
+executed when it is read.
 """
 
 import hashlib
@@ -17,21 +18,24 @@ from torch import Tensor, nn
 
 from darts_sg.analysis.run_folder import described_data
 from darts_sg.data import DataSpec
-from darts_sg.engine.subject import Network, build_network
 from darts_sg.errors import UsageError
 from darts_sg.genotype import Genotype, parse_genotype
+from darts_sg.networks.build import NetworkPlan, is_auxiliary
 from darts_sg.networks.derived import NetworkShape
 from darts_sg.networks.mobile import Model, find_model
 from darts_sg.ops import OPERATIONS
+from darts_sg.tasks import DEFAULT_TASK, Task, task_of
 
 FORMAT = "darts_sg weights 1"
-AUXILIARY = "auxiliary_head."  # how the names of the auxiliary head's tensors begin
 
 
 @dataclass(frozen=True, kw_only=True)
 class Metadata:
-    """What is known of trained weights; errors in percent."""
+    """What a weights file says of its weights."""
 
+    task: str = DEFAULT_TASK
+    task_options: Mapping[str, Any] | None = None
+    """The options of the task that change the network or the meaning of its outputs; None if there are none."""
     genotype: str = ""
     """The text of the genotype file; empty for a model."""
     model: str = ""
@@ -50,25 +54,26 @@ class Metadata:
     data_note: str = ""
     data_remark: str = ""
     data_fingerprint: str
-    test_error: float
+    figures: Mapping[str, float]
+    """The task's main figure, as result.json has it: of the test, and of the validation where images were held out.
+    Each becomes an entry of the file under its own name."""
     test_images: int
-    validation_error: float | None = None
     ema: float | None = None
-    """Decay of the exponential moving average of the weights that these are; None for the weights themselves."""
+    """Decay, if these are an exponential moving average of the weights; None for the weights themselves."""
     epoch: int
-    """After which the weights are these."""
+    """The weights were saved after this epoch, counted from 1."""
     epochs: int
-    """Of the whole training."""
+    """Epochs of the whole training."""
     seed: int
     finetuned_from: Mapping[str, Any] | None = None
-    """What `Weights.origin` said of the weights that the training started from."""
+    """`Weights.origin` of the weights that the training started from."""
     darts_sg: str
     torch: str
     git: str
 
     def as_texts(self) -> dict[str, str]:
-        """The metadata of the file, without those that say nothing."""
-        given = {f.name: getattr(self, f.name) for f in fields(self)}
+        """The metadata of the file; empty ones are left out, and each figure is an entry of its own."""
+        given = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "figures"} | dict(self.figures)
         return {
             name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             for name, value in given.items()
@@ -77,9 +82,13 @@ class Metadata:
 
     @classmethod
     def from_texts(cls, texts: Mapping[str, str]) -> "Metadata":
-        """The inverse of `as_texts`; KeyError, TypeError or ValueError for texts that are no metadata."""
+        """The inverse of `as_texts`. Raises KeyError, TypeError or ValueError for texts that are no metadata."""
         hints = get_type_hints(cls)
-        found: dict[str, Any] = {}
+        known = task_of({"task": texts.get("task")}).headline.name
+        figures = {name: json.loads(texts[name]) for name in (f"test_{known}", f"validation_{known}") if name in texts}
+        if f"test_{known}" not in figures:
+            raise KeyError(f"test_{known}")
+        found: dict[str, Any] = {"figures": figures}
         for name in hints.keys() & texts.keys():
             value = texts[name] if hints[name] in (str, NetworkShape) else json.loads(texts[name])
             found[name] = tuple(value) if isinstance(value, list) else value
@@ -99,7 +108,7 @@ class Weights:
 
     @property
     def title(self) -> str:
-        """Which network they are of, in words."""
+        """The network in words."""
         m = self.metadata
         kind = "model" if m.model else "genotype"
         cells = "" if m.model else f", C={m.channels}, {m.cells} cells"
@@ -107,24 +116,24 @@ class Weights:
 
     @property
     def data(self) -> str:
-        """The data that they were trained and tested on, as they must stand beside every figure."""
+        """The data of training and test, with the remarks that have to stand beside every figure."""
         return described_data(self.metadata.dataset, self.metadata.data_note, self.metadata.data_remark)
 
     @property
     def history(self) -> str:
-        """The training that they come from, in words."""
+        """The training in words."""
         m = self.metadata
         ema = "" if m.ema is None else f"EMA of the weights (decay {m.ema:g}) "
         return f"{ema}after epoch {m.epoch} of {m.epochs} on {self.data}, seed {m.seed}, darts_sg {m.darts_sg}"
 
     def options(self) -> dict[str, Any]:
-        """The options of a training that say the network."""
+        """The options that make a training use the same network."""
         m = self.metadata
         genotype = "" if m.model else self.trained.name
         return {"genotype": genotype, "model": m.model, "network": m.network, "channels": m.channels, "cells": m.cells}
 
     def origin(self) -> dict[str, Any]:
-        """What a training that starts from them records."""
+        """What a training that starts from these weights records of them."""
         m = self.metadata
         facts = {
             "file": self.path.name,
@@ -136,9 +145,21 @@ class Weights:
             "ema": "" if m.ema is None else m.ema,
             "epoch": m.epoch,
             "seed": m.seed,
-            "test_error": m.test_error,
+            self.task.headline.key("test"): self.recorded,
         }
+        if m.task != DEFAULT_TASK:
+            facts["task"] = m.task
         return {name: fact for name, fact in facts.items() if fact != ""}
+
+    @property
+    def task(self) -> Task:
+        """The task that the network was trained for."""
+        return task_of({"task": self.metadata.task, **(self.metadata.task_options or {})})
+
+    @property
+    def recorded(self) -> float:
+        """The task's main figure on the test images, as the file says."""
+        return self.metadata.figures[self.task.headline.key("test")]
 
     def refuse_other_channels(self, spec: DataSpec) -> None:
         """UsageError if images of `spec` have another number of channels than the network takes."""
@@ -148,44 +169,31 @@ class Weights:
                 f"{spec.in_channels}"
             )
 
-    def build(self) -> Network:
-        """The network with these weights in eval mode, without an auxiliary head; raises what `load` raises."""
+    def build(self) -> nn.Module:
+        """The network with these weights, in eval mode and without an auxiliary head. Raises what `load` raises."""
         m = self.metadata
-        network = build_network(self.trained, m.network, m.channels, m.cells, self.spec, auxiliary=False)
+        plan = NetworkPlan(trained=self.trained, shape=m.network, channels=m.channels, cells=m.cells)
+        network = self.task.build(plan, self.spec)
         self.load(network)
         return network.eval()
 
-    def load(self, network: Network) -> None:
-        """Give a network without an auxiliary head these weights.
+    def load(self, network: nn.Module) -> None:
+        """Load these weights into a network without an auxiliary head.
 
-        Raises UsageError if the tensors are not those of the network that the metadata tell of.
+        Raises UsageError if the tensors do not fit the network that the metadata describe.
         """
-        self._load(network, {name: t for name, t in self.tensors.items() if not name.startswith(AUXILIARY)})
+        self._load(network, {name: t for name, t in self.tensors.items() if not is_auxiliary(name)})
 
-    def start(self, network: Network, num_classes: int) -> str:
-        """Give a network to train for so many classes these weights; says which layers start anew.
+    def start(self, network: nn.Module, task: Task, spec: DataSpec) -> str:
+        """Initialise a network, to be trained for `task` on images of `spec`, with these weights.
 
-        That are the classifiers if the file is for another number of classes, and an auxiliary head that it has not.
-        Raises UsageError as `load` does.
+        Returns in words which layers are new, see `Task.start_state`. Raises UsageError as `load` does.
         """
-        own = network.state_dict()
-        wanted, given = ({n for n in state if n.startswith(AUXILIARY)} for state in (own, self.tensors))
-        linear = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
-        others = num_classes != self.spec.num_classes
-        fresh = {f"{name}.{part}" for name in linear for part in ("weight", "bias")} if others else set()
-        changes = []
-        if others:
-            both = " and auxiliary classifier" if wanted and given else ""
-            changes.append(f"classifier{both} new, for {num_classes} classes instead of {self.spec.num_classes}")
-        if wanted and not given:
-            changes.append("auxiliary head new")
-        if given and not wanted:
-            changes.append("auxiliary head left out")
-        kept = {name: t for name, t in self.tensors.items() if name not in fresh | (given - wanted)}
-        self._load(network, {name: own[name] for name in fresh | (wanted - given)} | kept)
+        state, changes = task.start_state(network, spec, self.tensors, self.task, self.spec)
+        self._load(network, state)
         return f"starts from {self.path}, {self.title}, {self.history}: {', '.join(changes) or 'all weights kept'}"
 
-    def _load(self, network: Network, state: Mapping[str, Tensor]) -> None:
+    def _load(self, network: nn.Module, state: Mapping[str, Tensor]) -> None:
         try:
             network.load_state_dict(state)
         except RuntimeError as error:
@@ -201,7 +209,7 @@ def weights_bytes(state: Mapping[str, Tensor], metadata: Metadata) -> bytes:
 
 
 def read_weights(path: Path) -> Weights:
-    """Read a weights file; UsageError if it is none, damaged, or of a network that this version does not know."""
+    """Read a weights file. Raises UsageError if it is not one, damaged, or of a network or task unknown here."""
     try:
         with safe_open(path, framework="pt") as file:
             texts = dict(file.metadata() or {})
@@ -233,7 +241,7 @@ def read_weights(path: Path) -> Weights:
 
 
 def _checksum(tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> str:
-    """32 hex digits of a SHA-256 over names, types, shapes and bytes of the tensors, and over the texts."""
+    """32 hex digits of a SHA-256 over the texts and over names, types, shapes and bytes of the tensors."""
     digest = hashlib.sha256(json.dumps(dict(sorted(texts.items()))).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())

@@ -1,25 +1,26 @@
-"""When a search ends before its last epoch, and which epoch's genotype it then returns.
+"""Early stopping: when a search ends before its last epoch, and which epoch's genotype it then returns.
 
-Pure functions of what was measured after each epoch, so that a resumed run, which has these figures, stops where the
-undisturbed one does. Epochs count from 1.
+Pure functions of the rows of metrics.csv, so that a resumed run stops where an uninterrupted one does. Epochs count
+from 1.
 """
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 Row = Mapping[str, float]
 
 WINDOW = 5  # epochs over which eigenvalues are averaged
-BACK = 5  # k, epochs that are compared, and gone back
+BACK = 5  # k, epochs between the two averages, and to go back
 EARLIEST = 11  # first epoch whose genotype is returned: es_start_epoch 10, from 0, in the authors' code
 
 
 class EarlyStop(NamedTuple):
-    """The end of a search before its time."""
+    """A search that ends early."""
 
     after_epoch: int
-    """The last epoch that was run."""
+    """The last epoch that ran."""
     chosen_epoch: int
     """The epoch whose genotype is the result."""
     reason: str
@@ -29,9 +30,8 @@ def stop_by_eigenvalue(rows: Sequence[Row], ratio: float, frozen_epochs: int = 0
     """Stop after the last of `rows` if the eigenvalue has grown: mean(i - k) / mean(i) < ratio; returns epoch i - k.
 
     RobustDARTS (Zela et al., ICLR 2020, section 4.3) with k = 5 and ratio 0.75. mean(i) is over the 5 epochs around i,
-    so that i is 2 epochs ago, and over those there are at the start. As in the authors' code, where this is the average
-    and the earliest epoch to go back to (whose defaults are k = 4 and 1 / 1.3). In the first `frozen_epochs` nothing
-    was measured, and none of them is returned.
+    fewer at the start, so that i is 2 epochs ago. Window and earliest epoch to return are those of the authors' code
+    (whose defaults are k = 4 and 1 / 1.3). The first `frozen_epochs` have no eigenvalue and are never returned.
     """
     after = int(rows[-1]["epoch"]) if rows else 0
     now = after - WINDOW // 2
@@ -58,8 +58,7 @@ def stop_by_eigenvalue(rows: Sequence[Row], ratio: float, frozen_epochs: int = 0
 def stop_by_skips(rows: Sequence[Row], most: int, frozen_epochs: int = 0) -> EarlyStop | None:
     """Stop after the last of `rows` if its normal cell has more than `most` skip connections.
 
-    Returns the last epoch with at most `most`, after those in which the alphas are frozen; without one the search
-    goes on.
+    Returns the last epoch that has at most `most`, after the frozen ones; if there is none, the search goes on.
     """
     if not rows or rows[-1]["skips_normal"] <= most:
         return None
@@ -69,3 +68,20 @@ def stop_by_skips(rows: Sequence[Row], most: int, frozen_epochs: int = 0) -> Ear
     after, chosen, skips = int(rows[-1]["epoch"]), int(kept[-1]["epoch"]), int(rows[-1]["skips_normal"])
     plural = "" if skips == 1 else "s"
     return EarlyStop(after, chosen, f"the normal cell has {skips} skip connection{plural}, more than {most}")
+
+
+@dataclass(frozen=True)
+class EarlyStopping:
+    """Both criteria, None for not asked for; the eigenvalue is looked at first."""
+
+    eigenvalue_ratio: float | None = None
+    max_skips: int | None = None
+
+    def __call__(self, rows: Sequence[Row], frozen_epochs: int) -> EarlyStop | None:
+        """Whether the search ends after the last of `rows`, those of metrics.csv so far."""
+        found = None
+        if self.eigenvalue_ratio is not None:
+            found = stop_by_eigenvalue(rows, self.eigenvalue_ratio, frozen_epochs)
+        if self.max_skips is not None:
+            found = found or stop_by_skips(rows, self.max_skips, frozen_epochs)
+        return found

@@ -1,8 +1,8 @@
-"""The dominant eigenvalue of the Hessian of the validation loss in the alphas, by which a collapse announces itself.
+"""The dominant eigenvalue of the Hessian of the validation loss in the alphas; its rise announces a collapse.
 
-Zela et al., "Understanding and Robustifying Differentiable Architecture Search", ICLR 2020, section 4: where it grows
-along a search, the derived cells generalise badly. Written over flat vectors and a gradient, so that the same code
-serves the supernet and a function with a known Hessian.
+Zela et al., "Understanding and Robustifying Differentiable Architecture Search", ICLR 2020, section 4: if it grows
+during a search, the derived cells generalise badly. Written over flat vectors and a gradient function, so that the same
+code serves the supernet and a function whose Hessian is known.
 """
 
 from collections.abc import Callable
@@ -15,23 +15,23 @@ Vector = NDArray[np.float64]
 Gradient = Callable[[Vector], Vector]
 """Point to gradient, both (size,), computed in float64."""
 
-# A network of ReLUs and max pools is smooth between kinks only, and a finite difference must not reach over one: what
-# it then adds is no part of the Hessian that autograd computes, and hundreds of times as large. Between +EPS and -EPS
-# there is rarely a kink at all, and in float64 the difference is still exact to about 1e-4.
+# A network of ReLUs and max pools is smooth only between its kinks. A finite difference across a kink adds a term that
+# is not part of the Hessian as autograd computes it, and hundreds of times as large. A step of 1e-9 rarely meets a
+# kink, and in float64 the difference is still exact to about 1e-4.
 EPS = 1e-9
-TRIES = 3  # with other directions and a tenth of the step each, should there be a kink after all
-AGREEMENT = 0.02  # of the differences to either side, in the end
-TOLERANCE = 0.01  # of the residual, relative to the eigenvalue, whose own error is of second order in it
+TRIES = 3  # if there is a kink: another direction, and a tenth of the step
+AGREEMENT = 0.02  # required between forward and backward difference along the eigenvector
+TOLERANCE = 0.01  # residual relative to the eigenvalue, whose error is of second order in it
 MAX_PRODUCTS = 30
 MIN_PRODUCTS = 4
 
 
 def dominant_eigenvalue(gradient: Gradient, point: Vector, seed: int = 0) -> float:
-    """The largest eigenvalue (algebraically, as RobustDARTS takes it) of the Hessian of a function at `point`.
+    """The largest eigenvalue (algebraically, as in RobustDARTS) of the Hessian of a function at `point`.
 
-    Products with the Hessian are forward differences of the gradient: one gradient a product, six to fifteen in all.
-    The eigenvector is tried again with a backward difference, which does not agree if a kink was crossed. Random
-    numbers come from a generator of its own. nan if the gradient is not finite, or kinks are everywhere.
+    Hessian-vector products are forward differences of the gradient, one gradient each, six to fifteen in all. The
+    eigenvector is checked with a backward difference, which disagrees if a kink was crossed. Random numbers come from a
+    generator of its own. Returns nan if the gradient is not finite or every try met a kink.
     """
     here = gradient(point)
     for attempt in range(TRIES):
@@ -50,10 +50,10 @@ def dominant_eigenvalue(gradient: Gradient, point: Vector, seed: int = 0) -> flo
 
 
 def lanczos(product: Callable[[Vector], Vector], start: Vector) -> tuple[float, Vector]:
-    """Largest eigenvalue and its eigenvector of a symmetric matrix, given its products with vectors (size,).
+    """The largest eigenvalue of a symmetric matrix and its eigenvector, from its products with vectors (size,).
 
-    Lanczos' method with full orthogonalisation, from `start`, until the residual is below TOLERANCE or after
-    MAX_PRODUCTS; what it gives then is a lower bound. nan and zeros if a product is not finite.
+    Lanczos' method with full orthogonalisation, from `start`, until the residual is below TOLERANCE or, with a lower
+    bound as the result, after MAX_PRODUCTS. Returns nan and zeros if a product is not finite.
     """
     basis = [start / np.linalg.norm(start)]
     diagonal: list[float] = []
@@ -64,7 +64,7 @@ def lanczos(product: Callable[[Vector], Vector], start: Vector) -> tuple[float, 
         if not np.isfinite(w).all():
             return float("nan"), np.zeros_like(start)
         Q = np.stack(basis)  # (number of products, size)
-        for _ in range(2):  # once does not suffice where much is taken off
+        for _ in range(2):  # once is not enough where much cancels
             w = w - Q.T @ (Q @ w)
         values, vectors = eigh_tridiagonal(np.array(diagonal), np.array(beside))
         norm = float(np.linalg.norm(w))

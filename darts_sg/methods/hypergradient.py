@@ -1,7 +1,7 @@
 """The gradient of the validation loss with respect to the alphas (DARTS paper, section 2.3).
 
 Written over plain lists of tensors and an objective, so that the same code serves the supernet and a toy problem
-with a known answer.
+whose answer is known.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,9 +15,9 @@ from darts_sg.registry import Registry
 
 Batch = Any
 Objective = Callable[[Batch], tuple[Tensor, Tensor]]
-"""Loss and logits of the current weights and alphas on a batch."""
+"""Loss and outputs of a batch under the current weights and alphas. Deterministic: all passes see the same noise."""
 Mean = Callable[[Sequence[Tensor], Batch], Sequence[Tensor]]
-"""Gradients of a batch of which each process has a share, given those of the share."""
+"""Gradients over the whole batch, from those over this process's share of it."""
 
 RADIUS = 0.01  # of the finite difference, divided by the norm of the direction (DARTS paper, footnote 2)
 
@@ -33,20 +33,20 @@ class VirtualStep(NamedTuple):
 
 
 class Hypergradient(NamedTuple):
-    """Validation loss and logits (of this process' share), detached, and the gradient for each of the alphas."""
+    """Validation loss and outputs (of this process's share), detached, and the gradient for each of the alphas."""
 
     loss: Tensor
-    logits: Tensor
+    outputs: Tensor
     gradients: list[Tensor]
 
 
 def of_one_process(gradients: Sequence[Tensor], batch: Batch) -> Sequence[Tensor]:
-    """The `Mean` of a process that has the whole batch."""
+    """The `Mean` of a single process, which has the whole batch."""
     return gradients
 
 
 class HypergradientMethod(Protocol):
-    """How the gradient of the alphas is taken."""
+    """A way to compute the gradient of the alphas."""
 
     def __call__(
         self,
@@ -65,7 +65,7 @@ HYPERGRADIENTS: Registry[HypergradientMethod] = Registry("hypergradient")
 
 @contextmanager
 def frozen(tensors: Sequence[Tensor]) -> Iterator[None]:
-    """Within the context no gradient is computed for `tensors`, nor anything kept for it."""
+    """Context in which `tensors` need no gradient, so that nothing is computed or kept for one."""
     before = [t.requires_grad for t in tensors]
     try:
         for t in tensors:
@@ -85,11 +85,11 @@ def first_order(
     virtual: VirtualStep,
     mean: Mean = of_one_process,
 ) -> Hypergradient:
-    """∇α L_val(w, α): the weights are taken to be optimal as they are (ξ = 0)."""
+    """∇α L_val(w, α): takes the current weights for the optimal ones (ξ = 0)."""
     with frozen(weights):
-        loss, logits = objective(validation_batch)
+        loss, outputs = objective(validation_batch)
         gradients = mean(torch.autograd.grad(loss, list(alphas)), validation_batch)
-    return Hypergradient(loss.detach(), logits.detach(), list(gradients))
+    return Hypergradient(loss.detach(), outputs.detach(), list(gradients))
 
 
 def unrolled(
@@ -103,8 +103,8 @@ def unrolled(
 ) -> Hypergradient:
     """∇α L_val(w', α) - ξ · (∇α L_train(w⁺, α) - ∇α L_train(w⁻, α)) / (2ε) (DARTS paper, equations 7 and 8).
 
-    w' is the virtual step, w± = w ± ε · ∇w' L_val(w', α), ε = 0.01 / ‖∇w' L_val‖. The weights are moved in place and
-    put back to the same bits, also if the objective raises.
+    w' is the virtual step, w± = w ± ε · ∇w' L_val(w', α), ε = 0.01 / ‖∇w' L_val‖. Moves the weights in place and
+    restores them to the bit, also if the objective raises.
     """
     weights, alphas = list(weights), list(alphas)
     kept = [torch.empty_like(w) for w in weights]
@@ -112,6 +112,7 @@ def unrolled(
         torch._foreach_copy_(kept, weights)
     buffers = virtual.buffers or [None] * len(weights)
     try:
+        # w' = w - ξ · (μ · buffer + ∇w L_train + λ · w)
         with frozen(alphas):
             train_gradients = mean(torch.autograd.grad(objective(train_batch)[0], weights), train_batch)
         with torch.no_grad():
@@ -120,10 +121,11 @@ def unrolled(
             if moving:
                 torch._foreach_add_(*map(list, zip(*moving, strict=True)), alpha=virtual.momentum)
             torch._foreach_sub_(weights, steps, alpha=virtual.learning_rate)
-        loss, logits = objective(validation_batch)
+        loss, outputs = objective(validation_batch)
         gradients = mean(torch.autograd.grad(loss, [*alphas, *weights]), validation_batch)
         direct, direction = gradients[: len(alphas)], gradients[len(alphas) :]
 
+        # ∇α L_train at w + ε · direction and at w - ε · direction
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(direction))))
         eps = RADIUS / norm.clamp_min(torch.finfo(norm.dtype).tiny)
         offsets = torch._foreach_mul(list(direction), eps)
@@ -139,7 +141,7 @@ def unrolled(
             torch._foreach_copy_(weights, kept)
     implicit = [(plus - minus).div_(2.0 * eps) for plus, minus in zip(*sides, strict=True)]
     total = [g.sub(i, alpha=virtual.learning_rate) for g, i in zip(direct, implicit, strict=True)]
-    return Hypergradient(loss.detach(), logits.detach(), total)
+    return Hypergradient(loss.detach(), outputs.detach(), total)
 
 
 HYPERGRADIENTS.add("first_order", first_order)

@@ -1,22 +1,34 @@
-"""What the supernet and the derived networks share: the channel plan with one CellSpec a cell, stems, head, joints."""
+"""What the supernet and the derived networks share: the channel plan, the state between cells, stems and head."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from darts_sg.backends import ir
 from darts_sg.errors import UsageError
+from darts_sg.genotype import NUM_INPUTS
 from darts_sg.ops.primitives import ConvBN, HalvingConvBN
 
-Parts = Sequence[Tensor]  # a state, in one or more parts whose channels follow each other
+NetworkShape = Literal["cifar", "imagenet"]
+STEM_MULTIPLIER = 3
+"""The CIFAR stem has this many times C channels (DARTS paper, appendix A.1)."""
+
+
+def stem_channels(network: NetworkShape, channels: int, multiplier: int = STEM_MULTIPLIER) -> int:
+    """Channels of the stem's two outputs in a network of width C = `channels`."""
+    return multiplier * channels if network == "cifar" else channels
+
+
+def edge_stride(reduction: bool, state: int) -> int:
+    """Stride of the edges that leave a state: a reduction cell halves the resolution on those from its two inputs."""
+    return 2 if reduction and state < NUM_INPUTS else 1
 
 
 @dataclass(frozen=True)
 class CellSpec:
-    """Channels of a cell: of the states c_{k-2} (`C_pp`) and c_{k-1} (`C_p`) it is given, and of its nodes (`C`)."""
+    """Channels of a cell: of its input states c_{k-2} (`C_pp`) and c_{k-1} (`C_p`), and of its nodes (`C`)."""
 
     C_pp: int
     C_p: int
@@ -49,70 +61,76 @@ def cell_specs(
 
 
 def input_layers(spec: CellSpec, affine: bool) -> tuple[nn.Module, nn.Module]:
-    """The layers that bring c_{k-2} and c_{k-1} to C channels and to the size of c_{k-1}: ReLU - 1×1 - BN.
+    """The layers that bring c_{k-2} and c_{k-1} to C channels and to the size of c_{k-1}: 1×1 - BN.
 
-    Their ReLU is not in them: every state between cells is looked at through a ReLU only, by the two cells that
-    follow and by the auxiliary head, so `between_cells` takes it once and in place; but see `CellGraphs`.
+    The papers' ReLU - 1×1 - BN without the ReLU, which `State.rectified` computes once for all consumers of a state.
     """
     older = HalvingConvBN if spec.reduction_before else ConvBN
     return older(spec.C_pp, spec.C, affine=affine), ConvBN(spec.C_p, spec.C, affine=affine)
 
 
-class CellGraphs:
-    """A cell as the kernels for CPUs compute it, in one call for each pass, if they can.
+class State:
+    """What passes between cells: a tensor (N, C, H, W), or its parts, whose channels follow each other.
 
-    Between cells a state goes in parts, whose channels follow each other: neither are the nodes joined nor their
-    gradients taken apart. The first ReLU of either input is part of the cell, so that its states are given as they are
-    before it (see `between_cells`).
+    A state holds values before the ReLU with which every consumer begins: the two following cells and the auxiliary
+    head. PyTorch cells take `rectified()`, which computes that ReLU once and in place. Kernels that fuse the ReLU with
+    their first convolution take `parts`, and spare joining the nodes of the cell before. Only the classifier takes
+    `joined()` values without a ReLU, those of the last cell.
     """
 
-    def __init__(self, layers: Sequence[nn.Module], steps: Sequence[ir.Step] | None, outputs: Sequence[int]) -> None:
-        """layers: the two input layers. steps: those after them, None if the kernels cannot compute one. outputs: those
-        of the cell's states that are. Its states are numbered from those on that the input layers give."""
-        stages = [ir.stages_of([nn.ReLU(), *(layer if isinstance(layer, ConvBN) else [layer])], 1) for layer in layers]
-        self.layers = list(layers)
-        self.input_operations = [None if of is None else ir.Operations(1, 1, [ir.Operation(of)]) for of in stages]
-        self.steps, self.outputs = steps or (), outputs
-        self.known = steps is not None and None not in self.input_operations
-        self.graphs: dict[tuple[int, int], ir.Graph] = {}  # by the number of parts of either input
+    def __init__(self, *parts: Tensor) -> None:
+        self._parts = parts
+        self._read = False  # whether a consumer holds the values before the ReLU, so that they must stay
+        self._rectified: Tensor | None = None
 
-    def run(self, s0: Parts, s1: Parts, gammas: Sequence[Tensor]) -> tuple[Parts, Parts]:
-        """The output and s1, in parts. gammas: for each step after the input layers."""
-        sizes = len(s0), len(s1)
-        if sizes not in self.graphs:
-            self.graphs[sizes] = self._graph(*sizes)
-        one = s0[0].new_ones(1, 1)
-        found = ir.run_graph([*s0, *s1], [one, one, *gammas], self.graphs[sizes])
-        return found[: len(self.outputs)], found[len(self.outputs) :]
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, C, H, W), C being that of all parts."""
+        N, _, H, W = self._parts[0].shape
+        return N, sum(part.shape[1] for part in self._parts), H, W
 
-    def inputs(self, *states: Tensor) -> list[Tensor]:
-        """What the input layers give, from states as they are before their ReLU, where the rest of the cell is computed
-        in another way: by the kernels if they can."""
-        found: list[Tensor] = []
-        for state, layer, operations in zip(states, self.layers, self.input_operations, strict=True):
-            if operations is not None and ir.takes(state):
-                found += ir.run([state], state.new_ones(1, 1), operations)
+    @property
+    def first(self) -> Tensor:
+        """The first part, to ask for its device and dtype."""
+        return self._parts[0]
+
+    @property
+    def parts(self) -> Sequence[Tensor]:
+        """The parts before the ReLU, for a consumer that computes its own. A single part may be rectified already,
+        which changes nothing for such a consumer: relu(relu(x)) = relu(x), and so are the gradients."""
+        self._read = True
+        return self._parts
+
+    def pass_on(self, parts: Sequence[Tensor]) -> None:
+        """Let later consumers take these parts, which equal those of today.
+
+        A kernel graph returns the states that it reads, so that the gradient of all later consumers reaches it as one
+        and is added to its own within the kernels.
+        """
+        self._parts = tuple(parts)
+
+    def joined(self) -> Tensor:
+        """The state as one tensor before the ReLU."""
+        self._read = True
+        return join(self._parts)
+
+    def rectified(self, keep: bool = False) -> Tensor:
+        """The ReLU of the joined state, computed once.
+
+        It overwrites the joined tensor to save memory, except where the values before the ReLU are still needed
+        (`keep`, or another consumer has read them) or PyTorch forbids it: a view, such as the only node of a batched
+        cell, is a piece of a split tensor; a leaf that requires a gradient is the caller's.
+        """
+        if self._rectified is None:
+            joined, single = join(self._parts), len(self._parts) == 1
+            held = single and (keep or self._read or (joined.is_leaf and joined.requires_grad))
+            if held or joined._base is not None:
+                self._rectified = joined.relu()
             else:
-                found.append(layer(torch.relu(state)))
-        return found
-
-    def _graph(self, *sizes: int) -> ir.Graph:
-        given = sum(sizes)
-        inputs = range(sizes[0]), range(sizes[0], given)
-        steps = []
-        for i, (operations, parts, numbers) in enumerate(zip(self.input_operations, sizes, inputs, strict=True)):
-            assert operations is not None
-            steps.append(ir.Step(replace(operations, parts=parts), numbers, [given + i]))
-        for step in self.steps:
-            states, nodes = ([given + i for i in numbers] for numbers in (step.states, step.nodes))
-            steps.append(ir.Step(step.operations, states, nodes))
-        return ir.Graph(given, steps, [given + state for state in self.outputs], passed_on=inputs[1])
-
-
-def between_cells(state: Tensor) -> Tensor:
-    """The ReLU with which the following cells begin, taken once for all of them; overwrites `state`, unless that is a
-    view, such as the only node of a cell: PyTorch refuses to overwrite pieces of a tensor that was split."""
-    return state.relu_() if state._base is None else state.relu()
+                self._rectified = joined.relu_()
+                if single:
+                    self._parts = (self._rectified,)
+        return self._rectified
 
 
 class _Join(torch.autograd.Function):
@@ -129,35 +147,31 @@ class _Join(torch.autograd.Function):
         return tuple(part.contiguous(memory_format=ctx.memory_format) for part in gradient.split(ctx.channels, dim=1))
 
 
-def join(states: Parts) -> Tensor:
-    """The output of a cell: its states (N, C, H, W), concatenated to (N, len(states) · C, H, W); a single one as it is.
+def join(states: Sequence[Tensor]) -> Tensor:
+    """Concatenate states (N, C, H, W) to (N, len(states) · C, H, W); a single one is returned as it is.
 
-    The gradient of each state is made contiguous on the way back. That of torch.cat is a view with gaps, on which
-    the backward of BatchNorm and of the pools takes up to 30 times as long on a CPU.
+    The backward pass makes the gradient of each state contiguous. That of torch.cat is a view with gaps, on which the
+    backward passes of BatchNorm and of the pools take up to 30 times as long on a CPU.
     """
     return states[0] if len(states) == 1 else _Join.apply(*states)
 
 
 class CifarStem(nn.Module):
-    """3×3 - BN - ReLU: (N, in_channels, H, W) to (N, C_out, H, W), given out twice as c_{k-2} and c_{k-1}.
-
-    The ReLU is that of the cells' input layers (see `input_layers`).
-    """
+    """3×3 - BN: (N, in_channels, H, W) to one state (N, C_out, H, W), which serves as both c_{k-2} and c_{k-1}."""
 
     def __init__(self, in_channels: int, C_out: int) -> None:
         super().__init__()
         self.body = nn.Sequential(nn.Conv2d(in_channels, C_out, 3, padding=1, bias=False), nn.BatchNorm2d(C_out))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        s = between_cells(self.body(x))
+    def forward(self, x: Tensor) -> tuple[State, State]:
+        s = State(self.body(x))
         return s, s
 
 
 class ImageNetStem(nn.Module):
-    """s0: 3×3 /2 to C/2 - BN - ReLU - 3×3 /2 to C - BN - ReLU; s1: 3×3 /2 - BN - ReLU of s0.
+    """s0: 3×3 /2 to C/2 - BN - ReLU - 3×3 /2 to C - BN; s1: ReLU - 3×3 /2 - BN of s0.
 
-    (N, in_channels, H, W) to (N, C, H/4, W/4) and (N, C, H/8, W/8). The last ReLU of either is that of the cells'
-    input layers (see `input_layers`).
+    (N, in_channels, H, W) to states (N, C, H/4, W/4) and (N, C, H/8, W/8).
     """
 
     def __init__(self, in_channels: int, C: int) -> None:
@@ -175,9 +189,9 @@ class ImageNetStem(nn.Module):
         )
         self.stem_1 = nn.Sequential(halving(C, C), nn.BatchNorm2d(C))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        s0 = between_cells(self.stem_0(x))
-        return s0, between_cells(self.stem_1(s0))
+    def forward(self, x: Tensor) -> tuple[State, State]:
+        s0 = State(self.stem_0(x))
+        return s0, State(self.stem_1(s0.rectified()))
 
 
 class Head(nn.Module):

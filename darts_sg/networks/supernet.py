@@ -1,39 +1,45 @@
 """The supernet: every edge of every cell is a weighted sum of all candidate operations (DARTS paper, section 2).
 
-The mixing weights are an argument of `forward`, not a property of the network: how alphas become mixing weights
-is the choice of a relaxation (darts_sg.methods.relaxation).
+The mixing weights are an argument of `forward`, not a property of the network: a relaxation turns alphas into mixing
+weights (darts_sg.methods.relaxations). This module is the plain form; darts_sg.backends replaces its cells by faster
+ones that compute the same function.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from darts_sg.backends import ir
-from darts_sg.backends.batched import EdgeBatch, EdgeWeights, Part, mix
 from darts_sg.derive import num_edges
 from darts_sg.errors import UsageError
 from darts_sg.genotype import NUM_INPUTS
-from darts_sg.networks.derived import NetworkShape
 from darts_sg.networks.skeleton import (
-    CellGraphs,
+    STEM_MULTIPLIER,
     CellSpec,
     CifarStem,
     Head,
     ImageNetStem,
-    Parts,
-    between_cells,
+    NetworkShape,
+    State,
     cell_specs,
+    edge_stride,
     input_layers,
     join,
+    stem_channels,
 )
 from darts_sg.ops import OPERATIONS
 
 ALPHA_INIT_DEVIATION = 1e-3  # alphas start at 1e-3 · N(0, 1)
+T = TypeVar("T")
+
+
+def normal_alphas(num_edges: int, num_operations: int) -> Tensor:
+    """Alphas to start from: 1e-3 · N(0, 1), (num_edges, num_operations)."""
+    return ALPHA_INIT_DEVIATION * torch.randn(num_edges, num_operations)
 
 
 class Mixing(NamedTuple):
@@ -45,139 +51,101 @@ class Mixing(NamedTuple):
     edge_reduce: Tensor | None = None
 
 
+class CellWeights:
+    """The mixing weights of all cells of one type during one forward pass.
+
+    operations: (num_edges, num_operations); edges: (num_edges,) with edge normalisation (PC-DARTS, section 3.3).
+    """
+
+    def __init__(self, operations: Tensor, edges: Tensor | None = None) -> None:
+        self.operations, self.edges = operations, edges
+        self._derived: dict[object, Any] = {}
+
+    def once(self, key: object, make: Callable[["CellWeights"], T]) -> T:
+        """make(self), computed by the first cell that asks and shared by all cells of the type."""
+        if key not in self._derived:
+            self._derived[key] = make(self)
+        found: T = self._derived[key]
+        return found
+
+
 def candidate(name: str, C: int, stride: int) -> nn.Module:
     """A candidate operation of a supernet: no BatchNorm has affine parameters, and a pool is followed by one, so
-    that all operations give outputs of one scale."""
+    that all operations give outputs of one scale (DARTS paper, appendix A.1.1)."""
     op = OPERATIONS[name].build(C, stride, False)
     return nn.Sequential(op, nn.BatchNorm2d(C, affine=False)) if OPERATIONS[name].needs_norm else op
 
 
-class SupernetCell(nn.Module):
-    """A cell whose node i is the weighted sum of all operations on all 2 + i states before it; nodes are concatenated.
+class MixedOp(nn.Module):
+    """An edge: the sum of all candidate operations, each times its mixing weight (DARTS paper, equation 2).
 
-    The edges are computed in batches: those from both inputs together, then those from each node once it is complete.
-    With K = partial_channels > 1 only the first C / K channels of a state pass through the operations, the others
-    are handed on (2×2 max pool with stride 2), and the channels are shuffled in K groups (PC-DARTS, section 3.2).
+    With K = partial_channels > 1 only the first C / K channels pass through the operations. The others are handed on
+    (2×2 max pool with stride 2), and the channels are shuffled in K groups (PC-DARTS, section 3.2).
+    (N, C, H, W) to (N, C, H / stride, W / stride). `none` has no module: it adds nothing.
+    """
+
+    def __init__(self, operations: Sequence[str], C: int, stride: int, partial_channels: int) -> None:
+        super().__init__()
+        self.stride, self.K, self.C_mixed = stride, partial_channels, C // partial_channels
+        self.columns = [i for i, name in enumerate(operations) if name != "none"]  # of the mixing weights
+        self.ops = nn.ModuleList(candidate(operations[i], self.C_mixed, stride) for i in self.columns)
+
+    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+        """weights: (num_operations,)."""
+        mixed, handed_on = x.split((self.C_mixed, x.shape[1] - self.C_mixed), dim=1) if self.K > 1 else (x, x)
+        terms = [weights[i] * op(mixed) for i, op in zip(self.columns, self.ops, strict=True)]
+        y = sum(terms[1:], terms[0])
+        if self.K == 1:
+            return y
+        if self.stride == 2:
+            handed_on = F.max_pool2d(handed_on, 2, 2, ceil_mode=True)
+        return F.channel_shuffle(torch.cat([y, handed_on], dim=1), self.K)
+
+
+class SupernetCell(nn.Module):
+    """A cell whose node i is the sum of a MixedOp on each of the 2 + i states before it; its nodes are joined.
+
+    States s0 (N, C_pp, …) and s1 (N, C_p, H, W) to (N, num_nodes · C, H, W), halved by a reduction cell. `edges` are
+    ordered by node, then by state, as are the rows of the mixing weights.
     """
 
     def __init__(self, spec: CellSpec, operations: Sequence[str], num_nodes: int, partial_channels: int) -> None:
         super().__init__()
+        self.spec, self.operations = spec, tuple(operations)
+        self.num_nodes, self.K = num_nodes, partial_channels
         self.reduction = spec.reduction
-        self.weights_shape = num_edges(num_nodes), len(operations)  # of its mixing weights
-        self.num_nodes = num_nodes
-        self.K = partial_channels
-        self.C_mixed = spec.C // partial_channels
         self.input_0, self.input_1 = input_layers(spec, affine=False)
-        self.native = False  # whether the kernels of darts_sg.backends compute it, if they can
-        columns = [i for i, name in enumerate(operations) if name != "none"]
-        built = {
-            (state, node): [candidate(operations[i], self.C_mixed, self.stride(state)) for i in columns]
+        self.edges = nn.ModuleList(
+            MixedOp(operations, spec.C, edge_stride(spec.reduction, state), partial_channels)
             for node in range(num_nodes)
             for state in range(NUM_INPUTS + node)
-        }
-        sources = [tuple(range(NUM_INPUTS)), *((NUM_INPUTS + i,) for i in range(num_nodes - 1))]
-        self.edge_lists = [[(s, n) for s in states for n in range(max(0, s - 1), num_nodes)] for states in sources]
-        self.batches = nn.ModuleList(
-            EdgeBatch([built[edge] for edge in edges], len(states), self.C_mixed, self.stride(states[0]))
-            for states, edges in zip(sources, self.edge_lists, strict=True)
         )
-        rows = [num_edges(node) + state for edges in self.edge_lists for state, node in edges]
-        self.rows: Tensor
-        self.register_buffer("rows", torch.tensor(rows), persistent=False)
-        self.columns: Tensor  # of the mixing weights, those that operations have
-        self.register_buffer("columns", torch.tensor(columns), persistent=False)
-        self.all_native = [batch.all_native() for batch in self._batches()]
-        outputs = range(NUM_INPUTS, NUM_INPUTS + num_nodes)
-        self.graphs = CellGraphs((self.input_0, self.input_1), self._steps(), outputs)
+        # earlier versions drew the weights of the edges twice: as many numbers, so that a seed gives the same network
+        torch.empty(sum(p.numel() for p in self.edges.parameters())).uniform_()
 
-    def _steps(self) -> list[ir.Step] | None:
-        """See CellGraphs."""
-        if self.K > 1:
-            return None
-        steps: list[ir.Step] = []
-        nodes = range(NUM_INPUTS, NUM_INPUTS + self.num_nodes)
-        for i, (batch, known) in enumerate(zip(self._batches(), self.all_native, strict=True)):
-            if known is None:
-                return None
-            states = range(NUM_INPUTS) if i == 0 else [nodes[i - 1]]
-            steps.append(ir.Step(batch.native_operations(known), states, nodes[i:]))
-        return steps
+    def forward(self, s0: State, s1: State, weights: CellWeights, recompute: bool = False) -> State:
+        nodes = maybe_recomputed(self, self._nodes, s0.rectified(), s1.rectified(), weights, recompute=recompute)
+        return State(join(nodes))
 
-    def _batches(self) -> list[EdgeBatch]:
-        return [cast(EdgeBatch, batch) for batch in self.batches]
-
-    def stride(self, state: int) -> int:
-        """Stride of the edges that leave a state."""
-        return 2 if self.reduction and state < NUM_INPUTS else 1
-
-    def forward(self, s0: Tensor, s1: Tensor, weights: Sequence[EdgeWeights]) -> Tensor:
-        """s0 (N, C_pp, …), s1 (N, C_p, H, W) to (N, num_nodes · C, H, W), halved by a reduction cell."""
-        if self.in_one(s0):
-            return join(self.in_parts([s0], [s1], weights)[0])
-        given: list[Tensor] = []  # to the nodes that are not complete, so far
-        passed: list[Tensor] = []  # the channels that are handed on to them
-        states = self.graphs.inputs(s0, s1) if self.takes(s0) else [self.input_0(s0), self.input_1(s1)]
-        nodes: list[Tensor] = []
-        for batch, of_batch in zip(self._batches(), weights, strict=True):
-            mixed, others = states, []
-            if self.K > 1:
-                split = [state.split((self.C_mixed, state.shape[1] - self.C_mixed), dim=1) for state in states]
-                mixed, others = [part[0] for part in split], [part[1] for part in split]
-                if batch.stride == 2:
-                    others = [F.max_pool2d(part, 2, 2, ceil_mode=True) for part in others]
-                ones = of_batch.weights.new_ones(batch.S * batch.T)
-                coefficients = ones if of_batch.edges is None else of_batch.edges
-                parts = mix([join(others)], coefficients[None], batch.S, batch.T)
-                passed = [node + part for node, part in zip(passed, parts, strict=True)] if passed else parts
-            complete, *given = batch(mixed, of_batch, given)
-            if self.K > 1:
-                handed_on, *passed = passed
-                complete = F.channel_shuffle(join([complete, handed_on]), self.K)
-            nodes.append(complete)
-            states = [complete]
-        return join(nodes)
-
-    def in_parts(self, s0: Parts, s1: Parts, weights: Sequence[EdgeWeights]) -> tuple[Parts, Parts]:
-        """What `forward` gives, in parts, and s1, to be used instead of s1 from now on."""
-        if not self.in_one(s0[0]):
-            return [self(join(s0), join(s1), weights)], s1
-        batches = zip(self._batches(), weights, self.all_native, strict=True)
-        return self.graphs.run(s0, s1, [batch.gamma(of_batch, known or ()) for batch, of_batch, known in batches])
-
-    def edge_weights(self, weights: Tensor, edge_weights: Tensor | None) -> list[EdgeWeights]:
-        """Those of each batch of edges, from weights (num_edges, num_operations) and edge weights (num_edges,)."""
-        if edge_weights is not None:
-            weights = weights * edge_weights[:, None]
-        sizes = [len(edges) for edges in self.edge_lists]
-        each = weights[self.rows[:, None], self.columns].split(sizes)
-        edges = [None] * len(each) if edge_weights is None else edge_weights[self.rows].split(sizes)
-        return [EdgeWeights(*both) for both in zip(each, edges, strict=True)]
-
-    def takes(self, state: Tensor) -> bool:
-        """Whether it is given a state as it is before the ReLU between cells."""
-        return self.native and ir.takes(state)
-
-    def in_one(self, state: Tensor) -> bool:
-        """Whether it is computed in one call of the kernels."""
-        return self.takes(state) and self.graphs.known
-
-    def parts(self, prefix: str) -> Iterator[Part]:
-        """The layers of the cell of the papers, edge by edge, in its order."""
-        for title in ("input_0", "input_1"):
-            for name, module in self.get_submodule(title).named_modules():
-                yield Part(".".join(filter(None, (f"{prefix}.{title}", name))), module, 0, 1)
+    def _nodes(self, s0: Tensor, s1: Tensor, weights: CellWeights) -> list[Tensor]:
+        states = [self.input_0(s0), self.input_1(s1)]
         for node in range(self.num_nodes):
-            for state in range(NUM_INPUTS + node):
-                batch = self._batches()[max(0, state - 1)]
-                first = self.num_nodes - batch.T
-                index = state if state < NUM_INPUTS else 0
-                yield from batch.parts(index, node - first, f"{prefix}.edges.{num_edges(node) + state}")
+            terms = []
+            for state, x in enumerate(states):
+                e = num_edges(node) + state
+                y = self.edges[e](x, weights.operations[e])
+                terms.append(y if weights.edges is None else weights.edges[e] * y)
+            states.append(sum(terms[1:], terms[0]))
+        return states[NUM_INPUTS:]
 
 
-def recomputed(cell: SupernetCell, *inputs: Parts | Sequence[EdgeWeights]) -> tuple[Parts, Parts]:
-    """`in_parts` of a cell, which is computed a second time in the backward pass instead of being kept."""
-    found: tuple[Parts, Parts] = checkpoint(
-        cell.in_parts,
+def maybe_recomputed(cell: nn.Module, compute: Callable[..., T], *inputs: object, recompute: bool) -> T:
+    """compute(*inputs), a part of a cell's forward pass; with `recompute` the backward pass computes it a second time
+    instead of keeping what it needs: less memory, more time, the same bits."""
+    if not recompute:
+        return compute(*inputs)
+    found: T = checkpoint(
+        compute,
         *inputs,
         use_reentrant=False,
         preserve_rng_state=False,  # nothing in a cell is random
@@ -187,13 +155,14 @@ def recomputed(cell: SupernetCell, *inputs: Parts | Sequence[EdgeWeights]) -> tu
 
 
 class StatisticsKept:
-    """Within this context a forward pass leaves the running statistics alone: it sees its batch a second time.
+    """A context in which forward passes leave running statistics alone: the second pass sees the same batch again.
 
     It is entered once for each backward pass through the graph.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self._norms = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)]
+        self._momenta: list[float | None] = []
 
     def __enter__(self) -> None:
         self._momenta = [norm.momentum for norm in self._norms]
@@ -221,10 +190,11 @@ class Supernet(nn.Module):
         cells: int = 8,
         num_classes: int = 10,
         num_nodes: int = 4,
-        stem_multiplier: int = 3,
+        stem_multiplier: int = STEM_MULTIPLIER,
         in_channels: int = 3,
         partial_channels: int = 1,
         edge_normalization: bool = False,
+        initial_alphas: Callable[[int, int], Tensor] = normal_alphas,
     ) -> None:
         super().__init__()
         if channels % partial_channels or channels // partial_channels < 2:
@@ -238,7 +208,7 @@ class Supernet(nn.Module):
         """Keep only the outputs of the cells for the backward pass and compute what is in them again: less memory,
         more time, the same bits."""
         large = network == "imagenet"
-        C_stem = channels if large else stem_multiplier * channels
+        C_stem = stem_channels(network, channels, stem_multiplier)
         self.stem = (ImageNetStem if large else CifarStem)(in_channels, C_stem)
         self.specs = cell_specs(channels, cells, C_stem, lambda reduction: num_nodes, reduction_before=large)
         self.cells = nn.ModuleList(SupernetCell(spec, operations, num_nodes, partial_channels) for spec in self.specs)
@@ -247,32 +217,16 @@ class Supernet(nn.Module):
         for layer in self.modules():
             if isinstance(layer, nn.BatchNorm2d):
                 layer.num_batches_tracked = None  # with a momentum nobody reads it, and counting is a launch each
+        self.register_load_state_dict_post_hook(_without_counters)
 
         E, num_ops = num_edges(num_nodes), len(operations)
-        self.alpha_normal = nn.Parameter(ALPHA_INIT_DEVIATION * torch.randn(E, num_ops))
-        self.alpha_reduce = nn.Parameter(ALPHA_INIT_DEVIATION * torch.randn(E, num_ops))
+        self.alpha_normal = nn.Parameter(initial_alphas(E, num_ops))
+        self.alpha_reduce = nn.Parameter(initial_alphas(E, num_ops))
         self.beta_normal: nn.Parameter | None = None
         self.beta_reduce: nn.Parameter | None = None
         if edge_normalization:
             self.beta_normal = nn.Parameter(ALPHA_INIT_DEVIATION * torch.randn(E))
             self.beta_reduce = nn.Parameter(ALPHA_INIT_DEVIATION * torch.randn(E))
-
-    def use_native(self, on: bool) -> None:
-        """Whether the native kernels compute what they can of the operations, on the device that it is on.
-
-        On a CPU they must be there (darts_sg.backends.kernels) by the first forward pass.
-        """
-        for module in self.modules():
-            if isinstance(module, EdgeBatch | SupernetCell):
-                module.native = on
-        if on and self.alpha_normal.is_cuda:
-            from darts_sg.backends.triton import run as gpu
-
-            gpu.lay_out(self)
-
-    def edge_batches(self) -> list[EdgeBatch]:
-        """The batches of edges of all cells: where nearly all of the work is."""
-        return [module for module in self.modules() if isinstance(module, EdgeBatch)]
 
     def alphas(self) -> list[nn.Parameter]:
         """The architecture parameters: alphas, then the edge weights' parameters if there are any."""
@@ -285,47 +239,18 @@ class Supernet(nn.Module):
         return [p for p in self.parameters() if id(p) not in own]
 
     def forward(self, x: Tensor, mixing: Mixing) -> Tensor:
-        s0: Parts
-        s1: Parts
-        s0, s1 = ([state] for state in self.stem(x))
-        given = {False: (mixing.normal, mixing.edge_normal), True: (mixing.reduce, mixing.edge_reduce)}
-        of_kind: dict[bool, list[EdgeWeights]] = {}  # of cell: whether it is a reduction
-        for cell in cast(Sequence[SupernetCell], self.cells):
-            if cell.reduction not in of_kind:
-                of_kind[cell.reduction] = cell.edge_weights(*given[cell.reduction])
-            weights = of_kind[cell.reduction]
-            last = cell is self.cells[-1]  # with it the backward pass begins: nothing is gained by forgetting it
-            if self.recompute and not last and torch.is_grad_enabled():
-                output, s1 = recomputed(cell, s0, s1, weights)
-            else:
-                output, s1 = cell.in_parts(s0, s1, weights)
-            if not last and not cell.takes(output[0]):
-                output = [between_cells(state) for state in output]
-            s0, s1 = s1, output
-        return self.head(join(s1))
-
-    def edge_form(
-        self, kind: str = "parameters", of: Callable[[Tensor], Tensor | None] = lambda t: t
-    ) -> dict[str, Tensor]:
-        """Weights (kind `parameters`) or statistics (`buffers`) as views, by their names in the supernet of the papers.
-
-        That one has a module for each operation on each edge: `cells.0.edges.3.ops.4.1.weight`. Writing into the views
-        carries its weights over here. `of` maps a stacked tensor to what is sliced in its stead, such as its gradient.
-        """
-        views: dict[str, Tensor] = {}
-        for part in self._parts():
-            own = part.layer._parameters if kind == "parameters" else part.layer._buffers
-            for name, tensor in own.items():
-                found = None if tensor is None else of(tensor)
-                if found is not None:
-                    sliced = found.unflatten(0, (part.slices, -1))[part.number] if found.dim() else found
-                    views[f"{part.name}.{name}"] = sliced
-        return views
-
-    def _parts(self) -> Iterator[Part]:
-        for name, module in self.stem.named_modules():
-            yield Part(f"stem.{name}", module, 0, 1)
+        normal = CellWeights(mixing.normal, mixing.edge_normal)
+        reduce = CellWeights(mixing.reduce, mixing.edge_reduce)
+        s0, s1 = self.stem(x)
+        recompute = self.recompute and torch.is_grad_enabled()
         for i, cell in enumerate(self.cells):
-            yield from cast(SupernetCell, cell).parts(f"cells.{i}")
-        for name, module in self.head.named_modules():
-            yield Part(f"head.{name}", module, 0, 1)
+            last = i == len(self.cells) - 1  # the backward pass begins with it: nothing is gained by forgetting it
+            s0, s1 = s1, cell(s0, s1, reduce if cell.reduction else normal, recompute and not last)
+        return self.head(s1.joined())
+
+
+def _without_counters(module: nn.Module, keys: Any) -> None:
+    """BatchNorms miss a counter of batches in whatever they load, though those of a supernet have none."""
+    counters = [key for key in keys.unexpected_keys if key.endswith(".num_batches_tracked")]
+    for key in counters:
+        keys.unexpected_keys.remove(key)

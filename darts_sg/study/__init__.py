@@ -1,1 +1,1 @@
-"""The experiment of results/sg_darts: its protocol, what run folders hold of it, and the report of it."""
+"""Studies: a protocol as data, what run folders hold of it, its statistics, and its report."""

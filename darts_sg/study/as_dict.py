@@ -1,24 +1,25 @@
-"""The paper's experiment as plain data, for other programs."""
+"""A study as plain data, for other programs."""
 
+from collections.abc import Iterable
+from dataclasses import asdict
 from typing import Any
 
-from darts_sg.study.protocol import COMPARISONS, Judgement, verdict
 from darts_sg.study.records import Experiment, Search, Setting
-from darts_sg.study.report import ROWS
+from darts_sg.study.statistics import Judgement, verdict
 
 
 def report_dict(found: Experiment) -> dict[str, Any]:
-    """The report as plain data: published and measured values under keys of their own."""
-    plain, steered = found.judgement("plain"), found.judgement("steered")
+    """The report as plain data; published and measured values stand under different keys."""
+    plain, steered = found.judgements()
     return {
-        "published": [row._asdict() for row in ROWS],
+        "published": [asdict(row) for row in found.protocol.published],
         "searches": [_search_dict(search) for search in found.searches],
-        "retrainings": [_setting_dict(setting) for setting in found.settings],
+        "retrainings": [_setting_dict(setting, found.protocol.comparisons) for setting in found.settings],
         "verdict": {
             "word": verdict(plain, steered),
             "full_scale": found.full,
             "plain": _judgement_dict(plain),
-            "steered": _judgement_dict(steered),
+            "steered": None if steered is None else _judgement_dict(steered),
         },
         "remarks": list(found.remarks),
     }
@@ -41,15 +42,15 @@ def _search_dict(search: Search) -> dict[str, Any]:
                 "imagenet_params": one.imagenet_params,
                 "imagenet_macs": one.imagenet_macs,
                 "skips_normal": one.genotype.count("skip_connect")[0],
-                "blocks": one.blocks(search.space),
+                "blocks": one.places(search.block),
             }
             for one in search.found
         ],
     }
 
 
-def _setting_dict(setting: Setting) -> dict[str, Any]:
-    differences = {names: setting.difference(*names) for names in COMPARISONS}
+def _setting_dict(setting: Setting, comparisons: Iterable[tuple[str, str]]) -> dict[str, Any]:
+    differences = {names: setting.difference(*names) for names in comparisons}
     return {
         "data": setting.data,
         "scale": setting.scale,
@@ -76,8 +77,5 @@ def _setting_dict(setting: Setting) -> dict[str, Any]:
 
 
 def _judgement_dict(judgement: Judgement) -> dict[str, Any]:
-    return {
-        "word": judgement.word,
-        "fewer_parameters": judgement.fewer._asdict(),
-        "no_worse": judgement.no_worse._asdict(),
-    }
+    conditions = {key: {"met": found.met, "text": found.text} for key, found in judgement.conditions.items()}
+    return {"word": judgement.word, **conditions}

@@ -1,191 +1,371 @@
-"""What was agreed on before the experiment of results/sg_darts was run: its names, its statistics and its verdicts.
+"""The protocol of a study, read from a YAML file: what is searched, retrained and compared, and when a claim holds.
 
-Pure functions of counts and errors; nothing here reads a file.
+`protocols/` holds those that the package knows by name. Errors name the file, the key and what was expected there.
 """
 
-import statistics
-import warnings
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
 
-from scipy.stats import ttest_rel
+import yaml
 
-CLAIM = 25
-"""Percent of the parameters that the block saves (ECCV 2020, the experiment with DARTS)."""
-MARGIN = 0.3
-"""Points of error: to be so much worse, or more, has to be excluded."""
-BOUND = 2_450_000
-"""Parameters at C=36, 20 cells that a steered genotype has at most."""
-MAX_SKIPS = 2
-"""A search whose normal cell has more skip connections than these is called collapsed."""
-SEEDS = (0, 1, 2)
-"""Of the retrainings. What is said of every seed is said of these."""
-DARTS, IR, SANDGLASS = SPACES = ("darts", "darts+ir", "darts+sandglass")
-NAMES = {DARTS: "DARTS_OURS", IR: "IR_DARTS", SANDGLASS: "SG_DARTS"}
-PUBLISHED = ("DARTS_V1", "DARTS_V2")
-OURS = NAMES[SANDGLASS]
-FULL_SEARCH = {"channels": 16, "cells": 8, "epochs": 50, "train_images": 25_000, "validation_images": 25_000}
-FULL_TRAINING = {"channels": 36, "cells": 20, "epochs": 600, "train_images": 50_000}
-FULL = "searched at C=16, 8 cells for 50 epochs and retrained at C=36, 20 cells for 600 epochs, on all images"
+from darts_sg.config import JOBS, JobName
+from darts_sg.errors import UsageError, first_line
+from darts_sg.genotype import NAME_PATTERN, zoo_names
+from darts_sg.quantity import parse_quantity
+from darts_sg.registry import unknown_name
+from darts_sg.spaces import parse_space
+from darts_sg.study.statistics import CONDITIONS, FewerParameters, NoWorse
+
+PROTOCOLS = Path(__file__).parent / "protocols"
+PLAIN, STEERED, FEW_SKIPS = KINDS = ("plain", "steered", "few skips")
+"""The genotypes that a search gives: by the usual rule, within max_params, and with at most max_skips."""
 
 
-def steered_name(name: str) -> str:
-    """The name of the steered form of a named genotype: SG_DARTS_2.45M."""
-    return f"{name}_{BOUND / 1e6:g}M"
+@dataclass(frozen=True)
+class Space:
+    """A searched space."""
+
+    name: str
+    genotype: str
+    """What the genotype that stands for the space is called."""
+    block: str | None = None
+    """The family of operations whose places in the cells are reported; None for none."""
 
 
-COMPARISONS = (
-    (OURS, NAMES[DARTS]),
-    (OURS, NAMES[IR]),
-    (OURS, "DARTS_V2"),
-    (OURS, "DARTS_V1"),
-    (steered_name(OURS), steered_name(NAMES[DARTS])),
-    (steered_name(OURS), steered_name(NAMES[IR])),
-)
+@dataclass(frozen=True)
+class FullScale:
+    """The scale that the study is meant for; runs at other scales are reported as such."""
+
+    search: Mapping[str, int]
+    """Options of a search, and its numbers of images."""
+    retrain: Mapping[str, int]
+    missing: str
+    """What to say beside a verdict that rests on another scale; no full stop at the end."""
 
 
-class Spread(NamedTuple):
-    """Mean and sample standard deviation, which one value has none of."""
+@dataclass(frozen=True)
+class Claim:
+    """What the study is to decide."""
 
-    number: int
-    mean: float
-    deviation: float | None
-
-    def text(self, digits: int, scale: float = 1.0) -> str:
-        """Mean ± deviation, both divided by `scale`."""
-        text = f"{self.mean / scale:.{digits}f}"
-        return text if self.deviation is None else f"{text} ± {self.deviation / scale:.{digits}f}"
+    genotype: str
+    baseline: str
+    conditions: Mapping[str, FewerParameters | NoWorse]
+    steered_note: str = ""
+    """A sentence to add to the judgement of steered genotypes."""
 
 
-def spread(values: Sequence[float]) -> Spread | None:
-    """The Spread of some values, None of none."""
-    if not values:
-        return None
-    return Spread(len(values), statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None)
+@dataclass(frozen=True)
+class PublishedRow:
+    """A published row: test error in percent, parameters in millions."""
+
+    title: str
+    space: str
+    error: float
+    params: float
 
 
-class Difference(NamedTuple):
-    """Errors of one genotype minus those of another, in points, seed by seed."""
+@dataclass(frozen=True)
+class Protocol:
+    """A study as data; see protocols/sandglass.yaml for a commented file."""
 
+    title: str
+    dataset: str
+    network: str
+    spaces: tuple[Space, ...]
+    max_params: int | None
+    max_skips: int | None
+    references: tuple[str, ...]
     seeds: tuple[int, ...]
-    values: tuple[float, ...]
-    interval: tuple[float, float] | None
-    """95% confidence interval of the mean (paired t test); None for one pair."""
+    """Seeds of the retrainings."""
+    full_scale: FullScale
+    comparisons: tuple[tuple[str, str], ...]
+    claim: Claim
+    published_source: str
+    published: tuple[PublishedRow, ...]
+
+    def space(self, name: str) -> Space:
+        return next(space for space in self.spaces if space.name == name)
 
     @property
-    def mean(self) -> float:
-        return statistics.mean(self.values)
+    def space_names(self) -> tuple[str, ...]:
+        return tuple(space.name for space in self.spaces)
 
     @property
-    def complete(self) -> bool:
-        """Whether all seeds of the protocol are among the pairs."""
-        return set(SEEDS) <= set(self.seeds)
+    def claimed_space(self) -> str:
+        """The space that the claim is about."""
+        return next(space.name for space in self.spaces if space.genotype == self.claim.genotype)
 
     @property
-    def worse_everywhere(self) -> bool:
-        """Whether the first is worse in every seed of the protocol."""
-        return self.complete and min(self.values) > 0
-
-    def as_dict(self) -> dict[str, Any]:
-        """The fields with the mean."""
-        return {"mean": self.mean, **self._asdict()}
-
-
-def paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Difference | None:
-    """The Difference of two genotypes' errors by seed, over the seeds that both have; None if there is none."""
-    seeds = tuple(sorted(ours.keys() & theirs.keys()))
-    if not seeds:
-        return None
-    a, b = ([errors[seed] for seed in seeds] for errors in (ours, theirs))
-    interval = None
-    if len(seeds) > 1:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # equal differences, whose interval is a point
-            low, high = ttest_rel(a, b).confidence_interval(0.95)
-        interval = float(low), float(high)
-    return Difference(seeds, tuple(round(x - y, 10) for x, y in zip(a, b, strict=True)), interval)
-
-
-class Condition(NamedTuple):
-    """A condition of the protocol: met or not, None while that is undecided, and why in words."""
-
-    met: bool | None
-    text: str
+    def baseline_space(self) -> str:
+        return next(space.name for space in self.spaces if space.genotype == self.claim.baseline)
 
     @property
-    def word(self) -> str:
-        return {True: "met", False: "not met", None: "undecided"}[self.met]
+    def by_importance(self) -> tuple[str, ...]:
+        """The spaces for tables of retrainings and pictures: first the claim's, then the others in their order."""
+        return self.claimed_space, *(name for name in self.space_names if name != self.claimed_space)
+
+    @property
+    def limit(self) -> str:
+        """The bound on the parameters of steered genotypes, in words: 2.45M."""
+        return limit_text(self.max_params)
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        """The kinds of genotypes with their titles in tables."""
+        titles = {PLAIN: "plain"}
+        if self.max_params is not None:
+            titles[STEERED] = f"steered: at most {self.limit}"
+        if self.max_skips is not None:
+            titles[FEW_SKIPS] = f"at most {self.max_skips} skips"
+        return titles
+
+    def steered_name(self, name: str) -> str:
+        """The name of the steered form of a named genotype: NAME_2.45M."""
+        return f"{name}_{self.limit}"
+
+    def genotype_names(self) -> dict[str, str]:
+        """The names that stand for a space, plain and steered, each with its space."""
+        found = {space.genotype: space.name for space in self.spaces}
+        if self.max_params is not None:
+            found |= {self.steered_name(space.genotype): space.name for space in self.spaces}
+        return found
+
+    def names(self, kind: str) -> tuple[str, str]:
+        """(claim's genotype, baseline) as genotypes of that kind are called."""
+        pair = self.claim.genotype, self.claim.baseline
+        return pair if kind == PLAIN else (self.steered_name(pair[0]), self.steered_name(pair[1]))
 
 
-def fewer_parameters(counts: Sequence[int], base: Sequence[int], published: int) -> Condition:
-    """Condition 1: on average at least CLAIM percent fewer than `published` and than the mean of `base`.
+def limit_text(limit: int | None) -> str:
+    """A bound on parameters in millions: 2.45M."""
+    return "" if limit is None else f"{limit / 1e6:g}M"
 
-    counts: of the genotypes of darts+sandglass. base: of our own plain genotypes of darts. published: of DARTS_V2.
+
+def protocol_names() -> list[str]:
+    """The names of the packaged protocols."""
+    return sorted(path.stem for path in PROTOCOLS.glob("*.yaml"))
+
+
+def load_protocol(name: str) -> Protocol:
+    """Read a packaged protocol; UsageError with the choices if there is none of that name."""
+    if name not in protocol_names():
+        raise UsageError(unknown_name("protocol", name, protocol_names()))
+    return read_protocol(PROTOCOLS / f"{name}.yaml")
+
+
+def read_protocol(path: Path) -> Protocol:
+    """Read a protocol from a YAML file.
+
+    Raises UsageError in one line that names the file, the key, and what was expected there.
     """
-    if not counts:
-        return Condition(None, f"no genotype of {SANDGLASS} was measured")
-    mean, limit = statistics.mean(counts), 1 - CLAIM / 100
-    text = f"{counted(counts, 'genotype')} of {SANDGLASS}: {mean / 1e6:.2f}M parameters"
-    text += f"{' on average' if len(counts) > 1 else ''}, {relative(mean, published)} than DARTS_V2 ({published:,})"
-    if not base:
-        met = None if mean <= limit * published else False
-        return Condition(met, f"{text}; plain genotypes of {DARTS}: not measured")
-    own = statistics.mean(base)
-    text += f", {relative(mean, own)} than our {counted(base, 'plain genotype')} of {DARTS} ({own / 1e6:.2f}M)"
-    return Condition(mean <= limit * published and mean <= limit * own, text)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from None
+    except (yaml.YAMLError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise UsageError(f"{path}{where}: not YAML: {getattr(error, 'problem', None) or first_line(error)}") from None
+    return _protocol(_Node(content, f"{path}: "))
 
 
-def no_worse(difference: Difference | None, ours: str, theirs: str) -> Condition:
-    """Condition 2: no larger mean error, and the interval excludes being worse by MARGIN points or more."""
-    if difference is None:
-        return Condition(None, f"{ours} and {theirs} with the same seed in the same setting: not measured")
-    pairs = counted(difference.seeds, "pair")
-    text = f"{ours} − {theirs}: {difference.mean:+.2f} points on average of {pairs}, "
-    if difference.interval is None:
-        text += "one pair alone gives no interval"
-    else:
-        low, high = difference.interval
-        excluded = "excludes" if high < MARGIN else "does not exclude"
-        text += f"95% interval {low:+.2f} to {high:+.2f}, which {excluded} being worse by {MARGIN:g} or more"
-    if difference.worse_everywhere:
-        text += "; worse in every seed"
-    if missing := [seed for seed in SEEDS if seed not in difference.seeds]:
-        return Condition(None, f"{text}; still without seed{'s' * (len(missing) > 1)} {', '.join(map(str, missing))}")
-    assert difference.interval is not None  # there are several SEEDS
-    return Condition(difference.mean <= 0 and difference.interval[1] < MARGIN, text)
+class _Node:
+    """A value of the file with the path of its key, so that whatever is wrong with it can be named."""
+
+    def __init__(self, value: Any, source: str, key: str = "") -> None:
+        self.value, self.source, self.key = value, source, key
+
+    def error(self, expected: str) -> UsageError:
+        place = f"{self.key}: " if self.key else ""
+        found = "nothing" if self.value is None else repr(self.value)
+        return UsageError(f"{self.source}{place}expected {expected}, found {found[:80]}")
+
+    def wrong(self, problem: str) -> UsageError:
+        return UsageError(f"{self.source}{self.key}: {problem}")
+
+    def at(self, key: str) -> "_Node":
+        """The value under `key`; a missing one is None."""
+        return _Node(self.value.get(key), self.source, f"{self.key}.{key}" if self.key else key)
+
+    def mapping(self, required: Sequence[str], optional: Sequence[str] = ()) -> "_Node":
+        """Check that this is a mapping with these keys and no others."""
+        keys = [*required, *optional]
+        if not isinstance(self.value, dict):
+            raise self.error(f"a mapping with {', '.join(keys)}")
+        for key in self.value:
+            if key not in keys:
+                raise UsageError(f"{self.source}{f'{self.key}: ' if self.key else ''}{unknown_name('key', key, keys)}")
+        for key in required:
+            if key not in self.value:
+                raise UsageError(f"{self.source}{self.at(key).key}: missing")
+        return self
+
+    def items(self, expected: str) -> Iterator[tuple[str, "_Node"]]:
+        """The entries of a mapping whose keys are free."""
+        if not isinstance(self.value, dict) or not self.value:
+            raise self.error(expected)
+        for key in self.value:
+            yield str(key), self.at(key)
+
+    def elements(self, expected: str) -> list["_Node"]:
+        if not isinstance(self.value, list) or not self.value:
+            raise self.error(expected)
+        return [_Node(value, self.source, f"{self.key}[{i}]") for i, value in enumerate(self.value)]
+
+    def text(self, expected: str = "a text") -> str:
+        if not isinstance(self.value, str) or not self.value.strip():
+            raise self.error(expected)
+        return self.value
+
+    def name(self) -> str:
+        """The name of a genotype."""
+        if not isinstance(self.value, str) or not NAME_PATTERN.fullmatch(self.value):
+            raise self.error("the name of a genotype (letters, digits and _ . + -)")
+        return self.value
+
+    def one_of(self, kind: str, choices: Sequence[str]) -> str:
+        if self.value not in choices:
+            raise self.wrong(unknown_name(kind, self.value, list(choices)))
+        return str(self.value)
+
+    def number(self) -> float:
+        """A finite number of at least 0."""
+        value = self.value
+        if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value >= 0):
+            raise self.error("a number of at least 0")
+        return float(value)
+
+    def count(self) -> int:
+        """A whole number of at least 0."""
+        if isinstance(self.value, bool) or not isinstance(self.value, int) or self.value < 0:
+            raise self.error("a whole number of at least 0")
+        return self.value
+
+    def quantity(self) -> int:
+        """A number of parameters: 2450000 or 2.45M."""
+        if isinstance(self.value, bool) or not isinstance(self.value, int | str):
+            raise self.error("a number such as 2.45M")
+        found = parse_quantity(f"{self.source}{self.key}", str(self.value))
+        if not found:
+            raise self.error("a number above 0, such as 2.45M")
+        return found
 
 
-class Judgement(NamedTuple):
-    """The two conditions, asked of the plain or of the steered genotypes."""
+def _protocol(root: _Node) -> Protocol:
+    root.mapping(
+        ("title", "data", "spaces", "seeds", "full_scale", "comparisons", "claim"),
+        ("bounds", "references", "published"),
+    )
+    data = root.at("data").mapping(("dataset",), ("network",))
+    spaces = tuple(_space(name, node) for name, node in root.at("spaces").items("a mapping from spaces to genotypes"))
+    known: dict[str, str] = {}
+    for space in spaces:
+        if space.genotype in known:
+            raise root.at("spaces").wrong(f"{known[space.genotype]} and {space.name} have one name, {space.genotype}")
+        known[space.genotype] = space.name
+    bounds = _optional(root, "bounds", ("max_params", "max_skips"))
+    max_params = None if bounds is None or bounds.at("max_params").value is None else bounds.at("max_params").quantity()
+    max_skips = None if bounds is None or bounds.at("max_skips").value is None else bounds.at("max_skips").count()
+    zoo = zoo_names()
+    references: tuple[str, ...] = ()
+    if root.at("references").value is not None:
+        references = tuple(
+            node.one_of("genotype", zoo) for node in root.at("references").elements("a list of zoo genotypes")
+        )
+    seeds = root.at("seeds").mapping(("retrain",)).at("retrain")
+    comparable = [*known, *references]
+    if max_params is not None:
+        comparable += [f"{name}_{limit_text(max_params)}" for name in known]
+    source, rows = _published(root, [space.name for space in spaces])
+    network = data.at("network")
+    return Protocol(
+        title=root.at("title").text(),
+        dataset=data.at("dataset").text("the name of a data set"),
+        network="cifar" if network.value is None else network.one_of("network", ("cifar", "imagenet")),
+        spaces=spaces,
+        max_params=max_params,
+        max_skips=max_skips,
+        references=references,
+        seeds=tuple(dict.fromkeys(node.count() for node in seeds.elements("a list of seeds"))),
+        full_scale=_full_scale(root.at("full_scale")),
+        comparisons=tuple(_comparisons(root.at("comparisons"), comparable)),
+        claim=_claim(root.at("claim"), list(known), references),
+        published_source=source,
+        published=rows,
+    )
 
-    fewer: Condition
-    no_worse: Condition
-    word: str
-    """holds, does not hold, or open."""
+
+def _optional(root: _Node, key: str, keys: Sequence[str]) -> _Node | None:
+    node = root.at(key)
+    return None if node.value is None else node.mapping((), keys)
 
 
-def judge(fewer: Condition, error: Condition, difference: Difference | None) -> Judgement:
-    """It holds if both conditions are met, does not if the first fails or each seed is worse, and is open otherwise."""
-    if fewer.met is False or (difference is not None and difference.worse_everywhere):
-        word = "does not hold"
-    else:
-        word = "holds" if fewer.met and error.met else "open"
-    return Judgement(fewer, error, word)
+def _space(name: str, node: _Node) -> Space:
+    try:
+        parse_space(name)
+    except UsageError as error:
+        raise node.wrong(str(error)) from None
+    node.mapping(("genotype",), ("block",))
+    block = node.at("block")
+    return Space(
+        name, node.at("genotype").name(), None if block.value is None else block.text("a family of operations")
+    )
 
 
-def verdict(plain: Judgement, steered: Judgement) -> str:
-    """holds, holds when steered, does not hold, or open: what the protocol calls the claim."""
-    if plain.word != "holds" and steered.word == "holds":
-        return "holds when steered"
-    return plain.word
+def _full_scale(node: _Node) -> FullScale:
+    node.mapping(("search", "retrain", "missing"))
+    scales = []
+    jobs: dict[str, JobName] = {"search": "search", "retrain": "augment"}
+    for key, job in jobs.items():
+        known = [f.name for f in fields(JOBS[job])]
+        scale = {}
+        for option, value in node.at(key).items("a mapping of options"):
+            if option not in known:
+                raise node.at(key).wrong(unknown_name("option", option, known))
+            scale[option] = value.count()
+        scales.append(scale)
+    return FullScale(scales[0], scales[1], node.at("missing").text().strip().removesuffix("."))
 
 
-def counted(things: Sequence[Any], noun: str, plural: str | None = None) -> str:
-    """`2 genotypes`, `one genotype`."""
-    return f"one {noun}" if len(things) == 1 else f"{len(things)} {plural or noun + 's'}"
+def _comparisons(node: _Node, names: Sequence[str]) -> Iterator[tuple[str, str]]:
+    for pair in node.elements("a list of pairs of genotypes"):
+        both = pair.elements("a pair of genotypes")
+        if len(both) != 2:
+            raise pair.error("a pair of genotypes")
+        yield both[0].one_of("genotype", names), both[1].one_of("genotype", names)
 
 
-def relative(value: float, base: float) -> str:
-    """`12.3% fewer`, `1.0% more`: how a count lies to another."""
-    percent = 100 * (value / base - 1)
-    return f"{abs(percent):.1f}% {'more' if percent > 0 else 'fewer'}"
+def _claim(node: _Node, names: Sequence[str], references: Sequence[str]) -> Claim:
+    node.mapping(("genotype", "baseline", "conditions"), ("steered_note",))
+    genotype, baseline = (node.at(key).one_of("genotype", names) for key in ("genotype", "baseline"))
+    if genotype == baseline:
+        raise node.at("baseline").wrong(f"{baseline} is the claim's genotype, too")
+    conditions: dict[str, FewerParameters | NoWorse] = {}
+    for key, condition in node.at("conditions").items(f"a mapping of conditions: {', '.join(CONDITIONS)}"):
+        match key:
+            case "fewer_parameters":
+                condition.mapping(("percent", "than"))
+                than = condition.at("than").one_of("reference", references)
+                conditions[key] = FewerParameters(condition.at("percent").number(), than)
+            case "no_worse":
+                conditions[key] = NoWorse(condition.mapping(("points",)).at("points").number())
+            case _:
+                raise node.at("conditions").wrong(unknown_name("condition", key, list(CONDITIONS)))
+    note = node.at("steered_note")
+    return Claim(genotype, baseline, conditions, "" if note.value is None else note.text())
+
+
+def _published(root: _Node, spaces: Sequence[str]) -> tuple[str, tuple[PublishedRow, ...]]:
+    node = root.at("published")
+    if node.value is None:
+        return "", ()
+    node.mapping(("source", "rows"))
+    rows = []
+    for row in node.at("rows").elements("a list of rows"):
+        row.mapping(("title", "space", "error", "params"))
+        figures = row.at("error").number(), row.at("params").number()
+        rows.append(PublishedRow(row.at("title").text(), row.at("space").one_of("space", spaces), *figures))
+    return node.at("source").text(), tuple(rows)

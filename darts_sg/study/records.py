@@ -1,4 +1,4 @@
-"""The experiment of results/sg_darts as its run folders hold it: searches, what they found, and retrainings of it."""
+"""A study as its run folders hold it: the searches, the genotypes that they found, and their retrainings."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,27 +7,11 @@ from pathlib import Path
 from darts_sg.analysis.cost import derived_counts
 from darts_sg.analysis.sheet import family
 from darts_sg.genotype import Genotype, load_genotype, state_name
-from darts_sg.study.protocol import (
-    BOUND,
-    DARTS,
-    IR,
-    MAX_SKIPS,
-    NAMES,
-    OURS,
-    SANDGLASS,
-    Difference,
-    Judgement,
-    Spread,
-    fewer_parameters,
-    judge,
-    no_worse,
-    paired,
-    spread,
-    steered_name,
-)
+from darts_sg.study.protocol import FEW_SKIPS, PLAIN, STEERED, Protocol
+from darts_sg.study.statistics import Difference, Evidence, Judgement, Spread, judge, paired, spread
 
-BLOCKS = {IR: "inverted_residual", SANDGLASS: "sandglass"}
-"""By space, the family of the operations that it adds to those of darts."""
+PUBLISHED, OTHER = "published", "other"
+"""The groups of genotypes that stand for no space."""
 
 
 @dataclass(frozen=True)
@@ -36,23 +20,23 @@ class Found:
 
     genotype: Genotype
     kind: str
-    """plain, steered (at most BOUND parameters), or few skips (at most MAX_SKIPS)."""
+    """plain, steered (within max_params), or few skips (at most max_skips)."""
     params: int
-    """At C=36, 20 cells, auxiliary head excluded, as all counts here."""
+    """At C=36, 20 cells, without the auxiliary head, as all counts here."""
     macs: int
     imagenet_params: int
     """At C=48, 14 cells."""
     imagenet_macs: int
 
-    def blocks(self, space: str) -> dict[str, list[str]] | None:
-        """By cell, the places (`node 0 from c_{k-2}`) of the block that `space` adds to darts; None if it adds none."""
-        if space not in BLOCKS:
+    def places(self, block: str | None) -> dict[str, list[str]] | None:
+        """The places (`node 0 from c_{k-2}`) of a family of operations, by cell; None without a block."""
+        if block is None:
             return None
         return {
             title: [
                 f"{state_name(state)} from {state_name(edge.state)}"
                 for state, edge in cell.edges()
-                if family(edge.operation) == BLOCKS[space]
+                if family(edge.operation) == block
             ]
             for title, cell in self.genotype.cells()
         }
@@ -62,14 +46,15 @@ class Found:
 class Search:
     """A finished search."""
 
+    protocol: Protocol
     folder: Path
     space: str
     seed: int
     accuracy: float | None
-    """Of the supernet on the validation images after the last epoch, in percent."""
+    """Accuracy of the supernet on the validation images after the last epoch, in percent."""
     found: tuple[Found, ...]
     name: str | None = None
-    """What its genotypes are called, if they are those that stand for the space."""
+    """What its genotypes are called, if they stand for the space."""
 
     def of(self, kind: str) -> Found | None:
         """Its genotype of that kind, if there is one."""
@@ -77,30 +62,37 @@ class Search:
 
     @property
     def plain(self) -> Found:
-        """The genotype of the usual rule."""
+        """The genotype by the usual rule."""
         return self.found[0]
 
     @property
     def collapsed(self) -> bool:
-        """Whether the plain normal cell has more than MAX_SKIPS skip connections."""
-        return self.plain.genotype.count("skip_connect")[0] > MAX_SKIPS
+        """Whether the plain normal cell has more than max_skips skip connections."""
+        most = self.protocol.max_skips
+        return most is not None and self.plain.genotype.count("skip_connect")[0] > most
+
+    @property
+    def block(self) -> str | None:
+        """The family of operations that is reported for this space."""
+        return self.protocol.space(self.space).block
 
     def title(self, kind: str) -> str:
-        """What a genotype of it is called: SG_DARTS, SG_DARTS_2.45M, or by space and seed."""
-        if self.name and kind in ("plain", "steered"):
-            return self.name if kind == "plain" else steered_name(self.name)
-        limit = {"steered": f", at most {BOUND / 1e6:g}M", "few skips": f", at most {MAX_SKIPS} skips"}.get(kind, "")
-        return f"{self.name or f'{self.space}, search seed {self.seed}'}{limit}"
+        """What a genotype of this search is called: NAME, NAME_2.45M, or by space and seed."""
+        protocol = self.protocol
+        if self.name and kind in (PLAIN, STEERED):
+            return self.name if kind == PLAIN else protocol.steered_name(self.name)
+        limits = {STEERED: f", at most {protocol.limit}", FEW_SKIPS: f", at most {protocol.max_skips} skips"}
+        return f"{self.name or f'{self.space}, search seed {self.seed}'}{limits.get(kind, '')}"
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A genotype with the trainings of it in one setting."""
+    """A genotype with its trainings in one setting."""
 
     titles: tuple[str, ...]
-    """What it is called in the experiment: mostly one name, several where two genotypes turned out the same."""
+    """What the study calls it: mostly one name, several where two genotypes turned out the same."""
     group: str
-    """What it stands for: a space of SPACES, published, random SPACE, or other."""
+    """What it stands for: a space, `published`, `random SPACE`, or `other`."""
     errors: Mapping[int, float]
     """Test error after the last epoch in percent, by seed."""
     params: int
@@ -113,8 +105,12 @@ class Trained:
         return " = ".join(self.titles)
 
     @property
+    def is_random(self) -> bool:
+        return self.group.startswith("random")
+
+    @property
     def spread(self) -> Spread:
-        """Over the seeds of the training."""
+        """Mean and deviation over the seeds of the training."""
         found = spread(list(self.errors.values()))
         assert found is not None  # a row begins with a training
         return found
@@ -122,7 +118,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class Setting:
-    """Trainings of one setting: of the same data, shape and options."""
+    """The trainings that share data, shape and options."""
 
     data: str
     scale: str
@@ -149,42 +145,51 @@ class Setting:
 
 @dataclass(frozen=True)
 class Experiment:
-    """All that the run folders hold of the experiment."""
+    """Everything that the run folders hold of a study."""
 
+    protocol: Protocol
     searches: tuple[Search, ...]
-    """Of one scale and one set of options, by space and seed."""
+    """All of one scale and one set of options, sorted by space and seed."""
     full_searches: bool
-    """Whether they are of the full scale of the protocol."""
+    """Whether they are at the full scale of the protocol."""
     left_out: int
-    """Finished searches of the three spaces at other scales."""
+    """Number of finished searches of these spaces at other scales."""
     settings: tuple[Setting, ...]
-    """Those in which something of the experiment was trained; that of the verdict first."""
+    """The settings in which a genotype of the study was trained; first the one that decides the claim."""
     remarks: tuple[str, ...]
 
     def of(self, space: str) -> list[Search]:
         return [search for search in self.searches if search.space == space]
 
-    def params(self, space: str, kind: str = "plain") -> list[int]:
-        """Parameters at C=36, 20 cells of what the searches of a space found."""
+    def params(self, space: str, kind: str = PLAIN) -> list[int]:
+        """Parameters at C=36, 20 cells of the genotypes that the searches of a space found."""
         return [found.params for search in self.of(space) if (found := search.of(kind)) is not None]
 
     @property
     def full(self) -> bool:
-        """Whether the verdict is of the full scale."""
+        """Whether the verdict rests on the full scale."""
         return self.full_searches and bool(self.settings) and self.settings[0].full
 
     def difference(self, ours: str, theirs: str) -> Difference | None:
-        """In the setting of the verdict."""
+        """The paired difference in the setting that decides the claim."""
         return self.settings[0].difference(ours, theirs) if self.settings else None
 
     def judgement(self, kind: str) -> Judgement:
-        """The protocol's two conditions, asked of the `plain` or of the `steered` genotypes."""
-        ours, theirs = (name if kind == "plain" else steered_name(name) for name in (OURS, NAMES[DARTS]))
-        published = load_genotype("DARTS_V2")
-        counted = derived_counts([published])[0][0]
-        difference = self.difference(ours, theirs)
-        return judge(
-            fewer_parameters(self.params(SANDGLASS, kind), self.params(DARTS), counted),
-            no_worse(difference, ours, theirs),
-            difference,
+        """Evaluate the claim's conditions on the `plain` or on the `steered` genotypes."""
+        protocol = self.protocol
+        names = protocol.names(kind)
+        counts = derived_counts([load_genotype(name) for name in protocol.references])
+        evidence = Evidence(
+            counts=self.params(protocol.claimed_space, kind),
+            baseline_counts=self.params(protocol.baseline_space),
+            reference_counts={name: params for name, (params, _) in zip(protocol.references, counts, strict=True)},
+            difference=self.difference(*names),
+            seeds=protocol.seeds,
+            names=names,
+            spaces=(protocol.claimed_space, protocol.baseline_space),
         )
+        return judge({key: condition.evaluate(evidence) for key, condition in protocol.claim.conditions.items()})
+
+    def judgements(self) -> tuple[Judgement, Judgement | None]:
+        """The claim on plain and on steered genotypes; None where the protocol steers none."""
+        return self.judgement(PLAIN), None if self.protocol.max_params is None else self.judgement(STEERED)

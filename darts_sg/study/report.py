@@ -1,49 +1,17 @@
-"""The paper's experiment in Markdown: what it published, and what the run folders at hand measured of it."""
-
-from typing import NamedTuple
+"""The report of a study in Markdown: what was published, and what the run folders at hand measured."""
 
 from darts_sg.analysis.report import markdown_table
-from darts_sg.study.protocol import (
-    CLAIM,
-    DARTS,
-    FULL,
-    IR,
-    MARGIN,
-    NAMES,
-    SANDGLASS,
-    Judgement,
-    counted,
-    relative,
-    spread,
-    verdict,
-)
+from darts_sg.study.protocol import FEW_SKIPS, PublishedRow
 from darts_sg.study.records import Experiment, Trained
 from darts_sg.study.searches import ABSENT, searches_section
+from darts_sg.study.statistics import Judgement, counted, relative, spread, verdict
 from darts_sg.study.trainings import comparisons_section, retrainings_section, spreads_section
 
-TITLE = "# The paper's experiment"
 
-
-class Published(NamedTuple):
-    """A row of the paper's table: error on CIFAR-10 in percent, parameters in millions."""
-
-    title: str
-    space: str
-    error: float
-    params: float
-
-
-ROWS = (
-    Published("DARTS", DARTS, 3.11, 3.25),
-    Published("DARTS + inverted residual", IR, 3.26, 3.29),
-    Published("DARTS + sandglass", SANDGLASS, 2.98, 2.45),
-)
-
-
-def paper_report(found: Experiment, picture: str | None = None) -> str:
-    """The report; `picture` is the file name of one to show in it."""
+def study_report(found: Experiment, picture: str | None = None) -> str:
+    """The report; `picture` is the file name of a picture to show in it."""
     sections = [
-        TITLE,
+        heading(found.protocol.title),
         *_published_and_measured(found),
         "## Searches",
         *searches_section(found),
@@ -61,33 +29,41 @@ def paper_report(found: Experiment, picture: str | None = None) -> str:
     return "\n\n".join(sections) + "\n"
 
 
+def heading(title: str) -> str:
+    """The first line of a report; a file that begins with it may be overwritten by the next report."""
+    return f"# {title}"
+
+
 def _published_and_measured(found: Experiment) -> list[str]:
+    """A table of the spaces: published figures in columns of their own, where there are any."""
+    protocol, baseline = found.protocol, found.protocol.baseline_space
+    base = spread(found.params(baseline))
+    rows: list[tuple[str, str, PublishedRow | None]] = [(row.title, row.space, row) for row in protocol.published]
+    rows = rows or [(space, space, None) for space in protocol.space_names]
     body = []
-    for row in ROWS:
-        params = spread(found.params(row.space))
-        darts = spread(found.params(DARTS))
-        searches = counted(found.of(row.space), "search", "searches")
-        against = relative(params.mean, darts.mean) if params and darts else ABSENT
+    for title, space, published in rows:
+        params = spread(found.params(space))
+        searches = counted(found.of(space), "search", "searches")
+        against = relative(params.mean, base.mean) if params and base else ABSENT
         body.append(
             [
-                row.title,
-                f"{row.error:.2f}",
-                f"{row.params:.2f}",
-                _errors_of(found, NAMES[row.space]),
+                title,
+                *([] if published is None else [f"{published.error:.2f}", f"{published.params:.2f}"]),
+                _errors_of(found, protocol.space(space).genotype),
                 f"{params.text(2, 1e6)} ({searches})" if params else ABSENT,
-                "" if row.space == DARTS else against,
+                "" if space == baseline else against,
             ]
         )
     header = [
-        "space", "published: error, %", "published: parameters, M", "measured here: error, %",
-        "measured here: parameters, M", "parameters against darts, measured here",
+        "space", *(["published: error, %", "published: parameters, M"] if protocol.published else []),
+        "measured here: error, %", "measured here: parameters, M", f"parameters against {baseline}, measured here",
     ]  # fmt: skip
+    source = f"Published: {protocol.published_source}. " if protocol.published else ""
     return [
         markdown_table(header, body),
-        "Published: ECCV 2020, the table of its experiment with DARTS, quoted from memory. Measured: parameters are "
-        "counted at C=36, 20 cells, auxiliary head excluded, of the plain genotypes that the searches below found; "
-        "errors are those of the genotype that has the name, after the last epoch, each with its own setting. "
-        "± is the sample standard deviation.",
+        f"{source}Measured: parameters are counted at C=36, 20 cells, auxiliary head excluded, of the plain genotypes "
+        "that the searches below found; errors are those of the genotype that has the name, after the last epoch, each "
+        "with its own setting. ± is the sample standard deviation.",
     ]
 
 
@@ -103,52 +79,51 @@ def _seeds(row: Trained) -> str:
 
 
 def _verdict(found: Experiment) -> list[str]:
-    plain, steered = found.judgement("plain"), found.judgement("steered")
+    protocol = found.protocol
+    plain, steered = found.judgements()
     word = verdict(plain, steered)
     text = f"**The claim {'is ' if word == 'open' else ''}{word}** in what was measured here"
     if word == "holds when steered":
         text += f"; of the plain genotypes it {'is ' if plain.word == 'open' else ''}{plain.word}"
     if not found.full:
-        text += f". This is small scale, and small scale cannot confirm the paper's claim: the full scale is {FULL}"
-    if 1 in (len(found.params(space)) for space in (DARTS, SANDGLASS)):
+        text += f". {protocol.full_scale.missing}"
+    if 1 in (len(found.params(space)) for space in (protocol.baseline_space, protocol.claimed_space)):
         text += ". One search of a space decides little"
-    sections = [
-        f"{text}.",
-        _judged("Plain genotypes", plain),
-        _judged("Steered genotypes", steered) + " Of steered genotypes the first says only that there are such.",
-    ]
+    sections = [f"{text}.", _judged("Plain genotypes", plain, found)]
+    if steered is not None:
+        note = protocol.claim.steered_note
+        sections.append(_judged("Steered genotypes", steered, found) + (f" {note}" if note else ""))
     if (without := _without_block(found)) is not None:
         sections.append(without)
     return sections
 
 
-def _judged(title: str, judgement: Judgement) -> str:
-    fewer, error = judgement.fewer, judgement.no_worse
-    return "\n".join(
-        [
-            f"{title}: {judgement.word}.",
-            "",
-            f"1. At least {CLAIM}% fewer parameters than DARTS_V2 and than our plain genotypes of {DARTS}: "
-            f"**{fewer.word}**. {_sentence(fewer.text)}",
-            f"2. No larger mean error, and not worse by {MARGIN:g} points or more: **{error.word}**. "
-            f"{_sentence(error.text)}",
-        ]
-    )
+def _judged(title: str, judgement: Judgement, found: Experiment) -> str:
+    lines = [f"{title}: {judgement.word}.", ""]
+    for i, (key, condition) in enumerate(found.protocol.claim.conditions.items(), start=1):
+        evaluated = judgement.conditions[key]
+        asked = condition.title(found.protocol.baseline_space)
+        lines.append(f"{i}. {asked}: **{evaluated.word}**. {_sentence(evaluated.text)}")
+    return "\n".join(lines)
 
 
 def _without_block(found: Experiment) -> str | None:
-    """What must be said where genotypes that stand for the block's space do not contain it."""
-    named = [(search, one) for search in found.of(SANDGLASS) if search.name for one in search.found]
+    """The warning due where genotypes that stand for the claim's space do not contain its block."""
+    space = found.protocol.space(found.protocol.claimed_space)
+    if space.block is None:
+        return None
+    named = [(search, one) for search in found.of(space.name) if search.name for one in search.found]
     without = [
         search.title(one.kind)
         for search, one in named
-        if one.kind != "few skips" and not any((one.blocks(SANDGLASS) or {}).values())
+        if one.kind != FEW_SKIPS and not any((one.places(space.block) or {}).values())
     ]
     if not without:
         return None
     have = "has" if len(without) == 1 else "have"
+    block = space.block.replace("_", " ")
     names = " and ".join(without)
-    return f"{names} {have} no sandglass operation: what is said here is said of the space, not of the block."
+    return f"{names} {have} no {block} operation: what is said here is said of the space, not of the block."
 
 
 def _sentence(text: str) -> str:

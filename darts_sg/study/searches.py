@@ -1,15 +1,11 @@
-"""The searches of the paper's experiment in Markdown."""
+"""The searches of a study in Markdown."""
 
 from darts_sg.analysis.report import markdown_table
-from darts_sg.study.protocol import BOUND, MAX_SKIPS, NAMES, SPACES, counted, spread
+from darts_sg.study.protocol import FEW_SKIPS, PLAIN, STEERED, Space
 from darts_sg.study.records import Experiment, Found, Search
+from darts_sg.study.statistics import counted, spread
 
 ABSENT = "not measured"
-KINDS = {
-    "plain": "plain",
-    "steered": f"steered: at most {BOUND / 1e6:g}M",
-    "few skips": f"at most {MAX_SKIPS} skips",
-}
 
 
 def searches_section(found: Experiment) -> list[str]:
@@ -25,8 +21,9 @@ def searches_section(found: Experiment) -> list[str]:
         "parameters", "MACs, M", "ImageNet: parameters", "ImageNet: MACs, M",
     ]  # fmt: skip
     body = [_search_row(search, one) for search in found.searches for one in search.found]
-    missing = [space for space in SPACES if not found.of(space)]
-    weightless = [search for search in found.searches if search.of("steered") is None]
+    protocol = found.protocol
+    missing = [space for space in protocol.space_names if not found.of(space)]
+    weightless = [s for s in found.searches if protocol.max_params is not None and s.of(STEERED) is None]
     lines = [
         scale + " Parameters and MACs are counted, auxiliary head excluded: CIFAR at C=36, 20 cells, ImageNet at "
         "C=48, 14 cells.",
@@ -37,14 +34,15 @@ def searches_section(found: Experiment) -> list[str]:
         f"- {s.space}, seed {s.seed}: steered {ABSENT}, its folder has no mixing weights of the last epoch."
         for s in weightless
     ]
-    notes += [_naming(found, space) for space in SPACES if found.of(space)]
+    notes += [_naming(found, space) for space in protocol.spaces if found.of(space.name)]
+    limit = f"more than {protocol.max_skips} skip connections"
     notes += [
-        f"- {s.space}, seed {s.seed}, collapsed: its plain normal cell has more than {MAX_SKIPS} skip connections."
+        f"- {s.space}, seed {s.seed}, collapsed: its plain normal cell has {limit}."
         for s in found.searches
         if s.collapsed
     ]
-    if not any(search.collapsed for search in found.searches):
-        notes.append(f"- No search collapsed (more than {MAX_SKIPS} skip connections in the plain normal cell).")
+    if protocol.max_skips is not None and not any(search.collapsed for search in found.searches):
+        notes.append(f"- No search collapsed ({limit} in the plain normal cell).")
     return [*lines, "\n".join(notes), "Over the seeds:", _averages(found)]
 
 
@@ -53,10 +51,11 @@ def _search_row(search: Search, one: Found) -> list[str]:
     return [
         search.space,
         str(search.seed),
-        KINDS[one.kind] + (f": {search.title(one.kind)}" if search.name and one.kind != "few skips" else ""),
-        _accuracy(search) if one.kind == "plain" else "",
-        f"{skips} (collapsed)" if one.kind == "plain" and search.collapsed else str(skips),
-        _blocks(search.space, one),
+        search.protocol.kinds[one.kind]
+        + (f": {search.title(one.kind)}" if search.name and one.kind != FEW_SKIPS else ""),
+        _accuracy(search) if one.kind == PLAIN else "",
+        f"{skips} (collapsed)" if one.kind == PLAIN and search.collapsed else str(skips),
+        _blocks(search.block, one),
         f"{one.params:,}",
         f"{one.macs / 1e6:.1f}",
         f"{one.imagenet_params:,}",
@@ -68,16 +67,16 @@ def _accuracy(search: Search) -> str:
     return ABSENT if search.accuracy is None else f"{search.accuracy:.2f}"
 
 
-def _blocks(space: str, one: Found) -> str:
-    places = one.blocks(space)
+def _blocks(block: str | None, one: Found) -> str:
+    places = one.places(block)
     if places is None:
         return "not in the space"
     texts = (f" ({', '.join(where)})" if where else "" for where in places.values())
     return "; ".join(f"{title} {len(places[title])}{text}" for title, text in zip(places, texts, strict=True))
 
 
-def _naming(found: Experiment, space: str) -> str:
-    searches, name = found.of(space), NAMES[space]
+def _naming(found: Experiment, space: Space) -> str:
+    searches, name = found.of(space.name), space.genotype
     best = next((search for search in searches if search.name), None)
     if best is None:
         return f"- {name}: no one has the name, because the accuracy of a supernet is {ABSENT}."
@@ -87,8 +86,8 @@ def _naming(found: Experiment, space: str) -> str:
 
 def _averages(found: Experiment) -> str:
     rows = []
-    for space in SPACES:
-        for kind, title in KINDS.items():
+    for space in found.protocol.space_names:
+        for kind, title in found.protocol.kinds.items():
             here = [(search, one) for search in found.of(space) if (one := search.of(kind)) is not None]
             if not here:
                 continue
@@ -99,8 +98,8 @@ def _averages(found: Experiment) -> str:
                 ([one.imagenet_macs for _, one in here], 1),
             ]
             texts = [s.text(digits, 1e6) for values, digits in counts if (s := spread(values)) is not None]
-            accuracy = spread([s.accuracy for s, _ in here if s.accuracy is not None]) if kind == "plain" else None
-            shown = accuracy.text(2) if accuracy else ABSENT if kind == "plain" else ""
+            accuracy = spread([s.accuracy for s, _ in here if s.accuracy is not None]) if kind == PLAIN else None
+            shown = accuracy.text(2) if accuracy else ABSENT if kind == PLAIN else ""
             rows.append([space, title, str(len(here)), shown, *texts])
     header = [
         "space", "genotypes", "searches", "accuracy of the supernet, %", "parameters, M", "MACs, M",

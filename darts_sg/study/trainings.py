@@ -1,11 +1,12 @@
-"""The retrainings of the paper's experiment in Markdown: errors, paired comparisons, spreads."""
+"""The retrainings of a study in Markdown: errors, paired comparisons, spreads."""
 
 from collections.abc import Iterable, Sequence
 
 from darts_sg.analysis.report import markdown_table
-from darts_sg.study.protocol import COMPARISONS, NAMES, SPACES, Spread, counted, spread
+from darts_sg.study.protocol import PLAIN
 from darts_sg.study.records import Experiment, Setting, Trained
 from darts_sg.study.searches import ABSENT
+from darts_sg.study.statistics import Spread, counted, spread
 
 
 def retrainings_section(found: Experiment, picture: str | None) -> list[str]:
@@ -17,8 +18,8 @@ def retrainings_section(found: Experiment, picture: str | None) -> list[str]:
             "genotype", "error by seed, %", "mean, %", "deviation, points", "parameters as trained",
             "parameters at C=36, 20 cells",
         ]  # fmt: skip
-        body = [_trained_row(row) for row in setting.rows if not row.group.startswith("random")]
-        for space in SPACES:
+        body = [_trained_row(row) for row in setting.rows if not row.is_random]
+        for space in found.protocol.space_names:
             body += _random_row(space, [row for row in setting.rows if row.group == f"random {space}"])
         text = (
             f"{'; '.join(filter(None, [setting.title, setting.recipe, *setting.machines]))}. "
@@ -44,7 +45,7 @@ def _trained_row(row: Trained) -> list[str]:
 
 
 def _random_row(space: str, rows: Sequence[Trained]) -> Iterable[list[str]]:
-    """One row for all random genotypes of a space, whose deviation is that over the genotypes."""
+    """One row for all random genotypes of a space; its deviation is over the genotypes."""
     errors = spread([row.spread.mean for row in rows])
     if errors is None:
         return
@@ -59,14 +60,15 @@ def _random_row(space: str, rows: Sequence[Trained]) -> Iterable[list[str]]:
 
 
 def comparisons_section(found: Experiment) -> list[str]:
+    comparisons = found.protocol.comparisons
     header = ["difference of errors", "pairs", "by seed, points", "mean, points", "95% interval, points"]
     sections = [
         "Of trainings with the same seed in the same setting; negative: the first has the smaller error. The interval "
         "is that of a paired t test (`scipy.stats.ttest_rel`)."
     ]
     for setting in found.settings:
-        if any(setting.difference(*names) for names in COMPARISONS):
-            sections += [f"{setting.title}:", markdown_table(header, [_pair(setting, *n) for n in COMPARISONS])]
+        if any(setting.difference(*names) for names in comparisons):
+            sections += [f"{setting.title}:", markdown_table(header, [_pair(setting, *n) for n in comparisons])]
     if len(sections) == 1:
         sections.append(f"{ABSENT.capitalize()}: no seed has both genotypes of a comparison.")
     return sections
@@ -90,15 +92,15 @@ def _pair(setting: Setting, ours: str, theirs: str) -> list[str]:
 def spreads_section(found: Experiment) -> list[str]:
     here = found.settings[0].rows if found.settings else ()
     rows = []
-    for space in SPACES:
+    for space in found.protocol.space_names:
         params = spread(found.params(space))
         accuracy = spread([s.accuracy for s in found.of(space) if s.accuracy is not None])
-        titles = {search.title("plain") for search in found.of(space)}
+        titles = {search.title(PLAIN) for search in found.of(space)}
         trained = [row for row in here if titles & set(row.titles)]
         seed = min((seed for row in trained for seed in row.errors), default=0)
         searched = spread([row.errors[seed] for row in trained if seed in row.errors])
         random = spread([row.spread.mean for row in here if row.group == f"random {space}"])
-        named = next((row.spread for row in here if NAMES[space] in row.titles), None)
+        named = next((row.spread for row in here if found.protocol.space(space).genotype in row.titles), None)
         rows.append(
             [
                 space,

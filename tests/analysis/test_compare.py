@@ -18,6 +18,7 @@ from darts_sg.analysis.compare import (
 from darts_sg.analysis.cost import derived_cost
 from darts_sg.analysis.measured import runs_in
 from darts_sg.genotype import Cell, Edge, load_genotype, zoo_names
+from darts_sg.study.compare import compare_genotypes as public_compare
 from tests.analysis.runs import make_run
 
 CHAIN = Cell(
@@ -63,12 +64,14 @@ def test_published_and_measured_errors_stand_apart(tmp_path: Path) -> None:
     v2 = load_genotype("DARTS_V2")
     make_run(tmp_path / "a", replace(v2, name="mine"), 14.0)
     make_run(tmp_path / "b", load_genotype("DARTS_V1"), 9.0)
-    row = compare_genotypes([v2], runs=runs_in(tmp_path))[0]
+    row = public_compare([v2], runs=runs_in(tmp_path))[0]
     assert (row["published_cifar10_error"], row["published_cifar10_error_deviation"]) == (2.76, 0.09)
     assert row["published_imagenet_top1_error"] == 26.7
     assert [score.errors for score in row["measured_test_error"]] == [(14.0,)]
     assert row["params"] == 3_349_342
-    assert compare_genotypes([v2])[0]["measured_test_error"] == []
+    assert public_compare([v2])[0]["measured_test_error"] == []
+    with pytest.raises(ValueError, match="give compared"):
+        compare_genotypes([v2], runs=runs_in(tmp_path))
 
 
 def test_activations_grow_with_the_network_and_latency_is_taken() -> None:

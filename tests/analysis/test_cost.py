@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from darts_sg.analysis.cost import count_macs, derived_cost, model_cost, operation_cost
 from darts_sg.genotype import load_genotype
-from darts_sg.methods.relaxation import softmax
+from darts_sg.methods.mixing import softmax
 from darts_sg.networks.derived import DerivedNetwork
 from darts_sg.networks.mobile import MobileNetwork, find_model
 from darts_sg.networks.supernet import Supernet

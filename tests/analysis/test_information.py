@@ -19,6 +19,7 @@ from darts_sg.analysis.information import (
 from darts_sg.genotype import load_genotype
 from darts_sg.networks.derived import DerivedNetwork
 from darts_sg.networks.mobile import MobileBlock, MobileNetwork, find_model
+from darts_sg.networks.skeleton import State
 
 Batches = list[tuple[Tensor, Tensor]]
 
@@ -125,15 +126,19 @@ def test_a_model_carries_on_what_its_shortcuts_add(name: str) -> None:
     assert all(site.r2 <= 1 for site in found)
 
 
+def rectified(x: State | Tensor) -> Tensor:
+    return x.rectified() if isinstance(x, State) else x
+
+
 def test_a_derived_network_carries_on_what_its_next_cells_take() -> None:
     torch.manual_seed(0)
     network = DerivedNetwork(load_genotype("GDAS_V1"), channels=4, cells=4).eval()
     outputs, taken = dict[int, Tensor](), dict[int, Tensor]()
     for i, cell in enumerate(network.cells):
-        cell.register_forward_hook(lambda _, inputs, output, i=i: outputs.update({i: output.clone()}))
+        cell.register_forward_hook(lambda _, inputs, output, i=i: outputs.update({i: output.joined().clone()}))
     for i, site in enumerate(carried_on(network)):
         site.module.register_forward_pre_hook(
-            lambda _, inputs, i=i, k=site.argument: taken.update({i: inputs[k].clone()})
+            lambda _, inputs, i=i, k=site.argument: taken.update({i: rectified(inputs[k]).clone()})
         )
     network(smooth_images(4, 16, 0)[0][0])
     assert len(outputs) == len(taken) == 4

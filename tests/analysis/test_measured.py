@@ -1,17 +1,27 @@
 """Measured errors, read from run folders made up here and from the committed ones."""
 
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
-from darts_sg.analysis.measured import runs_in, same_cells, scores
+from darts_sg.analysis.measured import Score, runs_in, same_cells
+from darts_sg.analysis.measured import scores as pooled
+from darts_sg.analysis.run_folder import Run
+from darts_sg.config import AugmentConfig, compared_options
 from darts_sg.errors import UsageError
 from darts_sg.genotype import Cell, Genotype, load_genotype, zoo_names
 from tests.analysis.runs import make_run
 
 RESULTS = Path(__file__).parent.parent.parent / "results"
 V2 = load_genotype("DARTS_V2")
+COMPARED = compared_options("augment")
+
+
+def scores(runs: Iterable[Run]) -> list[Score]:
+    """The trainings pooled as `genotype compare` pools them."""
+    return pooled(runs, COMPARED)
 
 
 def turned(genotype: Genotype) -> Genotype:
@@ -68,6 +78,29 @@ def test_an_older_run_is_as_the_options_were(tmp_path: Path) -> None:
     make_run(tmp_path / "half", V2, 11.0, seed=2, precision="bfloat16")
     make_run(tmp_path / "tuned", V2, 12.0, seed=3, finetune="weights.safetensors")
     assert sorted(sorted(score.seeds) for score in scores(runs_in(tmp_path))) == [[0, 1], [2], [3]]
+
+
+OTHER_VALUES = {
+    "learning_rate_batch": 256, "sync_batchnorm": True, "weight_decay": 1e-4, "schedule": "linear", "compile": True,
+    "reduced_decoding": True, "finetune": "weights.safetensors", "ema": 0.999, "image_size": 48,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHER_VALUES)
+def test_trainings_with_other_options_are_not_pooled(name: str, tmp_path: Path) -> None:
+    make_run(tmp_path / "old", V2, 9.0, seed=0)  # older than the option: it had the default
+    make_run(tmp_path / "default", V2, 10.0, seed=1, **{name: COMPARED[name]})
+    make_run(tmp_path / "other", V2, 11.0, seed=2, **{name: OTHER_VALUES[name]})
+    assert sorted(sorted(score.seeds) for score in scores(runs_in(tmp_path))) == [[0, 1], [2]]
+
+
+def test_only_options_that_change_a_result_are_compared(tmp_path: Path) -> None:
+    free = {f.name for f in fields(AugmentConfig) if f.metadata["free"]}
+    assert {"threads", "run_dir", "kernels", "time_budget"} <= free
+    assert COMPARED.keys() == {f.name for f in fields(AugmentConfig)} - free - {"seed", "recipe", "genotype"}
+    make_run(tmp_path / "a", V2, 9.0, seed=0, threads=1, kernels="native", recipe="darts")
+    make_run(tmp_path / "b", V2, 9.5, seed=1, threads=2, kernels="pytorch", recipe="")
+    assert [score.seeds for score in scores(runs_in(tmp_path))] == [(0, 1)]
 
 
 def test_the_committed_retraining_keeps_its_remark() -> None:

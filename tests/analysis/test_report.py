@@ -11,13 +11,14 @@ import pytest
 import yaml
 from matplotlib.text import Text
 
-from darts_sg.analysis.curves import draw_augment_curves, draw_mixing_weights, draw_search_curves
+from darts_sg.analysis.curves import augment_panels, draw_curves, draw_mixing_weights, search_panels
 from darts_sg.analysis.report import duration, write_report
 from darts_sg.analysis.run_folder import read_metrics
 from darts_sg.derive import derive_cell, num_edges
 from darts_sg.errors import UsageError
 from darts_sg.genotype import Genotype
 from darts_sg.spaces import parse_space
+from darts_sg.tasks import Classification
 
 SPACE = "darts+sandglass"
 OPERATIONS = parse_space(SPACE).operations
@@ -305,7 +306,7 @@ def test_search_curves_show_every_column_and_skip_missing_values() -> None:
     columns = SEARCH_COLUMNS.split(",")
     rows = [dict.fromkeys(columns, float(epoch)) for epoch in (1, 2, 3)]
     rows[1]["validation_loss"] = math.nan
-    figure = draw_search_curves(rows)
+    figure = draw_curves(rows, search_panels(Classification.plots))
     lines = {
         (axes.get_title(loc="left"), line.get_label()): line.get_xydata().tolist()
         for axes in figure.axes
@@ -315,12 +316,12 @@ def test_search_curves_show_every_column_and_skip_missing_values() -> None:
     assert lines["Loss (cross-entropy)", "validation"] == [[1, 1], [3, 3]]
     assert lines["Accuracy", "train"] == [[1, 1], [2, 2], [3, 3]]
     with pytest.raises(UsageError, match="no finished epoch"):
-        draw_search_curves([])
+        draw_curves([], search_panels(Classification.plots))
 
 
 def test_augment_curves_leave_out_what_was_not_measured() -> None:
     rows = [{"epoch": float(e), "train_loss": 1.0, "test_accuracy": 0.5} for e in (1, 2)]
-    titles = [axes.get_title(loc="left") for axes in draw_augment_curves(rows).axes]
+    titles = [axes.get_title(loc="left") for axes in draw_curves(rows, augment_panels(Classification.plots)).axes]
     assert titles == ["Loss (cross-entropy)", "Accuracy"]
 
 

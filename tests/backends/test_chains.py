@@ -1,6 +1,7 @@
 """The C++ kernels: how they are had, and what the supernet's comparison with the textbook does not show."""
 
 import copy
+import gc
 import platform
 from pathlib import Path
 
@@ -9,11 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from darts_sg.backends import ir
+from darts_sg.backends import accelerate, ir
 from darts_sg.backends.batched import EdgeBatch, EdgeWeights
 from darts_sg.backends.cpp import build
-from darts_sg.methods.relaxation import softmax
-from darts_sg.networks.derived import stages_of
+from darts_sg.backends.cpp import run as cpp
+from darts_sg.backends.cpp.cells import CppKernels, run_ops
+from darts_sg.backends.cpp.run import PLANS, Layout
+from darts_sg.methods.mixing import softmax
 from darts_sg.networks.supernet import Supernet, candidate
 from darts_sg.ops import OPERATIONS
 from darts_sg.ops.depthwise import DepthwiseConv2d
@@ -71,6 +74,28 @@ def test_they_are_compiled_once(forgotten: Path, monkeypatch: pytest.MonkeyPatch
     assert told == []
 
 
+def test_a_changed_header_or_flag_is_compiled_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for source in build.SOURCES.iterdir():
+        if source.suffix in (".cpp", ".h"):
+            (tmp_path / source.name).write_text(source.read_text())
+    original = build.library_path("float", "")
+    monkeypatch.setattr(build, "SOURCES", tmp_path)
+    assert build.library_path("float", "") == original
+    header = tmp_path / "pools.h"
+    header.write_text(header.read_text() + "// changed\n")
+    changed = build.library_path("float", "")
+    monkeypatch.setenv("DARTS_SG_CXXFLAGS", "-g -fsanitize=undefined")
+    assert len({original, changed, build.library_path("float", "")}) == 3
+
+
+def test_additional_flags_reach_the_compiler(forgotten: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    text = 'test "$1" = --version && echo mine 1.0 && exit 0; echo "error: $*" >&2; exit 1'
+    monkeypatch.setenv("CXX", program(tmp_path, text))
+    monkeypatch.setenv("DARTS_SG_CXXFLAGS", "-g -DNAME='two words'")
+    with pytest.raises(build.Unavailable, match=r"-g -DNAME=two words"):
+        build.kernels()
+
+
 def test_they_work_where_nothing_can_be_kept(forgotten: Path, tmp_path: Path) -> None:
     forgotten.write_text("a file where the folder should be")
     available("float")
@@ -87,7 +112,7 @@ def test_what_is_in_the_nodes_already_is_added(names: list[str]) -> None:
     weights = torch.rand(2, len(names), dtype=torch.float64, requires_grad=True)
     found = []
     for kernels in (False, True):
-        batch.native = kernels
+        batch.kernels = CppKernels() if kernels else None
         nodes = batch([x], EdgeWeights(weights), onto)
         wanted = [x, *onto, weights, *batch.parameters()]
         found.append([*nodes, *torch.autograd.grad(sum((node**2).sum() for node in nodes), wanted)])
@@ -114,7 +139,7 @@ def test_vectors_of_any_width_give_what_pytorch_gives(
     net = small_supernet(channels).double()
     x = torch.randn(3, 3, 9, 9, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
     mine = gradients_of(net, x)
-    net.use_native(False)
+    accelerate(net, "batched")
     assert_equal_tensors(mine, gradients_of(net, x))
 
 
@@ -127,7 +152,7 @@ def small_supernet(channels: int = 6) -> Supernet:
     available()
     torch.manual_seed(0)
     net = Supernet(parse_space("darts+ir+sandglass").operations, channels=channels, cells=3)
-    net.use_native(True)
+    accelerate(net, "cpp")
     return net
 
 
@@ -158,7 +183,7 @@ def test_float32_agrees_with_pytorch_to_its_precision(channels: int) -> None:
     net = small_supernet(channels)
     x = torch.randn(4, 3, 8, 8).contiguous(memory_format=torch.channels_last)
     mine = gradients_of(net, x)
-    net.use_native(False)
+    accelerate(net, "batched")
     for a, b in zip(mine, gradients_of(net, x), strict=True):
         assert (a - b).norm() <= 1e-2 * b.norm() + 1e-5  # a ReLU that flips counts in full
 
@@ -221,8 +246,8 @@ def test_depthwise_convolutions_of_any_stride_and_dilation(kernel_size: int, str
         expected = layers(x)
         stages = ir.stages_of(list(layers), 1)
         assert stages is not None
-        operations = ir.Operations(1, 1, [ir.Operation(stages)])
-        [actual] = ir.run([x], torch.ones(1, 1, dtype=torch.float64), operations)
+        operations = ir.FusedOps(1, 1, [ir.FusedOp(stages)])
+        [actual] = run_ops([x], torch.ones(1, 1, dtype=torch.float64), operations)
         by = torch.randn_like(expected)
         wanted = [x, *layers.parameters()]
         assert_equal_tensors([actual], [expected])
@@ -245,7 +270,7 @@ def test_an_operation_with_affine_norms_is_that_of_its_layers(name: str) -> None
         for p in (p for op in ops for n in op.modules() if isinstance(n, torch.nn.BatchNorm2d) for p in [n.weight]):
             p.data[:3] = torch.tensor([0.0, 1e-9, -2.0])[: len(p)]
         mine = copy.deepcopy(ops)
-        stages = [stages_of(op) for op in mine]
+        stages = [ir.stages_of_operation(op) for op in mine]
         if stages[0] is None:
             assert name in ("none", "conv_7x1_1x7")
             return
@@ -259,8 +284,8 @@ def test_an_operation_with_affine_norms_is_that_of_its_layers(name: str) -> None
         terms = [(stages[0], kept), (stages[1], torch.ones_like(kept))]
         if isinstance(mine[0], Residual) and mine[0].shortcut:
             terms.append(([], kept))
-        operations = ir.Operations(1, 1, [ir.Operation(of_op) for of_op, _ in terms])
-        [actual] = ir.run([x], torch.stack([factors for _, factors in terms])[:, None], operations)
+        operations = ir.FusedOps(1, 1, [ir.FusedOp(of_op) for of_op, _ in terms])
+        [actual] = run_ops([x], torch.stack([factors for _, factors in terms])[:, None], operations)
         by = torch.randn_like(expected)
         assert_equal_tensors([actual], [expected])
         assert_equal_tensors(
@@ -288,19 +313,19 @@ def test_a_graph_gives_what_its_steps_give(frozen: str) -> None:
     for x in inputs[2 * (frozen == "inputs") :]:
         x.requires_grad_()
 
-    def of(*terms: tuple[torch.nn.Module, int]) -> list[ir.Operation]:
-        return [ir.Operation(stages_of(op) or (), place) for op, place in terms]
+    def of(*terms: tuple[torch.nn.Module, int]) -> list[ir.FusedOp]:
+        return [ir.FusedOp(ir.stages_of_operation(op) or (), place) for op, place in terms]
 
     steps = [
-        ir.Step(ir.Operations(1, 1, of((ops[0], 0)), parts=2), [0, 1], [4]),
-        ir.Step(ir.Operations(1, 1, of((ops[1], 0), (ops[2], 1))), [4, 2], [5]),
-        ir.Step(ir.Operations(1, 1, of((ops[4], 0))), [5], [6]),
-        ir.Step(ir.Operations(2, 1, of((ops[5], 0), (torch.nn.Identity(), 0))), [4, 5], [7]),
-        ir.Step(ir.Operations(1, 1, of((ops[3], 0))), [4], [7]),
+        ir.GraphStep(ir.FusedOps(1, 1, of((ops[0], 0)), parts=2), [0, 1], [4]),
+        ir.GraphStep(ir.FusedOps(1, 1, of((ops[1], 0), (ops[2], 1))), [4, 2], [5]),
+        ir.GraphStep(ir.FusedOps(1, 1, of((ops[4], 0))), [5], [6]),
+        ir.GraphStep(ir.FusedOps(2, 1, of((ops[5], 0), (torch.nn.Identity(), 0))), [4, 5], [7]),
+        ir.GraphStep(ir.FusedOps(1, 1, of((ops[3], 0))), [4], [7]),
     ]
-    graph = ir.Graph(4, steps, outputs=[4, 5, 7], passed_on=[2, 3])
+    graph = ir.CellGraph(4, steps, outputs=[4, 5, 7], passed_on=[2, 3])
     gammas = [a.new_ones(len(step.operations.each), step.operations.S) for step in steps]
-    mine = ir.run_graph(inputs, gammas, graph)
+    mine = cpp.run(inputs, gammas, graph)
     first = ops[0](torch.cat([a, b], dim=1))
     second = ops[1](first) + ops[2](c)
     expected = [first, second, ops[3](first) + sum(ops[5](x) + x for x in (first, second)), c, d]
@@ -311,6 +336,25 @@ def test_a_graph_gives_what_its_steps_give(frozen: str) -> None:
         found.append([*outputs, *torch.autograd.grad(loss, wanted, allow_unused=True)])
     assert [x is None for x in found[0]] == [x is None for x in found[1]]
     assert_equal_tensors(*([x for x in one if x is not None] for one in found))
+
+
+def test_launch_plans_are_cached_for_each_kind_of_input_and_end_with_their_graph() -> None:
+    available()
+    gc.collect()
+    before = len(PLANS)
+    stages = ir.stages_of_operation(OPERATIONS["sep_conv_3x3"].build(5, 1, False).double())
+    assert stages is not None
+    operations = ir.FusedOps(1, 1, [ir.FusedOp(stages)])
+    gamma = torch.ones(1, 1, dtype=torch.float64)
+    for size in (4, 6, 4):
+        x = torch.randn(2, 5, size, size, dtype=torch.float64)
+        run_ops([x], gamma, operations)
+    assert len(PLANS) == before + 1
+    layouts = [Layout.dense(*x.shape)]
+    assert PLANS.find(operations.alone, layouts, [gamma]) is PLANS.find(operations.alone, layouts, [gamma])
+    del operations
+    gc.collect()
+    assert len(PLANS) == before
 
 
 def test_what_is_differentiated_twice_says_so() -> None:
@@ -330,7 +374,7 @@ def test_one_half_of_a_skip_connection_may_be_frozen(frozen: str) -> None:
     x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
     found = []
     for on in (True, False):
-        net.use_native(on)
+        accelerate(net, "cpp" if on else "batched")
         loss = F.cross_entropy(net(x, softmax(net)), torch.arange(2))
         found.append(torch.autograd.grad(loss, [p for p in net.parameters() if p.requires_grad]))
     assert len(found[0]) < len(list(net.parameters()))
@@ -348,7 +392,7 @@ def test_weights_may_be_laid_out_in_any_way_and_settings_of_norms_may_change() -
     for norm in (layer for layer in net.modules() if isinstance(layer, nn.BatchNorm2d)):
         norm.eps, norm.momentum = 0.5, 0.3
     both = [gradients_of(net, x)]
-    net.use_native(False)
+    accelerate(net, "batched")
     both.append(gradients_of(net, x))
     assert_equal_tensors(*both)
     assert abs(both[0][0] - first[0]) > 1e-3
@@ -378,6 +422,6 @@ def test_variances_do_not_suffer_from_a_first_pixel_far_from_the_others() -> Non
     x[:, :, :2, :2] += 300
     stages = ir.stages_of([conv, norm], 1)
     assert stages is not None
-    ir.run([x], torch.ones(1, 1), ir.Operations(1, 1, [ir.Operation(stages)]))
+    run_ops([x], torch.ones(1, 1), ir.FusedOps(1, 1, [ir.FusedOp(stages)]))
     exact = F.conv2d(x.double(), conv.weight.double(), padding=1, groups=8).var(dim=(0, 2, 3))
     torch.testing.assert_close(norm.running_var, (0.9 + 0.1 * exact).float(), rtol=1e-5, atol=0)

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,14 +16,15 @@ pytest.importorskip("triton", reason="Triton comes with PyTorch for GPUs, and is
 from benchmarks.launches import count
 from benchmarks.machine_code import triton_kernels_on_any_device
 from benchmarks.subjects import Shape, passes
+from darts_sg.backends import accelerate
 from darts_sg.backends.batched import EdgeBatch, EdgeWeights
+from darts_sg.backends.check import Conditions, cell_errors
 from darts_sg.backends.cpp.build import Unavailable
 from darts_sg.backends.triton import run as gpu
-from darts_sg.engine.kernels import cell_errors
+from darts_sg.backends.triton.cells import TritonCell, TritonKernels
 from darts_sg.networks.skeleton import CellSpec
 from darts_sg.networks.supernet import SupernetCell, candidate
 from darts_sg.ops import OPERATIONS
-from tests.engine.test_search_step import search_config, setting
 from tests.reference.transfer import assert_equal_tensors, randomize
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -71,7 +71,7 @@ def compare(batch: EdgeBatch, C: int, size: int, *, images: int = 2, onto: bool 
     side = -(-size // batch.stride)
     given = [random(images, C, side, side).requires_grad_() for _ in range(batch.T if onto else 0)]
     other = copy.deepcopy(batch)
-    batch.native = True
+    batch.kernels = TritonKernels()
     assert_equal_tensors(*(nodes_and_gradients(one, states, mixing, given) for one in (batch, other)))
     assert_equal_tensors(batch.buffers(), other.buffers())
 
@@ -118,7 +118,7 @@ def test_every_kernel_compiles_for_a_gpu(tmp_path: Path) -> None:
 
 def test_each_kernel_counts_as_a_launch() -> None:
     batch = batch_of(["dil_conv_3x3", "skip_connect"], S=1, T=1, C=3, stride=1)
-    batch.native = True
+    batch.kernels = TritonKernels()
     x = torch.randn(2, 3, 4, 4, dtype=torch.float64, device=DEVICE).contiguous(memory_format=torch.channels_last)
     mixing = torch.rand(1, 2, dtype=torch.float64, device=DEVICE, requires_grad=True)
     counts = count(lambda: nodes_and_gradients(batch, [x.requires_grad_()], mixing, []))
@@ -131,8 +131,8 @@ def test_a_pass_of_the_supernet_launches_few_kernels(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(gpu, "launch", lambda *arguments, **sizes: None)
     shape = Shape(batch=2, channels=4, size=8, device=DEVICE)
     baseline = sum(count(passes(shape, own=False)).values())
-    net = shape.supernet(native=True)
-    gpu.lay_out(net)
+    net = shape.supernet(native=False)
+    accelerate(net, "triton")
     monkeypatch.setattr(Shape, "supernet", lambda shape, native: net)
     counts = count(passes(shape, own=True, native=True))
     assert counts["darts_sg.triton"] > 1000
@@ -148,7 +148,7 @@ def test_frozen_weights_change_no_other_gradient() -> None:
 
 def test_sums_of_programs_are_the_same_each_time() -> None:
     batch = batch_of(["sep_conv_3x3", "avg_pool_3x3"], S=1, T=1, C=4, stride=1).float()
-    batch.native = True
+    batch.kernels = TritonKernels()
     x = torch.randn(4, 4, 4, 4, device=DEVICE).contiguous(memory_format=torch.channels_last).requires_grad_()
     mixing = torch.full((1, 2), 0.5, device=DEVICE, requires_grad=True)
     first, second = (nodes_and_gradients(batch, [x], mixing, []) for _ in range(2))
@@ -174,12 +174,11 @@ def test_kernels_that_do_not_compile_are_told_in_a_line(monkeypatch: pytest.Monk
 def test_the_check_that_a_search_begins_with_passes(precision: str, tolerance: float) -> None:
     torch.manual_seed(0)
     spec = CellSpec(4, 3, 2, reduction=True, reduction_before=False)
-    cell = SupernetCell(spec, ("none", "dil_conv_3x3", "avg_pool_3x3", "skip_connect"), 1, 1).to(DEVICE)
-    for batch in cell.batches:
-        batch.native = True
+    operations = ("none", "dil_conv_3x3", "avg_pool_3x3", "skip_connect")
+    cell = TritonCell(SupernetCell(spec, operations, 1, 1).to(DEVICE))
     shapes = [(2, 4, 5, 5), (2, 3, 5, 5)]
-    where = replace(setting(), device=torch.device(DEVICE))
-    errors, output = cell_errors(cell, shapes, search_config(precision=precision), where)
+    dtype = getattr(torch, precision)
+    errors, output = cell_errors(cell, shapes, Conditions(torch.device(DEVICE), dtype, 8, lambda error: False))
     assert output == (2, 2, 3, 3)
     assert max(errors.values()) < tolerance
     num_norms = len([m for m in cell.modules() if isinstance(m, torch.nn.BatchNorm2d)])

@@ -7,7 +7,7 @@ import tarfile
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -24,8 +24,10 @@ from darts_sg.data import (
     count_unusual,
     evaluation_batches,
     load_dataset,
+    memory,
     read_split,
     split_text,
+    stream,
 )
 from darts_sg.data.stream import CROP_TRIES, middle_box, random_box, read_square
 from darts_sg.errors import RunError, UsageError
@@ -92,6 +94,55 @@ def test_a_position_gives_the_same_bits_from_any_number_of_workers_and_in_any_or
     ):
         assert torch.equal(x, expected_x)
         assert torch.equal(y, expected_y)
+
+
+@pytest.mark.parametrize(
+    ("batches_in_memory", "batches_in_shared_memory", "expected"),
+    [
+        (1000, None, (6, 2)),
+        (12, 12, (6, 2)),
+        (11, 100, (6, 1)),
+        (100, 6, (6, 1)),
+        (5, 100, (5, 1)),
+        (100, 2, (2, 1)),
+        (0, 0, (1, 1)),
+        (None, None, (6, 2)),
+    ],
+)
+def test_what_is_read_ahead_is_bounded_by_memory(
+    batches_in_memory: int | None,
+    batches_in_shared_memory: int | None,
+    expected: tuple[int, int],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """At most 1/8 of the memory available and 1/4 of the free shared memory; the bits are the same."""
+    batch_bytes = 5 * SIZE * SIZE * 3
+
+    def limit(name: str, batches: int | None, part: int) -> None:
+        monkeypatch.setattr(memory, name, lambda: None if batches is None else batches * batch_bytes * part)
+        monkeypatch.setattr(stream, name, getattr(memory, name), raising=False)
+
+    limit("available_memory", batches_in_memory, 8)
+    limit("shared_memory", batches_in_shared_memory, 4)
+    asked: list[tuple[int, int]] = []
+    loader = stream.torch_data.DataLoader
+
+    def without_workers(*arguments: Any, num_workers: int, prefetch_factor: int, **options: Any) -> Any:
+        asked.append((num_workers, prefetch_factor))
+        return loader(*arguments, **options | {"multiprocessing_context": None})
+
+    monkeypatch.setattr(stream.torch_data, "DataLoader", without_workers)
+    found = batches(load(folder, workers=6))
+    first = [found[position][0] for position in (0, 1, 0, 1)]  # going back starts the workers anew
+    assert asked == [expected, expected]
+    assert torch.equal(first[0], first[2])
+    lines = [record.getMessage() for record in caplog.records if "reading ahead" in record.getMessage()]
+    assert len(lines) == (expected[0] < 6)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    if expected == (5, 1):
+        assert stream.read_ahead(6, batch_bytes) == (2, 1)
 
 
 def test_each_pass_has_each_image_and_each_pass_crops_it_anew(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def search_job(ranks: Ranks, method: str) -> SearchJob:
 def search(ranks: Ranks, method: str) -> dict[str, Any]:
     job = search_job(ranks, method)
     means = [job.step(0, step).means for step in range(job.steps_per_epoch)]
-    return {"state": job.state_dict(), "means": means, "evaluation": job.evaluate()._asdict()}
+    return {"state": job.state_dict(), "means": means, "evaluation": job.evaluate()}
 
 
 def augment(ranks: Ranks, *, frozen: bool, num_steps: int) -> dict[str, Any]:

@@ -108,3 +108,19 @@ def test_a_single_image_is_refused_where_a_step_on_it_would_fail(
         refuse()
         assert torch.equal(torch.get_rng_state(), state)
         made.step(0, made.steps_per_epoch - 1)
+
+
+def test_the_memory_probe_runs_no_collective_of_synchronised_batchnorm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other ranks do not join them: the probe of one rank would wait for ever."""
+
+    def collective(*arguments: object) -> None:
+        raise AssertionError("a collective on one rank")
+
+    job = augment_job()
+    job.network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(job.network)
+    layers = [layer for layer in job.network.modules() if isinstance(layer, torch.nn.SyncBatchNorm)]
+    assert layers
+    monkeypatch.setattr(torch.nn.SyncBatchNorm, "forward", collective)
+    job.attempt(4, recompute=False)
+    with pytest.raises(AssertionError, match="a collective on one rank"):  # as before, outside the probe
+        job.network(torch.zeros(2, 3, 16, 16))

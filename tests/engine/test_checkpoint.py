@@ -58,6 +58,20 @@ def test_the_newest_two_are_kept_and_a_damaged_one_is_passed_over(tmp_path: Path
     assert load_newest(tmp_path / "none", warnings.append) is None
 
 
+@pytest.mark.parametrize(
+    "places", [[(9998, 0), (9999, 0), (10000, 0), (10001, 0)], [(3, 999_999), (3, 1_000_000), (3, 1_000_001)]]
+)
+def test_the_newest_checkpoints_are_kept_however_long_their_names(
+    places: list[tuple[int, int]], tmp_path: Path
+) -> None:
+    for epoch, step in places:
+        save_checkpoint(tmp_path, epoch, step, {"place": (epoch, step)})
+    assert [read_torch(path)["place"] for path in checkpoints(tmp_path)] == places[-2:]
+    found = load_newest(tmp_path, pytest.fail)
+    assert found is not None
+    assert found[1]["place"] == places[-1]
+
+
 def test_checkpoints_after_some_epochs_are_kept_for_good(tmp_path: Path) -> None:
     for epoch, step in ((0, 5), (1, 0), (1, 5), (2, 0), (2, 5), (3, 0), (4, 0), (4, 5), (5, 0), (5, 5)):
         save_checkpoint(tmp_path, epoch, step, {"epoch": epoch}, keep_every=2)
@@ -88,6 +102,19 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path)
             write_atomically(path, "new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("call", ["os.fsync", "tempfile.mkstemp"])
+def test_an_error_of_a_write_names_the_file_that_was_meant(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object, **options: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(call, full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_atomically(tmp_path / "file", "new")
+    assert caught.value.filename == str(tmp_path / "file")
 
 
 def test_the_meter_weighs_by_images_and_names_the_first_value_that_is_not_finite() -> None:

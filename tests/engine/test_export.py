@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from darts_sg.engine import export as module
-from darts_sg.engine.export import EXPORT_FORMATS, TOLERANCE, ExportFormat, Run, export, rendered_images
+from darts_sg.engine.export import EXPORT_FORMATS, TOLERANCE, ExportFormat, RunModel, export, rendered_images
 from darts_sg.engine.weights import Weights, read_weights
 from darts_sg.errors import RunError, UsageError
 from darts_sg.genotype import Cell, Edge, Genotype
@@ -55,7 +55,7 @@ def test_an_export_that_differs_is_refused(every: Weights, tmp_path: Path, monke
     weights = saved(MODEL, tmp_path / "w.safetensors")
 
     def off_by(amount: float, batch: int) -> ExportFormat:
-        def load(content: bytes) -> Run:
+        def load(content: bytes) -> RunModel:
             network = weights.build()
 
             def run(images: Tensor) -> Tensor:

@@ -15,11 +15,15 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is 
 CUDA = torch.device("cuda")
 
 
-def test_captured_steps_give_the_same_bits() -> None:
+@pytest.mark.parametrize(
+    "options", [{}, {"relaxation": "gumbel:temperature=5,temperature_end=0.5,hard=true", "perturbation": "random"}]
+)
+def test_captured_steps_give_the_same_bits(options: dict[str, str]) -> None:
+    """Also where each step draws other noise, at another temperature."""
     weights = []
     for capture in (True, False):
         torch.manual_seed(0)
-        job = SearchJob(search_config(capture=capture), dataclasses.replace(setting(44), device=CUDA))
+        job = SearchJob(search_config(capture=capture, **options), dataclasses.replace(setting(44), device=CUDA))
         means = [job.step(epoch, step).means for epoch in range(4) for step in range(job.steps_per_epoch)]
         assert (job.captured is not None and len(job.captured.graphs) == 2) == capture  # the last batch is smaller
         weights.append(

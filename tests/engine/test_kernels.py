@@ -1,4 +1,4 @@
-"""Which kernels a job takes, and that native ones which compute something else than PyTorch are found and not used."""
+"""Which kernels a job chooses, and that native kernels which compute something else are found and not used."""
 
 import copy
 from collections.abc import Sequence
@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from darts_sg.backends import ir
+from darts_sg.backends import accelerate, backend_of, ir
 from darts_sg.backends.cpp import build
+from darts_sg.backends.cpp import run as cpp
 from darts_sg.config import AugmentConfig, RunConfig
 from darts_sg.engine.augment import AugmentJob
 from darts_sg.engine.distributed import Ranks
@@ -16,19 +17,10 @@ from darts_sg.engine.kernels import check_kernels, use_kernels
 from darts_sg.engine.search import SearchJob
 from darts_sg.engine.setup import Setting, captures
 from darts_sg.errors import UsageError
-from darts_sg.genotype import load_genotype
+from darts_sg.genotype import Cell, Edge, Genotype, load_genotype
 from darts_sg.networks.derived import DerivedNetwork
 from darts_sg.networks.supernet import Supernet
 from tests.engine.test_search_step import search_config, setting
-
-
-class Network:
-    """One of which nothing but the kernels that compute it is known."""
-
-    native = False
-
-    def use_native(self, on: bool) -> None:
-        self.native = on
 
 
 @pytest.fixture
@@ -38,10 +30,14 @@ def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def chosen(config: RunConfig, where: Setting, *, on_gpu: bool = False) -> str:
-    """What computes a network, for which there are kernels for GPUs, too, or not."""
-    network = Network()
-    found = use_kernels(network, config, where, (lambda: None) if on_gpu else None)  # type: ignore[arg-type]
-    assert network.native == (found == "native")
+    """The kernels chosen for a network; on_gpu: whether it has kernels for GPUs, as a supernet does."""
+    network = Supernet(("skip_connect", "max_pool_3x3"), channels=2, cells=3, num_nodes=1)
+    with pytest.MonkeyPatch.context() as patch:
+        asked: list[str] = []
+        patch.setattr("darts_sg.engine.kernels.accelerate", lambda net, backend: asked.append(backend))
+        found = use_kernels(network, config, where, (lambda: None) if on_gpu else None)
+    assert asked[0] == "batched"
+    assert asked[-1] == ("batched" if found == "pytorch" else "triton" if where.device.type == "cuda" else "cpp")
     return found
 
 
@@ -156,13 +152,13 @@ def network_of(name: str) -> Supernet | DerivedNetwork:
         K = 2 if name == "partial channels" else 1
         operations = ("none", "sep_conv_3x3", "sandglass_5x5", "avg_pool_3x3", "skip_connect")
         network = Supernet(operations, channels=4, cells=3, num_nodes=2, partial_channels=K)
-    network.use_native(True)
+    accelerate(network, "cpp")
     return network
 
 
 @pytest.fixture
 def marks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The networks by which kernels were checked, none at first."""
+    """The marks of finished checks, none at first."""
     found: list[str] = []
     monkeypatch.setattr(build, "checked", lambda by: by in found)
     monkeypatch.setattr(build, "set_checked", found.append)
@@ -177,7 +173,8 @@ def test_kernels_are_compared_with_pytorch_once_and_nothing_changes(
     before, generator = copy.deepcopy(network.state_dict()), torch.get_rng_state()
     for _ in range(2):
         check_kernels(network, search_config(), setting())
-    assert marks == [type(network).__name__]
+    [mark] = marks
+    assert mark.startswith(type(network).__name__)
     [line] = capsys.readouterr().out.splitlines()
     before_it, after_it = line.split("at most ")
     assert "compared with PyTorch" in before_it
@@ -185,19 +182,44 @@ def test_kernels_are_compared_with_pytorch_once_and_nothing_changes(
     assert torch.equal(generator, torch.get_rng_state())
     for key, value in network.state_dict().items():
         assert torch.equal(value, before[key]), key
-    assert all(module.native for module in network.cells)
+    assert backend_of(network) == "cpp"
     assert all(weight.grad is None for weight in network.parameters())
 
 
-def wrong_output(found: list[Tensor], graph: ir.Graph) -> list[Tensor]:
+@pytest.mark.parametrize("kind", ["supernet", "derived"])
+def test_a_check_vouches_only_for_operations_that_it_compared(kind: str, marks: list[str]) -> None:
+    """A space of skip connections alone once vouched for all other spaces."""
+    network_of(kind)  # skips without a compiler
+
+    def of(*names: str) -> Supernet | DerivedNetwork:
+        if kind == "supernet":
+            network: Supernet | DerivedNetwork = Supernet(names, channels=4, cells=3, num_nodes=1)
+        else:
+            cell = Cell((tuple(Edge(name, state) for state, name in enumerate(names)),), (2,))
+            network = DerivedNetwork(Genotype("g", "", names, cell, cell), channels=4, cells=3)
+        accelerate(network, "cpp")
+        return network
+
+    skips = ("skip_connect", "max_pool_3x3")
+    for names, num_checks in (
+        (skips, 1),
+        (("sep_conv_3x3", "dil_conv_3x3"), 2),
+        (skips, 2),
+        (("sep_conv_5x5",) * 2, 3),
+    ):
+        check_kernels(of(*names), search_config(), setting())
+        assert len(marks) == num_checks
+
+
+def wrong_output(found: list[Tensor], graph: ir.CellGraph) -> list[Tensor]:
     return [tensor + 0.1 * tensor.detach() for tensor in found]
 
 
-def wrong_gradient(found: list[Tensor], graph: ir.Graph) -> list[Tensor]:
+def wrong_gradient(found: list[Tensor], graph: ir.CellGraph) -> list[Tensor]:
     return [tensor + 0.05 * (tensor - tensor.detach()) for tensor in found]
 
 
-def wrong_statistic(found: list[Tensor], graph: ir.Graph) -> list[Tensor]:
+def wrong_statistic(found: list[Tensor], graph: ir.CellGraph) -> list[Tensor]:
     norm = graph.stages[0].norm
     assert norm is not None
     assert norm.running_var is not None
@@ -205,11 +227,11 @@ def wrong_statistic(found: list[Tensor], graph: ir.Graph) -> list[Tensor]:
     return found
 
 
-def wrong_for_many_images(found: list[Tensor], graph: ir.Graph) -> list[Tensor]:
+def wrong_for_many_images(found: list[Tensor], graph: ir.CellGraph) -> list[Tensor]:
     return wrong_gradient(found, graph) if len(found[0]) > 2 else found
 
 
-def not_a_number(found: list[Tensor], graph: ir.Graph) -> list[Tensor]:
+def not_a_number(found: list[Tensor], graph: ir.CellGraph) -> list[Tensor]:
     return [found[0] * torch.nan, *found[1:]]
 
 
@@ -235,14 +257,14 @@ def test_what_kernels_compute_wrongly_is_named(
 
 
 def compute_wrongly(wrong: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_graph = ir.run_graph
+    run = cpp.run
 
-    def run_wrongly(inputs: Sequence[Tensor], gammas: Sequence[Tensor], graph: ir.Graph) -> list[Tensor]:
+    def run_wrongly(inputs: Sequence[Tensor], gammas: Sequence[Tensor], graph: ir.CellGraph) -> list[Tensor]:
         assert callable(wrong)
-        found: list[Tensor] = wrong(run_graph(inputs, gammas, graph), graph)
+        found: list[Tensor] = wrong(run(inputs, gammas, graph), graph)
         return found
 
-    monkeypatch.setattr(ir, "run_graph", run_wrongly)
+    monkeypatch.setattr(cpp, "run", run_wrongly)
 
 
 @pytest.mark.parametrize(
@@ -255,7 +277,7 @@ def compute_wrongly(wrong: object, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_kernels_that_fail_are_not_to_be_had_unless_memory_is_what_lacks(
     raised: Exception, expected: type[Exception], marks: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(found: list[Tensor], graph: ir.Graph) -> list[Tensor]:
+    def fail(found: list[Tensor], graph: ir.CellGraph) -> list[Tensor]:
         raise raised
 
     network = network_of("supernet")
@@ -267,7 +289,7 @@ def test_kernels_that_fail_are_not_to_be_had_unless_memory_is_what_lacks(
 def test_what_only_a_whole_batch_has_no_memory_for_is_not_checked(
     marks: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(found: list[Tensor], graph: ir.Graph) -> list[Tensor]:
+    def fail(found: list[Tensor], graph: ir.CellGraph) -> list[Tensor]:
         if len(found[0]) > 2:
             raise MemoryError("not enough memory")
         return found
@@ -275,7 +297,7 @@ def test_what_only_a_whole_batch_has_no_memory_for_is_not_checked(
     network = network_of("supernet")
     compute_wrongly(fail, monkeypatch)
     check_kernels(network, search_config(), setting())
-    assert marks == ["Supernet"]
+    assert len(marks) == 1
 
 
 @pytest.mark.parametrize("job", ["search", "augment"])
@@ -295,7 +317,7 @@ def test_wrong_kernels_are_not_used(
 
     network = begin()
     assert where.environment["kernels"] == "pytorch"
-    assert not any(module.native for module in network.modules() if hasattr(module, "native"))
+    assert backend_of(network) == ("batched" if job == "search" else "eager")
     assert "note: the native kernels compute something else than PyTorch here" in capsys.readouterr().out
     with pytest.raises(UsageError, match=r"--kernels native: .* or leave the option out"):
         begin(kernels="native")

@@ -1,5 +1,6 @@
 """A run folder is held by one process at a time."""
 
+import errno
 import threading
 from pathlib import Path
 
@@ -28,3 +29,28 @@ def test_a_folder_whose_holder_is_about_to_end_is_waited_for(tmp_path: Path) -> 
     ending.start()
     RunDir(tmp_path).close()
     ending.join()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_lets_a_run_start_with_a_note(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_locks(*arguments: object) -> None:
+        raise OSError(number, "not here")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    run = RunDir.create(tmp_path)
+    run.write("file", "content")
+    run.close()
+    note = f"the file system of {tmp_path} has no locks: make sure that no other process runs in this folder"
+    assert capsys.readouterr().err == f"note: {note}\n"
+    assert note in (tmp_path / "log.txt").read_text()
+
+
+def test_another_error_of_the_lock_is_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("fcntl.flock", broken)
+    with pytest.raises(OSError, match="Input/output error"):
+        RunDir.create(tmp_path)

@@ -9,19 +9,21 @@ import torch
 import torch.nn.functional as F
 
 from darts_sg.analysis.cost import derived_cost
-from darts_sg.backends.batched import EdgeBatch
+from darts_sg.backends import backend_of
+from darts_sg.backends.batched import EdgeBatch, edge_batches, plain_tensors
 from darts_sg.backends.cpp import build
 from darts_sg.config import AugmentConfig, SearchConfig
 from darts_sg.data import Dataset, DataSpec, ImageSet
 from darts_sg.engine.augment import AugmentJob
 from darts_sg.engine.environment import describe
 from darts_sg.engine.run_dir import RunDir
-from darts_sg.engine.search import SearchJob, penalties_of, split_sizes
+from darts_sg.engine.search import SearchJob
+from darts_sg.engine.search_data import split_sizes
 from darts_sg.engine.setup import Setting
-from darts_sg.engine.steps import evaluate, load_optimizer, scheduled_learning_rate
+from darts_sg.engine.steps import load_optimizer, scheduled_learning_rate
 from darts_sg.errors import UsageError
 from darts_sg.genotype import load_genotype
-from darts_sg.methods.relaxation import softmax
+from darts_sg.methods.mixing import softmax
 from darts_sg.networks.derived import DerivedNetwork
 from darts_sg.networks.mobile import find_model
 from tests.reference import textbook
@@ -161,16 +163,6 @@ def test_other_schedules_go_to_the_lowest_rate_and_larger_batches_have_larger_ra
         assert [scheduled_learning_rate(config, epoch) for epoch in range(4)] == pytest.approx(expected)
 
 
-def test_top1_and_top5_are_counted_over_unequal_batches() -> None:
-    logits = torch.randn(23, 9, generator=torch.Generator().manual_seed(0))
-    labels = torch.arange(23) % 9
-    ranks = [(row > row[label]).sum().item() for row, label in zip(logits, labels, strict=True)]
-    found = evaluate(torch.nn.Identity(), lambda x: x, zip(logits.split(8), labels.split(8), strict=True))
-    assert found.accuracy == pytest.approx(ranks.count(0) / 23)
-    assert found.top5_accuracy == pytest.approx(sum(rank < 5 for rank in ranks) / 23)
-    assert found.loss == pytest.approx(F.cross_entropy(logits, labels).item())
-
-
 def test_label_smoothing_spreads_its_share_over_all_classes_in_both_losses() -> None:
     options = {"genotype": "DARTS_V1", "channels": 4, "cells": 3, "batch_size": 8, "weight_decay": 0.0}
     job = AugmentJob(AugmentConfig(**options, label_smoothing=0.2), load_genotype("DARTS_V1"), setting())
@@ -204,11 +196,10 @@ def test_the_alphas_of_a_short_search_are_those_of_the_textbook_step_by_step(ker
     config = search_config(kernels=kernels, alpha_learning_rate=0.01, gradient_clip=0.5)
     job = SearchJob(config, setting(96))
     job.supernet.double()
-    objective = job.objective
-    job.objective = lambda batch: objective((batch[0].double(), batch[1]))  # type: ignore[method-assign]
+    job.supernet.register_forward_pre_hook(lambda supernet, inputs: (inputs[0].double(), *inputs[1:]))
 
     old = textbook.Supernet(job.space.operations, channels=4, cells=3, num_classes=3, num_nodes=2).double()
-    copy_tensors(old.parameters(), job.supernet.edge_form().values())
+    copy_tensors(old.parameters(), plain_tensors(job.supernet).values())
     alphas = [alpha.detach().clone().requires_grad_() for alpha in job.alphas]
     adam = torch.optim.Adam(alphas, 0.01, betas=(0.5, 0.999), weight_decay=config.alpha_weight_decay)
     sgd = torch.optim.SGD(old.parameters(), config.learning_rate, momentum=0.9, weight_decay=config.weight_decay)
@@ -229,7 +220,7 @@ def test_the_alphas_of_a_short_search_are_those_of_the_textbook_step_by_step(ker
         job.step(0, step)
         for mine, expected in zip(job.alphas, alphas, strict=True):
             torch.testing.assert_close(mine, expected, rtol=1e-8, atol=1e-10)
-    weights = job.supernet.edge_form().values()
+    weights = plain_tensors(job.supernet).values()
     for mine, expected in zip(weights, old.parameters(), strict=True):
         torch.testing.assert_close(mine, expected, rtol=1e-6, atol=1e-8, check_stride=False)
 
@@ -307,7 +298,7 @@ def test_a_retraining_has_kernels_too_but_not_for_models() -> None:
         job = AugmentJob(AugmentConfig(genotype="DARTS_V2", kernels=asked, **options), load_genotype("DARTS_V2"), where)
         assert where.environment["kernels"] == asked
         assert isinstance(job.network, DerivedNetwork)
-        assert job.network.native == (asked == "native")
+        assert backend_of(job.network) == ("cpp" if asked == "native" else "eager")
     model = "mobilenetv2_0.1"
     where = setting()
     AugmentJob(AugmentConfig(model=model, batch_size=8), find_model(model), where)
@@ -320,7 +311,7 @@ def test_a_search_compiles_its_batches_of_edges(monkeypatch: pytest.MonkeyPatch)
     compiled = []
     monkeypatch.setattr(EdgeBatch, "compile", lambda self, **options: compiled.append(self))
     job = SearchJob(search_config(compile=True), setting())
-    assert compiled == job.supernet.edge_batches() != []
+    assert compiled == edge_batches(job.supernet) != []
 
 
 def test_a_penalty_pushes_the_alphas_toward_small_operations_and_is_reported() -> None:
@@ -331,9 +322,9 @@ def test_a_penalty_pushes_the_alphas_toward_small_operations_and_is_reported() -
         for step in range(3):
             result = job.step(0, step)
         assert ("penalty_params" in result.means) == bool(options)
-        [penalty] = penalties_of(search_config(penalty="params:1"), job.space.operations)
-        mixing = job.mixing()
-        expected.append(penalty.expected(*(torch.from_numpy(mixing[t]) for t in ("normal", "reduce"))).item())
+        [penalty] = SearchJob(search_config(penalty="params:1"), setting()).regularizers.values()
+        mixing = {title: torch.from_numpy(weights) for title, weights in job.mixing().items()}
+        expected.append(penalty.metrics(mixing)["expected_params"])
     assert expected[1] < 0.95 * expected[0]
 
 
@@ -361,5 +352,5 @@ def derived_of(config: SearchConfig, folder: Path) -> int:
 )
 def test_penalties_that_cannot_be_are_answered(options: dict[str, str], said: str) -> None:
     with pytest.raises(UsageError) as caught:
-        penalties_of(search_config(**options), ("skip_connect", "sep_conv_3x3"))
+        SearchJob(search_config(space="skip_connect+sep_conv_3x3", **options), setting())
     assert said in str(caught.value)

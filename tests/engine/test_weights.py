@@ -11,17 +11,18 @@ from safetensors.torch import save_file
 
 from darts_sg.config import AugmentConfig
 from darts_sg.data import DataSpec
-from darts_sg.engine.subject import build_network, subject_of
+from darts_sg.engine.subject import subject_of
 from darts_sg.engine.weights import Metadata, read_weights, weights_bytes
 from darts_sg.errors import UsageError
 from darts_sg.genotype import load_genotype, parse_genotype, zoo_names
+from darts_sg.networks.build import NetworkPlan, build_network
 from darts_sg.networks.mobile import MODELS, find_model
 
 SPEC = DataSpec("cats", 2, 32, 3, (0.4, 0.5, 0.6), (0.2, 0.3, 0.1), ("häuslich", "wild, other"))
 PLAIN: dict[str, Any] = {
     "dataset": "cats", "num_classes": 2, "class_names": SPEC.class_names, "image_size": 32, "in_channels": 3,
     "mean": SPEC.mean, "std": SPEC.std, "data_note": "noise", "data_fingerprint": "0123456789abcdef",
-    "test_error": 12.34, "test_images": 50, "epoch": 2, "epochs": 3, "seed": 1,
+    "figures": {"test_error": 12.34}, "test_images": 50, "epoch": 2, "epochs": 3, "seed": 1,
     "darts_sg": "0.1.0", "torch": "2.13.0", "git": "no git",
 }  # fmt: skip
 MODEL = Metadata(model="mobilenext_0.1_id2", network="cifar", **PLAIN)
@@ -36,7 +37,8 @@ def metadata(name: str) -> Metadata:
 def written(path: Path, m: Metadata, *, auxiliary: bool = False) -> torch.nn.Module:
     """A network of these metadata with statistics that are not those of the beginning; its weights are in `path`."""
     trained = find_model(m.model) if m.model else parse_genotype(m.genotype)
-    network = build_network(trained, m.network, m.channels, m.cells, SPEC, auxiliary=auxiliary)
+    plan = NetworkPlan(trained=trained, shape=m.network, channels=m.channels, cells=m.cells, auxiliary=auxiliary)
+    network = build_network(plan, SPEC.num_classes, SPEC.in_channels)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     network(torch.randn(4, 3, 32, 32))
     path.write_bytes(weights_bytes(network.state_dict(), m))

@@ -7,6 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from darts_sg.backends import accelerate
+from darts_sg.backends.batched import plain_tensors
 from darts_sg.backends.cpp import build
 from darts_sg.data import Augment, TrainBatches
 from darts_sg.engine.distributed import fingerprint
@@ -76,7 +78,7 @@ def test_of_a_search_it_is_that_of_the_exact_hessian_of_the_textbook() -> None:
     fixed = Augment(crop_padding=0, flip=False)
     x, y = TrainBatches(job.validation_images, job.setting.data.spec, 8, fixed, 0, "eigenvalue")[0]
     old = textbook.Supernet(job.space.operations, channels=4, cells=3, num_classes=3, num_nodes=2).double()
-    copy_tensors(old.parameters(), job.supernet.edge_form().values())
+    copy_tensors(old.parameters(), plain_tensors(job.supernet).values())
     shape = job.alphas[0].shape
 
     def loss(flat: torch.Tensor) -> torch.Tensor:
@@ -91,7 +93,7 @@ def test_of_a_search_it_is_that_of_the_exact_hessian_of_the_textbook() -> None:
         build.kernels()
     except build.Unavailable as reason:
         pytest.skip(str(reason))
-    job.supernet.use_native(True)
+    accelerate(job.supernet, "cpp")
     assert job.eigenvalue() == pytest.approx(exact[-1].item(), rel=1e-3)
 
 

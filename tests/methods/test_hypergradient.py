@@ -13,7 +13,7 @@ from benchmarks.launches import count
 from benchmarks.subjects import Shape, own_step
 from darts_sg.methods import hypergradient
 from darts_sg.methods.hypergradient import HYPERGRADIENTS, VirtualStep, first_order, unrolled
-from darts_sg.methods.relaxation import softmax
+from darts_sg.methods.mixing import softmax
 from darts_sg.networks.supernet import Mixing, Supernet
 from tests.reference.bilevel import PureObjective, QuadraticToy, exact_unrolled
 from tests.reference.textbook import softmax_over_edges, softmax_over_operations
@@ -253,7 +253,7 @@ def test_every_hypergradient_leaves_all_parameters_as_they_were(name: str, probl
         assert parameter.grad is None
         assert parameter.requires_grad
     assert all(torch.equal(a, b) for a, b in zip(virtual.buffers, held, strict=True))
-    assert not any(t.requires_grad for t in (result.loss, result.logits, *result.gradients))
+    assert not any(t.requires_grad for t in (result.loss, result.outputs, *result.gradients))
     again = HYPERGRADIENTS[name](problem.objective, problem.weights, problem.alphas, *batches, virtual)
     assert torch.equal(flat(result.gradients), flat(again.gradients))
 

@@ -8,11 +8,13 @@ import torch
 from torch import nn
 
 from darts_sg.analysis.cost import derived_cost
+from darts_sg.backends import accelerate
 from darts_sg.backends.cpp import build
+from darts_sg.backends.cpp.cells import CppDerivedCell
 from darts_sg.errors import UsageError
 from darts_sg.genotype import Cell, Edge, Genotype, load_genotype, zoo_names
 from darts_sg.networks.derived import DerivedCell, DerivedNetwork
-from darts_sg.networks.skeleton import CellSpec
+from darts_sg.networks.skeleton import CellSpec, State
 from darts_sg.ops import OPERATIONS
 from tests.reference import textbook
 from tests.reference.transfer import assert_equal_tensors, copy_tensors, gradients, randomize
@@ -83,7 +85,7 @@ def test_native_network_is_that_of_its_layers(name: str, network: str, size: tup
     expected = DerivedNetwork(GENOTYPES[name], **options).double()
     randomize(expected, seed=1)
     original = copy.deepcopy(expected)
-    original.use_native(True)
+    accelerate(original, "cpp")
     actual = copy.deepcopy(original)  # computes with its own weights, as an average of a network must
     for p in original.parameters():
         p.data.zero_()
@@ -105,15 +107,15 @@ def test_native_network_is_that_of_its_layers(name: str, network: str, size: tup
 
 def test_the_number_of_threads_changes_no_bit_of_a_native_cell() -> None:
     native_kernels()
-    cell = cell_of("sep_conv_5x5", "dil_conv_3x3", "sandglass_3x3", "inverted_residual_3x3", "max_pool_3x3").float()
-    cell.native = True
+    names = ("sep_conv_5x5", "dil_conv_3x3", "sandglass_3x3", "inverted_residual_3x3", "max_pool_3x3")
+    cell = CppDerivedCell(cell_of(*names).float())
     s = images(5, 6, 9, 9).float()
     before, found = torch.get_num_threads(), []
     try:
         for number in (1, 2, 3):
             torch.set_num_threads(number)
             torch.manual_seed(0)
-            output = cell(s, s, torch.tensor(0.3))
+            output = cell(State(s), State(s), torch.tensor(0.3)).joined()
             loss = (output**2 * torch.linspace(1, 2, output.numel()).view_as(output)).sum()
             wanted = [p for layers in (cell.input_0, cell.ops) for p in layers.parameters()]
             found.append([output.detach(), *torch.autograd.grad(loss, wanted)])
@@ -186,9 +188,9 @@ def cell_of(*operations: str) -> DerivedCell:
 def test_drop_path_acts_on_each_edge_by_itself_and_never_on_identities() -> None:
     cell = cell_of("skip_connect", "sep_conv_3x3", "max_pool_3x3")
     s = images(64, 6, 5, 5)
-    plain = cell(s, s, 0.0).split(4, dim=1)
+    plain = cell(State(s), State(s), 0.0).joined().split(4, dim=1)
     torch.manual_seed(3)
-    dropped = cell(s, s, 0.75).split(4, dim=1)
+    dropped = cell(State(s), State(s), 0.75).joined().split(4, dim=1)
     assert torch.equal(plain[0], dropped[0])
     kept = []
     for before, after in zip(plain[1:], dropped[1:], strict=True):

@@ -1,4 +1,4 @@
-"""The supernet against the textbook one in float64: logits, gradients of weights and alphas, statistics."""
+"""The supernet against the textbook one in float64, on every CPU backend: logits, gradients and statistics."""
 
 from typing import Any
 
@@ -8,10 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from darts_sg.analysis.cost import count_macs
+from darts_sg.backends import accelerate, batched
+from darts_sg.backends.batched import plain_tensors
 from darts_sg.backends.cpp import build
 from darts_sg.derive import num_edges
 from darts_sg.errors import UsageError
-from darts_sg.networks import edges
 from darts_sg.networks.supernet import Mixing, Supernet
 from darts_sg.ops import OPERATIONS
 from darts_sg.spaces import SPACES, parse_space
@@ -25,16 +26,19 @@ PARTIAL = {"channels": 8, "cells": 3, "num_classes": 7, "partial_channels": 4}
 FEW = {"num_nodes": 2}  # where there are many operations
 
 
-def pair(space: str, edge_normalization: bool, **options: Any) -> tuple[Supernet, textbook.Supernet]:
+def pair(
+    space: str, edge_normalization: bool, backend: str = "eager", **options: Any
+) -> tuple[Supernet, textbook.Supernet]:
     """(the package's, the textbook's) supernet in float64 with the same random weights; alphas are normal."""
     operations = parse_space(space).operations
     expected = textbook.Supernet(operations, **options).double()
     randomize(expected, seed=1)
     actual = Supernet(operations, **options, edge_normalization=edge_normalization).double()
-    copy_tensors(actual.edge_form().values(), expected.parameters())
-    copy_tensors(actual.edge_form("buffers").values(), statistics(expected))
+    accelerate(actual, backend)
+    copy_tensors(plain_tensors(actual).values(), expected.parameters())
+    copy_tensors(plain_tensors(actual, "buffers").values(), statistics(expected))
     # the pools on all edges that leave a state see the same images, and so have the same statistics
-    copy_tensors(statistics(expected), actual.edge_form("buffers").values())
+    copy_tensors(statistics(expected), plain_tensors(actual, "buffers").values())
     generator = torch.Generator().manual_seed(2)
     copy_tensors(actual.alphas(), [torch.randn(a.shape, generator=generator) for a in actual.alphas()])
     return actual, expected
@@ -51,10 +55,10 @@ def mixing_of(alphas: list[Tensor]) -> Mixing:
     return Mixing(*over_operations, *[textbook.softmax_over_edges(beta) for beta in alphas[2:]])
 
 
-@pytest.fixture(params=["pytorch", "native"])
-def kernels(request: pytest.FixtureRequest) -> str:
-    """What computes the operations."""
-    if request.param == "native":
+@pytest.fixture(params=["eager", "batched", "cpp"])
+def backend(request: pytest.FixtureRequest) -> str:
+    """What executes the cells."""
+    if request.param == "cpp":
         try:
             build.kernels()
         except build.Unavailable as reason:
@@ -72,9 +76,8 @@ def kernels(request: pytest.FixtureRequest) -> str:
         ("darts+sandglass", (65, 64), IMAGENET | FEW),
     ],
 )
-def test_supernet_is_the_textbook_one(space: str, size: tuple[int, int], options: dict[str, Any], kernels: str) -> None:
-    actual, expected = pair(space, edge_normalization="partial_channels" in options, **options)
-    actual.use_native(kernels == "native")
+def test_supernet_is_the_textbook_one(space: str, size: tuple[int, int], options: dict[str, Any], backend: str) -> None:
+    actual, expected = pair(space, "partial_channels" in options, backend, **options)
     alphas = [a.detach().clone().requires_grad_() for a in actual.alphas()]
     x = torch.randn(3, 3, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     mixings = [mixing_of(actual.alphas()), mixing_of(alphas)]
@@ -83,24 +86,24 @@ def test_supernet_is_the_textbook_one(space: str, size: tuple[int, int], options
         assert_equal_tensors(outputs[:1], outputs[1:])
         losses = [F.cross_entropy(logits, torch.arange(3)) for logits in outputs]
         mine = dict(zip(actual.weights(), gradients(losses[0], actual.weights()), strict=True))
-        by_edge = actual.edge_form(of=lambda weight, mine=mine: mine[weight])
+        by_edge = plain_tensors(actual, of=lambda weight, mine=mine: mine[weight])
         assert_equal_tensors(by_edge.values(), gradients(losses[1], expected.parameters()))
         # the mixing weights set the scale: alphas of a single operation have gradients of zero
         assert_equal_tensors(
             gradients(losses[0], [*mixings[0][: len(alphas)], *actual.alphas()]),
             gradients(losses[1], [*mixings[1][: len(alphas)], *alphas]),
         )
-        assert_equal_tensors(actual.edge_form("buffers").values(), statistics(expected))
+        assert_equal_tensors(plain_tensors(actual, "buffers").values(), statistics(expected))
 
 
 @pytest.mark.parametrize("options", [PLAIN, PARTIAL])
 def test_operations_that_are_no_chains_of_known_layers_give_the_same(
     options: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A new operation works at once: without a fast form each edge has a module of its own."""
+    """A new operation works at once: without a stacked form each edge keeps a module of its own."""
     x = torch.randn(3, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
-    monkeypatch.setattr(edges, "chain_of", lambda operation: None)
-    actual, expected = pair("darts+sandglass", True, **options)
+    monkeypatch.setattr(batched, "chain_of", lambda operation: None)
+    actual, expected = pair("darts+sandglass", True, "batched", **options)
     modules = {type(op) for cell in actual.cells for batch in cell.batches for op in batch.ops}
     assert modules == {torch.nn.Identity, torch.nn.ModuleList}
     mixing = mixing_of(actual.alphas())
@@ -118,11 +121,10 @@ def test_operations_that_are_no_chains_of_known_layers_give_the_same(
     ],
 )
 def test_other_shapes_are_the_textbook_ones_too(
-    num_nodes: int, space: str, partial_channels: int, kernels: str
+    num_nodes: int, space: str, partial_channels: int, backend: str
 ) -> None:
     options = {"channels": 6, "cells": 4, "num_nodes": num_nodes, "stem_multiplier": 2, "in_channels": 1}
-    actual, expected = pair(space, False, **options, partial_channels=partial_channels)
-    actual.use_native(kernels == "native")
+    actual, expected = pair(space, False, backend, **options, partial_channels=partial_channels)
     x = torch.randn(3, 1, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     mixing = mixing_of(actual.alphas())
     outputs = [actual(x, mixing), expected(x, *mixing)]
@@ -133,15 +135,17 @@ def test_other_shapes_are_the_textbook_ones_too(
 
 
 @pytest.mark.parametrize("options", [PLAIN | FEW, PARTIAL | FEW, IMAGENET | FEW])
-def test_multiply_adds_are_those_of_the_textbook_layers(options: dict[str, Any]) -> None:
+@pytest.mark.parametrize("backend", ["eager", "batched"])
+def test_multiply_adds_are_those_of_the_textbook_layers(options: dict[str, Any], backend: str) -> None:
     with torch.device("meta"), torch.no_grad():
         actual, expected = (of(parse_space("darts+ir").operations, **options) for of in (Supernet, textbook.Supernet))
+        accelerate(actual, backend)
         x, mixing = torch.empty(1, 3, 64, 64), mixing_of(actual.alphas())
         assert count_macs(actual, x, mixing) == count_macs(expected, x, *mixing)
 
 
-def test_channels_last_gives_the_same() -> None:
-    actual, _ = pair("darts+sandglass", True, **PARTIAL)
+def test_channels_last_gives_the_same(backend: str) -> None:
+    actual, _ = pair("darts+sandglass", True, backend, **PARTIAL)
     x = torch.randn(4, 3, 8, 8, dtype=torch.float64)
     mixing = mixing_of(actual.alphas())
     logits = actual(x, mixing)
@@ -182,13 +186,12 @@ def test_impossible_shapes_are_answered_in_one_line(options: dict[str, int]) -> 
 
 
 @pytest.mark.parametrize("options", [PLAIN, PARTIAL])
-def test_recomputation_changes_no_bit(options: dict[str, int], kernels: str) -> None:
+def test_recomputation_changes_no_bit(options: dict[str, int], backend: str) -> None:
     x = torch.randn(3, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     found = []
     for recompute in (False, True):
         torch.manual_seed(0)
-        net, _ = pair("darts+sandglass", options is PARTIAL, **options, **FEW)
-        net.use_native(kernels == "native")
+        net, _ = pair("darts+sandglass", options is PARTIAL, backend, **options, **FEW)
         net.recompute = recompute
         loss = F.cross_entropy(net(x, mixing_of(net.alphas())), torch.arange(3))
         wanted = [*net.weights(), *net.alphas()]

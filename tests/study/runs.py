@@ -1,4 +1,4 @@
-"""The paper's experiment made up for tests: folders of searches and retrainings whose figures are known."""
+"""A made-up study for tests: folders of searches and retrainings with known figures."""
 
 from dataclasses import replace
 from pathlib import Path

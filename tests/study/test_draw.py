@@ -1,4 +1,4 @@
-"""The picture of the paper's experiment: every training is a dot, and no name covers a dot, a mean or another name."""
+"""The picture of a study: every training is a dot, and no name covers a dot, a mean or another name."""
 
 import itertools
 from pathlib import Path
@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.transforms import Bbox
 
 from darts_sg.study.draw import draw_experiment
+from darts_sg.study.protocol import load_protocol
 from darts_sg.study.read import read_experiment
 from tests.study.runs import ERRORS, search_runs, training_runs
 
@@ -14,7 +15,7 @@ from tests.study.runs import ERRORS, search_runs, training_runs
 def test_dots_means_and_names(tmp_path: Path) -> None:
     search_runs(tmp_path)
     training_runs(tmp_path / "retrain")
-    found = read_experiment(tmp_path)
+    found = read_experiment(tmp_path, load_protocol("sandglass"))
     figure = draw_experiment(found)
     figure.draw_without_rendering()
     (axes,) = figure.axes

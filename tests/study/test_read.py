@@ -1,6 +1,7 @@
-"""What the experiment is made of, read from run folders made up here."""
+"""Searches, genotypes and retrainings of a study, read from made-up run folders."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,12 +10,19 @@ from darts_sg.analysis.deriving import derive_genotype
 from darts_sg.analysis.measured import same_cells
 from darts_sg.errors import UsageError
 from darts_sg.genotype import Cell, Edge, Genotype, load_genotype, renamed
-from darts_sg.study.read import read_experiment
+from darts_sg.study.protocol import load_protocol
+from darts_sg.study.read import read_experiment as read
+from darts_sg.study.records import Experiment
 from tests.analysis.runs import make_run, searched
-from tests.study.runs import FULL, random_like, search_runs, search_with_weights, training_runs
+from tests.study.runs import FULL, SMALL, random_like, search_runs, search_with_weights, training_runs
 
+PROTOCOL = load_protocol("sandglass")
 COLLAPSED = 3
-"""Epochs after which the search made up has too many skip connections."""
+"""Epochs after which the made-up search has too many skip connections."""
+
+
+def read_experiment(folder: Path) -> Experiment:
+    return read(folder, PROTOCOL)
 
 
 def test_counts_of_many_are_those_of_each() -> None:
@@ -53,6 +61,15 @@ def test_searches_of_other_scales_and_options_are_left_out(tmp_path: Path) -> No
     search_runs(tmp_path / "full", 25_000, **FULL)
     found = read_experiment(tmp_path)
     assert (len(found.searches), found.left_out, found.full_searches) == (5, 7, True)
+
+
+@pytest.mark.parametrize("option", [{"momentum": 0.5}, {"precision": "bfloat16"}, {"alpha_weight_decay": 0.0}])
+def test_searches_are_of_one_set_of_options(option: dict[str, Any], tmp_path: Path) -> None:
+    search_runs(tmp_path / "small")
+    made = searched("NASNet", "darts", 7, 99.0, **(SMALL | option))
+    make_run(tmp_path / "other", made, seed=7)
+    found = read_experiment(tmp_path)
+    assert (len(found.searches), found.left_out) == (5, 1)
 
 
 def test_trainings_are_known_by_their_cells(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The report of the paper's experiment, from run folders made up here; its figures again by hand or by scipy."""
+"""The report of a study, from made-up run folders; its figures are checked by hand or by scipy."""
 
 import json
 from dataclasses import replace
@@ -11,19 +11,31 @@ from darts_sg.analysis.cost import derived_cost
 from darts_sg.cli.main import run
 from darts_sg.errors import UsageError
 from darts_sg.genotype import load_genotype
+from darts_sg.study.protocol import load_protocol
 from darts_sg.study.read import read_experiment
-from darts_sg.study.report import paper_report
+from darts_sg.study.report import study_report
 from tests.analysis.runs import make_run, searched
 from tests.study.runs import ERRORS, FULL, search_runs, search_with_weights, training_runs
 
+RESULTS = Path(__file__).parent.parent.parent / "results"
 SETTING = "cifar10 (noted; remarkable): C=16, 8 cells, 15 epochs of 4,000 images, cutout 0, drop path 0.2"
+
+
+def paper_report(results: Path) -> str:
+    return study_report(read_experiment(results, load_protocol("sandglass")))
 
 
 @pytest.fixture
 def text(tmp_path: Path) -> str:
     search_runs(tmp_path)
     training_runs(tmp_path / "retrain")
-    return paper_report(read_experiment(tmp_path))
+    return paper_report(tmp_path)
+
+
+def test_the_committed_report_is_what_is_printed_today() -> None:
+    committed = (RESULTS / "sg_darts" / "report.md").read_text(encoding="utf-8")
+    found = read_experiment(RESULTS, load_protocol("sandglass"))
+    assert study_report(found, "report.svg") == committed
 
 
 def test_published_and_measured_have_columns_of_their_own(text: str) -> None:
@@ -99,14 +111,14 @@ def test_the_claim_can_hold_at_full_scale_only(tmp_path: Path) -> None:
             for seed in range(3):
                 error = 3.0 + seed / 10 - 0.01 * (seed + 1) * (space != "darts")
                 make_run(root / f"{space}_{seed}", found, error, seed=seed, **shape)
-    at_small, at_full = (paper_report(read_experiment(tmp_path / scale)) for scale in ("small", "full"))
+    at_small, at_full = (paper_report(tmp_path / scale) for scale in ("small", "full"))
     assert "**The claim holds** in what was measured here. This is small scale, and small scale cannot conf" in at_small
     assert "**The claim holds** in what was measured here. One search of a space decides little." in at_full
     assert "small scale cannot confirm" not in at_full
 
 
 def test_what_is_missing_is_not_measured(tmp_path: Path) -> None:
-    text = paper_report(read_experiment(tmp_path))
+    text = paper_report(tmp_path)
     assert "| DARTS | 3.11 | 3.25 | not measured | not measured |  |" in text
     assert "| DARTS + sandglass | 2.98 | 2.45 | not measured | not measured | not measured |" in text
     assert "No search was found: not measured." in text
@@ -140,5 +152,5 @@ def test_the_command_prints_writes_and_draws(tmp_path: Path, capsys: pytest.Capt
         run([*paper, "-o", str(output)])
     with pytest.raises(UsageError, match=r"ends in \.md, \.svg"):
         run([*paper, "-o", str(tmp_path / "report.txt")])
-    with pytest.raises(UsageError, match="--json is for `report paper`"):
+    with pytest.raises(UsageError, match=r"--json is for studies \(`report paper`\)"):
         run(["report", str(results / "search_darts_s0"), "--json"])

@@ -1,12 +1,17 @@
-"""C++ kernels for CPUs: compiled when they are first asked for, and kept for the next time. Triton kernels for GPUs.
+"""Compiles the C++ kernels on first use and caches the library; says whether Triton kernels can be had.
 
-They are optional. Whatever they compute, darts_sg computes without them as well, in PyTorch.
+Kernels are optional: without them PyTorch computes the same. chains.cpp includes the headers beside it, so there is one
+translation unit; the cached library's name is a hash of all these files, the flags, the compiler and the processor.
+
+Environment: CXX names the compiler, XDG_CACHE_HOME the cache, and DARTS_SG_CXXFLAGS adds flags, for instance
+"-g -fsanitize=undefined" to look for errors in the kernels.
 """
 
 import ctypes
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -17,12 +22,13 @@ from pathlib import Path
 
 from darts_sg.files import write_atomically
 
-SOURCE = Path(__file__).parent / "chains.cpp"
+SOURCES = Path(__file__).parent
+MAIN_SOURCE = "chains.cpp"
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fno-math-errno", "-Wno-psabi", "-fPIC", "-shared")
 
 
 class Unavailable(Exception):
-    """The kernels cannot be had; says why, in one line."""
+    """The kernels are not available; the message says why, in one line."""
 
 
 def compiler() -> str:
@@ -31,7 +37,7 @@ def compiler() -> str:
 
 
 def compiler_version() -> str:
-    """What the C++ compiler says of itself; raises Unavailable if there is none, or it does not answer."""
+    """The output of the compiler's --version. Raises Unavailable if there is no compiler, or if it fails."""
     found = shutil.which(compiler())
     if found is None:
         raise Unavailable(f"there is no C++ compiler {compiler()!r}: install it (CXX=… names another)")
@@ -42,11 +48,11 @@ def compiler_version() -> str:
 
 
 def kernels(tell: Callable[[str], None] = lambda message: None, real: str = "float") -> ctypes.CDLL:
-    """The compiled kernels for numbers of one type of C++; `tell` is called before they are compiled, some 15 s.
+    """The kernel library for one C++ number type (`real`: float or double), compiled if it is not in the cache.
 
-    The library lies in $XDG_CACHE_HOME/darts_sg (~/.cache/darts_sg) under a name that stands for the source, the
-    compiler and the processor. It appears there whole or not at all, so that processes may compile at the same time.
-    Raises Unavailable if there is no compiler, or none that understands them.
+    tell: called with a message before compiling, which takes about 15 s. The cache is $XDG_CACHE_HOME/darts_sg
+    (~/.cache/darts_sg). The library is written atomically, so several processes may compile it at the same time.
+    Raises Unavailable if there is no compiler or it cannot compile the kernels.
     """
     if real not in _loaded:
         try:
@@ -60,23 +66,23 @@ def kernels(tell: Callable[[str], None] = lambda message: None, real: str = "flo
 
 
 def checked(by: str) -> bool:
-    """Whether the compiled kernels (float) were found to compute what they should, in this or another process."""
+    """Whether these float kernels already passed the check called `by`, in this process or another."""
     return _mark(by).exists()
 
 
 def set_checked(by: str) -> None:
-    """Keep in mind that they were. Where that cannot be kept, they will be checked again."""
+    """Record that they passed; where nothing can be written they are checked again next time."""
     with suppress(OSError):
         _mark(by).touch()
 
 
 def _mark(by: str) -> Path:
-    """A file beside the library."""
+    """The marker file beside the library."""
     return Path(f"{kernels()._name}.{by}.checked")
 
 
 def triton_missing(capability: tuple[int, int]) -> str | None:
-    """Why there are no Triton kernels for a GPU of this compute capability, in one line; None where there are."""
+    """Why Triton kernels are not available for a GPU of this compute capability, in one line; None if they are."""
     if find_spec("triton") is None:
         return "Triton is not installed"
     if not any(shutil.which(name) for name in (os.environ.get("CC") or "gcc", "clang")):
@@ -89,23 +95,32 @@ def triton_missing(capability: tuple[int, int]) -> str | None:
 _loaded: dict[str, ctypes.CDLL] = {}
 
 
-def _load(tell: Callable[[str], None], real: str) -> ctypes.CDLL:
-    version = compiler_version()
-    options = [*FLAGS, f"-DREAL={real}"]
-    key = "\n".join([SOURCE.read_text(encoding="utf-8"), *options, version, _processor()])
+def library_path(real: str, version: str) -> Path:
+    """Where the cache has the library for one number type, compiled by the compiler of this version."""
+    sources = [path for path in sorted(SOURCES.iterdir()) if path.suffix in (".cpp", ".h")]
+    texts = [f"{path.name}\n{path.read_text(encoding='utf-8')}" for path in sources]
+    key = "\n".join([*texts, *_options(real), version, _processor()])
     name = f"chains-{real}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
-    library = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "darts_sg" / name
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "darts_sg" / name
+
+
+def _options(real: str) -> list[str]:
+    return [*FLAGS, f"-DREAL={real}", *shlex.split(os.environ.get("DARTS_SG_CXXFLAGS", ""))]
+
+
+def _load(tell: Callable[[str], None], real: str) -> ctypes.CDLL:
+    library = library_path(real, compiler_version())
     if library.is_file():
         return ctypes.CDLL(str(library))
     tell("compiling the C++ kernels for this processor, once (about 15 s)")
     with tempfile.TemporaryDirectory() as folder:
-        built = Path(folder) / name
-        _output([compiler(), *options, str(SOURCE), "-o", str(built)])
+        built = Path(folder) / library.name
+        _output([compiler(), *_options(real), str(SOURCES / MAIN_SOURCE), "-o", str(built)])
         if not built.is_file():
             raise Unavailable(f"{compiler()!r} compiles nothing: choose another C++ compiler (CXX=…)")
         try:
             write_atomically(library, built.read_bytes())
-        except OSError:  # no place to keep it: this process alone has it
+        except OSError:  # nothing can be cached: load it from here, for this process only
             return ctypes.CDLL(str(built))
     return ctypes.CDLL(str(library))
 
@@ -115,7 +130,7 @@ def _output(command: list[str]) -> str:
 
 
 def _processor() -> str:
-    """What the processor can do, for -march=native means another thing on another machine."""
+    """The processor's architecture and features, because -march=native depends on them."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

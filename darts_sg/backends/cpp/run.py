@@ -1,13 +1,15 @@
-"""What `chains.run_graph` does, on a CPU: a call of chains.cpp for each step, and one for its gradients.
+"""Runs graphs on a CPU with the C++ kernels: one kernel call for each step of a graph, and one for its gradients.
 
-Each call needs some fifty numbers for each stage, and hardly any of them changes from pass to pass. So there is a plan
-for each kind of input that a graph is given: the structures of chains.cpp as two tables of 64-bit words, one for either
-pass, in which only the addresses are missing. A pass copies its table and enters them, all at a time.
+A call takes some fifty numbers for each stage (arguments.h), hardly any of which change from pass to pass. So each kind
+of input that a graph is run with has a launch plan: the arguments of all steps as two tables of 64-bit words, one for
+each pass, in which only the addresses are missing. A pass copies its table and fills in all addresses at once.
 """
 
 import ctypes
 import itertools
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -18,10 +20,10 @@ from torch.autograd.function import once_differentiable
 
 from darts_sg.backends.cpp.build import kernels
 from darts_sg.backends.cpp.memory import POOL
-from darts_sg.backends.ir import DTYPES, EDGES, MIXED_NODES, NODES, Graph, Operation, Stage, Step, kind_of
+from darts_sg.backends.ir import DTYPES, EDGES, MIXED_NODES, NODES, CellGraph, FusedOp, FusedStage, GraphStep, kind_of
 
-# the structures of chains.cpp
-STAGE = (
+# the fields of StageArgs and MixArgs in arguments.h, in the same order
+STAGE_FIELDS = (
     "N", "S", "T", "H", "W", "Ho", "Wo", "Ci", "Co", "k", "stride", "dilation", "pool", "activation", "first",
     "norm", "training", "threads", "in_n", "in_pixel", "parts", "states", "in", "in_scale", "in_shift", "in_inverse",
     "in_offset", "depthwise", "pointwise", "odd", "out", "scale", "shift", "inverse", "offset", "running_mean",
@@ -29,17 +31,17 @@ STAGE = (
     "gamma_edge", "gamma_image", "sum", "sum_y", "in_gradient", "to_states", "onto_states", "in_sum",
     "in_sum_y", "depthwise_gradient", "pointwise_gradient", "odd_gradient", "weight_gradient", "bias_gradient",
 )  # fmt: skip
-OF_OPERATIONS = ("scale", "shift", "image", "part", "pixel", "shared", "stages")  # pointers to one for each operation
-MIX = (
-    "operations", "N", "S", "T", "pixels", "C", "threads", "y", *OF_OPERATIONS, "gamma", "gamma_edge", "gamma_image",
+PER_OPERATION = ("scale", "shift", "image", "part", "pixel", "shared", "stages")  # arrays with one entry per operation
+MIX_FIELDS = (
+    "operations", "N", "S", "T", "pixels", "C", "threads", "y", *PER_OPERATION, "gamma", "gamma_edge", "gamma_image",
     "nodes", "onto", "sum", "sum_y", "to_states", "onto_states",
 )  # fmt: skip
-ALIGNED = 64  # bytes that parts of a tensor begin at multiples of
+CACHE_LINE = 64  # bytes; slices of an arena begin at multiples of it
 Words = NDArray[np.int64]
 
 
 class Address(NamedTuple):
-    """Where something is: so many bytes from where a tensor begins, which is known by a kind and a number."""
+    """A symbolic address: `offset` bytes from the start of tensor `number` of a kind."""
 
     kind: str
     number: int = 0
@@ -47,55 +49,56 @@ class Address(NamedTuple):
 
 
 Value = int | Address
-Row = dict[str, Value]
+Fields = dict[str, Value]  # of one structure; a field that is missing is 0
 
 
-class _Table:
-    """Words, in which addresses are missing until it is known where each tensor is."""
+class ArgumentTable:
+    """The arguments of a pass as 64-bit words, with symbolic addresses until it is known where the tensors are."""
 
-    def __init__(self, words: Sequence[Value], counts: dict[str, int]) -> None:
+    def __init__(self, values: Sequence[Value], counts: dict[str, int]) -> None:
+        """counts: the number of tensors of each kind, in the order in which `filled` gets their addresses."""
         first = dict(zip(counts, np.cumsum([0, *counts.values()]).tolist(), strict=False))
-        self._words = np.array([0 if isinstance(value, Address) else value for value in words], dtype=np.int64)
-        found = [(i, value) for i, value in enumerate(words) if isinstance(value, Address)]
+        self._words = np.array([0 if isinstance(value, Address) else value for value in values], dtype=np.int64)
+        found = [(i, value) for i, value in enumerate(values) if isinstance(value, Address)]
         self._places = np.array([i for i, _ in found], dtype=np.int64)
         self._tensors = np.array([first[value.kind] + value.number for _, value in found], dtype=np.int64)
         self._offsets = np.array([value.offset for _, value in found], dtype=np.int64)
 
-    def with_addresses(self, starts: Sequence[int]) -> Words:
-        """starts: those of all tensors, kind by kind; 0 for one that there is not, of which no offset is asked.
-        The first is left for the table itself."""
+    def filled(self, starts: Sequence[int]) -> Words:
+        """A copy with real addresses. starts: the address of each tensor, kind by kind; 0 for a tensor that is absent,
+        which then must not be referred to with an offset. The first entry stands for the table itself."""
         words = self._words.copy()
-        of_all = np.array(starts, dtype=np.int64)
-        of_all[0] = words.ctypes.data
-        words[self._places] = of_all[self._tensors] + self._offsets
+        addresses = np.array(starts, dtype=np.int64)
+        addresses[0] = words.ctypes.data
+        words[self._places] = addresses[self._tensors] + self._offsets
         return words
 
 
-class _Images(NamedTuple):
-    """The shape of a state (N, C, H, W), and where its values stand: strides between images and between pixels."""
+class Layout(NamedTuple):
+    """Shape of a state (N, C, H, W), and its strides between images and between pixels."""
 
     shape: tuple[int, ...]
     image: int
     pixel: int
 
     @classmethod
-    def dense(cls, N: int, C: int, H: int, W: int) -> "_Images":
+    def dense(cls, N: int, C: int, H: int, W: int) -> "Layout":
         return cls((N, C, H, W), H * W * C, C)
 
 
-def _channels_last(x: Tensor) -> tuple[Tensor, _Images]:
-    """x (N, C, H, W) as it is if its channels stand side by side and its rows close up; otherwise a copy."""
+def _channels_last(x: Tensor) -> tuple[Tensor, Layout]:
+    """x (N, C, H, W) itself if a pixel's channels are adjacent and rows follow each other; otherwise a copy."""
     H, W = x.shape[2:]
     if not x.is_contiguous(memory_format=torch.channels_last):
         if x.stride(1) == 1 and H > 1 and W > 1 and x.stride(2) == W * x.stride(3):
-            return x, _Images(tuple(x.shape), x.stride(0), x.stride(3))
+            return x, Layout(tuple(x.shape), x.stride(0), x.stride(3))
         x = x.contiguous(memory_format=torch.channels_last)
-    return x, _Images.dense(*x.shape)
+    return x, Layout.dense(*x.shape)
 
 
-class _Result(NamedTuple):
-    """Of a stage: the shape of its output before BatchNorm, (N, E, H, W, C), and where that is; and that BatchNorm as
-    y · scale + shift, and, as it is before a weight and bias of its own, as y · inverse + offset."""
+class StageResult(NamedTuple):
+    """The output of a stage before BatchNorm, (N, E, H, W, C), and that BatchNorm: y · scale + shift, or, without its
+    weight and bias, y · inverse + offset."""
 
     shape: tuple[int, int, int, int, int]
     y: Address
@@ -105,81 +108,156 @@ class _Result(NamedTuple):
     offset: Address
 
 
-class _Part:
-    """A tensor that several things share: hands out places in it, each for so many values."""
+class Arena:
+    """One tensor that is divided into slices: fewer allocations, less fragmentation."""
 
     def __init__(self, kind: str, value_size: int) -> None:
         self.kind, self.value_size, self.bytes = kind, value_size, 0
 
     def take(self, values: int) -> Address:
+        """Reserve a slice for so many values."""
         address = Address(self.kind, 0, self.bytes)
-        # and a line of the cache more, for things of one size that begin at multiples of it share few lines
-        self.bytes += (-(-values * self.value_size // ALIGNED) + 1) * ALIGNED
+        # one cache line of padding: slices a power of two apart would compete for the same lines
+        self.bytes += (-(-values * self.value_size // CACHE_LINE) + 1) * CACHE_LINE
         return address
 
     def tensor(self) -> Tensor:
+        """Memory for all slices."""
         return POOL.take(self.bytes)
 
 
-class _Section:
-    """Of a plan what belongs to one step of the graph: the words of its product with gamma (MIX) and of all that these
-    and its stages point to, which begin at `start`, and the rows of its stages."""
+class StepPlan(NamedTuple):
+    """What a pass has to know about one step of the graph."""
 
-    def __init__(self, plan: "Plan", number: int, step: Step, by_image: bool, start: int) -> None:
-        self.plan, self.step, self.operations = plan, step, step.operations
+    start: int
+    """Its first word in either table: MIX_FIELDS, then the arrays that these and its stages point to."""
+    first_row: int
+    """The row of its first stage in either table."""
+    states: Sequence[int]
+    nodes: Sequence[int]
+    weights: range
+    """Numbers of its weights among the graph's."""
+    by_image: bool
+    """Whether each image has a gamma of its own."""
+    live: bool
+    """Whether an output of the graph depends on it, so that it has gradients."""
+    sums: Address
+    """Where its kernels write, for each operation, edge and channel, the sum of the gradient and the sum of gradient
+    times operation, in float64."""
+    sums_shape: tuple[int, ...]
+
+    def gamma_gradient(self, sums: Tensor) -> Tensor:
+        """The gradient of the step's gamma, (number of operations, E), from the arena of sums."""
+        from_here = sums.view(torch.float64)[self.sums.offset // 8 :]
+        by_channel = from_here[: int(np.prod(self.sums_shape))].view(self.sums_shape)
+        return by_channel[:, 1].sum(dim=-1)
+
+
+@dataclass(frozen=True, eq=False)
+class LaunchPlan:
+    """The tables of a graph for one kind of input, and the tensors that they refer to.
+
+    Both tables hold the words of all steps, then one row per stage; in the backward table the stages of an operation
+    stand in the order of the backward pass. A plan holds no reference to its graph, because PlanCache is keyed by it.
+    """
+
+    steps: Sequence[StepPlan]
+    layouts: dict[int, Layout]
+    """Of all states."""
+    forward: ArgumentTable
+    backward: ArgumentTable
+    first_stage: int
+    """The first word of the rows of stages."""
+    counts: dict[str, int]
+    """Number of tensors by kind, in the order of their addresses."""
+    outputs: Arena
+    normalisations: Arena
+    sums: Arena
+    passed_bytes: Sequence[int]
+    """Sizes of the two buffers for gradients between stages."""
+    norms: Sequence[nn.BatchNorm2d | None]
+    too_few: Sequence[bool]
+    """For each stage, whether a channel has a single value, which no BatchNorm can normalise in train mode."""
+    halves: dict[int, int]
+    """From the weight of either half of a HalvingConv to that of the other half."""
+    order: Sequence[int]
+    """Numbers of the stages in the order of the backward table."""
+    filled: set[int]
+    """States whose gradient buffer must hold the incoming gradient, or zeros, before the first step adds to it."""
+    direct: set[int]
+    """Outputs that no step reads: their incoming gradient is their whole gradient."""
+
+
+class _StepPlanner:
+    """Plans one step: lays out its words and the rows of its stages."""
+
+    def __init__(self, planner: "_Planner", number: int, step: GraphStep, by_image: bool, start: int) -> None:
+        """start: the step's first word."""
+        self.planner, self.step, self.operations = planner, step, step.operations
         self.gamma, self.by_image, self.start = Address("gammas", number), by_image, start
         S, T, num_ops = step.operations.S, step.operations.T, len(step.operations.each)
         self.states = step.inputs()
-        self.images = [plan.images[states[0]] for states in self.states]
-        self.N = self.images[0].shape[0]
-        self.gamma_strides: Row = {"gamma_edge": self.N, "gamma_image": 1} if by_image else {"gamma_edge": 1}
+        self.layouts = [planner.layouts[states[0]] for states in self.states]
+        self.N = self.layouts[0].shape[0]
+        self.gamma_strides: Fields = {"gamma_edge": self.N, "gamma_image": 1} if by_image else {"gamma_edge": 1}
+        # the arrays that the fields point to follow the fields themselves
         sizes = dict.fromkeys(("y", "to_states", "onto_states"), num_ops * S) | {"nodes": T, "onto": T}
-        sizes |= dict.fromkeys((*OF_OPERATIONS, "sum", "sum_y"), num_ops)
+        sizes |= dict.fromkeys((*PER_OPERATION, "sum", "sum_y"), num_ops)
         of_inputs = ("states", "to_states", "onto_states")
         sizes |= {f"{name} {i}": len(states) for name in of_inputs for i, states in enumerate(self.states)}
-        self.places = dict(zip(sizes, np.cumsum([len(MIX), *sizes.values()]).tolist(), strict=False))
-        self.num_words = len(MIX) + sum(sizes.values())
-        self.rows: list[Row] = []
-        self.results: list[_Result] = []
-        self.weights = range(plan.num_weights, plan.num_weights)
+        self.places = dict(zip(sizes, np.cumsum([len(MIX_FIELDS), *sizes.values()]).tolist(), strict=False))
+        self.num_words = len(MIX_FIELDS) + sum(sizes.values())
+        self.rows: list[Fields] = []
+        self.results: list[StageResult] = []
+        first_weight = planner.num_weights
         for operation in self.operations.each:
-            before: _Result | None = None
+            before: StageResult | None = None
             for stage in operation.stages:
                 row, before = self._stage(operation, stage, before)
                 self.rows.append(row)
                 self.results.append(before)
-        self.weights = range(self.weights.start, plan.num_weights)
+        self.weights = range(first_weight, planner.num_weights)
+        # the nodes are as large as the last outputs
         if self.results:
             _, _, H, W, C = self.results[-1].shape
         else:
-            _, C, H, W = self.images[0].shape
-        self.node = _Images.dense(self.N, C, H, W)
+            _, C, H, W = self.layouts[0].shape
+        self.node = Layout.dense(self.N, C, H, W)
         for node in step.nodes:
-            plan.images[node] = self.node
+            planner.layouts[node] = self.node
         self.sums_shape = (num_ops, 2, S * T, C)
-        self.sums = plan.sums.take(int(np.prod(self.sums_shape)))
-        self.live = False  # whether there is a gradient of what it gives
-        self.adds: dict[int, bool] = {}  # whether an operation's share of the states' gradients is added to others
+        self.sums = planner.sums.take(int(np.prod(self.sums_shape)))
+        self.live = False
+        self.adds: dict[int, bool] = {}  # for each operation, whether it adds to the states' gradients
 
-    def by_gamma(self, sums: Tensor) -> Tensor:
-        """The gradient of the step's gamma, (number of operations, E), from the sums of all steps."""
-        of_all = sums.view(torch.float64)[self.sums.offset // 8 :]
-        by_channel = of_all[: int(np.prod(self.sums_shape))].view(self.sums_shape)
-        return by_channel[:, 1].sum(dim=-1)
+    def plan(self, first_row: int) -> StepPlan:
+        return StepPlan(
+            self.start,
+            first_row,
+            self.step.states,
+            self.step.nodes,
+            self.weights,
+            self.by_image,
+            self.live,
+            self.sums,
+            self.sums_shape,
+        )
 
     def _pointer(self, name: str) -> Address:
-        return Address("itself", 0, 8 * (self.start + self.places[name]))
+        """The address of one of the step's own arrays."""
+        return Address("table", 0, 8 * (self.start + self.places[name]))
 
     def _pair(self, values: int) -> tuple[Address, Address]:
-        return self.plan.normalisations.take(values), self.plan.normalisations.take(values)
+        return self.planner.normalisations.take(values), self.planner.normalisations.take(values)
 
-    def _stage(self, operation: Operation, stage: Stage, before: _Result | None) -> tuple[Row, _Result]:
-        """Its row for the forward pass, and its result, that of the stage before it being `before`."""
-        plan, S, T = self.plan, self.operations.S, 1 if operation.shared else self.operations.T
-        images = self.images[operation.input]
-        row: Row = {"S": S, "T": T, "activation": stage.activation, "stride": 1, "dilation": 1}
+    def _stage(self, operation: FusedOp, stage: FusedStage, before: StageResult | None) -> tuple[Fields, StageResult]:
+        """The row of a stage for the forward pass, and its result. before: the result of the stage before it."""
+        planner, S, T = self.planner, self.operations.S, 1 if operation.shared else self.operations.T
+        layout = self.layouts[operation.input]
+        row: Fields = {"S": S, "T": T, "activation": stage.activation, "stride": 1, "dilation": 1}
+        # input: the states, or the output of the stage before with its BatchNorm
         if before is None:
-            _, C, H, W = images.shape
+            _, C, H, W = layout.shape
             C *= self.operations.parts
             row |= {"states": self._pointer(f"states {operation.input}"), "first": 1, "parts": self.operations.parts}
         else:
@@ -187,9 +265,10 @@ class _Section:
             row |= {"in": before.y, "in_scale": before.scale, "in_shift": before.shift}
             if before.inverse != before.scale:
                 row |= {"in_inverse": before.inverse, "in_offset": before.offset}
-        row |= {"N": self.N, "H": H, "W": W, "Ci": C, "in_n": images.image, "in_pixel": images.pixel}
-        weights = [Address("weights", plan.num_weights + i) for i in range(len(stage.weights()))]
-        plan.num_weights += len(weights)
+        row |= {"N": self.N, "H": H, "W": W, "Ci": C, "in_n": layout.image, "in_pixel": layout.pixel}
+        # layers, in the order of FusedStage.weights()
+        weights = [Address("weights", planner.num_weights + i) for i in range(len(stage.weights()))]
+        planner.num_weights += len(weights)
         stride, Co = 1, C
         if stage.depthwise is not None:
             layer = stage.depthwise
@@ -204,89 +283,94 @@ class _Section:
         if stage.halving is not None:
             stride, Co = 2, stage.halving.C_out // (S * T)
             row |= {"pointwise": weights[0], "odd": weights[1]}
-            plan.halves |= {weights[0].number: weights[1].number, weights[1].number: weights[0].number}
+            planner.halves |= {weights[0].number: weights[1].number, weights[1].number: weights[0].number}
             del weights[:2]
+        # output and BatchNorm
         Ho, Wo = -(-H // stride), -(-W // stride)
         shape = (self.N, S * T, Ho, Wo, Co)
-        y, (scale, shift) = plan.outputs.take(int(np.prod(shape))), self._pair(S * T * Co)
+        y, (scale, shift) = planner.outputs.take(int(np.prod(shape))), self._pair(S * T * Co)
         inverse, offset = scale, shift
         if (norm := stage.norm) is not None:
             row["norm"] = 1
             if norm.running_mean is not None:
-                row["running_mean"] = Address("statistics", 2 * plan.num_results)
-                row["running_var"] = Address("statistics", 2 * plan.num_results + 1)
+                row["running_mean"] = Address("statistics", 2 * planner.num_results)
+                row["running_var"] = Address("statistics", 2 * planner.num_results + 1)
             if norm.affine:
                 inverse, offset = self._pair(S * T * Co)
                 row |= {"weight": weights.pop(0), "bias": weights.pop(0)}
-        plan.num_results += 1
+        planner.num_results += 1
         row |= {"stride": stride, "Ho": Ho, "Wo": Wo, "Co": Co, "out": y}
         row |= {"scale": scale, "shift": shift, "inverse": inverse, "offset": offset}
-        return row, _Result(shape, y, scale, shift, inverse, offset)
+        return row, StageResult(shape, y, scale, shift, inverse, offset)
 
     def words(self, onto: Sequence[bool], *, backward: bool) -> list[Value]:
-        """MIX, and the lists of numbers and further pointers. onto: in which nodes there is something already."""
+        """The step's words: MIX_FIELDS, then the arrays. onto: for each node, whether it already holds something."""
         S, T = self.operations.S, self.operations.T
         _, C, H, W = self.node.shape
-        found: dict[str, list[Value]] = {name: [] for name in self.places}
-        found["nodes"] += [Address("by_states" if backward else "states", node) for node in self.step.nodes]
-        found["onto"] += [Address("states", node) if on else 0 for node, on in zip(self.step.nodes, onto, strict=True)]
+        # arrays with one entry per node or per state
+        arrays: dict[str, list[Value]] = {name: [] for name in self.places}
+        arrays["nodes"] += [Address("state_gradients" if backward else "states", node) for node in self.step.nodes]
+        arrays["onto"] += [Address("states", node) if on else 0 for node, on in zip(self.step.nodes, onto, strict=True)]
         for i, states in enumerate(self.states):
-            found[f"states {i}"] += [Address("states", state) for state in states]
-            found[f"to_states {i}"] += [Address("by_states", state) if backward else 0 for state in states]
-            found[f"onto_states {i}"] += [Address("behind", state) if backward else 0 for state in states]
+            arrays[f"states {i}"] += [Address("states", state) for state in states]
+            arrays[f"to_states {i}"] += [Address("state_gradients", state) if backward else 0 for state in states]
+            arrays[f"onto_states {i}"] += [Address("incoming", state) if backward else 0 for state in states]
+        # arrays with entries per operation: the output of its last stage, or the states if it is an identity
         ends = 0
         for o, operation in enumerate(self.operations.each):
-            row: Row = {"shared": operation.shared, "stages": len(operation.stages)}
-            row |= self._sums(o) if backward else {}
+            fields: Fields = {"shared": operation.shared, "stages": len(operation.stages)}
+            fields |= self._sums(o) if backward else {}
             if operation.stages:
                 ends += len(operation.stages)
                 result = self.results[ends - 1]
                 E, part = result.shape[1], H * W * C
-                row |= {"image": E * part, "part": part, "pixel": C}
+                fields |= {"image": E * part, "part": part, "pixel": C}
                 normalisation = (result.inverse, result.offset) if backward else (result.scale, result.shift)
-                row["scale"], row["shift"] = normalisation
-                size = E // S * part * self.plan.value_size
-                found["y"] += [result.y._replace(offset=result.y.offset + state * size) for state in range(S)]
-                found["to_states"] += [0] * S
-                found["onto_states"] += [0] * S
+                fields["scale"], fields["shift"] = normalisation
+                size = E // S * part * self.planner.value_size
+                arrays["y"] += [result.y._replace(offset=result.y.offset + state * size) for state in range(S)]
+                arrays["to_states"] += [0] * S
+                arrays["onto_states"] += [0] * S
             else:
-                images = self.images[operation.input]
-                row |= {"image": images.image, "pixel": images.pixel}
-                found["y"] += found[f"states {operation.input}"]
-                found["to_states"] += found[f"to_states {operation.input}"]
-                found["onto_states"] += found[self._added_to(o)]
-            for name in (*OF_OPERATIONS, "sum", "sum_y"):
-                found[name].append(row.get(name, 0))
-        mix: Row = {"operations": len(self.operations.each), "gamma": self.gamma, **self.gamma_strides}
+                layout = self.layouts[operation.input]
+                fields |= {"image": layout.image, "pixel": layout.pixel}
+                arrays["y"] += arrays[f"states {operation.input}"]
+                arrays["to_states"] += arrays[f"to_states {operation.input}"]
+                arrays["onto_states"] += arrays[self._added_to(o)]
+            for name in (*PER_OPERATION, "sum", "sum_y"):
+                arrays[name].append(fields.get(name, 0))
+        mix: Fields = {"operations": len(self.operations.each), "gamma": self.gamma, **self.gamma_strides}
         mix |= {"N": self.N, "pixels": H * W, "C": C, "S": S, "T": T}
-        mix |= {name: self._pointer(name) for name in MIX if name in found}
-        return [*(mix.get(name, 0) for name in MIX), *(value for values in found.values() for value in values)]
+        mix |= {name: self._pointer(name) for name in MIX_FIELDS if name in arrays}
+        return [*(mix.get(name, 0) for name in MIX_FIELDS), *(value for array in arrays.values() for value in array)]
 
-    def _sums(self, o: int) -> Row:
-        """Where those of an operation's edges are: of the gradient, and of its product with the operation."""
+    def _sums(self, o: int) -> Fields:
+        """Where the two sums of operation o begin (see StepPlan.sums)."""
         size = 8 * int(np.prod(self.sums_shape[2:]))
         first = self.sums.offset + 2 * o * size
         return {"sum": Address("sums", 0, first), "sum_y": Address("sums", 0, first + size)}
 
     def _added_to(self, o: int) -> str:
-        """Where it stands what an operation's share of the states' gradients is added to."""
+        """The array of tensors that operation o adds its share of the states' gradients to: the gradients so far, or
+        what comes in from outside the graph."""
         return f"{'to' if self.adds.get(o) else 'onto'}_states {self.operations.each[o].input}"
 
     def set_adds(self) -> None:
-        """In the order in which chains.cpp writes: identities first."""
+        """Find out which operations add to the states' gradients; chains.cpp runs identities first."""
         for o in sorted(range(len(self.operations.each)), key=lambda o: bool(self.operations.each[o].stages)):
-            self.adds[o] = self.plan.adds_to(self.states[self.operations.each[o].input])
+            self.adds[o] = self.planner.adds_to(self.states[self.operations.each[o].input])
 
-    def backward_rows(self) -> Iterator[tuple[int, Row]]:
-        """The stages with what their backward passes need, in the order of these, and their numbers in the step.
+    def backward_rows(self) -> Iterator[tuple[int, Fields]]:
+        """The rows of the stages for the backward pass, in its order, each with the stage's number in the step.
 
-        Between two stages a gradient lies in one of two buffers, in turns."""
-        plan, size = self.plan, self.sums_shape[2] * (self.N if self.by_image else 1) * self.plan.value_size
+        Gradients between the stages of a chain alternate between two buffers.
+        """
+        planner, size = self.planner, self.sums_shape[2] * (self.N if self.by_image else 1) * self.planner.value_size
         done = 0
         for o, operation in enumerate(self.operations.each):
-            # one gradient for a state, from all nodes
+            # a shared operation has one output per state for all nodes, so its gradient is mixed from all of them
             mixed = operation.shared and self.operations.T > 1
-            passed: Row = {
+            passed: Fields = {
                 "given": self._pointer("nodes"), "source": MIXED_NODES if mixed else NODES, "nodes": self.operations.T,
                 "gamma": self.gamma._replace(offset=o * size), **self.gamma_strides, **self._sums(o),
             }  # fmt: skip
@@ -294,136 +378,170 @@ class _Section:
                 row = self.rows[done + i] | passed
                 for name in ("depthwise", "pointwise", "odd", "weight", "bias"):
                     if isinstance(weight := row.get(name), Address):
-                        row[f"{name}_gradient"] = Address("by_weights", weight.number)
+                        row[f"{name}_gradient"] = Address("weight_gradients", weight.number)
                 if i == 0:
                     row["to_states"] = self._pointer(f"to_states {operation.input}")
                     row["onto_states"] = self._pointer(self._added_to(o))
                 else:
                     shape = self.results[done + i - 1].shape
-                    buffer = i % 2
-                    plan.passed_bytes[buffer] = max(plan.passed_bytes[buffer], int(np.prod(shape)) * plan.value_size)
+                    buffer, needed = i % 2, int(np.prod(shape)) * planner.value_size
+                    planner.passed_bytes[buffer] = max(planner.passed_bytes[buffer], needed)
                     row["in_gradient"] = Address("passed", buffer)
-                    row["in_sum"], row["in_sum_y"] = (plan.sums.take(shape[1] * shape[-1]) for _ in range(2))
+                    row["in_sum"], row["in_sum_y"] = (planner.sums.take(shape[1] * shape[-1]) for _ in range(2))
                     passed = {"gradient": row["in_gradient"], "source": EDGES}
                     passed["sum"], passed["sum_y"] = row["in_sum"], row["in_sum_y"]
                 yield done + i, row
             done += len(operation.stages)
 
 
-class Plan:
-    """For inputs of one kind: the tables, and the tensors that their addresses are of.
+class _Planner:
+    """Makes the launch plan of a graph for states of these layouts (those that the graph is given) and such gammas."""
 
-    Both tables have the same places for the words of all sections, then for the rows of all stages; in the backward
-    pass an operation's stages stand in its order. inputs: of each given state its shape and strides.
-    """
-
-    def __init__(self, graph: Graph, inputs: Sequence[_Images], gammas: Sequence[Tensor]) -> None:
+    def __init__(self, graph: CellGraph, layouts: Sequence[Layout], gammas: Sequence[Tensor]) -> None:
         self.graph = graph
         self.value_size = gammas[0].element_size()
-        self.images = dict(enumerate(inputs))  # of all states
-        self.outputs = _Part("outputs", self.value_size)  # of all stages: one piece of memory breaks up less of it
-        self.normalisations = _Part("normalisations", self.value_size)
-        self.sums = _Part("sums", 8)
+        self.layouts = dict(enumerate(layouts))
+        self.outputs = Arena("outputs", self.value_size)
+        self.normalisations = Arena("normalisations", self.value_size)
+        self.sums = Arena("sums", 8)
         self.num_weights = self.num_results = self.first_stage = 0
-        self.halves: dict[int, int] = {}  # the weight of either half of a HalvingConv, to the other's
-        self.sections: list[_Section] = []
+        self.halves: dict[int, int] = {}
+        self.steps: list[_StepPlanner] = []
         for i, (step, gamma) in enumerate(zip(graph.steps, gammas, strict=True)):
-            self.sections.append(_Section(self, i, step, gamma.dim() == 3, self.first_stage))
-            self.first_stage += self.sections[-1].num_words
-        self.norms = [stage.norm for stage in graph.stages]
-        shapes = [result.shape for section in self.sections for result in section.results]
-        self.too_few = [N * H * W <= 1 for N, _, H, W, _ in shapes]  # values of a channel, to normalise them
-        num_states = len(self.images)
+            self.steps.append(_StepPlanner(self, i, step, gamma.dim() == 3, self.first_stage))
+            self.first_stage += self.steps[-1].num_words
+        num_states = len(self.layouts)
         self.counts = {
-            "itself": 1, "states": num_states, "gammas": len(gammas), "normalisations": 1, "weights": self.num_weights,
-            "outputs": 1, "statistics": 2 * self.num_results, "sums": 1, "passed": 2,
-            "behind": num_states, "by_states": num_states, "by_weights": self.num_weights,
+            "table": 1, "states": num_states, "gammas": len(gammas), "normalisations": 1, "weights": self.num_weights,
+            "outputs": 1, "statistics": 2 * self.num_results, "sums": 1, "passed": 2, "incoming": num_states,
+            "state_gradients": num_states, "weight_gradients": self.num_weights,
         }  # fmt: skip
-        self.first_rows = np.cumsum([0, *(len(section.rows) for section in self.sections)]).tolist()
-        self.forward = self._forward()
+        self.first_rows = np.cumsum([0, *(len(step.rows) for step in self.steps)]).tolist()
         self.passed_bytes = [0, 0]
-        self.begun: set[int] = set()  # states whose gradient has been written to, on the way back
-        self.filled: set[int] = set()  # those where it is first what comes from behind, or zeros
-        self.direct: set[int] = set()  # outputs that no step leads from: their gradient is what comes from behind
-        self.order: list[int] = []  # of the stages in the backward pass
-        self.backward = self._backward()
+        self.begun: set[int] = set()  # states whose gradient something has been written to, on the way back
+        self.filled: set[int] = set()
+        self.direct: set[int] = set()
+        self.order: list[int] = []
 
-    def _forward(self) -> _Table:
+    def plan(self) -> LaunchPlan:
+        forward, backward = self._forward(), self._backward()
+        shapes = [result.shape for step in self.steps for result in step.results]
+        return LaunchPlan(
+            steps=[step.plan(first) for step, first in zip(self.steps, self.first_rows, strict=False)],
+            layouts=self.layouts,
+            forward=forward,
+            backward=backward,
+            first_stage=self.first_stage,
+            counts=self.counts,
+            outputs=self.outputs,
+            normalisations=self.normalisations,
+            sums=self.sums,
+            passed_bytes=self.passed_bytes,
+            norms=[stage.norm for stage in self.graph.stages],
+            too_few=[N * H * W <= 1 for N, _, H, W, _ in shapes],
+            halves=self.halves,
+            order=self.order,
+            filled=self.filled,
+            direct=self.direct,
+        )
+
+    def _forward(self) -> ArgumentTable:
         words: list[Value] = []
         given: set[int] = set()
-        for section in self.sections:
-            words += section.words([node in given for node in section.step.nodes], backward=False)
-            given.update(section.step.nodes)
-        return self._table(words, [row for section in self.sections for row in section.rows])
+        for step in self.steps:
+            words += step.words([node in given for node in step.step.nodes], backward=False)
+            given.update(step.step.nodes)
+        return self._table(words, [row for step in self.steps for row in step.rows])
 
-    def _backward(self) -> _Table:
-        for section in reversed(self.sections):
-            nodes = set(section.step.nodes)
+    def _backward(self) -> ArgumentTable:
+        # walk back to see who writes first to each gradient
+        for step in reversed(self.steps):
+            nodes = set(step.step.nodes)
             self.direct |= nodes & {*self.graph.outputs} - self.begun
-            section.live = bool(nodes & (self.begun | self.direct))
-            if section.live:
+            step.live = bool(nodes & (self.begun | self.direct))
+            if step.live:
                 self.filled |= nodes - self.begun
                 self.begun |= nodes
-                section.set_adds()
+                step.set_adds()
         words: list[Value] = []
-        rows: list[Row] = []
-        for section, first in zip(self.sections, self.first_rows, strict=False):
-            words += section.words([False] * len(section.step.nodes), backward=True)
-            if section.live:
-                for number, row in section.backward_rows():
+        rows: list[Fields] = []
+        for step, first in zip(self.steps, self.first_rows, strict=False):
+            words += step.words([False] * len(step.step.nodes), backward=True)
+            if step.live:
+                for number, row in step.backward_rows():
                     self.order.append(first + number)
                     rows.append(row)
             else:
-                self.order += range(first, first + len(section.rows))
-                rows += section.rows
+                self.order += range(first, first + len(step.rows))
+                rows += step.rows
         return self._table(words, rows)
 
-    def _table(self, words: list[Value], rows: Sequence[Row]) -> _Table:
-        return _Table([*words, *(row.get(name, 0) for row in rows for name in STAGE)], self.counts)
+    def _table(self, words: list[Value], rows: Sequence[Fields]) -> ArgumentTable:
+        return ArgumentTable([*words, *(row.get(name, 0) for row in rows for name in STAGE_FIELDS)], self.counts)
 
     def adds_to(self, states: Sequence[int]) -> bool:
-        """Whether what is given to these states' gradients is added to what is there; after it there is something."""
+        """Mark the gradients of these states as begun; whether the next writer has to add to what is there."""
         new = [state for state in states if state not in self.begun]
-        if 0 < len(new) < len(states):
+        if 0 < len(new) < len(states):  # the writer adds to all of them or to none
             self.filled.update(new)
         self.begun.update(states)
         return len(new) < len(states)
 
 
-def _plan(graph: Graph, inputs: Sequence[_Images], gammas: Sequence[Tensor]) -> Plan:
-    key = gammas[0].dtype, *(gamma.dim() for gamma in gammas), *inputs
-    plan: Plan | None = graph.plans.get(key)
-    if plan is None:
-        plan = graph.plans[key] = Plan(graph, inputs, gammas)
-    return plan
+class PlanCache:
+    """The launch plans of graphs, which are forgotten together with their graph."""
+
+    def __init__(self) -> None:
+        self._plans: weakref.WeakKeyDictionary[CellGraph, dict[Hashable, LaunchPlan]] = weakref.WeakKeyDictionary()
+
+    def find(self, graph: CellGraph, layouts: Sequence[Layout], gammas: Sequence[Tensor]) -> LaunchPlan:
+        """The plan for inputs of these layouts, made on first use."""
+        plans = self._plans.setdefault(graph, {})
+        key = gammas[0].dtype, *(gamma.dim() for gamma in gammas), *layouts
+        plan = plans.get(key)
+        if plan is None:
+            plan = plans[key] = _Planner(graph, layouts, gammas).plan()
+        return plan
+
+    def __len__(self) -> int:
+        """The number of graphs that have plans."""
+        return len(self._plans)
 
 
-class Calls:
-    """The kernels of one pass: of its table the words, and the rows of all stages."""
+PLANS = PlanCache()
 
-    def __init__(self, name: str, plan: Plan, dtype: torch.dtype, words: Words) -> None:
-        self.name, self.plan, self.words = name, plan, words  # kept while the kernels read them
+
+class KernelCalls:
+    """The kernel calls of one pass: `words` is its table with real addresses."""
+
+    def __init__(self, name: str, plan: LaunchPlan, dtype: torch.dtype, words: Words) -> None:
+        self.name, self.plan, self.words = name, plan, words  # the words must outlive the calls
         self.kernel = getattr(kernels(real=DTYPES[dtype]), name)
         threads = torch.get_num_threads()
-        for section in plan.sections:
-            words[section.start + MIX.index("threads")] = threads
-        self.rows = words[plan.first_stage :].reshape(-1, len(STAGE))
-        self.rows[:, STAGE.index("threads")] = threads
+        for step in plan.steps:
+            words[step.start + MIX_FIELDS.index("threads")] = threads
+        self.rows = words[plan.first_stage :].reshape(-1, len(STAGE_FIELDS))
+        self.rows[:, STAGE_FIELDS.index("threads")] = threads
 
-    def __call__(self, section: int, *more: int) -> None:
-        """One step. Raises MemoryError if there is not enough for the kernels."""
-        first_row = self.plan.first_rows[section]
-        words = self.plan.sections[section].start, self.plan.first_stage + len(STAGE) * first_row
+    def __call__(self, step: StepPlan, *more: int) -> None:
+        """Run one step. Raises MemoryError if there is not enough for the kernels' planes."""
+        words = step.start, self.plan.first_stage + len(STAGE_FIELDS) * step.first_row
         start = self.words.ctypes.data
         if self.kernel(*(ctypes.c_void_p(start + 8 * word) for word in words), *map(ctypes.c_int64, more)):
             raise MemoryError("not enough memory for the planes of the C++ kernels")
 
 
-def run(inputs: Sequence[Tensor], gammas: Sequence[Tensor], graph: Graph) -> list[Tensor]:
-    """`chains.run_graph` on a CPU. Raises Unavailable if the kernels cannot be compiled."""
-    found = list(_Run.apply(graph, *gammas, *inputs, *graph.weights()))
+def run(inputs: Sequence[Tensor], gammas: Sequence[Tensor], graph: CellGraph) -> list[Tensor]:
+    """The outputs of a graph, then the states that it passes on, each (N, C, H, W).
+
+    inputs: the states that the graph is given, (N, C, H, W). gammas: for each step (number of operations, E), or
+    (number of operations, E, N) without a gradient. All of one type, float32 or float64, on the CPU. Raises TypeError
+    if they are not, ValueError if a BatchNorm in train mode sees one value per channel or has no momentum, Unavailable
+    if the kernels cannot be compiled.
+    """
+    found = list(_GraphFunction.apply(graph, *gammas, *inputs, *graph.weights()))
     for i, state in enumerate(graph.passed_on, start=len(graph.outputs)):
-        if not inputs[state].requires_grad:  # nor is it to seem so
+        if not inputs[state].requires_grad:  # autograd marks every output of the function as requiring gradients
             found[i] = inputs[state]
     norms = [stage.norm for stage in graph.stages if stage.norm is not None and stage.norm.training]
     counters = [norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None]
@@ -432,48 +550,52 @@ def run(inputs: Sequence[Tensor], gammas: Sequence[Tensor], graph: Graph) -> lis
     return found
 
 
-def _inputs(inputs: Sequence[Tensor], graph: Graph) -> tuple[list[Tensor], list[_Images]]:
-    """All states as the kernels can read them, those of one input of a step in the same way."""
+def _inputs(inputs: Sequence[Tensor], graph: CellGraph) -> tuple[list[Tensor], list[Layout]]:
+    """The inputs as the kernels can read them; the states of one input of a step must have one layout."""
     taken = [_channels_last(x) for x in inputs]
     if any(taken[state][1] != taken[states[0]][1] for states in graph.together for state in states):
         taken = [_channels_last(x.contiguous(memory_format=torch.channels_last)) for x in inputs]
-    return [x for x, _ in taken], [images for _, images in taken]
+    return [x for x, _ in taken], [layout for _, layout in taken]
 
 
 def _starts(tensors: Sequence[Tensor | None]) -> list[int]:
     return [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
 
 
-class _Run(torch.autograd.Function):
+class _GraphFunction(torch.autograd.Function):
+    """A graph as one differentiable function of its gammas, inputs and weights."""
+
     @staticmethod
-    def forward(ctx: Any, graph: Graph, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, graph: CellGraph, *tensors: Tensor) -> tuple[Tensor, ...]:
         num_gammas, num_inputs = len(graph.steps), graph.num_inputs
         gammas = [gamma.contiguous() for gamma in tensors[:num_gammas]]
-        states, inputs = _inputs(tensors[num_gammas:][:num_inputs], graph)
+        states, layouts = _inputs(tensors[num_gammas:][:num_inputs], graph)
         weights = [weight.contiguous() for weight in tensors[num_gammas + num_inputs :]]
         like = gammas[0]
         if any(tensor.dtype != like.dtype or tensor.device.type != "cpu" for tensor in tensors):
             kinds = sorted({f"{tensor.dtype} on {tensor.device}" for tensor in tensors})
             raise TypeError(f"the C++ kernels need all tensors of one type on the CPU, found {', '.join(kinds)}")
-        plan = _plan(graph, inputs, gammas)
-        states += [_pixels(like, plan, state) for state in range(num_inputs, len(plan.images))]
+        plan = PLANS.find(graph, layouts, gammas)
+        # the tensors of the table, kind by kind as in plan.counts; the backward pass's kinds are absent
+        states += [_pixels(like, plan, state) for state in range(num_inputs, len(plan.layouts))]
         normalisations, outputs = plan.normalisations.tensor(), plan.outputs.tensor()
         statistics = [t for norm in plan.norms for t in _statistics(norm)]
         starts = _starts([None, *states, *gammas, normalisations, *weights, outputs, *statistics])
         absent = [0] * (sum(plan.counts.values()) - len(starts))
-        call = Calls("forward", plan, like.dtype, plan.forward.with_addresses(starts + absent))
+        call = KernelCalls("forward", plan, like.dtype, plan.forward.filled(starts + absent))
+        # what may change between passes without a new plan: train or eval mode, momentum and eps
         training = [norm is not None and (norm.training or norm.running_mean is None) for norm in plan.norms]
         if any(itertools.compress(training, plan.too_few)):
             raise ValueError("Expected more than 1 value per channel when training")  # as PyTorch says
-        call.rows[:, STAGE.index("training")] = training
+        call.rows[:, STAGE_FIELDS.index("training")] = training
         for name in ("momentum", "eps"):
             values = [0.0 if norm is None else getattr(norm, name) for norm in plan.norms]
             if None in values:
                 raise ValueError(f"the C++ kernels need the {name} of each BatchNorm")
-            call.rows.view(np.float64)[:, STAGE.index(name)] = values
-        for section in range(len(plan.sections)):
-            call(section)
-        ctx.plan, ctx.training = plan, training
+            call.rows.view(np.float64)[:, STAGE_FIELDS.index(name)] = values
+        for step in plan.steps:
+            call(step)
+        ctx.graph, ctx.plan, ctx.training = graph, plan, training
         kept = [state if number in graph.taken else None for number, state in enumerate(states)]
         ctx.save_for_backward(*kept, *gammas, normalisations, *weights, outputs)
         ctx.set_materialize_grads(False)
@@ -483,68 +605,77 @@ class _Run(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        plan: Plan = ctx.plan
-        graph, sections, counts = plan.graph, plan.sections, plan.counts
+        graph: CellGraph = ctx.graph
+        plan: LaunchPlan = ctx.plan
+        steps, counts = plan.steps, plan.counts
         saved: tuple[Tensor, ...] = ctx.saved_tensors
         num_states, num_gammas, num_inputs = counts["states"], counts["gammas"], graph.num_inputs
         like, weights = saved[num_states], saved[num_states + num_gammas + 1 :][: counts["weights"]]
-        of_gammas = ctx.needs_input_grad[1 : 1 + num_gammas]
-        of_inputs = ctx.needs_input_grad[1 + num_gammas :][:num_inputs]
-        of_weights = ctx.needs_input_grad[1 + num_gammas + num_inputs :]
-        # steps of which more than the gammas' gradients is needed
-        needed = set(itertools.compress(range(num_inputs), of_inputs))
+        gammas_wanted = ctx.needs_input_grad[1 : 1 + num_gammas]
+        inputs_wanted = ctx.needs_input_grad[1 + num_gammas :][:num_inputs]
+        weights_wanted = ctx.needs_input_grad[1 + num_gammas + num_inputs :]
+
+        # For each step, whether it runs, and whether it computes all gradients or those of its gamma alone. A step runs
+        # if a wanted gradient depends on it: `needed` are the states that lead to something wanted.
+        needed = set(itertools.compress(range(num_inputs), inputs_wanted))
         whole: list[bool] = []
-        for section, of_gamma in zip(sections, of_gammas, strict=True):
-            wanted = not needed.isdisjoint(section.step.states) or any(of_weights[i] for i in section.weights)
-            whole.append(section.live and wanted)
-            if wanted or of_gamma:
-                needed.update(section.step.nodes)
-        runs = [section.live and (all_ or one) for section, all_, one in zip(sections, whole, of_gammas, strict=True)]
-        behind: list[Tensor | None] = [None] * num_states
+        for step, gamma_wanted in zip(steps, gammas_wanted, strict=True):
+            wanted = not needed.isdisjoint(step.states) or any(weights_wanted[i] for i in step.weights)
+            whole.append(step.live and wanted)
+            if wanted or gamma_wanted:
+                needed.update(step.nodes)
+        runs = [step.live and (all_ or one) for step, all_, one in zip(steps, whole, gammas_wanted, strict=True)]
+
+        # Buffers: `incoming` is the gradient of each state from outside the graph, (N, H, W, C); `state_gradients` sum
+        # it up with what the steps add.
+        incoming: list[Tensor | None] = [None] * num_states
         for state, gradient in zip((*graph.outputs, *graph.passed_on), gradients, strict=True):
-            behind[state] = None if gradient is None else gradient.permute(0, 2, 3, 1).contiguous()
-        by_states = [x if state in plan.direct else None for state, x in enumerate(behind)]
-        for i, section in enumerate(sections):
-            for state in (*(section.step.states if whole[i] else ()), *(section.step.nodes if runs[i] else ())):
-                if by_states[state] is None:
-                    by_states[state] = pixels = _pixels(like, plan, state)
+            incoming[state] = None if gradient is None else gradient.permute(0, 2, 3, 1).contiguous()
+        state_gradients = [x if state in plan.direct else None for state, x in enumerate(incoming)]
+        for i, step in enumerate(steps):
+            for state in (*(step.states if whole[i] else ()), *(step.nodes if runs[i] else ())):
+                if state_gradients[state] is None:
+                    state_gradients[state] = pixels = _pixels(like, plan, state)
                     if state in plan.filled:
-                        there = behind[state]
+                        there = incoming[state]
                         pixels.zero_() if there is None else pixels.copy_(there)
-        by_weights: list[Tensor | None] = [None] * len(weights)
-        for i in (i for section in itertools.compress(sections, whole) for i in section.weights):
-            if of_weights[i] or of_weights[plan.halves.get(i, i)]:  # of two halves the kernels write both
-                by_weights[i] = torch.empty_like(weights[i])
+        weight_gradients: list[Tensor | None] = [None] * len(weights)
+        for i in (i for step in itertools.compress(steps, whole) for i in step.weights):
+            if weights_wanted[i] or weights_wanted[plan.halves.get(i, i)]:  # the kernels write both halves or none
+                weight_gradients[i] = torch.empty_like(weights[i])
         sums = plan.sums.tensor()
         passed = [POOL.take(size if any(whole) else 0) for size in plan.passed_bytes]
+
+        # the addresses, kind by kind as in plan.counts
         starts = [0, *_starts(saved), *[0] * counts["statistics"]]
-        starts += _starts([sums, *passed, *behind, *by_states, *by_weights])
-        call = Calls("backward", plan, like.dtype, plan.backward.with_addresses(starts))
-        call.rows[:, STAGE.index("training")] = np.array(ctx.training)[plan.order]
-        for i in reversed(range(len(sections))):
+        starts += _starts([sums, *passed, *incoming, *state_gradients, *weight_gradients])
+        call = KernelCalls("backward", plan, like.dtype, plan.backward.filled(starts))
+        call.rows[:, STAGE_FIELDS.index("training")] = np.array(ctx.training)[plan.order]
+        for i in reversed(range(len(steps))):
             if runs[i]:
-                call(i, whole[i])
-        by_gammas = [
-            section.by_gamma(sums).to(like.dtype) if one and section.live and not section.by_image else None
-            for section, one in zip(sections, of_gammas, strict=True)
+                call(steps[i], whole[i])
+
+        gamma_gradients = [
+            step.gamma_gradient(sums).to(like.dtype) if wanted and step.live and not step.by_image else None
+            for step, wanted in zip(steps, gammas_wanted, strict=True)
         ]
-        by_inputs: list[Tensor | None] = []
-        for state, one in enumerate(of_inputs):
-            found = by_states[state]
-            if found is None:  # no step leads from it
-                found = behind[state]
-            by_inputs.append(None if found is None or not one else found.permute(0, 3, 1, 2))
-        return None, *by_gammas, *by_inputs, *by_weights
+        input_gradients: list[Tensor | None] = []
+        for state, is_wanted in enumerate(inputs_wanted):
+            found = state_gradients[state]
+            if found is None:  # no step reads it
+                found = incoming[state]
+            input_gradients.append(None if found is None or not is_wanted else found.permute(0, 3, 1, 2))
+        return None, *gamma_gradients, *input_gradients, *weight_gradients
 
 
-def _pixels(like: Tensor, plan: Plan, state: int) -> Tensor:
-    """Memory for a state (N, H, W, C)."""
-    N, C, H, W = plan.images[state].shape
+def _pixels(like: Tensor, plan: LaunchPlan, state: int) -> Tensor:
+    """Memory for a state or its gradient, (N, H, W, C)."""
+    N, C, H, W = plan.layouts[state].shape
     return like.new_empty(N, H, W, C)
 
 
 def _statistics(norm: nn.BatchNorm2d | None) -> tuple[Tensor | None, Tensor | None]:
-    """The running mean and variance; from the buffers, for that takes less time than by their names."""
+    """The running mean and variance. Reading the dict of buffers is faster than module attributes."""
     if norm is None:
         return None, None
     return norm._buffers["running_mean"], norm._buffers["running_var"]

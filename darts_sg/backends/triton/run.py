@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor, nn
 
 from darts_sg.backends.cpp.build import Unavailable
-from darts_sg.backends.ir import EDGES, MIXED_NODES, NODES, Operation, Operations, Stage, kind_of
+from darts_sg.backends.ir import EDGES, MIXED_NODES, NODES, FusedOp, FusedOps, FusedStage, kind_of
 from darts_sg.backends.triton import kernels
 from darts_sg.errors import first_line
 
@@ -125,7 +125,7 @@ class Source(NamedTuple):
     """From one pixel to the next."""
 
     @classmethod
-    def of(cls, operation: Operation, x: Tensor, T: int, before: Result | None) -> "Source":
+    def of(cls, operation: FusedOp, x: Tensor, T: int, before: Result | None) -> "Source":
         if before is None:
             return cls(x, None, 0, 1 if operation.shared else T, True, x.shape[1])
         return cls(before.y, before.norm(), before.group.channels, 1, False, before.y.shape[4])
@@ -139,7 +139,7 @@ def takes(x: Tensor) -> bool:
     return x.device.type == "cuda" and x.dtype in (torch.float32, torch.bfloat16, torch.float64)
 
 
-def supports(stages: Sequence[Stage]) -> bool:
+def supports(stages: Sequence[FusedStage]) -> bool:
     """Whether the kernels compute these stages: BatchNorms without weights, and a first stage that is no 1×1 alone."""
     plain = all(stage.norm is not None and not stage.norm.affine for stage in stages)
     return plain and (stages[0].pool is not None or stages[0].depthwise is not None)
@@ -160,7 +160,7 @@ def lay_out(module: nn.Module) -> None:
             layer.weight.data = taps(layer.weight.data).permute(3, 2, 0, 1)
 
 
-def run(x: Tensor, gamma: Tensor, operations: Operations, onto: Sequence[Tensor] = ()) -> list[Tensor]:
+def run(x: Tensor, gamma: Tensor, operations: FusedOps, onto: Sequence[Tensor] = ()) -> list[Tensor]:
     """`chains.run` of the states x (N, S · C, H, W): chains first, then pools, then the states themselves, if they are
     taken, too. gamma: (number of operations, E)."""
     weights = [weight for stage in operations.stages() for weight in stage.weights()]
@@ -224,7 +224,7 @@ def _padded(C: int) -> int:
 class _Run(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, operations: Operations, gamma: Tensor, x: Tensor, onto: Tensor | None, *weights: Tensor
+        ctx: Any, operations: FusedOps, gamma: Tensor, x: Tensor, onto: Tensor | None, *weights: Tensor
     ) -> Tensor:
         gamma = gamma.contiguous()
         forward = _Forward(operations, x)
@@ -243,7 +243,7 @@ class _Run(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
         gamma, x, chain_ends, pool_ends, norm, *saved = ctx.saved_tensors
-        operations: Operations = ctx.operations
+        operations: FusedOps = ctx.operations
         gradient = gradients[0].contiguous()
         mix = _Mix(operations, x, chain_ends, pool_ends, norm)
         sums = mix.sums(gradient)
@@ -265,14 +265,14 @@ class _Run(torch.autograd.Function):
         return None, by_gamma, backward.by_x.permute(0, 3, 1, 2), onto, *weights
 
 
-def _depths(operations: Operations) -> Iterator[tuple[int, list[tuple[int, Stage]]]]:
+def _depths(operations: FusedOps) -> Iterator[tuple[int, list[tuple[int, FusedStage]]]]:
     """Depth by depth the stages there are, with the numbers of their operations."""
     for depth in range(max(len(operation.stages) for operation in operations.each)):
         each = enumerate(operations.each)
         yield depth, [(o, operation.stages[depth]) for o, operation in each if depth < len(operation.stages)]
 
 
-def _geometry(stage: Stage, N: int, E: int, H: int, W: int, C: int) -> Geometry:
+def _geometry(stage: FusedStage, N: int, E: int, H: int, W: int, C: int) -> Geometry:
     K, stride, dilation, Co = 0, 1, 1, C
     if stage.depthwise is not None:
         K, stride, dilation = stage.depthwise.kernel_size[0], stage.depthwise.stride[0], stage.depthwise.dilation[0]
@@ -288,7 +288,7 @@ class _Forward:
     """All stages of all operations: their results, and the last ones of chains, (O, N, E, H, W, C), and of pools,
     (L, N, S, H, W, C), side by side."""
 
-    def __init__(self, operations: Operations, x: Tensor) -> None:
+    def __init__(self, operations: FusedOps, x: Tensor) -> None:
         self.operations, self.x = operations, x
         S, T = operations.S, operations.T
         N, channels, H, W = x.shape
@@ -310,7 +310,7 @@ class _Forward:
         self.results: list[list[Result]] = [[] for _ in operations.each]
         self.running: dict[float, list[tuple[Tensor, Tensor]]] = {}  # statistics and what they take in, by momentum
         for depth, stages in _depths(operations):
-            alike: dict[tuple[Any, ...], list[tuple[int, Stage]]] = {}
+            alike: dict[tuple[Any, ...], list[tuple[int, FusedStage]]] = {}
             for o, stage in stages:
                 assert stage.norm is not None
                 key = geometries[o][depth].Ho, geometries[o][depth].Wo, stage.norm.training, stage.norm.eps
@@ -337,7 +337,7 @@ class _Forward:
         for momentum, pairs in self.running.items():
             torch._foreach_lerp_([statistic for statistic, _ in pairs], [found for _, found in pairs], momentum)
 
-    def _stage(self, stage: Stage, one: Geometry, source: Source, result: Result, part: Tensor) -> None:
+    def _stage(self, stage: FusedStage, one: Geometry, source: Source, result: Result, part: Tensor) -> None:
         grid = result.group.grid
         launch(
             kernels.stage_forward, (grid.G, one.E),
@@ -351,7 +351,7 @@ class _Forward:
         )  # fmt: skip
 
     def _normalise(
-        self, stages: Sequence[Stage], part: Tensor, group: Group, eps: float, training: bool, A: Any
+        self, stages: Sequence[FusedStage], part: Tensor, group: Group, eps: float, training: bool, A: Any
     ) -> None:
         """Fill in the group's BatchNorms, and note what their running statistics shall take in."""
         norms = [stage.norm for stage in stages if stage.norm is not None]
@@ -377,7 +377,7 @@ class _Forward:
 class _Mix(NamedTuple):
     """The product of the last results with gamma."""
 
-    operations: Operations
+    operations: FusedOps
     x: Tensor
     chains: Tensor
     pools: Tensor
@@ -421,7 +421,7 @@ class _Backward:
 
     def __init__(
         self,
-        operations: Operations,
+        operations: FusedOps,
         x: Tensor,
         gamma: Tensor,
         results: Sequence[Sequence[Result]],
@@ -494,7 +494,7 @@ class _Backward:
         self,
         o: int,
         depth: int,
-        stage: Stage,
+        stage: FusedStage,
         before: Result | None,
         gradient: Tensor,
         sums: tuple[Tensor, Tensor],

@@ -1,0 +1,230 @@
+"""Cells that the C++ kernels compute on a CPU, a whole cell in one call a pass where they know all its operations."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from darts_sg.backends import ir
+from darts_sg.backends.batched import BatchedCell, EdgeWeights, Kernels
+from darts_sg.backends.cpp import run as cpp
+from darts_sg.backends.watch import Watch
+from darts_sg.genotype import NUM_INPUTS
+from darts_sg.networks.derived import DerivedCell, drop_prob_of
+from darts_sg.networks.skeleton import State, join
+from darts_sg.networks.supernet import CellWeights, SupernetCell, maybe_recomputed
+from darts_sg.ops.drop_path import kept_paths
+from darts_sg.ops.primitives import ConvBN
+
+
+def takes(x: Tensor) -> bool:
+    """Whether the kernels take x by its device and type."""
+    return x.device.type == "cpu" and x.dtype in ir.DTYPES
+
+
+def run_ops(
+    states: Sequence[Tensor], gamma: Tensor, operations: ir.FusedOps, onto: Sequence[Tensor] = ()
+) -> list[Tensor]:
+    """A single step: the T nodes (N, C, H', W'), added to the tensors in `onto`.
+
+    states: the S states of the first input, then of the next, each (N, C, H, W); gamma: see cpp.run.run.
+    """
+    nodes = cpp.run(states, [gamma], operations.alone)
+    return [before + node for before, node in zip(onto, nodes, strict=True)] if onto else nodes
+
+
+class CppKernels:
+    """The C++ kernels for a batch of edges."""
+
+    side_by_side = False
+
+    def computes(self, x: Tensor, stages: Sequence[ir.FusedStage]) -> bool:
+        return takes(x)
+
+    def run(
+        self, states: Sequence[Tensor], gamma: Tensor, operations: ir.FusedOps, onto: Sequence[Tensor] = ()
+    ) -> list[Tensor]:
+        return run_ops(states, gamma, operations, onto)
+
+
+class CellGraphs:
+    """The graphs of a cell, one for each number of parts of its two input states.
+
+    The states enter before their ReLU, which is fused with the 1×1 of the input layers, and in parts: the nodes of the
+    cell before are not joined, nor are their gradients split.
+    """
+
+    def __init__(
+        self, layers: Sequence[nn.Module], steps: Sequence[ir.GraphStep] | None, outputs: Sequence[int]
+    ) -> None:
+        """layers: the two input layers. steps: the rest of the cell, None if an operation is unknown to the kernels.
+        outputs: the joined nodes. States are numbered from the outputs of the input layers on."""
+        stages = [ir.stages_of([nn.ReLU(), *(layer if isinstance(layer, ConvBN) else [layer])], 1) for layer in layers]
+        self.input_ops = [None if of is None else ir.FusedOps(1, 1, [ir.FusedOp(of)]) for of in stages]
+        self.steps, self.outputs = steps or (), outputs
+        self.known = steps is not None and None not in self.input_ops
+        self.graphs: dict[tuple[int, int], ir.CellGraph] = {}  # cache, by the numbers of parts
+
+    def run(self, s0: Sequence[Tensor], s1: Sequence[Tensor], gammas: Sequence[Tensor]) -> tuple[list[Tensor], ...]:
+        """(the joined nodes, s1 as later consumers must read it), in parts. gammas: one for each step."""
+        sizes = len(s0), len(s1)
+        if sizes not in self.graphs:
+            self.graphs[sizes] = self._graph(*sizes)
+        one = s0[0].new_ones(1, 1)  # the BatchNorms of the input layers are not scaled
+        found = cpp.run([*s0, *s1], [one, one, *gammas], self.graphs[sizes])
+        return found[: len(self.outputs)], found[len(self.outputs) :]
+
+    def entries(self, states: Sequence[State]) -> list[Tensor]:
+        """The tensors that `inputs` reads, where PyTorch computes part of the cell: before the ReLU if it is fused."""
+        each = zip(states, self.input_ops, strict=True)
+        return [state.rectified() if operations is None else state.joined() for state, operations in each]
+
+    def inputs(self, xs: Sequence[Tensor], layers: Sequence[nn.Module]) -> list[Tensor]:
+        """The outputs of the input layers."""
+        found: list[Tensor] = []
+        for x, layer, operations in zip(xs, layers, self.input_ops, strict=True):
+            found += [layer(x)] if operations is None else run_ops([x], x.new_ones(1, 1), operations)
+        return found
+
+    def fused(self) -> Iterator[ir.FusedOps]:
+        """All operations that the kernels compute in whole graphs."""
+        yield from (operations for operations in self.input_ops if operations is not None)
+        yield from (step.operations for step in self.steps)
+
+    def _graph(self, *sizes: int) -> ir.CellGraph:
+        given = sum(sizes)
+        inputs = range(sizes[0]), range(sizes[0], given)
+        steps = []
+        for i, (operations, parts, numbers) in enumerate(zip(self.input_ops, sizes, inputs, strict=True)):
+            assert operations is not None
+            steps.append(ir.GraphStep(replace(operations, parts=parts), numbers, [given + i]))
+        for step in self.steps:
+            states, nodes = ([given + i for i in numbers] for numbers in (step.states, step.nodes))
+            steps.append(ir.GraphStep(step.operations, states, nodes))
+        return ir.CellGraph(given, steps, [given + state for state in self.outputs], passed_on=inputs[1])
+
+
+class CppCell(BatchedCell):
+    """A batched supernet cell on the C++ kernels. PyTorch computes operations that are unknown to them, and all of the
+    cell for other devices and types, and where an input layer or a batch of edges is hooked or replaced."""
+
+    backend = "cpp"
+
+    def __init__(self, cell: SupernetCell | BatchedCell) -> None:
+        super().__init__(cell)
+        self._known = [batch.all_known() for batch in self.edge_batches()]
+        outputs = range(NUM_INPUTS, NUM_INPUTS + self.num_nodes)
+        layers = self.input_0, self.input_1
+        self.graphs = CellGraphs(layers, self._steps(), outputs)
+        # all that the graph skips but the insides of batches, which `refuse_changes` watches
+        self._skipped = Watch(self, [*self.input_0.modules(), *self.input_1.modules(), *self.batches])
+
+    def make_kernels(self) -> Kernels | None:
+        return CppKernels()
+
+    def _steps(self) -> list[ir.GraphStep] | None:
+        """The graph's steps after the input layers; None if they do not make up the whole cell."""
+        if self.K > 1:
+            return None
+        steps: list[ir.GraphStep] = []
+        nodes = range(NUM_INPUTS, NUM_INPUTS + self.num_nodes)
+        for i, (batch, known) in enumerate(zip(self.edge_batches(), self._known, strict=True)):
+            if known is None:
+                return None
+            states = range(NUM_INPUTS) if i == 0 else [nodes[i - 1]]
+            steps.append(ir.GraphStep(batch.fused(known), states, nodes[i:]))
+        return steps
+
+    def fused(self) -> Iterator[ir.FusedOps]:
+        """Everything that the kernels compute of this cell."""
+        yield from self.graphs.fused()
+        yield from (batch.fused(known) for batch in self.edge_batches() if (known := batch.known()))
+
+    def forward(self, s0: State, s1: State, weights: CellWeights, recompute: bool = False) -> State:
+        if not takes(s0.first) or not self._skipped.unchanged():
+            return super().forward(s0, s1, weights, recompute)
+        self.refuse_changes()
+        each = weights.once("batches of edges", self.edge_weights)
+        if not self.graphs.known:
+            xs = self.graphs.entries((s0, s1))
+            return State(maybe_recomputed(self, self._by_batches, xs, each, recompute=recompute))
+        batches = zip(self.edge_batches(), each, self._known, strict=True)
+        gammas = [batch.gamma(of_batch, known or ()) for batch, of_batch, known in batches]
+        found, passed_on = maybe_recomputed(self, self.graphs.run, s0.parts, s1.parts, gammas, recompute=recompute)
+        s1.pass_on(passed_on)
+        return State(*found)
+
+    def _by_batches(self, xs: Sequence[Tensor], weights: Sequence[EdgeWeights]) -> Tensor:
+        return join(self.nodes(self.graphs.inputs(xs, (self.input_0, self.input_1)), weights))
+
+
+class CppDerivedCell(DerivedCell):
+    """A derived cell on the C++ kernels, which shares the plain cell's modules.
+
+    Where the kernels do not know an operation, PyTorch computes all but the input layers; for other devices and types,
+    and once a module is replaced or hooked, all of the cell.
+    """
+
+    backend = "cpp"
+
+    def __init__(self, cell: DerivedCell) -> None:
+        nn.Module.__init__(self)
+        self.cell, self.spec = cell.cell, cell.spec
+        self.input_0, self.input_1, self.ops = cell.input_0, cell.input_1, cell.ops
+        self.graphs = CellGraphs((self.input_0, self.input_1), self._steps(), self.cell.concat)
+        self._watch = Watch(self, [layer for child in self.children() for layer in child.modules()])
+        self.train(cell.training)
+
+    def plain(self) -> DerivedCell:
+        """A plain cell with the same modules."""
+        with torch.device("meta"):  # without drawing random numbers: all its modules are replaced
+            cell = DerivedCell(self.cell, self.spec)
+        cell.input_0, cell.input_1, cell.ops = self.input_0, self.input_1, self.ops
+        return cell.train(self.training)
+
+    def _steps(self) -> list[ir.GraphStep] | None:
+        """The graph's steps after the input layers, one a node; None if an operation is unknown to the kernels."""
+        steps: list[ir.GraphStep] = []
+        ops = iter(self.ops)
+        for number, node in enumerate(self.cell.nodes, start=NUM_INPUTS):
+            inputs = list(dict.fromkeys(edge.state for edge in node))
+            each: list[ir.FusedOp] = []
+            for edge in node:
+                op, place = next(ops), inputs.index(edge.state)
+                stages = ir.stages_of_operation(op)
+                if stages is None:
+                    return None
+                each.append(ir.FusedOp(stages, place))
+                if ir.adds_input(op):  # the residual is a term of its own, which drop path treats like the block
+                    each.append(ir.FusedOp([], place))
+            steps.append(ir.GraphStep(ir.FusedOps(1, 1, each), inputs, [number]))
+        return steps
+
+    def fused(self) -> Iterator[ir.FusedOps]:
+        """Everything that the kernels compute of this cell."""
+        yield from self.graphs.fused()
+
+    def forward(self, s0: State, s1: State, drop_path_prob: float | Tensor | None) -> State:
+        if not takes(s0.first) or not self._watch.unchanged(ignore_global=False):
+            return super().forward(s0, s1, drop_path_prob)
+        if not self.graphs.known:
+            states = self.graphs.inputs(self.graphs.entries((s0, s1)), (self.input_0, self.input_1))
+            return State(join(self.nodes(states, drop_path_prob)))
+        found, passed_on = self.graphs.run(s0.parts, s1.parts, self._kept(s0.first, drop_path_prob))
+        s1.pass_on(passed_on)
+        return State(*found)
+
+    def _kept(self, like: Tensor, drop_path_prob: float | Tensor | None) -> list[Tensor]:
+        """For each node the factors by which drop path multiplies its terms: (terms, 1, N)."""
+        ones = like.new_ones(len(like))
+        ops = iter(self.ops)
+        gammas = []
+        for node in self.cell.nodes:
+            factors: list[Tensor] = []
+            for _ in node:
+                op = next(ops)
+                kept = kept_paths(like, drop_prob_of(op, drop_path_prob))
+                factors += [ones if kept is None else kept.flatten()] * (2 if ir.adds_input(op) else 1)
+            gammas.append(torch.stack(factors)[:, None])
+        return gammas

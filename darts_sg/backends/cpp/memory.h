@@ -1,0 +1,88 @@
+// Memory for planes and packed weights, and prefetching of what is needed next.
+
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <vector>
+
+namespace {
+
+// An array aligned to cache lines and filled with zeros. Throws std::bad_alloc.
+template <class T>
+struct Buffer {
+  std::unique_ptr<T, decltype(&std::free)> memory{nullptr, &std::free};
+  T* get() const { return memory.get(); }
+  explicit Buffer(int64_t count = 0) {
+    if (count <= 0) return;
+    // 64 bytes more: a vector may be read where fewer values are left
+    size_t bytes = (static_cast<size_t>(count) * sizeof(T) + 127) / 64 * 64;
+    memory.reset(static_cast<T*>(std::aligned_alloc(64, bytes)));
+    if (!memory) throw std::bad_alloc();
+    std::memset(memory.get(), 0, bytes);
+  }
+};
+
+// Scratch memory of a thread, kept between calls so that pages are not faulted in again. `take` returns uninitialised
+// memory, `zeros` cleared memory; the order of the calls decides which slot is used again.
+template <class T>
+struct Scratch {
+  std::vector<Buffer<T>> slots;
+  std::vector<int64_t> sizes;
+  size_t used = 0;
+  T* take(int64_t count) {
+    if (used == slots.size()) slots.emplace_back(), sizes.push_back(0);
+    const size_t i = used++;
+    if (sizes[i] < count) {
+      sizes[i] = 0;
+      slots[i] = Buffer<T>(count);
+      sizes[i] = count;
+    }
+    return slots[i].get();
+  }
+  T* zeros(int64_t count) {
+    T* found = take(count);
+    if (count > 0) std::memset(found, 0, static_cast<size_t>(count) * sizeof(T));
+    return found;
+  }
+  static Scratch& of_thread() {
+    thread_local Scratch scratch;
+    scratch.used = 0;
+    return scratch;
+  }
+};
+
+// Prefetches what the next edge needs, a few cache lines at a time, while the current edge is computed.
+class Prefetcher {
+  static constexpr int RANGES = 8;
+  const char *at_[RANGES] = {}, *end_[RANGES] = {};
+  int ranges_ = 0, lines_per_step_ = 0;
+  int64_t lines_ = 0;
+
+ public:
+  // Drops all ranges.
+  void restart() { ranges_ = lines_per_step_ = lines_ = 0; }
+  // Adds a range of memory; beyond RANGES it is ignored.
+  template <class T>
+  void add(const T* start, int64_t count) {
+    if (!start || ranges_ == RANGES) return;
+    at_[ranges_] = reinterpret_cast<const char*>(start);
+    end_[ranges_++] = reinterpret_cast<const char*>(start + count);
+    lines_ += (count * static_cast<int64_t>(sizeof(T)) + 63) / 64;
+  }
+  // Spreads the ranges over the next `calls` calls of `step`.
+  void spread_over(int64_t calls) {
+    lines_per_step_ = static_cast<int>((lines_ + calls - 1) / std::max<int64_t>(1, calls));
+  }
+  void step() {
+    int left = lines_per_step_;
+    for (int i = 0; i < ranges_; ++i)
+      for (; left > 0 && at_[i] < end_[i]; at_[i] += 64, --left) __builtin_prefetch(at_[i], 0, 2);
+  }
+};
+
+}  // namespace

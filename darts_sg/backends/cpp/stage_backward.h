@@ -1,0 +1,207 @@
+// Backward pass of a stage: gradients of its input and of its weights.
+//
+// Everything between the input and the output before BatchNorm is computed again instead of kept.
+
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <cstring>
+#include <new>
+
+#include <omp.h>
+
+#include "stage.h"
+#include "threads.h"
+
+namespace {
+
+// Gradients flow output (before BatchNorm, Cop) -> 1x1 convolution -> middle (Cmp) -> depthwise or pool -> input (Cip)
+// -> activation. Every image and every chunk of the batch is summed apart and added in one order.
+template <class T>
+void StageKernel<T>::backward() const {
+  const int64_t chunks = std::min(s.N, CHUNKS), channels = E * s.Ci;
+  const bool by_taps = s.depthwise_gradient, by_matrix = s.pointwise_gradient;
+  Buffer<T> taps_gradient(by_taps ? chunks * E * kk * Cip : 0);
+  Buffer<T> matrix_gradient(by_matrix ? chunks * E * s.Co * Cmp : 0);
+  Buffer<double> sums(s.first ? 0 : s.N * channels), sums_y(s.first ? 0 : s.N * channels);
+  // BatchNorm's backward for each channel: gradient * a + output * b + d
+  Buffer<T> a(E * Cop), b_(E * Cop), d(E * Cop);
+  const double count = static_cast<double>(s.N * pixels);
+  // `sum` or `sum_y` of one channel; where an operation is shared, the weighted sum over the nodes
+  const auto total = [&](const double* parts, int64_t e, int64_t c) {
+    if (s.source != MIXED_NODES) return parts[e * s.Co + c];
+    double sum = 0;
+    for (int64_t t = e * s.nodes; t < (e + 1) * s.nodes; ++t)
+      sum += (s.gamma_image ? 1.0 : *gamma(0, t)) * parts[t * s.Co + c];
+    return sum;
+  };
+  for (int64_t e = 0; e < E; ++e)
+    for (int64_t c = 0; c < s.Co; ++c) {
+      const double scale = static_cast<const T*>(s.scale)[e * s.Co + c];
+      const double of_nodes = s.source == NODES && !s.gamma_image ? *gamma(0, e) : 1.0, factor = scale * of_nodes;
+      const double sum = total(s.sum, e, c), sum_y = total(s.sum_y, e, c);
+      if (s.weight_gradient) static_cast<T*>(s.weight_gradient)[e * s.Co + c] = static_cast<T>(of_nodes * sum_y);
+      if (s.bias_gradient) static_cast<T*>(s.bias_gradient)[e * s.Co + c] = static_cast<T>(of_nodes * sum);
+      a.get()[e * Cop + c] = static_cast<T>(factor);
+      if (!s.training) continue;
+      const double inverse = static_cast<const T*>(s.inverse)[e * s.Co + c];
+      const double offset = static_cast<const T*>(s.offset)[e * s.Co + c];
+      const double mean = sum / count, mean_y = sum_y / count;
+      b_.get()[e * Cop + c] = static_cast<T>(-factor * inverse * mean_y);
+      d.get()[e * Cop + c] = static_cast<T>(-factor * (mean + offset * mean_y));
+    }
+  // At stride 1 the input's gradient is a convolution (or a gather) of the middle gradient, which therefore is a plane
+  // with a border of G pixels; otherwise the middle gradient is scattered onto a plane as large as the input's.
+  const bool scatter = scatters(), border = s.k && !scatter;
+  const int64_t G = border ? pad : 0, G_row = s.Wo + 2 * G;
+  std::atomic<bool> out_of_memory{false};
+  // edges that write to the same state's gradient belong to one unit of work
+  const int64_t edges_per_unit = s.first ? s.T : 1, groups = E / edges_per_unit;
+  WorkShares shares(chunks * groups, s.threads);
+#pragma omp parallel num_threads(static_cast<int>(s.threads))
+  {
+    Scratch<T>& scratch = Scratch<T>::of_thread();
+    T *plane = nullptr, *middle = nullptr, *output_gradient = nullptr, *middle_gradient = nullptr, *maxima = nullptr,
+      *mixed = nullptr, *input_gradient = nullptr, *edge_sums = nullptr;
+    try {
+      plane = bordered(scratch);
+      middle = scratch.take(by_matrix && has_middle() ? R * s.Wo * Cmp : 0);
+      output_gradient = scratch.take(s.pointwise ? R * s.Wo * Cop : 0);
+      middle_gradient = scratch.zeros((border ? (s.Ho + 2 * G) * G_row : R * s.Wo) * Cmp);
+      maxima = scratch.take(border && s.pool == MAX ? (s.Ho + 2 * G) * G_row * Cip : 0);
+      mixed = scratch.take(s.source == MIXED_NODES ? R * s.Wo * s.Co : 0);
+      input_gradient = scratch.take(scatter ? Hp * Wp * Cip : border ? (R + pad) * s.W * Cip : 0);
+      edge_sums = scratch.take(2 * Cip);
+    } catch (const std::bad_alloc&) {
+      out_of_memory = true;
+    }
+    Prefetcher prefetcher;
+    shares.each([&](int64_t unit) {
+      if (out_of_memory) return;
+      const int64_t chunk = unit / groups, first_e = unit % groups * edges_per_unit;
+      for (int64_t n = chunk * s.N / chunks; n < (chunk + 1) * s.N / chunks; ++n)
+        for (int64_t e = first_e; e < first_e + edges_per_unit; ++e) {
+          const int64_t t = e % s.T;
+          const bool loaded_already = s.first && t > 0;  // the plane holds this state already
+          const bool last_of_image = e + 1 == first_e + edges_per_unit;
+          const int64_t next_n = n + last_of_image, next_e = last_of_image ? first_e : e + 1;
+          if (next_n < s.N) {  // prefetch what the next edge of this unit reads
+            const int64_t next = next_n * E + next_e, size = pixels * s.Co;
+            prefetcher.restart();
+            prefetcher.add(static_cast<const T*>(s.out) + next * size, size);
+            if (s.source == EDGES) prefetcher.add(static_cast<const T*>(s.gradient) + next * size, size);
+            if (s.source == NODES && E == 1) prefetcher.add(static_cast<const T*>(s.given[0]) + next * size, size);
+            prefetch_input(next_n, next_e, prefetcher);
+            prefetcher.spread_over((loaded_already ? 1 : 2) * s.H * load_groups() + s.Ho * num_groups<T>(s.Co));
+          }
+          if (scatter) std::memset(input_gradient, 0, static_cast<size_t>(Hp * Wp * Cip) * sizeof(T));
+          std::memset(edge_sums, 0, static_cast<size_t>(2 * Cip) * sizeof(T));
+          // Blocks of output rows. A row of the input's gradient is complete, and passed on, once all output rows that
+          // see it are done: `finished` counts these.
+          for (int64_t from = 0, loaded = 0, finished = 0, to; from < s.Ho; from = to) {
+            to = std::min(from + R, s.Ho);
+            if (!loaded_already) load(n, e, loaded, needed(to), plane, prefetcher);
+            loaded = needed(to);
+            // rows [from, to) of the middle gradient's plane, G_row pixels apart
+            T* interior = middle_gradient + (border ? ((from + G) * G_row + G) * Cip : 0);
+            norm_backward(n, t, e, from, to, a.get(), b_.get(), d.get(), mixed,
+                          s.pointwise ? output_gradient : interior, s.pointwise ? s.Wo : G_row, prefetcher);
+            // 1x1 convolution: the middle gradient, row by row where its plane has a border
+            if (s.pointwise) {
+              const T* m = transposed.get() + e * s.Co * Cmp;
+              if (border)
+                for (int64_t h = 0; h < to - from; ++h)
+                  pointwise<T>(output_gradient + h * s.Wo * Cop, Cop, s.Co, m, Cm, Cip, s.Wo,
+                               interior + h * G_row * Cip);
+              else
+                pointwise<T>(output_gradient, Cop, s.Co, m, Cm, Cmp, (to - from) * s.Wo, interior);
+            }
+            // gradients of the weights, added to those of this chunk of the batch
+            if (by_matrix) {
+              const T* in = plane + from * Wp * Cip;
+              if (has_middle()) convolve(plane, e, from, to, middle), in = middle;
+              pointwise_weight<T>(output_gradient, Cop, s.Co, in, Cm, Cmp, (to - from) * s.Wo,
+                                  matrix_gradient.get() + (chunk * E + e) * s.Co * Cmp);
+            }
+            const T* in_rows = plane + from * s.stride * Wp * Cip;
+            if (by_taps)
+              with_kernel_size(s.k, [&](auto k) {
+                // registers beside the sums: four gradients and one input
+                constexpr int rows = k * k <= REGISTERS - 5 ? k : 1;
+                depthwise_weight<T, k, rows>(in_rows, Wp * Cip, s.stride, s.dilation, interior, G_row * Cip, to - from,
+                                             s.Wo, Cip, taps_gradient.get() + (chunk * E + e) * kk * Cip);
+              });
+            // rows [finished, complete) of the input's gradient can be passed on
+            const int64_t complete = to == s.Ho ? s.H : scatter ? 0 : to - G;
+            // stride 2: scatter these rows onto the input's plane
+            if (scatter && s.pool)
+              pool_scatter<T>(in_rows, Wp * Cip, s.stride, s.pool, to - from, s.Wo, Cip, interior,
+                              input_gradient + from * s.stride * Wp * Cip);
+            if (s.odd)
+              for_pairs(from, to, [&](int64_t p, int64_t even, int64_t odd) {
+                std::memcpy(input_gradient + even, interior + p * Cmp, Cip * sizeof(T));
+                std::memcpy(input_gradient + odd, interior + p * Cmp + Cip, Cip * sizeof(T));
+              });
+            if (scatter && s.k && !s.pool)
+              with_kernel_size(s.k, [&](auto k) {
+                depthwise_scatter<T, k>(input_gradient + from * s.stride * Wp * Cip, Wp * Cip, s.stride, s.dilation,
+                                        taps.get() + e * kk * Cip, to - from, s.Wo, Cip, interior, s.Wo * Cip);
+              });
+            // stride 1: gather the complete rows
+            if (border && s.pool == MAX)
+              find_maxima<T>(in_rows, Wp * Cip, to - from, s.Wo, Cip, maxima + ((from + G) * G_row + G) * Cip,
+                             G_row * Cip);
+            if (complete <= finished) continue;
+            if (border && s.pool == MAX)
+              pool_gather<T>(middle_gradient + finished * G_row * Cip, maxima + finished * G_row * Cip, G_row * Cip,
+                             complete - finished, s.W, Cip, input_gradient);
+            else if (border)
+              with_kernel_size(s.k, [&](auto k) {
+                depthwise<T, k>(middle_gradient + finished * G_row * Cip, G_row * Cip, 1, s.dilation,
+                                flipped.get() + e * kk * Cip, complete - finished, s.W, Cip, input_gradient);
+              });
+            const T* by_input = border    ? input_gradient
+                                : scatter ? input_gradient + (pad * Wp + pad) * Cip
+                                          : middle_gradient;
+            activation_backward(n, t, e, finished, complete, by_input, (scatter ? Wp : s.W) * Cip, plane, edge_sums,
+                                prefetcher);
+            finished = complete;
+          }
+          for (int64_t c = 0; !s.first && c < s.Ci; ++c) {
+            sums.get()[n * channels + e * s.Ci + c] = edge_sums[c];
+            sums_y.get()[n * channels + e * s.Ci + c] = edge_sums[Cip + c];
+          }
+        }
+    });
+  }
+  if (out_of_memory) throw std::bad_alloc();
+  if (!s.first) {
+    sum_images(sums.get(), s.N, channels, s.in_sum);
+    sum_images(sums_y.get(), s.N, channels, s.in_sum_y);
+  }
+  // unpack the weights' gradients, adding up the chunks in order
+#pragma omp parallel for schedule(static) num_threads(static_cast<int>(s.threads))
+  for (int64_t e = 0; e < E; ++e) {
+    for (int64_t c = 0; by_taps && c < s.Ci; ++c)
+      for (int64_t i = 0; i < kk; ++i) {
+        T sum = 0;
+        for (int64_t q = 0; q < chunks; ++q) sum += taps_gradient.get()[((q * E + e) * kk + i) * Cip + c];
+        static_cast<T*>(s.depthwise_gradient)[(e * s.Ci + c) * kk + i] = sum;
+      }
+    for (int64_t o = 0; by_matrix && o < s.Co; ++o) {
+      T* gradient = weight_row<T>(s.pointwise_gradient, s.odd_gradient, e, o);
+      for_groups<T>(s.Ci, [&](auto group) {
+        V sum[group.size] = {};
+        for (int64_t q = 0; q < chunks; ++q)
+          unrolled<group.size>([&](auto i) ALWAYS {
+            sum[i] += Sd::load(matrix_gradient.get() + ((q * E + e) * s.Co + o) * Cmp + half(o) + group.at(i));
+          });
+        unrolled<group.size>([&](auto i) ALWAYS { group.store(gradient, sum[i], i); });
+      });
+    }
+  }
+}
+
+}  // namespace

@@ -1,0 +1,118 @@
+"""A search method is data: its parts, each chosen by name with its options. A recipe names them."""
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Protocol
+
+from darts_sg.errors import UsageError
+from darts_sg.methods.early_stopping import EarlyStopping
+from darts_sg.methods.hypergradient import HYPERGRADIENTS, HypergradientMethod
+from darts_sg.methods.parts import build_part, build_parts
+from darts_sg.methods.perturbations import PERTURBATIONS, Perturbation
+from darts_sg.methods.regularizers import REGULARIZERS, Regularizer
+from darts_sg.methods.regularizers.size import Macs, Params, Size
+from darts_sg.methods.relaxations import RELAXATIONS, Relaxation
+from darts_sg.methods.selection import SELECTIONS, Selection
+from darts_sg.methods.selection.argmax import Argmax
+from darts_sg.methods.selection.bounded import Bounded
+from darts_sg.methods.stages import Stage
+from darts_sg.quantity import parse_quantity
+
+PENALTIES: dict[str, type[Size]] = {"params": Params, "macs": Macs}
+
+
+class MethodOptions(Protocol):
+    """The options of a search that a method is built from."""
+
+    @property
+    def relaxation(self) -> str: ...
+    @property
+    def hypergradient(self) -> str: ...
+    @property
+    def regularizer(self) -> str: ...
+    @property
+    def penalty(self) -> str: ...
+    @property
+    def target_params(self) -> str: ...
+    @property
+    def target_macs(self) -> str: ...
+    @property
+    def perturbation(self) -> str: ...
+    @property
+    def selection(self) -> str: ...
+    @property
+    def epochs(self) -> int: ...
+    @property
+    def cells(self) -> int: ...
+    @property
+    def partial_channels(self) -> int: ...
+    @property
+    def alpha_frozen_epochs(self) -> int: ...
+    @property
+    def stop_eigenvalue(self) -> float | None: ...
+    @property
+    def stop_skips(self) -> int | None: ...
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a search turns losses into a genotype."""
+
+    relaxation: Relaxation
+    hypergradient: HypergradientMethod
+    regularizers: dict[str, Regularizer]
+    """By name, to be prepared for the search (`Regularizer.prepare`)."""
+    perturbation: Perturbation
+    stages: tuple[Stage, ...]
+    early_stopping: EarlyStopping
+    selection: Selection
+
+
+def method_of(options: MethodOptions) -> Method:
+    """The method that the options of a search describe; UsageError in one line if they describe none."""
+    regularizers = _regularizers(options)
+    return Method(
+        relaxation=build_part(RELAXATIONS, options.relaxation, "--relaxation"),
+        hypergradient=HYPERGRADIENTS[options.hypergradient],
+        regularizers=regularizers,
+        perturbation=build_part(PERTURBATIONS, options.perturbation, "--perturbation"),
+        stages=(Stage(options.epochs, options.cells, options.partial_channels, options.alpha_frozen_epochs),),
+        early_stopping=EarlyStopping(options.stop_eigenvalue, options.stop_skips),
+        selection=_selection(options, any(isinstance(r, Size) and r.target for r in regularizers.values())),
+    )
+
+
+def _regularizers(options: MethodOptions) -> dict[str, Regularizer]:
+    """Those of --target-params, --target-macs and --penalty, and of --regularizer."""
+    weights, targets = {}, {"params": options.target_params, "macs": options.target_macs}
+    for name, target in targets.items():
+        if target:
+            parse_quantity(f"--target-{name}", target)
+            weights[name] = 1.0
+    if options.penalty:
+        name, _, text = options.penalty.partition(":")
+        number = re.fullmatch(r"\d+(\.\d+)?(e-?\d+)?", text)
+        if name not in PENALTIES or number is None or not math.isfinite(float(text)):
+            raise UsageError(f"--penalty {options.penalty}: expected params:WEIGHT or macs:WEIGHT, such as params:0.1")
+        weights[name] = float(text)
+    found: dict[str, Regularizer] = {name: PENALTIES[name](w, targets[name]) for name, w in weights.items()}
+    for name, regularizer in build_parts(REGULARIZERS, options.regularizer, "--regularizer").items():
+        if name in found:
+            flag = "--penalty" if (options.penalty or "").startswith(name) else f"--target-{name}"
+            raise UsageError(f"--regularizer {name} and {flag} are the same term; give one of them")
+        found[name] = regularizer
+    return found
+
+
+def _selection(options: MethodOptions, bounded: bool) -> Selection:
+    """argmax becomes `bounded` beside a target, any other selection that does not keep bounds is refused."""
+    found = build_part(SELECTIONS, options.selection, "--selection")
+    if bounded and isinstance(found, Argmax):
+        return Bounded()
+    if bounded and not found.keeps_bounds:
+        raise UsageError(
+            f"--selection {options.selection} does not keep the bounds of a target; take bounded, or leave the target "
+            "out"
+        )
+    return found

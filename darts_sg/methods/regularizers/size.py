@@ -1,0 +1,115 @@
+"""Penalties on the expected size of the derived network, so that a search heads for small ones."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from darts_sg.derive import Bound, Costs, frontier, num_nodes_of
+from darts_sg.errors import UsageError
+from darts_sg.genotype import NUM_INPUTS
+from darts_sg.methods.mixing import Alphas
+from darts_sg.methods.regularizers import REGULARIZERS, Problem, Regularizer
+from darts_sg.networks.supernet import Mixing
+from darts_sg.quantity import parse_quantity
+
+EDGES_PER_NODE = 2  # that a derived cell keeps
+
+
+def expected_cost(normal: Tensor, reduce: Tensor, operations: tuple[str, ...], costs: Costs) -> Tensor:
+    """The expected cost of a genotype drawn by the mixing weights: a scalar, differentiable in them.
+
+    normal, reduce: (num_edges, num_operations). Each node draws two of its incoming edges, all pairs with the same
+    probability, and for each of them an operation other than `none` with a probability proportional to its mixing
+    weight. A cost is a sum over the drawn edges, so the expectation is exact: every edge of node i counts 2 / (2 + i)
+    times the mean cost of its operations.
+    """
+    total = normal.new_tensor(float(costs.fixed))
+    choosable = torch.tensor([name != "none" for name in operations], device=normal.device)
+    for weights, table in ((normal, costs.normal), (reduce, costs.reduce)):
+        drawn = weights * choosable
+        drawn = drawn / drawn.sum(dim=1, keepdim=True)
+        num_nodes = num_nodes_of(len(weights))
+        chance = torch.cat(
+            [drawn.new_full((NUM_INPUTS + i,), EDGES_PER_NODE / (NUM_INPUTS + i)) for i in range(num_nodes)]
+        )
+        total = total + (drawn * torch.as_tensor(table, device=drawn.device).to(drawn)).sum(dim=1) @ chance
+    return total
+
+
+@dataclass(frozen=True)
+class Penalty(Regularizer):
+    """weight · expected / uniform without a target, weight · max(0, expected / target - 1) with one.
+
+    uniform: the expected cost with even mixing weights, where a search starts.
+    """
+
+    name: str
+    weight: float
+    operations: tuple[str, ...]
+    costs: Costs
+    target: int | None = None
+
+    def expected(self, normal: Tensor, reduce: Tensor) -> Tensor:
+        return expected_cost(normal, reduce, self.operations, self.costs)
+
+    def __call__(self, alphas: Alphas, mixing: Mixing, progress: Tensor) -> Tensor:
+        normal, reduce = mixing.normal, mixing.reduce
+        if self.target is not None:
+            return self.weight * torch.relu(self.expected(normal, reduce) / self.target - 1)
+        even = torch.ones_like(normal), torch.ones_like(reduce)
+        return self.weight * self.expected(normal, reduce) / self.expected(*even)
+
+    def metrics(self, mixing: Mapping[str, Tensor]) -> dict[str, float]:
+        return {f"expected_{self.name}": self.expected(mixing["normal"], mixing["reduce"]).item()}
+
+    def bounds(self) -> Sequence[Bound]:
+        return () if self.target is None else (Bound(self.name, self.costs, self.target),)
+
+
+@dataclass(frozen=True)
+class Size(Regularizer):
+    """Base class of the options of both penalties: `prepare` makes a Penalty of them."""
+
+    name: ClassVar[str]
+    weight: float = 1.0
+    target: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.weight >= 0:
+            raise UsageError(f"weight must be at least 0, found {self.weight}")
+        if self.target:
+            parse_quantity("target", self.target)
+
+    def prepare(self, problem: Problem) -> Penalty:
+        """Raises UsageError if no network of the space is as small as the target."""
+        costs = problem.costs(self.name)
+        if not self.target:
+            return Penalty(self.name, self.weight, problem.operations, costs)
+        target = parse_quantity("target", self.target)
+        even = np.ones(costs.normal.shape)
+        smallest = frontier(even, even, problem.operations, costs)[0].cost
+        if smallest > target:
+            raise UsageError(f"--target-{self.name} {target:,}: the smallest network of this space has {smallest:,}")
+        return Penalty(self.name, self.weight, problem.operations, costs, target)
+
+
+@dataclass(frozen=True)
+class Params(Size):
+    """The expected number of parameters; with a target, such as 2.45M, what is above it."""
+
+    name: ClassVar[str] = "params"
+
+
+@dataclass(frozen=True)
+class Macs(Size):
+    """The expected number of multiply-adds; with a target, such as 600M, what is above it."""
+
+    name: ClassVar[str] = "macs"
+
+
+for penalty in (Params, Macs):
+    REGULARIZERS.add(penalty.name, penalty)

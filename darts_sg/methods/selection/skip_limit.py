@@ -1,0 +1,47 @@
+"""The skip limit of P-DARTS."""
+
+from dataclasses import dataclass
+
+from darts_sg.derive import derive_cell, num_edges, strengths
+from darts_sg.errors import UsageError
+from darts_sg.genotype import NUM_INPUTS, Cell
+from darts_sg.methods.selection import SELECTIONS, Searched, Selection
+
+SKIP = "skip_connect"
+
+
+@dataclass(frozen=True)
+class SkipLimit(Selection):
+    """argmax, but while the normal cell has more than `most` skip connections its weakest one is given up.
+
+    Chen et al., "Progressive Differentiable Architecture Search" (P-DARTS), ICCV 2019, section 3.3, as in the authors'
+    code: the chosen skip_connect of the smallest mixing weight is ruled out, and the cell is derived again. Greedy,
+    unlike `bounded:max_skips=2`: the edge takes its next operation or loses its place to another edge of its node. The
+    reduction cell is not limited.
+    """
+
+    most: int = 2
+
+    def __post_init__(self) -> None:
+        if self.most < 0:
+            raise UsageError(f"most must be at least 0, found {self.most}")
+
+    def __call__(self, searched: Searched) -> tuple[Cell, Cell]:
+        operations = searched.operations
+        normal, reduce = strengths(searched.mixing)
+        cell = derive_cell(normal, operations)
+        if not set(operations) - {"none", SKIP}:
+            return cell, derive_cell(reduce, operations)  # nothing could take the place of a skip
+        skip = operations.index(SKIP) if SKIP in operations else -1
+        while len(skips := _skipped_edges(cell)) > self.most:
+            normal[min(skips, key=lambda edge: float(normal[edge, skip])), skip] = -1.0  # below every mixing weight
+            cell = derive_cell(normal, operations)
+        return cell, derive_cell(reduce, operations)
+
+
+def _skipped_edges(cell: Cell) -> list[int]:
+    """The rows of the mixing weights from which the cell chose a skip connection."""
+    return [num_edges(state - NUM_INPUTS) + edge.state for state, edge in cell.edges() if edge.operation == SKIP]
+
+
+SELECTIONS.add("skip-limit", SkipLimit)

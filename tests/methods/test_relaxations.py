@@ -1,0 +1,144 @@
+"""Relaxations: how alphas become mixing weights, against formulas written out in float64."""
+
+import numpy as np
+import pytest
+import torch
+
+from darts_sg.methods.mixing import draw_noise, expected_mixing, sampled_mixing, softmax
+from darts_sg.methods.relaxations import RELAXATIONS, Relaxation
+from darts_sg.methods.relaxations.gumbel import Gumbel
+from darts_sg.networks.supernet import Mixing, Supernet
+from darts_sg.spaces import parse_space
+from tests.reference import textbook
+from tests.reference.transfer import assert_equal_tensors, gradients
+
+VARIANTS = [*(RELAXATIONS[name]() for name in RELAXATIONS), Gumbel(temperature=5.0, hard=True)]
+
+
+def supernet(edge_normalization: bool, scale: float = 1.0, num_nodes: int = 4) -> Supernet:
+    """A small supernet in float64 whose alphas (and betas) are normal with deviation `scale`."""
+    operations = parse_space("darts+sandglass").operations
+    net = Supernet(operations, channels=4, cells=3, num_nodes=num_nodes, edge_normalization=edge_normalization).double()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for alpha in net.alphas():
+            alpha.copy_(scale * torch.randn(alpha.shape, generator=generator, dtype=torch.float64))
+    return net
+
+
+def sampled(net: Supernet, relaxation: Relaxation, progress: float = 0.0, seed: int = 0) -> Mixing:
+    share, generator = torch.tensor(progress), torch.Generator().manual_seed(seed)
+    return sampled_mixing(net, relaxation, share, draw_noise(net, relaxation, share, generator))
+
+
+def parts(mixing: Mixing) -> list[torch.Tensor]:
+    return [weights for weights in mixing if weights is not None]
+
+
+@pytest.mark.parametrize("num_nodes", [1, 4])
+@pytest.mark.parametrize("edge_normalization", [False, True])
+def test_softmax_is_the_textbook_one(edge_normalization: bool, num_nodes: int) -> None:
+    net = supernet(edge_normalization, num_nodes=num_nodes)
+    actual = parts(softmax(net))
+    alphas = net.alphas()
+    expected = [textbook.softmax_over_operations(alpha) for alpha in alphas[:2]]
+    expected += [textbook.softmax_over_edges(beta) for beta in alphas[2:]]
+    assert_equal_tensors(actual, expected)
+    directions = [torch.randn_like(weights) for weights in expected]
+    losses = [sum((d * w).sum() for d, w in zip(directions, ws, strict=True)) for ws in (actual, expected)]
+    assert_equal_tensors(gradients(losses[0], alphas), gradients(losses[1], alphas))
+
+
+def test_softmax_of_equal_alphas_is_uniform_and_survives_large_ones() -> None:
+    net = supernet(True, scale=0.0)
+    mixing = softmax(net)
+    torch.testing.assert_close(mixing.normal, torch.full_like(mixing.normal, 1 / 9))
+    sizes = torch.tensor([n for n in (2, 3, 4, 5) for _ in range(n)], dtype=torch.float64)
+    torch.testing.assert_close(mixing.edge_reduce, 1 / sizes)
+    assert all(weights.isfinite().all() for weights in parts(softmax(supernet(True, scale=1e4))))
+
+
+def test_a_sample_of_softmax_draws_nothing_and_is_the_expected_weights() -> None:
+    net, relaxation, generator = supernet(True), RELAXATIONS["softmax"](), torch.Generator()
+    before = generator.get_state()
+    draw = draw_noise(net, relaxation, torch.tensor(0.5), generator)
+    assert draw == (None, None)
+    assert torch.equal(generator.get_state(), before)
+    assert_equal_tensors(parts(sampled_mixing(net, relaxation, torch.tensor(0.5), draw)), parts(softmax(net)))
+
+
+@pytest.mark.parametrize("edge_normalization", [False, True])
+@pytest.mark.parametrize("relaxation", VARIANTS, ids=str)
+def test_samples_and_expected_weights_are_distributions_that_pass_gradients_to_the_alphas(
+    relaxation: Relaxation, edge_normalization: bool
+) -> None:
+    net = supernet(edge_normalization)
+    for mixing in (expected_mixing(net, relaxation), sampled(net, relaxation)):
+        assert [w.shape for w in parts(mixing)] == [a.shape for a in net.alphas()]
+        assert (mixing.edge_normal is None) == (mixing.edge_reduce is None) == (not edge_normalization)
+        for weights in (mixing.normal, mixing.reduce):
+            assert weights.min() >= 0
+            torch.testing.assert_close(weights.sum(1), torch.ones(14, dtype=torch.float64))
+        for weights in parts(mixing)[2:]:
+            sums = torch.stack([part.sum() for part in weights.split([2, 3, 4, 5])])
+            torch.testing.assert_close(sums, torch.ones(4, dtype=torch.float64))
+        directions = [torch.randn_like(weights) for weights in parts(mixing)]
+        loss = sum((d * w).sum() for d, w in zip(directions, parts(mixing), strict=True))
+        assert all(gradient.abs().max() > 0 for gradient in gradients(loss, net.alphas()))
+
+
+@pytest.mark.parametrize("relaxation", VARIANTS, ids=str)
+def test_the_same_draw_gives_the_same_sample_and_the_next_one_another(relaxation: Relaxation) -> None:
+    net, progress, generator = supernet(False), torch.tensor(0.3), torch.Generator().manual_seed(3)
+    first, second = (draw_noise(net, relaxation, progress, generator) for _ in range(2))
+    one, again, other = (sampled_mixing(net, relaxation, progress, draw) for draw in (first, first, second))
+    assert_equal_tensors(parts(one), parts(again))
+    assert torch.equal(one.normal, other.normal) == (first.normal is None)
+    assert first.normal is None or not torch.equal(first.normal, first.reduce)
+
+
+@pytest.mark.parametrize("name", RELAXATIONS)
+def test_the_supernet_starts_from_the_initial_alphas_of_the_relaxation(name: str) -> None:
+    """Drawn after the weights, normal cells first, as the supernet draws its own."""
+    relaxation, drawn = RELAXATIONS[name](), []
+
+    def initial(num_edges: int, num_operations: int) -> torch.Tensor:
+        drawn.append(relaxation.initial(num_edges, num_operations))
+        return drawn[-1]
+
+    options = {"channels": 4, "cells": 3, "num_nodes": 2, "edge_normalization": True}
+    torch.manual_seed(5)
+    net = Supernet(("none", "skip_connect", "sep_conv_3x3"), **options, initial_alphas=initial)
+    assert_equal_tensors([net.alpha_normal, net.alpha_reduce], drawn)
+    if name == "softmax":
+        torch.manual_seed(5)
+        expected = Supernet(("none", "skip_connect", "sep_conv_3x3"), **options)
+        assert_equal_tensors(list(net.parameters()), list(expected.parameters()))
+
+
+@pytest.mark.parametrize("progress", [0.0, 0.25, 1.0])
+@pytest.mark.parametrize("hard", [False, True])
+def test_gumbel_samples_are_those_of_the_formula_with_its_gradient(hard: bool, progress: float) -> None:
+    """softmax((α + g) / τ) with g = -ln(E), E exponential; its gradient is J v, J = (diag(p) - p pᵀ) / τ, in numpy."""
+    net, relaxation = supernet(False), Gumbel(temperature=4.0, temperature_end=0.5, hard=hard)
+    mixing = sampled(net, relaxation, progress, seed=7)
+    generator = torch.Generator().manual_seed(7)
+    temperature = 4.0 + (0.5 - 4.0) * progress
+    for alpha, weights in zip(net.alphas(), (mixing.normal, mixing.reduce), strict=True):
+        noise = -np.log(torch.empty(alpha.shape, dtype=torch.float64).exponential_(generator=generator).numpy())
+        scores = np.exp((alpha.detach().numpy() + noise) / temperature)
+        soft = scores / scores.sum(axis=1, keepdims=True)
+        expected = np.eye(soft.shape[1])[soft.argmax(axis=1)] if hard else soft
+        np.testing.assert_allclose(weights.detach().numpy(), expected, rtol=1e-12, atol=0)
+        direction = torch.randn(alpha.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        v = direction.numpy()
+        gradient = soft * (v - (soft * v).sum(axis=1, keepdims=True)) / temperature
+        actual = torch.autograd.grad((weights * direction).sum(), alpha)[0].numpy()
+        np.testing.assert_allclose(actual, gradient, rtol=1e-9, atol=1e-14)
+
+
+def test_gumbel_samples_an_operation_as_often_as_its_expected_weight_says() -> None:
+    relaxation, generator = Gumbel(hard=True), torch.Generator().manual_seed(0)
+    alphas, progress = torch.tensor([[0.0, 1.0, -1.0]], dtype=torch.float64).expand(20_000, 3), torch.tensor(0.9)
+    found = relaxation.sample(alphas, progress, relaxation.draw(alphas, progress, generator)).mean(dim=0)
+    torch.testing.assert_close(found, relaxation.expected(alphas[0]), rtol=0, atol=0.02)
