@@ -124,9 +124,20 @@ def setting(run: Run, compared: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def option_values(options: Mapping[str, Any], compared: Mapping[str, Any]) -> tuple[Any, ...]:
-    """The values of the options in `compared`, or the defaults where `options` lacks them; hashable."""
-    values = (options.get(name, default) for name, default in compared.items())
-    return tuple(value if isinstance(value, Hashable) else repr(value) for value in values)
+    """The values of the options in `compared`, or the defaults where `options` lacks them, as a key of a dict."""
+    return tuple(_plain(options.get(name, default)) for name, default in compared.items())
+
+
+def _plain(value: Any) -> Hashable:
+    """A value in one form, whether it comes from config.yaml (lists, texts) or is a default (tuples, paths)."""
+    match value:
+        case list() | tuple():
+            return tuple(map(_plain, value))
+        case Path():
+            return str(value)
+        case dict():
+            return tuple((key, _plain(inner)) for key, inner in sorted(value.items()))
+    return value if isinstance(value, Hashable) else repr(value)
 
 
 def machines(runs: Iterable[Run]) -> tuple[str, ...]:
