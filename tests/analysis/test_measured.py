@@ -91,7 +91,10 @@ def test_trainings_with_other_options_are_not_pooled(name: str, tmp_path: Path) 
     make_run(tmp_path / "old", V2, 9.0, seed=0)  # older than the option: it had the default
     make_run(tmp_path / "default", V2, 10.0, seed=1, **{name: COMPARED[name]})
     make_run(tmp_path / "other", V2, 11.0, seed=2, **{name: OTHER_VALUES[name]})
-    assert sorted(sorted(score.seeds) for score in scores(runs_in(tmp_path))) == [[0, 1], [2]]
+    found = scores(runs_in(tmp_path))
+    assert sorted(sorted(score.seeds) for score in found) == [[0, 1], [2]]
+    shown = sorted(score.scale.partition("drop path 0.2")[2].partition(" ")[2].partition(" ")[0] for score in found)
+    assert shown == [name, name]  # the only thing that tells the two
 
 
 @pytest.mark.parametrize(
