@@ -107,7 +107,7 @@ def triton_kernels_on_any_device() -> Iterator[None]:
     """Supernets with native kernels launch Triton's, whatever device they are on."""
     with (
         patch.object(ir, "takes", lambda x: False),
-        patch.object(ir, "computes", lambda x, stages: gpu.supports(stages)),
+        patch.object(ir, "computes", lambda x, stages: gpu.supports(stages) and gpu.fits(stages, x)),
         patch.object(ir, "run", lambda states, *others: gpu.run(join(states), *others)),
     ):
         yield

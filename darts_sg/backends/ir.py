@@ -230,5 +230,5 @@ def computes(x: Tensor, stages: Sequence[Stage]) -> bool:
     if x.device.type == "cuda":
         from darts_sg.backends.triton import run as gpu
 
-        return gpu.takes(x) and gpu.supports(stages)
+        return gpu.takes(x) and gpu.supports(stages) and gpu.fits(stages, x)
     return takes(x)

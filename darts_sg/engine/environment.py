@@ -37,12 +37,14 @@ def choose_device(name: str, ranks: Ranks = ALONE) -> torch.device:
 
 
 def prepare_device(device: torch.device, threads: int | None) -> None:
-    """Set the CPU threads, keep freed memory, and have a GPU choose the same algorithms each time."""
+    """Set the CPU threads, keep freed memory, make a GPU current, and have it choose the same algorithms each time."""
     if threads is not None:
         torch.set_num_threads(threads)
     if device.type == "cpu":
         keep_freed_memory()
     if device.type == "cuda":
+        if device.index is not None:  # Triton launches and new streams are on the current device
+            torch.cuda.set_device(device)
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False
         torch.use_deterministic_algorithms(True, warn_only=True)
@@ -84,6 +86,14 @@ def package_version() -> str:
     """The version of darts_sg, as installed."""
     try:
         return version("darts_sg")
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def triton_version() -> str:
+    """The version of Triton, which compiles the kernels for GPUs."""
+    try:
+        return version("triton")
     except PackageNotFoundError:
         return "not installed"
 
@@ -138,6 +148,7 @@ def describe(device: torch.device, ranks: Ranks = ALONE) -> dict[str, Any]:
         "torch": str(torch.__version__),
         "device": str(device),
         "device_name": device_name(device),
+        **({"triton": triton_version()} if device.type == "cuda" else {}),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "processes": ranks.size,

@@ -66,7 +66,8 @@ class Captured:
         pool = next(iter(self.graphs.values())).graph.pool() if self.graphs else None
         inputs = [torch.empty_like(tensor).copy_(tensor) for tensor in tensors]
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool, stream=self.stream):
+        # thread_local: meanwhile another thread may pin memory for the next batches, which is no error of this capture
+        with torch.cuda.graph(graph, pool=pool, stream=self.stream, capture_error_mode="thread_local"):
             means = self.step(*inputs)
             values = torch.stack([value.detach().float() for value in means.values()])
         self.graphs[key] = _Graph(graph, inputs, list(means), values)

@@ -108,15 +108,11 @@ class SearchJob:
 
     def step(self, epoch: int, step: int) -> StepResult:
         position = epoch * self.steps_per_epoch + step
-        self.rate = self.learning_rate(epoch)
-        set_learning_rate(self.weight_optimizer, self.rate)
+        set_learning_rate(self.weight_optimizer, self.learning_rate(epoch))
         tensors: tuple[Tensor, ...] = self.train[position]
         if epoch >= self.config.alpha_frozen_epochs:
             tensors += self.validation[position]
-        if self.captured is None:
-            means = self._update(*tensors)
-        else:  # the unrolled hypergradient has the learning rate in its launches
-            means = self.captured(None if self.config.hypergradient == "first_order" else self.rate, *tensors)
+        means = self._update(*tensors) if self.captured is None else self.captured(None, *tensors)
         return StepResult(self.train.num_images(position), means)
 
     def _update(self, *tensors: Tensor) -> dict[str, Tensor]:
@@ -350,7 +346,8 @@ class SearchJob:
         self, train_batch: tuple[Tensor, Tensor], validation_batch: tuple[Tensor, Tensor]
     ) -> Hypergradient:
         buffers = [self.weight_optimizer.state[w].get("momentum_buffer") for w in self.weights]
-        virtual = VirtualStep(self.rate, self.config.momentum, self.config.weight_decay, buffers)
+        rate = self.weight_optimizer.param_groups[0]["lr"]  # on a GPU a tensor, which a captured step reads anew
+        virtual = VirtualStep(rate, self.config.momentum, self.config.weight_decay, buffers)
         return self.hypergradient(
             self.objective,
             self.weights,
