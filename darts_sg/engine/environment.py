@@ -43,13 +43,18 @@ def prepare_device(device: torch.device, threads: int | None) -> None:
     if device.type == "cpu":
         keep_freed_memory()
     if device.type == "cuda":
-        if device.index is not None:  # Triton launches and new streams are on the current device
-            torch.cuda.set_device(device)
+        make_current(device)
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False
         torch.use_deterministic_algorithms(True, warn_only=True)
         # memory that nobody reads need not be filled, which is a launch each time
         setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 - typed as a module
+
+
+def make_current(device: torch.device) -> None:
+    """Make a GPU chosen by number the current device: Triton launches and new streams are on that one."""
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
 
 
 def keep_freed_memory() -> None:

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -170,6 +171,7 @@ def shared_memory(C: int, Co: int, value_size: int) -> int:
     return value_size * (CP * CoP + Grid.pixels_at_a_time(min(CP, CoP)) * (CP + CoP))
 
 
+@cache
 def shared_memory_limit(device: torch.device) -> float:
     """Bytes of shared memory that a program can have; without limit where kernels are interpreted on a CPU."""
     if device.type != "cuda":
