@@ -482,7 +482,8 @@ def autocast(config: RunConfig, device: torch.device) -> torch.autocast:
 def _warn_of_other_code(run: RunDir, setting: Setting) -> None:
     """Warn if versions, code or number of processes differ from those that a resumed run was started with."""
     then, now = setting.earlier["environment"], setting.environment
-    then = {"processes": 1, **then}
-    for key in ("darts_sg", "git", "torch", "kernels", "processes"):
+    # runs of earlier versions did not record all of these
+    then = {"processes": 1, **{key: now.get(key) for key in ("device_name", "triton")}, **then}
+    for key in ("darts_sg", "git", "torch", "kernels", "processes", "device_name", "triton"):
         if then.get(key) != now.get(key):
             run.warn(f"this run was started with {key} {then.get(key)}, now it is {now.get(key)}: the bits may differ")

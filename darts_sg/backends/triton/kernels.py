@@ -65,6 +65,13 @@ def _runs(block, N, H: tl.constexpr, W: tl.constexpr, Q: tl.constexpr, BP: tl.co
 
 
 @triton.jit
+def _pixels_before(run, rows, W, Q):
+    """How many pixels lie in the runs before this one: runs of Q pixels, `rows` rows of W pixels in all."""
+    across = (W + Q - 1) // Q
+    return tl.minimum(run // across, rows) * W + tl.where(run // across < rows, run % across * Q, 0)
+
+
+@triton.jit
 def _inside(row, w, OFFSET: tl.constexpr, STEP: tl.constexpr, W: tl.constexpr):
     """Whether there is the column w + OFFSET, w being a multiple of STEP, of the rows that are there."""
     if OFFSET < 0 or OFFSET >= STEP or W % STEP != 0:
@@ -199,7 +206,7 @@ def stage_forward(
     K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, POOL: tl.constexpr, POINTWISE: tl.constexpr,
     NORM: tl.constexpr, ACTIVATION: tl.constexpr, A: tl.constexpr,
 ):  # fmt: skip
-    """y before its BatchNorm, and this program's part of its sums and sums of squares over pixels: part (G, 2, M)."""
+    """y before its BatchNorm; and, of each program's pixels, mean and sum of squared deviations: part (G, 2, M)."""
     g, e = tl.program_id(0), tl.program_id(1)
     c, co = tl.arange(0, CP), tl.arange(0, CoP)
     source = e // shared_by if FIRST else e
@@ -211,6 +218,9 @@ def stage_forward(
         place = e * Co * C + co[None, :] * C + c[:, None]
         matrix = tl.load(pointwise + place, mask=(co < Co)[None, :] & (c < C)[:, None], other=0.0)
     total, squares = tl.zeros((BP, CoP), A), tl.zeros((BP, CoP), A)
+    # Each of the BP lanes sums up deviations from its first pixel: from sums of the values and of their squares, the
+    # variance would be lost where the mean is much larger than the deviation.
+    pivot, seen = tl.zeros((BP, CoP), A), tl.zeros((BP,), tl.int32)
     for step in range(rounds):
         there, n, ho, wo = _runs(g * rounds + step, N, Ho, Wo, Q, BP)
         line = _places(x, n, ho * STRIDE, wo * STRIDE, c, images, W, IN_PIXEL)
@@ -231,26 +241,45 @@ def stage_forward(
             if POOL == MAX_POOL:
                 chosen = _places(winner, n * E + e, ho, wo, co, Ho * Wo, Wo, Co)
                 tl.store(chosen + q * Co, winners[q].to(tl.int8), mask=mask)
-            out = tl.where(mask, held.to(A), 0.0)
+            out = held.to(A)
+            if q == 0:
+                pivot = tl.where(mask & (step == 0), out, pivot)
+            out = tl.where(mask, out - pivot, 0.0)
             total += out
             squares += out * out
-    _write_sums(part + g * 2 * part_M + part_at + e * Co, part_M, co, Co, total, squares)
+        seen += tl.where(there, tl.minimum(Wo - wo, Q), 0)
+    # Mean and sum of squared deviations of each lane, then of the program (Chan, Golub, LeVeque 1983).
+    count = seen[:, None].to(A)
+    off = total / tl.maximum(count, 1.0)
+    squares = tl.maximum(squares - off * off * count, 0.0)
+    means = pivot + off
+    mean = tl.sum(means * count, 0) / tl.maximum(tl.sum(seen, 0), 1).to(A)
+    off = means - mean[None, :]
+    place = part + g * 2 * part_M + part_at + e * Co + co
+    tl.store(place, mean, mask=co < Co)
+    tl.store(place + part_M, tl.sum(squares + off * off * count, 0), mask=co < Co)
 
 
-@triton.jit(do_not_specialize=["M", "G", "count"])
+@triton.jit(do_not_specialize=["M", "G", "count", "rows", "W", "Q", "runs"])
 def statistics(
-    part, norm, stats, M, G, count, EPS: tl.constexpr, B: tl.constexpr, R: tl.constexpr, A: tl.constexpr
+    part, norm, stats, M, G, count, rows, W, Q, runs,
+    EPS: tl.constexpr, B: tl.constexpr, R: tl.constexpr, A: tl.constexpr,
 ):  # fmt: skip
-    """From the parts (G, 2, M) of the sums: norm (2, M), y · norm[0] + norm[1] being normalised; stats (2, M), the mean
-    and the unbiased variance."""
+    """Combines the parts (G, 2, M) of `stage_forward`, each for `runs` runs of Q of the `rows` · W pixels.
+
+    norm (2, M): y · norm[0] + norm[1] is normalised. stats (2, M): the mean and the unbiased variance.
+    """
     m = tl.program_id(0) * B + tl.arange(0, B)
     total, squares = tl.zeros((B,), tl.float64), tl.zeros((B,), tl.float64)
     for start in range(0, G, R):
         g = start + tl.arange(0, R)
         at = part + g[:, None] * 2 * M + m[None, :]
         mask = (g < G)[:, None] & (m < M)[None, :]
-        total += tl.sum(tl.load(at, mask=mask, other=0.0).to(tl.float64), 0)
-        squares += tl.sum(tl.load(at + M, mask=mask, other=0.0).to(tl.float64), 0)
+        pixels = (_pixels_before((g + 1) * runs, rows, W, Q) - _pixels_before(g * runs, rows, W, Q)).to(tl.float64)
+        # in float64 the squares of the parts' means are exact enough to be subtracted from each other
+        means = tl.load(at, mask=mask, other=0.0).to(tl.float64)
+        total += tl.sum(pixels[:, None] * means, 0)
+        squares += tl.sum(tl.load(at + M, mask=mask, other=0.0).to(tl.float64) + pixels[:, None] * means * means, 0)
     mean = total / count
     variance = tl.maximum(squares / count - mean * mean, 0.0)
     inverse = 1.0 / tl.sqrt(variance + EPS)

@@ -4,9 +4,12 @@ The stages of one depth of all operations share what is small: their statistics 
 gradients need another.
 """
 
+import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -64,12 +67,17 @@ class Grid(NamedTuple):
         cls, rows: int, W: int, edges: int, channels: int, *, Q: int | None = None, rounds: int | None = None
     ) -> "Grid":
         """For so many rows of W pixels, of all images."""
-        BP = max(16, TILE // channels)
+        BP = cls.pixels_at_a_time(channels)
         Q = Q or max(2, min(LONGEST, 128 // channels))
         blocks = triton.cdiv(rows * triton.cdiv(W, Q), BP)
         rounds = rounds or triton.cdiv(blocks, max(1, PROGRAMS // edges))
         warps = max(4, min(16, BP * channels // (32 * PER_THREAD)))
         return cls(triton.cdiv(blocks, rounds), rounds, BP, Q, warps)
+
+    @staticmethod
+    def pixels_at_a_time(channels: int) -> int:
+        """BP; `tl.dot` takes 16 at least."""
+        return max(16, TILE // channels)
 
     def pixels(self) -> dict[str, Any]:
         """For a kernel that works on pixels, not on runs (Q = 1)."""
@@ -145,6 +153,33 @@ def supports(stages: Sequence[FusedStage]) -> bool:
     return plain and (stages[0].pool is not None or stages[0].depthwise is not None)
 
 
+def fits(stages: Sequence[FusedStage], x: Tensor) -> bool:
+    """Whether the 1×1 convolutions of these stages fit into the shared memory of x's device, in x's precision."""
+    layers = [stage.pointwise for stage in stages if stage.pointwise is not None]  # with a group for each edge
+    sizes = [(layer.in_channels // layer.groups, layer.out_channels // layer.groups) for layer in layers]
+    limit = shared_memory_limit(x.device)
+    return all(shared_memory(C, Co, _arithmetic(x)[0].itemsize) <= limit for C, Co in sizes)
+
+
+def shared_memory(C: int, Co: int, value_size: int) -> int:
+    """Bytes of shared memory that a program of a stage with a 1×1 convolution needs, forward or backward, at most.
+
+    `tl.dot` holds the whole matrix there, (CP, CoP), and in the weights' gradient both of its factors, (BP, CP) and
+    (BP, CoP).
+    """
+    CP, CoP = _padded(C), _padded(Co)
+    return value_size * (CP * CoP + Grid.pixels_at_a_time(min(CP, CoP)) * (CP + CoP))
+
+
+@cache
+def shared_memory_limit(device: torch.device) -> float:
+    """Bytes of shared memory that a program can have; without limit where kernels are interpreted on a CPU."""
+    if device.type != "cuda":
+        return math.inf
+    properties = torch.cuda.get_device_properties(device)
+    return getattr(properties, "shared_memory_per_block_optin", properties.shared_memory_per_block)
+
+
 def taps(weight: Tensor) -> Tensor:
     """A depthwise weight (E · C, 1, K, K) tap by tap, (K, K, 1, E · C): no copy of one that `lay_out` laid out."""
     return weight.permute(2, 3, 1, 0).contiguous()
@@ -201,7 +236,9 @@ def compile_ahead(passes: Callable[[], object], device: torch.device) -> int:
         passes()
     finally:
         found = list(_recorded.pop().values())
-    with ThreadPoolExecutor(initializer=torch.cuda.set_device, initargs=(device.index or 0,)) as threads:
+    with ThreadPoolExecutor(
+        compile_threads(), initializer=torch.cuda.set_device, initargs=(device.index or 0,)
+    ) as threads:
         compiled = [threads.submit(one.warmup, *plain, grid=(1,), **sizes) for one, plain, sizes in found]
         try:
             for kernel in compiled:
@@ -211,6 +248,13 @@ def compile_ahead(passes: Callable[[], object], device: torch.device) -> int:
             reason = f"Triton {triton.__version__} cannot compile its kernels: {first_line(error)}"
             raise Unavailable(reason) from error
     return len(found)
+
+
+def compile_threads() -> int:
+    """Threads that compile kernels: this process's share of the machine, on which torchrun starts several that all
+    compile the same kernels at the same time."""
+    everywhere = min(32, (os.cpu_count() or 1) + 4)
+    return max(1, everywhere // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def _arithmetic(x: Tensor) -> tuple[torch.dtype, Any]:
@@ -333,7 +377,7 @@ class _Forward:
                     self._stage(stage, one, Source.of(operations.each[o], x, T, before), result, part)
                     self.results[o].append(result)
                     at += one.E * one.Co
-                self._normalise([stage for _, stage in members], part, group, eps, training, A)
+                self._normalise([stage for _, stage in members], shapes[0], part, group, eps, training, A)
         for momentum, pairs in self.running.items():
             torch._foreach_lerp_([statistic for statistic, _ in pairs], [found for _, found in pairs], momentum)
 
@@ -351,9 +395,19 @@ class _Forward:
         )  # fmt: skip
 
     def _normalise(
-        self, stages: Sequence[FusedStage], part: Tensor, group: Group, eps: float, training: bool, A: Any
+        self,
+        stages: Sequence[FusedStage],
+        one: Geometry,
+        part: Tensor,
+        group: Group,
+        eps: float,
+        training: bool,
+        A: Any,
     ) -> None:
-        """Fill in the group's BatchNorms, and note what their running statistics shall take in."""
+        """Fill in the group's BatchNorms, and note what their running statistics shall take in.
+
+        one: the geometry of any of the stages, whose outputs are of one size.
+        """
         norms = [stage.norm for stage in stages if stage.norm is not None]
         if not training:
             mean, variance = (torch.cat([getattr(norm, name) for norm in norms]) for name in RUNNING)
@@ -362,8 +416,10 @@ class _Forward:
             return
         stats, B = torch.empty_like(group.norm), 16
         sizes = {"EPS": eps, "B": B, "R": 128, "A": A}
+        grid = group.grid
         arguments = part, group.norm, stats, group.channels, len(part), float(group.count)
-        launch(kernels.statistics, (triton.cdiv(group.channels, B),), *arguments, **sizes)
+        pixels = one.N * one.Ho, one.Wo, grid.Q, grid.rounds * grid.BP
+        launch(kernels.statistics, (triton.cdiv(group.channels, B),), *arguments, *pixels, **sizes)
         for name, row in zip(RUNNING, stats.to(cast(Tensor, norms[0].running_mean).dtype), strict=True):
             for norm, found in zip(norms, row.split([norm.num_features for norm in norms]), strict=True):
                 self.running.setdefault(cast(float, norm.momentum), []).append((getattr(norm, name), found))
