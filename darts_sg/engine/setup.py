@@ -97,7 +97,7 @@ def prepare(config: RunConfig, earlier: dict[str, Any]) -> Setting:
 
 
 def split_training_set(data: Dataset, sizes: Sequence[int], config: RunConfig) -> list[Images]:
-    """Disjoint class-balanced parts of the training images, of the given sizes."""
+    """Disjoint class-balanced parts of the training images, of the given sizes; None of size 0 is looked at."""
     total = len(data.train)
     if sum(sizes) > total:
         raise UsageError(
@@ -109,7 +109,7 @@ def split_training_set(data: Dataset, sizes: Sequence[int], config: RunConfig) -
 
 
 def train_batches(images: Images, config: RunConfig, setting: Setting, stream: str) -> TrainBatches:
-    """This rank's shares of the training batches of a stream. UsageError if a batch is too small to share."""
+    """This rank's shares of the training batches of a stream. UsageError if a batch is too small to be shared."""
     augment, ranks = Augment(cutout_length=config.cutout_length, colour_jitter=config.colour_jitter), setting.ranks
     batches = TrainBatches(
         images, setting.data.spec, config.batch_size, augment, config.seed, stream, ranks.rank, ranks.size
@@ -126,18 +126,15 @@ def train_batches(images: Images, config: RunConfig, setting: Setting, stream: s
 def batches_to_evaluate(
     images: Images, config: RunConfig, setting: Setting, times: int = 1
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """This rank's shares of the images, each image once.
-
-    A batch has at most 250 images, and at most `times` those of a training step: if a step fits into memory, so does
-    the evaluation.
-    """
+    """This rank's shares of the images, each image once: at most 250 at a time, and at most `times` as many as in a
+    training step, so that what fits into memory for a step fits here, too."""
     ranks = setting.ranks
     size = max(1, min(EVALUATION_BATCH, config.batch_size // ranks.size * times))
     return evaluation_batches(images, setting.data.spec, size, ranks.rank, ranks.size)
 
 
 def refuse_single_images(batches: TrainBatches, forward: Callable[[Tensor], object]) -> None:
-    """UsageError if a batch is a single image and a BatchNorm would see 1×1 features of it, that is one value.
+    """UsageError if a batch is a single image, and one of the BatchNorms has features of 1×1 pixels to normalise there.
 
     Only the last batch of an epoch can be that small. `forward` builds the network and runs it on images (N, C, H, W)
     in train mode; it is called on PyTorch's meta device, without values.
@@ -159,7 +156,7 @@ def refuse_single_images(batches: TrainBatches, forward: Callable[[Tensor], obje
 
 
 def trial_batch(images: Images, config: RunConfig, setting: Setting, batch_size: int) -> tuple[Tensor, Tensor]:
-    """This rank's share of a batch of `batch_size`, to try whether a step fits into memory."""
+    """This rank's share of a batch of `batch_size`, to try whether a step of it fits into memory."""
     ranks = setting.ranks
     return TrainBatches(
         images, setting.data.spec, batch_size, Augment(), config.seed, "weights", ranks.rank, ranks.size
@@ -473,7 +470,7 @@ def compile_parts(parts: Iterable[torch.nn.Module], device: torch.device) -> Non
 
 
 def captures(config: SearchConfig, setting: Setting) -> bool:
-    """Whether steps are captured as CUDA graphs: on a CUDA GPU, unless --capture or another option forbids it."""
+    """Whether the steps are captured: on a CUDA GPU, unless they say otherwise or do what cannot be captured."""
     alone = setting.ranks.size == 1 and not config.penalties() and not config.compile
     return config.capture and alone and setting.device.type == "cuda"
 
