@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, NoReturn, TypeVar, get_type_hints
 import yaml
 from jsonargparse import ArgumentParser
 
+from darts_sg import process
 from darts_sg.config import (
     JOBS,
     AugmentConfig,
@@ -251,7 +252,7 @@ def _carry_out(invocation: Invocation) -> None:
     elif isinstance(config, SearchConfig):
         from darts_sg.engine.search import run_search
 
-        run_search(config, resume=resume, dry=dry)
+        run_search(config, resume=resume, dry=dry, started=process.started())
     elif isinstance(config, AugmentConfig) and evaluate is not None:
         from darts_sg.engine.evaluation import run_evaluation
 
@@ -259,4 +260,4 @@ def _carry_out(invocation: Invocation) -> None:
     elif isinstance(config, AugmentConfig):
         from darts_sg.engine.augment import run_augment
 
-        run_augment(config, resume=resume, dry=dry)
+        run_augment(config, resume=resume, dry=dry, started=process.started())
