@@ -37,17 +37,17 @@ class RunConfig:
     """What search and augment have in common."""
 
     recipe: str = option("", "Run")
-    """Named set of options to start from; the options given beside it win."""
+    """Named set of options to start from; other options override it."""
     run_dir: Path | None = option(None, "Run", free=True)
-    """Folder of this run; it must not exist yet, but with torchrun --max-restarts, where a run of the same options is
+    """Folder of this run, which must not exist yet; with torchrun --max-restarts a run of the same options there is
     continued. Default: a new folder under runs/."""
     seed: int = option(0, "Run")
-    """Seed of everything random: the same seed gives the same bits on the same machine."""
+    """Random seed: the same seed gives the same bits on the same machine."""
     device: str = option("auto", "Run", free=True)
-    """Device to run on: cpu, cuda, cuda:1, mps, …; auto takes a GPU if there is one. Of several processes (torchrun)
-    each takes a GPU of its own."""
+    """Device to run on: cpu, cuda, cuda:1, mps, …; auto takes a GPU if there is one. With torchrun each process takes a
+    GPU of its own."""
     threads: int | None = option(None, "Run", free=True)
-    """CPU threads of a process. Default: one a core, with torchrun one. The last bits of a result depend on it, so a
+    """CPU threads per process. Default: one per core, with torchrun one. The last bits of a result depend on it, so a
     resumed run keeps its own."""
     time_budget: float | None = option(None, "Run", free=True)
     """Minutes after the start of the process at which the run saves a checkpoint and ends, to be continued with
@@ -63,19 +63,19 @@ class RunConfig:
     data: Path = option(Path("data"), "Data", free=True)
     """Folder that holds the data set, and that it is downloaded to."""
     data_note: str = option("", "Data")
-    """Remark that is repeated beside every figure measured on this data, such as 'CIFAR-10 (JPEG q75)'."""
+    """Remark to print with every result measured on this data, such as 'CIFAR-10 (JPEG q75)'."""
     image_size: int | None = option(None, "Data")
-    """Side in pixels to which the images of --dataset folder or imagenet are brought. Default: chosen from the images;
-    imagenet 224."""
+    """Side in pixels to which images of --dataset folder or imagenet are resized. Default: chosen from the images of
+    folder; 224 for imagenet."""
     workers: int | None = option(None, "Data", free=True)
     """Processes that read the files of --dataset imagenet ahead, for each stream of batches; 0 for none. Fewer are
     started where their batches would take more than 1/8 of the memory available. Default: one a core."""
     damaged: Literal["skip", "stop"] = option("skip", "Data", free=True)
-    """What to do about an image of --dataset imagenet that cannot be decoded. skip: name it, train on the next one in
-    its stead, leave it out of a test. stop: name it and end the run."""
+    """What to do about an image of --dataset imagenet that cannot be decoded. skip: warn, train on the next one, leave
+    it out of tests. stop: name it and end the run."""
     reduced_decoding: bool = option(False, "Data")
-    """Decode the JPEGs of --dataset imagenet at 1/2, 1/4 or 1/8 of their size where that is still larger than what is
-    made of them: faster, with slightly other pixels."""
+    """Decode JPEGs of --dataset imagenet at 1/2, 1/4 or 1/8 of their size if that is large enough for --image-size:
+    faster, with slightly different pixels."""
     train_images: int | None = option(None, "Data")
     """Number of training images: a seeded, class-balanced subset."""
     validation_images: int | None = option(None, "Data")
@@ -83,8 +83,8 @@ class RunConfig:
     cutout_length: int = option(0, "Data")
     """Side in pixels of the square cut out of each training image; 0 for none."""
     colour_jitter: float = option(0.0, "Data")
-    """Change brightness, contrast and saturation of training images by factors within 1 ± this, the hue by up to half
-    of it (in turns), in random order; 0 for none."""
+    """Strength s of the colour jitter of training images: brightness, contrast and saturation change by factors within
+    1 ± s, the hue by up to s/2 turns, in random order; 0 for none."""
 
     epochs: int = option(1, "Training")
     """Number of epochs."""
