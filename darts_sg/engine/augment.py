@@ -5,6 +5,7 @@ What the network is trained for, its loss, measures and results, is the task's (
 
 import functools
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -386,6 +387,7 @@ def run_augment(
 
     Raises UsageError for what cannot be done as asked, RunError (Stopped when told to stop) for a run that ends early.
     """
+    started = time.monotonic() if started is None else started  # before data are loaded and kernels compiled
     run, earlier = open_run(resume, "augment")
     if run is not None and (run.path / "result.json").is_file():
         print(f"{run.path} is finished: {run.path / 'result.json'}, {run.path / 'report.md'}")

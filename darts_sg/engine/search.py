@@ -2,6 +2,7 @@
 
 import functools
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
@@ -413,6 +414,7 @@ def run_search(
 
     Raises UsageError for what cannot be done as asked, RunError (Stopped when told to stop) for a run that ends early.
     """
+    started = time.monotonic() if started is None else started  # before data are loaded and kernels compiled
     run, earlier = open_run(resume, "search")
     if run is not None and (run.path / "genotype.yaml").is_file():
         print(f"{run.path} is finished: {run.path / 'genotype.yaml'}, {run.path / 'report.md'}")

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from darts_sg import plugins, process
+from darts_sg import plugins
 from darts_sg.backends.cpp import build
 from darts_sg.config import RunConfig, SearchConfig
 from darts_sg.data import Dataset, Images, Reading, load_dataset
@@ -186,7 +186,7 @@ def run_job(
     prepare_run: writes the files that the folder holds from the start. finish: writes the result.
     callbacks: functions of the rows of metrics.csv, or objects with methods of a logger (loggers.CallbackLogger).
     stop: an event that ends the run early, with everything saved. started: when the time budget begins, on the clock
-    of time.monotonic; by default at the start of the process.
+    of time.monotonic: the start of the process for a command, by default now.
     """
     ranks = setting.ranks
     chosen = chosen_loggers(config.logger, callbacks)
@@ -199,7 +199,7 @@ def run_job(
     if config.time_budget is None:
         deadline = None
     else:
-        deadline = (process.started() if started is None else started) + 60 * config.time_budget
+        deadline = (time.monotonic() if started is None else started) + 60 * config.time_budget
     loop = Loop(
         job,
         run,
