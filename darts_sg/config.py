@@ -66,7 +66,7 @@ class RunConfig(metaclass=ConfigType):
     """CPU threads per process. The last bits of a result depend on it, so a resumed run keeps its own. Default: one per
     core, with torchrun one."""
     time_budget: float | None = option(None, "Run", free=True, infinite=True)
-    """Minutes after which the run saves a checkpoint and exits; continue it with --resume."""
+    """Minutes after which the run saves a checkpoint and ends, to be continued with --resume."""
     checkpoint_minutes: float = option(10.0, "Run", free=True, infinite=True)
     """Minutes between checkpoints within an epoch. Each epoch ends with a checkpoint in any case."""
 
@@ -80,8 +80,8 @@ class RunConfig(metaclass=ConfigType):
     """Side in pixels to resize the images of --dataset folder or imagenet to. Default: chosen from the images; 224 for
     imagenet."""
     workers: int | None = option(None, "Data", free=True)
-    """Worker processes that prefetch the files of --dataset imagenet, per stream of batches; 0 for none. Default: one
-    per core."""
+    """Processes that read the files of --dataset imagenet ahead, for each stream of batches; 0 for none. Default: one
+    a core."""
     damaged: Literal["skip", "stop"] = option("skip", "Data", free=True)
     """How to treat an image of --dataset imagenet that cannot be decoded. skip: report it, train on the next image
     instead, leave it out of the test. stop: report it and end the run."""
@@ -195,27 +195,26 @@ class SearchConfig(RunConfig):
     hypergradient: str = option("first_order", "Search")
     """How to compute the gradient of the alphas: first_order, or unrolled (second order)."""
     penalty: str = option("", "Search")
-    """Penalty on the expected size of the derived network, added to the loss of the alphas: params:WEIGHT or
-    macs:WEIGHT, such as params:0.1. The weight multiplies the expected size relative to that of uniform mixing weights;
-    with a target, the excess relative to the target. Sizes are for CIFAR at C=36, 20 cells, ImageNet at C=48, 14
-    cells."""
+    """Penalty on the expected size of the derived network (CIFAR, C=36, 20 cells; ImageNet, C=48, 14 cells), added to
+    the loss of the alphas: params:0.1 or macs:0.1. The weight multiplies the expected size in units of that of even
+    mixing weights, or with a target what is above it, in units of the target."""
     target_params: str = option("", "Search")
-    """Upper bound on the parameters of the derived network, such as 2.45M. The genotype is derived within the bound,
-    and a penalty of weight 1 (or that of --penalty) steers towards it."""
+    """Parameters that the derived network (of that size) may have at most, such as 2.45M: a penalty of weight 1,
+    unless --penalty says otherwise, and the genotype is derived within the bound."""
     target_macs: str = option("", "Search")
     """Upper bound on the multiply-adds (MACs) of the derived network, such as 600M; works as --target-params."""
     recompute: bool = option(False, "Search", free=True)
-    """Recompute each cell in the backward pass instead of storing its activations: a fraction of the memory, the same
-    bits, somewhat more time."""
+    """Compute each cell again in the backward pass instead of keeping what is in it: a fraction of the memory, the
+    same bits, somewhat more time."""
     capture: bool = option(True, "Search", free=True)
-    """On a CUDA GPU, capture a step once as a CUDA graph and replay it: the same bits, without waiting for Python. Not
-    with several processes, penalties or --compile."""
+    """On a CUDA GPU, capture the launches of a step once, as a CUDA graph, and replay them: the same bits, without
+    waiting for Python. Not with several processes, penalties or --compile, which run launch by launch."""
     relaxation: str = option("softmax", "Search")
-    """How to turn alphas into mixing weights: softmax."""
+    """How alphas become mixing weights: softmax."""
     partial_channels: int = option(1, "Search")
-    """K of PC-DARTS: send only 1/K of the channels through the candidate operations."""
+    """K: only 1/K of the channels pass through the candidate operations (PC-DARTS)."""
     edge_normalization: bool = option(False, "Search")
-    """Learn a weight for each edge as well as for its operations (PC-DARTS)."""
+    """Learn a weight for each edge beside those of its operations (PC-DARTS)."""
     alpha_learning_rate: float = option(3e-4, "Search")
     """Learning rate of the alphas' Adam."""
     alpha_weight_decay: float = option(1e-3, "Search")
@@ -223,17 +222,17 @@ class SearchConfig(RunConfig):
     alpha_frozen_epochs: int = option(0, "Search")
     """Number of epochs at the start in which only the weights are trained."""
     eigenvalue_every: int = option(0, "Search", free=True)
-    """Measure the dominant eigenvalue of the validation loss's Hessian with respect to the alphas every N epochs and
-    after the last; 0 for never. A growing eigenvalue announces a collapse of the search (RobustDARTS). Measured on one
-    fixed batch of at most 64 validation images, in float64; does not change the run. Costs about 10 steps of the same
-    batch size with the native kernels, several times more with --kernels pytorch on a CPU."""
+    """Measure the dominant eigenvalue of the validation loss's Hessian in the alphas after every so many epochs, and
+    after the last; 0 for never. Where it grows, a search is about to collapse (RobustDARTS). On one fixed batch of at
+    most 64 validation images, in float64; changes nothing else of the run. Takes as long as about 10 steps of the same
+    batch size with the native kernels, several times longer with --kernels pytorch on a CPU."""
     stop_eigenvalue: float | None = option(None, "Search")
-    """Stop early when old eigenvalue / new eigenvalue falls below this ratio, and return the genotype of the old epoch.
-    Both are means over 5 epochs, 5 epochs apart; not before epoch 11. RobustDARTS: 0.75. Needs --eigenvalue-every 1.
+    """End the search once the eigenvalue, averaged over 5 epochs, was less than this many times as large 5 epochs
+    before, and return the genotype of then, but none before epoch 11. RobustDARTS: 0.75. Needs --eigenvalue-every 1.
     Default: never."""
     stop_skips: int | None = option(None, "Search")
-    """Stop early when the normal cell derived after an epoch has more skip connections than this, and return the last
-    genotype within the limit. A search that starts above the limit continues. Default: never."""
+    """End the search once the normal cell derived after an epoch has more skip connections than this, and return the
+    last genotype that has not. A search that has more from the start goes on. Default: never."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -260,7 +259,7 @@ class SearchConfig(RunConfig):
         RELAXATIONS[self.relaxation]
 
     def penalties(self) -> dict[str, tuple[float, int | None]]:
-        """(weight, target) of each penalty that is asked for, by name: params, macs. UsageError if one is malformed."""
+        """(weight, target) of the penalty on either size, params and macs, that is asked for; UsageError if unclear."""
         found: dict[str, tuple[float, int | None]] = {}
         for name in PENALTIES:
             target = getattr(self, f"target_{name}")
@@ -276,9 +275,9 @@ class SearchConfig(RunConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig(RunConfig):
-    """Options of augment, which trains the network of a genotype or a model (defaults: DARTS paper, appendix A.1.2).
+    """Options of the training of the network of a genotype, or of a model (defaults: DARTS paper, appendix A.1.2).
 
-    The options in CELL_DEFAULTS apply to the cells of a genotype: None for a model.
+    The options in CELL_DEFAULTS are of the cells of a genotype: None for a model.
     """
 
     recipe: str = option("darts", "Run")
@@ -288,8 +287,8 @@ class AugmentConfig(RunConfig):
     """Model to train instead of a genotype: mobilenext_1.0, mobilenetv2_0.5, … (see python -m darts_sg models). Models
     have no cells, no auxiliary head and no drop path."""
     finetune: str = option("", "Network")
-    """Weights file (weights.safetensors of an earlier run) to start from, on another data set or with other options.
-    The network is the file's, with a new classifier if the number of classes differs."""
+    """Weights file (weights.safetensors of an earlier run) to start from, on another data set or with other options:
+    the network is that of the file, with a new classifier where the number of classes is another."""
     network: NetworkShape = option("cifar", "Network")
     """Shape of the network. cifar: stem at full resolution; a model ends at 1/8 of the resolution. imagenet: the stem
     of cells reduces by 8; a model ends at 1/32 of the resolution."""
@@ -301,33 +300,33 @@ class AugmentConfig(RunConfig):
     batch_size: int = option(96, "Training")
     cutout_length: int = option(16, "Data")
     validation_images: int | None = option(None, "Data")
-    """Number of training images to hold out for choosing the best epoch. Default: none; the best epoch is then chosen
-    on the test set, and the results say so."""
+    """Images held out of the training set, to choose the best epoch on. Default: none; then the best epoch is
+    chosen on the test set, and said to be."""
     schedule: Literal["cosine", "linear", "exponential"] = option("cosine", "Training")
-    """Schedule of the learning rate from --learning-rate to --learning-rate-min: half a cosine, a straight line, or the
-    same factor each epoch."""
+    """How the learning rate goes from --learning-rate to --learning-rate-min over the epochs: as half a cosine, on a
+    line, or by the same factor each epoch."""
     warmup_epochs: int = option(0, "Training")
-    """Number of epochs at the start over which the learning rate rises linearly to --learning-rate; the schedule
-    follows from there."""
+    """Epochs at the start over which the learning rate rises linearly to --learning-rate, before the schedule goes
+    on."""
     learning_rate_batch: int | None = option(None, "Training")
-    """Reference batch size of the learning rates: they are scaled by --batch-size over this. Default: no scaling."""
+    """Batch size that the learning rates are meant for: with another --batch-size they are scaled in proportion.
+    Default: they are meant for any."""
     keep_every: int | None = option(None, "Run", free=True)
-    """Also keep weights and checkpoint every N epochs: weights_epoch_0010.safetensors and so on, and
-    checkpoints/epoch_0010_step_000000.pt. --resume continues from the newest checkpoint; to go back to an earlier one,
-    remove the newer ones and result.json. Default: the weights of the last and the best epoch, and the newest two
+    """Keep weights and checkpoint after every so many epochs, too: weights_epoch_0010.safetensors and so on, and
+    checkpoints/epoch_0010_step_000000.pt. --resume goes on from the newest checkpoint there is: take newer ones away,
+    and result.json, to go back to one. Default: weights of the last and of the best epoch, and the newest two
     checkpoints."""
     label_smoothing: float = option(0.0, "Training")
-    """Share of each label to spread over all classes in the training loss, including the reported one."""
+    """Share of each label that is spread over all classes in the training loss, also in the one that is reported."""
     auxiliary_weight: float | None = option(None, "Training")
-    """Weight of the auxiliary head's loss, for a genotype; 0 for no auxiliary head. Default: 0.4."""
+    """Weight of the loss of a genotype's auxiliary head; 0 for no auxiliary head. Default: 0.4."""
     sync_batchnorm: bool = option(False, "Training")
-    """On several GPUs, normalise by the statistics of the whole batch instead of each process's share."""
+    """Normalise by the statistics of the whole batch instead of each process' share of it (on several GPUs)."""
     ema: float = option(0.0, "Training")
-    """Decay of an exponential moving average (EMA) of the weights and BatchNorm statistics, updated after each step and
-    tested alongside the weights: 0.9999 averages over about the last 10,000 steps. 0 for none."""
+    """Decay of an exponential moving average (EMA) of the weights and of BatchNorm's statistics, updated after each
+    step and tested beside the weights themselves: 0.9999 averages over about the last 10,000 steps. 0 for none."""
     drop_path_prob: float | None = option(None, "Training")
-    """Probability of drop path in the last epoch, in the cells of a genotype; it grows linearly from 0. Default:
-    0.2."""
+    """Probability of drop path in the cells of a genotype in the last epoch; it grows linearly from 0. Default: 0.2."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
