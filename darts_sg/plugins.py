@@ -33,7 +33,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from darts_sg.errors import UsageError, first_line
-from darts_sg.registry import HOOKS, NameTaken, Registration, registering
+from darts_sg.registry import HOOKS, PLUGGED, NameTaken, Registration, registering
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -41,8 +41,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 GROUP = "darts_sg.plugins"
-PREFIX = "darts_sg.plugged_"
-"""Module names of plug-in files: PREFIX, the file's stem, and the start of its hash."""
 FILES_VARIABLE = "DARTS_SG_PLUGIN_FILES"
 """Environment variable by which spawned data workers find the plug-in files of their parent."""
 HASH_DIGITS = 12  # of a hash in messages and module names
@@ -103,7 +101,7 @@ def load(file: str | Path) -> Plugin:
                     f"plug-in {file} has changed since this process loaded it; start a new process (in a notebook, "
                     "restart the kernel)"
                 )
-        name = PREFIX + "".join(c if c.isalnum() else "_" for c in path.stem) + f"_{digest[:HASH_DIGITS]}"
+        name = PLUGGED + "".join(c if c.isalnum() else "_" for c in path.stem) + f"_{digest[:HASH_DIGITS]}"
         with registering(path.name) as registration:
             _execute(name, path, content, file)
             try:
@@ -398,7 +396,7 @@ class _WorkerFinder(importlib.abc.MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if not fullname.startswith(PREFIX):
+        if not fullname.startswith(PLUGGED):
             return None
         for file in filter(None, os.environ.get(FILES_VARIABLE, "").split(os.pathsep)):
             plugin = Path(file)

@@ -5,6 +5,7 @@ installed plug-ins (darts_sg.plugins) before it lists its names or says that one
 """
 
 import difflib
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
@@ -13,6 +14,8 @@ from darts_sg.errors import LONGEST_VALUE, UsageError, quoted
 
 T = TypeVar("T")
 
+PLUGGED = "darts_sg.plugged_"
+"""Module names of plug-in files start with this."""
 PLUGIN_HINT = "; a plug-in that has it is loaded with --plugin FILE.py"
 """Ends the message about an unknown name where plug-ins can add names."""
 
@@ -73,7 +76,7 @@ class Registry(Generic[T]):
         if name in self._entries:
             raise NameTaken(f"{self.kind} {name!r} is registered already, by {self.origin(name) or 'darts_sg'}")
         self._entries[name] = entry
-        if HOOKS.loading is not None:
+        if HOOKS.loading is not None and not _package_registers():
             self._origins[name] = HOOKS.loading.origin
             HOOKS.loading.entries.append((self, name))
         return entry
@@ -126,6 +129,19 @@ def registering(origin: str) -> Iterator[Registration]:
         raise
     finally:
         HOOKS.loading = before
+
+
+def _package_registers() -> bool:
+    """Whether a module of this package registers its own entries, because a plug-in is the first to import it."""
+    frame = sys._getframe(2)  # that of whoever called `add`
+    while frame is not None:
+        name = str(frame.f_globals.get("__name__"))
+        if frame.f_code.co_name == "<module>":
+            return name.startswith("darts_sg.") and not name.startswith(PLUGGED)
+        if name == "darts_sg.plugins":  # it called a function of the plug-in
+            return False
+        frame = frame.f_back  # type: ignore[assignment]
+    return False
 
 
 def unknown_name(kind: str, name: object, choices: list[str]) -> str:

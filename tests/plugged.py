@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from darts_sg import plugins
+from darts_sg.registry import PLUGGED
 
 
 @contextmanager
@@ -20,5 +21,5 @@ def plugins_left_behind() -> Iterator[None]:
                     registry.remove(name)
         plugins.STATE.loaded[:], plugins.STATE.searched = before, searched
         for name in set(sys.modules) - modules:
-            if name.startswith(plugins.PREFIX):
+            if name.startswith(PLUGGED):
                 del sys.modules[name]

@@ -31,7 +31,7 @@ from darts_sg.errors import UsageError
 from darts_sg.genotype import load_genotype, parse_genotype
 from darts_sg.networks.supernet import Supernet, candidate
 from darts_sg.ops import OPERATIONS
-from darts_sg.registry import Registry
+from darts_sg.registry import PLUGGED, Registry
 from darts_sg.spaces import SPACES, parse_space
 from tests.plugged import plugins_left_behind
 
@@ -119,7 +119,7 @@ def test_a_bad_plugin_is_answered_in_one_line_and_leaves_nothing(
         plugins.load(file)
     assert "\n" not in str(caught.value)
     assert [*OPERATIONS, *SPACES] == names
-    assert not [name for name in sys.modules if name.startswith(plugins.PREFIX)]
+    assert not [name for name in sys.modules if name.startswith(PLUGGED)]
     code, out, err = command("spaces", "--plugin", file)
     assert (code, out, err.count("\n")) == (2, "", 1)
 
@@ -180,6 +180,34 @@ def test_a_mended_file_can_be_loaded_after_it_failed(tmp_path: Path) -> None:
     plugins.load(file)
     assert OPERATIONS.origin("conv_1x1") == "mine.py"
     assert OPERATIONS.origin("sep_conv_3x3") == ""
+
+
+def test_what_the_package_registers_when_a_plugin_imports_it_first_stays_the_package_s(tmp_path: Path) -> None:
+    bad = write(tmp_path, "import darts_sg.spaces\nimport darts_sg.data\n1 / 0\n", "bad.py")
+    code = f"""
+from darts_sg import plugins
+from darts_sg.errors import UsageError
+try:
+    plugins.load({str(bad)!r})
+except UsageError as error:
+    print(error)
+from darts_sg.data import DATASETS
+from darts_sg.ops import OPERATIONS
+from darts_sg.spaces import SPACES
+assert "cifar10" in DATASETS and "sep_conv_3x3" in OPERATIONS and "darts" in SPACES
+"""
+    done = python(code, tmp_path)
+    assert (done.returncode, done.stdout.count("line 3: ZeroDivisionError")) == (0, 1), done.stderr
+    code = f"""
+from darts_sg import plugins
+print(plugins.load({str(MBCONV)!r}).registration.names())
+from darts_sg.ops import OPERATIONS
+print([name for name in OPERATIONS if OPERATIONS.origin(name)])
+"""
+    done = python(code, tmp_path)
+    operations = ["mbconv_se_3x3", "mbconv_se_5x5"]
+    names = (*(f"operation {name}" for name in operations), "space mbconv_se")
+    assert done.stdout.splitlines() == [repr(names), repr(operations)], done.stderr
 
 
 @pytest.mark.parametrize(
