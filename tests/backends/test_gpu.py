@@ -17,7 +17,7 @@ from benchmarks.launches import count
 from benchmarks.machine_code import triton_kernels_on_any_device
 from benchmarks.subjects import Shape, passes
 from darts_sg.backends import accelerate, ir
-from darts_sg.backends.batched import EdgeBatch, EdgeWeights, Stacked
+from darts_sg.backends.batched import EdgeBatch, EdgeWeights
 from darts_sg.backends.check import Conditions, cell_errors
 from darts_sg.backends.cpp.build import Unavailable
 from darts_sg.backends.triton import run as gpu
@@ -126,7 +126,7 @@ def test_variances_are_exact_where_the_mean_is_much_larger_than_the_deviation(ra
     x = noise + ratio * pool(noise).std()
     stage = ir.pool_of([pool, norm])
     assert stage is not None
-    gpu.run(x, torch.ones(1, 1, device=DEVICE), ir.Operations(1, 1, [ir.Operation([stage])]))
+    gpu.run(x, torch.ones(1, 1, device=DEVICE), ir.FusedOps(1, 1, [ir.FusedOp([stage])]))
     exact = pool(x.double()).var(dim=(0, 2, 3))
     torch.testing.assert_close(norm.running_var.double(), exact, rtol=tolerance, atol=0)
 
@@ -145,11 +145,8 @@ def test_stages_too_wide_for_the_shared_memory_are_left_to_pytorch(monkeypatch: 
     assert {len(operations.each) for operations in gpu._Run.operations} == {3}  # two pools and the identity
 
 
-def stages_of_chain(name: str, C: int) -> list[ir.Stage]:
-    chain = batch_of([name], S=1, T=1, C=C, stride=1).ops[0]
-    assert isinstance(chain, Stacked)
-    assert chain.stages is not None
-    return list(chain.stages)
+def stages_of_chain(name: str, C: int) -> list[ir.FusedStage]:
+    return list(batch_of([name], S=1, T=1, C=C, stride=1).stages(0))
 
 
 class Counted:
@@ -158,7 +155,7 @@ class Counted:
     def __init__(self, function: type[torch.autograd.Function]) -> None:
         self.function, self.operations = function, []
 
-    def apply(self, operations: ir.Operations, *others: object) -> Tensor:
+    def apply(self, operations: ir.FusedOps, *others: object) -> Tensor:
         self.operations.append(operations)
         return self.function.apply(operations, *others)
 

@@ -275,7 +275,7 @@ def statistics(
 ):  # fmt: skip
     """BatchNorm statistics from the parts (G, 2, M) of `stage_forward`, each for `runs` runs of Q of `rows` · W pixels.
 
-    norm (2, M): y · norm[0] + norm[1] is normalised. stats (2, M): mean and unbiased variance for the running statistics.
+    norm (2, M): y · norm[0] + norm[1] is normalised. stats (2, M): mean and unbiased variance for running statistics.
     """
     m = tl.program_id(0) * B + tl.arange(0, B)
     total, squares = tl.zeros((B,), tl.float64), tl.zeros((B,), tl.float64)
