@@ -363,6 +363,7 @@ def main(arguments: argparse.Namespace) -> None:
         _make_place(f"--{name}", getattr(arguments, name))
     others = [peers.load(text) for text in arguments.peer]
     device = environment.choose_device(arguments.device)
+    environment.make_current(device)
     missing = native_kernels()
     native = missing is None
     facts = machine_facts(device)

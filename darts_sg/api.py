@@ -12,10 +12,10 @@ random generators, CPU threads and deterministic algorithms of PyTorch are set b
 
 import html
 import json
+import os
 import threading
-import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast, overload
@@ -378,7 +378,7 @@ def _restarted(job: JobName, config: RunConfig) -> Plan:
         raise UsageError("torchrun --max-restarts needs --run-dir DIR, where a restarted run finds itself again")
     if not (run_dir / "config.yaml").is_file():
         return Plan(config)
-    options = {f.name: getattr(config, f.name) for f in fields(config)}
+    options = known_options(job, config.as_dict(), "the command line")
     _refuse_other_options(job, options, _stored_options(run_dir, job), run_dir)
     return Plan(config, resume=run_dir)
 
@@ -433,7 +433,14 @@ def _testing(weights: Weights, given: Mapping[str, Any]) -> RunConfig:
 
 
 def _hooks(callbacks: Iterable[Any], stop: threading.Event | None, started: float | None) -> dict[str, Any]:
-    return {"callbacks": list(callbacks), "stop": stop, "started": time.monotonic() if started is None else started}
+    return {"callbacks": list(callbacks), "stop": stop, "started": started}
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Print nothing within the context: rank 0 prints for all."""
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+        yield
 
 
 @contextmanager
@@ -442,14 +449,16 @@ def _left_as_found() -> Iterator[None]:
 
     Turns a lack of memory outside the steps into a RunError.
     """
-    if Ranks.from_environment().size > 1:
+    ranks = Ranks.from_environment()
+    if ranks.size > 1:
         leave()  # the process group of an earlier run in this process
     numbers, threads = random_state(gpus=torch.cuda.is_initialized()), torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     settings: Any = torch.utils.deterministic  # typed as a module without this attribute
     filled, benchmark = settings.fill_uninitialized_memory, torch.backends.cudnn.benchmark
     try:
-        yield
+        with nullcontext() if ranks.leads else _silence():
+            yield
     except RunError:
         raise
     except (MemoryError, RuntimeError) as error:

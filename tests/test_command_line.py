@@ -323,7 +323,10 @@ BAD = {
     "rate of zero": (["search", "--learning-rate", "0"], "--learning-rate must be above 0"),
     "unknown space": (["search", "--space", "darts+sandglas"], "did you mean 'sandglass'?"),
     "nothing to choose": (["search", "--space", "none"], "no operation to choose"),
-    "unknown recipe": (["search", "--recipe", "dart"], "choices: darts-es, darts-first, darts-second, demo, imagenet"),
+    "unknown recipe": (
+        ["search", "--recipe", "dart"],
+        "choices: darts-es, darts-first, darts-second, demo, gumbel, imagenet",
+    ),
     "unknown data set": (["search", "--dataset", "cifar"], "cifar10"),
     "unknown hypergradient": (["search", "--hypergradient", "second"], "choices: first_order, unrolled"),
     "unknown device": (["search", "--dataset", "synthetic", "--device", "cuda:7"], "there is: cpu"),

@@ -2,7 +2,7 @@
 
 import os
 import statistics
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,7 +64,7 @@ class Score(NamedTuple):
     """Parameters of the networks at this scale, without the auxiliary head."""
     data: str
     scale: str
-    """Channels, cells, epochs, images, cutout and drop path."""
+    """Channels, cells, epochs, images, cutout, drop path; then options that tell it from scores of the same scale."""
     machines: tuple[str, ...]
 
     @property
@@ -104,29 +104,64 @@ def scores(runs: Iterable[Run], compared: Mapping[str, Any]) -> list[Score]:
         group = groups.setdefault(setting(run, compared), [])
         if all(run.result != other.result for other in group):
             group.append(run)
+    apart = distinctions(groups, compared)
     return [
         Score(
             errors=tuple(float(run.result["test_error_last"]) for run in group if run.result),
             seeds=tuple(run.options.get("seed", 0) for run in group),
             params=tuple(int(run.result["params"]) for run in group if run.result),
-            data=data,
-            scale=scale,
+            data=key[0],
+            scale=key[1] + apart[key],
             machines=machines(group),
         )
-        for (data, scale, *_), group in groups.items()
+        for key, group in groups.items()
     ]
 
 
 def setting(run: Run, compared: Mapping[str, Any]) -> tuple[Any, ...]:
     """What trainings must share to be pooled: (data, scale, the other options in `compared`)."""
-    rest = {name: default for name, default in compared.items() if name not in IN_SCALE}
-    return run.data, scale(run), *option_values(run.options, rest)
+    return run.data, scale(run), *option_values(run.options, _beside_scale(compared))
+
+
+def distinctions(settings: Collection[tuple[Any, ...]], compared: Mapping[str, Any]) -> dict[tuple[Any, ...], str]:
+    """For each setting the options that tell it from others of the same data and scale: `, sync_batchnorm true`.
+
+    Empty for a setting whose data and scale no other one has.
+    """
+    found = {}
+    for key in settings:
+        alike = [other[2:] for other in settings if other[:2] == key[:2]]
+        options = zip(_beside_scale(compared), key[2:], zip(*alike, strict=True), strict=True)
+        differing = [f", {name} {_shown(value)}" for name, value, values in options if len(set(values)) > 1]
+        found[key] = "".join(differing)
+    return found
+
+
+def _beside_scale(compared: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: default for name, default in compared.items() if name not in IN_SCALE}
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value) or "none"
 
 
 def option_values(options: Mapping[str, Any], compared: Mapping[str, Any]) -> tuple[Any, ...]:
-    """The values of the options in `compared`, or the defaults where `options` lacks them; hashable."""
-    values = (options.get(name, default) for name, default in compared.items())
-    return tuple(value if isinstance(value, Hashable) else repr(value) for value in values)
+    """The values of the options in `compared`, or the defaults where `options` lacks them, as a key of a dict."""
+    return tuple(_plain(options.get(name, default)) for name, default in compared.items())
+
+
+def _plain(value: Any) -> Hashable:
+    """A value in one form, whether it comes from config.yaml (lists, texts) or is a default (tuples, paths)."""
+    match value:
+        case list() | tuple():
+            return tuple(map(_plain, value))
+        case Path():
+            return str(value)
+        case dict():
+            return tuple((key, _plain(inner)) for key, inner in sorted(value.items()))
+    return value if isinstance(value, Hashable) else repr(value)
 
 
 def machines(runs: Iterable[Run]) -> tuple[str, ...]:

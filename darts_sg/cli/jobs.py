@@ -4,10 +4,7 @@ The options are handed to the Python API as they were given; it completes them f
 """
 
 import argparse
-import os
-import sys
 from collections.abc import Sequence
-from contextlib import redirect_stdout
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -129,22 +126,22 @@ def main(job: JobName, argv: Sequence[str], prog: str) -> None:
 def run(job: JobName, arguments: argparse.Namespace) -> None:
     """Show the help or the options, or run the job; only rank 0 prints."""
     given = vars(arguments)
-    with Path(os.devnull).open("w") as nowhere:
-        leads = Ranks.from_environment().leads
-        with redirect_stdout(sys.stdout if leads else nowhere):
-            if arguments.help:  # with the defaults that hold beside the recipe, file or run on the command line
-                file, resume, evaluate = (given.get(name) for name in ("config", "resume", "evaluate"))
-                defaults = api.base_options(job, given, file=file, resume=resume, evaluate=evaluate)
-                plugins.for_job(given.get("plugin", ""), base=defaults.get("plugin", ""))  # the help names their parts
-                build_parser(job, arguments.prog, defaults).print_help()
-            elif given.get("print_config"):
-                options = _plan(job, given).config.as_dict()
-                print(yaml.safe_dump(options, sort_keys=False, allow_unicode=True, width=110), end="")
-            elif given.get("evaluate") is not None:
-                if "resume" in given:
-                    _plan(job, given)  # says that the two exclude each other
-                api.evaluate(given["evaluate"], **_options(job, given))
-            else:
-                start = api.search if job == "search" else api.retrain
-                asked = {name: given[name] for name in ("resume", "config", "dry_run") if name in given}
-                start(**asked, **_options(job, given), started=process.started())
+    file, resume, evaluate = (given.get(name) for name in ("config", "resume", "evaluate"))
+    text = ""
+    if arguments.help:  # with the defaults that hold beside the recipe, file, run or weights on the command line
+        defaults = api.base_options(job, given, file=file, resume=resume, evaluate=evaluate)
+        plugins.for_job(given.get("plugin", ""), base=defaults.get("plugin", ""))  # the help names their parts
+        text = build_parser(job, arguments.prog, defaults).format_help()
+    elif given.get("print_config"):
+        options = _plan(job, given).config.as_dict()
+        text = yaml.safe_dump(options, sort_keys=False, allow_unicode=True, width=110)
+    elif evaluate is not None:
+        if resume is not None:
+            _plan(job, given)  # says that the two exclude each other
+        api.evaluate(evaluate, **_options(job, given))
+    else:
+        start = api.search if job == "search" else api.retrain
+        dry_run = given.get("dry_run", False)
+        start(resume=resume, config=file, dry_run=dry_run, **_options(job, given), started=process.started())
+    if Ranks.from_environment().leads:
+        print(text, end="")

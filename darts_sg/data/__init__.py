@@ -1,4 +1,4 @@
-"""Data sets by name, and everything that turns them into batches.
+"""Data sets by name, and the batches made of them.
 
 A data set is a function that returns a Dataset, see `Loader`, registered with `DATASETS.add(name, load)`: here, or in a
 plug-in (examples/plugins/small_data.py).
@@ -50,13 +50,12 @@ DATASETS.add("synthetic", load_synthetic)
 def load_dataset(
     name: str, directory: Path, *, image_size: int | None = None, seed: int = 0, download: bool = True
 ) -> Dataset:
-    """The data set `name`, whole and in memory, imagenet but for the pixels.
+    """Load the data set `name` into memory; of imagenet the names and labels only.
 
-    `directory` holds its files, and receives them when they are missing and `download` allows it.
-    `image_size` is the side in pixels to which images of arbitrary sizes are brought. `seed` decides what the
-    data set leaves to chance: a split that it does not come with, or rendered images. Raises UsageError, with
-    one line that says what to do, when there is no such data set, its files are missing or damaged, or an
-    option does not suit it.
+    directory: holds its files; missing ones are downloaded to it if `download` allows that. image_size: side in pixels
+    to which images of arbitrary sizes are brought. seed: for the test part of a data set without one, and for rendered
+    images. Raises UsageError if there is no such data set, its files are missing or damaged, or an option does not suit
+    it; the message says what to do.
     """
     if seed < 0:
         raise UsageError(f"the seed must not be negative: {seed}")

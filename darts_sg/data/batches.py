@@ -1,8 +1,8 @@
-"""Batches of normalised images, augmented as a whole batch on the device where the images live.
+"""Batches of normalised images, augmented as a whole on the device that holds the images.
 
-The augmentation is the one of DARTS on CIFAR-10 (Liu et al., ICLR 2019, section 3): crops of the zero-padded
-image, horizontal flips, and cutout (DeVries and Taylor, 2017) after the normalisation. Images that stay in their
-files are cropped at random sizes instead, and flipped, by the processes that read them (`darts_sg.data.stream`).
+The augmentation is that of DARTS on CIFAR-10 (Liu et al., ICLR 2019, section 3): random crops of the zero-padded
+image, horizontal flips, and cutout (DeVries and Taylor, 2017) after normalisation. Images read from files get random
+resized crops instead; the worker processes crop and flip them (`darts_sg.data.stream`).
 """
 
 import weakref
@@ -23,14 +23,14 @@ from darts_sg.errors import UsageError
 
 @dataclass(frozen=True)
 class Augment:
-    """What is done to a training image."""
+    """The augmentation of training images."""
 
     crop_padding: int = 4
-    """Black pixels added on each side before a random crop to the old size; 0 for no crop."""
+    """Black pixels added on each side before a random crop to the original size; 0 for no crop."""
     flip: bool = True
-    """Mirror every other image, where the data set allows it (`DataSpec.flip`)."""
+    """Mirror each image with probability 1/2, if the data set allows it (`DataSpec.flip`)."""
     cutout_length: int = 0
-    """Side in pixels of the square set to the mean, centred anywhere, clipped at the border; 0 for none."""
+    """Side in pixels of a square set to the mean, centred anywhere in the image, clipped at the border; 0 for none."""
     colour_jitter: float = 0.0
     """Brightness, contrast and saturation change by factors within 1 ± this, the hue by up to half of it in turns."""
 
@@ -52,11 +52,11 @@ class Draws:
 
 
 class TrainBatches:
-    """Every image once a pass, in random order and randomly augmented, for ever.
+    """An endless stream of training batches: every image once a pass, in random order, randomly augmented.
 
-    Without state: `batches[position]` depends on nothing but the arguments, so a resumed run gets the same
-    bits at any position, and two streams of one seed are independent of each other. The last batch of a pass
-    may be smaller. Of several ranks each gets its share of every batch, augmented as in the whole one.
+    Stateless: `batches[position]` depends on the arguments only, so a resumed run gets the same bits at any position,
+    and two streams with one seed are independent. The last batch of a pass may be smaller. Each rank gets its share of
+    every batch, augmented as it would be in the whole batch.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class TrainBatches:
         self._files: Stream | None = None
         if isinstance(images, ImageFiles):
             crops = RandomCrops(seed, stream, augment.flip and spec.flip)
-            own = weakref.proxy(self)  # no cycle: the workers end with the last reference to this object
+            own = weakref.proxy(self)  # without a reference cycle the workers end as soon as this object is released
             self._files = Stream(images, lambda position: own.keys(position), FileReader(images, crops))
 
     def __len__(self) -> int:
@@ -130,7 +130,7 @@ class TrainBatches:
         return self.order(number)[step * self.batch_size :][self.share(position)]
 
     def keys(self, position: int) -> list[tuple[int, int]]:
-        """The number of the pass with each of the images."""
+        """(pass, image) for each image of this rank's share of the batch."""
         return [(position // len(self), index) for index in self.indices(position).tolist()]
 
     def order(self, number: int) -> Tensor:
@@ -144,8 +144,8 @@ class TrainBatches:
     def draws(self, position: int, num_images: int) -> Draws:
         """The random choices for the whole batch at `position`.
 
-        All are drawn whatever the augmentation uses, so that switching one part of it leaves the others as
-        they are.
+        All of them are drawn even if the augmentation does not use them, so that switching off one part of it leaves
+        the others unchanged.
         """
         generator = keyed_generator(self.seed, self.stream, "augment", position)
         flips = torch.rand(num_images, generator=generator) < 0.5
@@ -171,19 +171,18 @@ class TrainBatches:
 def evaluation_batches(
     images: Images, spec: DataSpec, batch_size: int, rank: int = 0, num_ranks: int = 1
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Every image once, in order, normalised only; shapes as `TrainBatches` gives them. The ranks take turns."""
+    """Every image once, in order, normalised but not augmented; shapes as in `TrainBatches`. Ranks take turns."""
     for pixels, labels in images.parts(batch_size, rank, num_ranks):
         yield normalise(pixels, spec), labels
 
 
 def crop_and_flip(images: Tensor, offsets: Tensor, flips: Tensor, padding: int) -> Tensor:
-    """Pad with black, crop back to the old size at `offsets`, and mirror where `flips`.
+    """Pad with black, crop back to the original size at `offsets`, and mirror where `flips`.
 
-    images: uint8 (B, H, W, C); offsets: int64 (B, 2) within 0..2·padding; flips: bool (B,). Returns (B, H, W,
-    C).
+    images: uint8 (B, H, W, C); offsets: int64 (B, 2) within 0..2·padding; flips: bool (B,). Returns (B, H, W, C).
     """
     batch, height, width, _ = images.shape
-    # both small index tensors are made on the CPU, where they were drawn
+    # the two small index tensors are made on the CPU, where the draws are
     rows = offsets[:, :1] + torch.arange(height)  # (B, H)
     columns = torch.arange(width).expand(batch, width)
     columns = offsets[:, 1:] + torch.where(flips[:, None], width - 1 - columns, columns)  # (B, W)
@@ -195,18 +194,18 @@ def crop_and_flip(images: Tensor, offsets: Tensor, flips: Tensor, padding: int) 
 
 
 def sent(drawn: Tensor, device: torch.device) -> Tensor:
-    """What was drawn on the CPU, on the device; to a GPU it is sent without waiting for what it still has to do."""
+    """Copy a tensor from the CPU to the device; to a GPU asynchronously, without waiting for its queue."""
     return drawn.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else drawn.to(device)
 
 
 @cache
 def constant(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """The values as a tensor, which is sent to a device once."""
+    """The values as a tensor on the device, cached so that they are copied once."""
     return torch.tensor(values, device=device)
 
 
 def normalise(images: Tensor, spec: DataSpec, colours: ColourDraws | None = None) -> Tensor:
-    """(pixel / 255 − mean) / std, after a change of `colours`.
+    """(pixel / 255 − mean) / std, after a colour jitter by `colours`.
 
     uint8 (B, H, W, C) to float32 (B, C, H, W) in channels_last.
     """
@@ -219,9 +218,9 @@ def normalise(images: Tensor, spec: DataSpec, colours: ColourDraws | None = None
 
 
 def cutout_(x: Tensor, centres: Tensor, length: int) -> Tensor:
-    """Set a square of side `length` around each centre to zero, clipped at the border; in place.
+    """Zero a square of side `length` around each centre in place, clipped at the border.
 
-    x: (B, C, H, W); centres: int64 (B, 2), row and column. The square begins length // 2 before the centre.
+    x: (B, C, H, W); centres: int64 (B, 2), row and column. The square starts length // 2 before the centre.
     """
     spans = []
     for axis, size in enumerate(x.shape[2:]):

@@ -1,7 +1,7 @@
 """CIFAR-10 and CIFAR-100 (Krizhevsky, 2009) from the published python folders.
 
-Each file is a pickled dict: `data`, uint8 (N, 3072), a row being the red, then the green, then the blue plane
-of a 32×32 image; and `labels` (CIFAR-100: `fine_labels`), a list of N ints.
+Each file is a pickled dict with `data`, uint8 (N, 3072), each row the red, green and blue plane of a 32×32 image, and
+`labels` (CIFAR-100: `fine_labels`), a list of N ints.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ SITE = "https://www.cs.toronto.edu/~kriz"
 
 @dataclass(frozen=True)
 class CifarLayout:
-    """What the published folder of one of the two data sets holds, and where it comes from."""
+    """The published folder of one of the two data sets: its files, their checksums and where it comes from."""
 
     name: str
     folder: str
@@ -90,9 +90,9 @@ def load_cifar100(directory: Path, *, image_size: int | None, seed: int, downloa
 
 
 def load_cifar(layout: CifarLayout, directory: Path, image_size: int | None, download: bool) -> Dataset:
-    """The data set of `layout` from `directory`, which is the published folder or holds it or its archive.
+    """Load the data set of `layout` from `directory`: the published folder, or a folder that holds it or its archive.
 
-    Raises UsageError when there is none and none can be downloaded, or a file is damaged, odd or missing.
+    Raises UsageError if it is not there and cannot be downloaded, or if a file is missing or damaged.
     """
     refuse_other_size(layout.name, image_size, SIZE)
     folder = find_folder(layout, directory, download)
@@ -117,7 +117,7 @@ def load_cifar(layout: CifarLayout, directory: Path, image_size: int | None, dow
 
 
 def find_folder(layout: CifarLayout, directory: Path, download: bool) -> Path:
-    """The folder with the files, unpacked from the archive or downloaded first if need be."""
+    """The folder with the files, after unpacking or downloading the archive if necessary."""
     for folder in (directory, directory / layout.folder):
         if any((folder / name).is_file() for name in layout.files):
             return folder
@@ -135,7 +135,7 @@ def find_folder(layout: CifarLayout, directory: Path, download: bool) -> Path:
 
 
 def read_part(layout: CifarLayout, folder: Path, files: dict[str, str], per_file: object) -> tuple[ImageSet, bool]:
-    """The images of `files` (name -> md5) in order, and whether all of them are the published files."""
+    """The images of `files` (name -> md5) in order, and whether all checksums are the published ones."""
     pixels: list[np.ndarray] = []
     labels: list[int] = []
     all_published = True
@@ -154,7 +154,7 @@ def read_part(layout: CifarLayout, folder: Path, files: dict[str, str], per_file
 
 
 def read_batch(content: bytes, path: Path, labels_key: str, num_classes: int) -> tuple[np.ndarray, Sequence[int]]:
-    """Rows, uint8 (N, 3072), and N labels of one file; UsageError naming `path` if it holds anything else."""
+    """Pixels, uint8 (N, 3072), and N labels of one file. UsageError naming `path` if it holds anything else."""
     batch = load_pickled_dict(content, path)
     data, labels = entry(batch, "data"), entry(batch, labels_key)
     if not isinstance(data, PickledBytes) or data.array.ndim != 2 or data.array.shape[1] != 3 * SIZE * SIZE:
@@ -167,12 +167,12 @@ def read_batch(content: bytes, path: Path, labels_key: str, num_classes: int) ->
 
 
 def entry(content: dict[bytes | str, object], key: str) -> object:
-    """The value under `key`, which Python 2 wrote as bytes; None if there is none."""
+    """The value under `key`, a byte string in files of Python 2; None if there is none."""
     return content.get(key.encode(), content.get(key))
 
 
 def read(path: Path) -> bytes:
-    """The bytes of `path`; UsageError if they cannot be had."""
+    """The content of `path`; UsageError if it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Colour jitter of a batch of images on the device where they live."""
+"""Colour jitter of a batch of images, on the device that holds them."""
 
 from typing import NamedTuple
 
@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 GREY = (0.299, 0.587, 0.114)
-"""Weights of red, green and blue in the grey value (ITU-R 601-2, as Pillow has it)."""
+"""Weights of red, green and blue in the grey value (ITU-R 601-2, as in Pillow)."""
 NUM_CHANGES = 4
 
 
 class ColourDraws(NamedTuple):
-    """The random changes of colour for one batch, on the CPU."""
+    """The random colour changes for one batch, on the CPU."""
 
     amounts: Tensor
     """float32 (B, 4): factors of brightness, contrast and saturation; shift of the hue in turns."""
@@ -20,7 +20,7 @@ class ColourDraws(NamedTuple):
 
 
 def draw_colours(num_images: int, strength: float, generator: torch.Generator) -> ColourDraws:
-    """Factors from 1 ± `strength` (not below 0), shifts from ± `strength` / 2, and random orders."""
+    """Draw factors from 1 ± `strength` (clipped at 0), shifts from ± `strength` / 2, and random orders."""
     uniform = torch.rand(num_images, NUM_CHANGES, generator=generator) * 2 - 1
     orders = torch.rand(num_images, NUM_CHANGES, generator=generator).argsort(dim=1)
     amounts = torch.cat([(1 + strength * uniform[:, :3]).clamp_min(0), strength / 2 * uniform[:, 3:]], dim=1)
@@ -42,23 +42,23 @@ def colour_jitter(x: Tensor, draws: ColourDraws) -> Tensor:
 
 
 def brightness(x: Tensor, factor: Tensor) -> Tensor:
-    """Mixture with black; x (B, H, W, 3), factor (B, 1, 1), here and below."""
+    """Blend with black. x (B, H, W, 3), factor (B, 1, 1), here and below."""
     return (x * factor[..., None]).clamp_(0, 1)
 
 
 def contrast(x: Tensor, factor: Tensor) -> Tensor:
-    """Mixture with the mean grey value of the image."""
+    """Blend with the mean grey value of the image."""
     mean = grey(x).mean(dim=(1, 2), keepdim=True)
     return (x * factor[..., None]).add_((mean * (1 - factor))[..., None]).clamp_(0, 1)
 
 
 def saturation(x: Tensor, factor: Tensor) -> Tensor:
-    """Mixture with the grey image."""
+    """Blend with the grey image."""
     return (x * factor[..., None]).add_((grey(x) * (1 - factor))[..., None]).clamp_(0, 1)
 
 
 def hue(x: Tensor, shift: Tensor) -> Tensor:
-    """Turn the hue of the HSV space by `shift` turns; saturation and value stay."""
+    """Rotate the hue of the HSV colour space by `shift` turns; saturation and value stay."""
     value = x.amax(-1)
     chroma = value - x.amin(-1)
     red, green, blue = x.unbind(-1)
@@ -77,6 +77,6 @@ def hue(x: Tensor, shift: Tensor) -> Tensor:
 
 
 def grey(x: Tensor) -> Tensor:
-    """(…, 3) to (…)."""
+    """Grey values (…) of colours (…, 3)."""
     red, green, blue = (weight * channel for weight, channel in zip(GREY, x.unbind(-1), strict=True))
     return red + green + blue

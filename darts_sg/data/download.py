@@ -1,4 +1,4 @@
-"""Fetching published files, and taking known members out of published archives."""
+"""Download published files, and extract known members of published archives."""
 
 import hashlib
 import http.client
@@ -25,13 +25,13 @@ from darts_sg.errors import UsageError
 TIMEOUT_SECONDS = 20.0
 CHUNK = 1 << 18
 LARGEST_MEMBER = 1 << 29
-"""Bytes; far above every member that is asked for, far below what would fill a disk."""
+"""Limit in bytes on an extracted file: far above the size of any that is needed, far below what fills a disk."""
 
 
 def fetch(url: str, path: Path, md5: str) -> None:
-    """Download `url` to `path` with a progress bar, and check it against `md5`.
+    """Download `url` to `path` with a progress bar, and verify its `md5`.
 
-    `path` appears only when it is whole and checked. Raises UsageError when that cannot be had.
+    `path` appears only once it is complete and verified. Raises UsageError if the download fails.
     """
     by_hand = f"download {url} by other means and put it at {path}"
     columns = (
@@ -69,10 +69,10 @@ def fetch(url: str, path: Path, md5: str) -> None:
 
 
 def unpack(archive: Path, folder: Path, members: Sequence[str]) -> None:
-    """Take the files `members` of the archive's folder `folder.name` out into `folder`.
+    """Extract the files `members` of the folder `folder.name` in the archive to `folder`.
 
-    Nothing else in the archive is touched, so no path or link in it matters, and `folder` appears only when
-    it is whole. Raises UsageError when the archive is damaged, lacks a member, or cannot be unpacked there.
+    Nothing else in the archive is touched, so hostile paths and links in it do no harm. `folder` appears only once it
+    is complete. Raises UsageError if the archive is damaged, lacks a member, or cannot be unpacked there.
     """
     temporary: Path | None = None
     try:
@@ -98,5 +98,5 @@ def unpack(archive: Path, folder: Path, members: Sequence[str]) -> None:
 
 
 def published(content: bytes, md5: str) -> bool:
-    """Whether `content` is the published file with this `md5`."""
+    """Whether `content` has the `md5` of the published file."""
     return hashlib.md5(content, usedforsecurity=False).hexdigest() == md5

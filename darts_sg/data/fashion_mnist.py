@@ -42,8 +42,8 @@ CLASS_NAMES = (
 def load_fashion_mnist(directory: Path, *, image_size: int | None, seed: int, download: bool) -> Dataset:
     """Fashion-MNIST: 60,000 training and 10,000 test images, 28×28 grey, ten classes.
 
-    `directory` holds the four files, as NAME or NAME.gz. Raises UsageError when one is missing and cannot be
-    downloaded, or is damaged.
+    `directory` holds the four files, as NAME or NAME.gz. Raises UsageError if one is damaged, or missing and cannot be
+    downloaded.
     """
     refuse_other_size("fashion_mnist", image_size, SIZE)
     train, train_is_published = read_part(directory, "train", download)
@@ -54,7 +54,7 @@ def load_fashion_mnist(directory: Path, *, image_size: int | None, seed: int, do
 
 
 def read_part(directory: Path, part: str, download: bool) -> tuple[ImageSet, bool]:
-    """The images of "train" or "t10k", and whether both files are the published ones."""
+    """The images of the part "train" or "t10k", and whether both files are the published ones."""
     image_path = find_file(directory, f"{part}-images-idx3-ubyte", download)
     label_path = find_file(directory, f"{part}-labels-idx1-ubyte", download)
     images, images_are_published = read_idx(image_path)
@@ -68,7 +68,7 @@ def read_part(directory: Path, part: str, download: bool) -> tuple[ImageSet, boo
 
 
 def find_file(directory: Path, name: str, download: bool) -> Path:
-    """The path of the file `name`, gzipped or not, downloaded first if need be."""
+    """The path of the file `name`, gzipped or not, after downloading it if necessary."""
     zipped = directory / f"{name}.gz"
     for path in (zipped, directory / name):
         if path.is_file():
@@ -83,7 +83,7 @@ def find_file(directory: Path, name: str, download: bool) -> Path:
 def read_idx(path: Path) -> tuple[np.ndarray, bool]:
     """The array of unsigned bytes in the idx file `path`, and whether it is the published (gzipped) file.
 
-    Raises UsageError naming `path` when it is damaged.
+    Raises UsageError naming `path` if the file is damaged.
     """
     try:
         content = path.read_bytes()

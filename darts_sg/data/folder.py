@@ -1,7 +1,7 @@
-"""Images of one's own: a folder for each class.
+"""Your own images: a folder for each class.
 
-Either DIR/train/CLASS/* with DIR/test/CLASS/* (or val, or valid), or DIR/CLASS/* (or only DIR/train/CLASS/*),
-where a seeded fifth of each class becomes the test part.
+Either DIR/train/CLASS/* with DIR/test/CLASS/* (or val, or valid); or DIR/CLASS/* (or only DIR/train/CLASS/*), in which
+case a fifth of each class, chosen by the seed, becomes the test part.
 """
 
 import logging
@@ -27,16 +27,16 @@ logger = logging.getLogger(__name__)
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 TEST_PARTS = ("test", "val", "valid")
 SMALLEST, LARGEST, STEP = 32, 224, 8
-"""Bounds in pixels of the image size that is chosen when none is asked for, and what it is a multiple of."""
+"""The default image size in pixels lies within these bounds and is a multiple of STEP."""
 NAMED = 5
-"""Of many classes or files that a message is about."""
+"""Classes or files that a message names, if it is about many."""
 MANY_FILES = 500
-"""From here on reading takes long enough for a progress bar."""
+"""From this number on reading takes long enough for a progress bar."""
 
 
 @dataclass(frozen=True)
 class LabelledFiles:
-    """Image files and the class of each."""
+    """Image files and their classes."""
 
     paths: list[Path]
     labels: list[int]
@@ -48,13 +48,12 @@ class LabelledFiles:
 
 
 def load_folder(directory: Path, *, image_size: int | None, seed: int, download: bool) -> Dataset:
-    """The images under `directory`, brought to RGB squares of `image_size` pixels; see the module for the
-    layout.
+    """Load the images under `directory` as RGB squares of `image_size` pixels; see the module for the layout.
 
-    The shorter side is resized and the middle is cropped. Without an `image_size` it is the median of the
-    shorter sides of the training images, rounded to a multiple of 8, between 32 and 224; `Dataset.remark`
-    says it. Files that cannot be read are left out with a warning. Raises UsageError when the folders do not
-    make a data set of two or more classes, or when the images would fill more than half of the memory.
+    Images are resized by their shorter side and centre-cropped. The default size is the median of the shorter sides of
+    the training images, rounded to a multiple of 8, between 32 and 224; `Dataset.remark` names it. Files that cannot be
+    read are left out with a warning. Raises UsageError if the folders are no data set of two or more classes, or if the
+    images would fill more than half of the available memory.
     """
     if image_size is not None and image_size < STEP:
         raise UsageError(f"an image size of {image_size} pixels is too small: ask for {STEP} or more")
@@ -86,7 +85,7 @@ def load_folder(directory: Path, *, image_size: int | None, seed: int, download:
 
 
 def find_parts(directory: Path) -> tuple[Path, Path | None]:
-    """The roots of the training part and of the test part, None if that is yet to be split off."""
+    """The roots of the training part and of the test part; None if the latter is still to be split off."""
     if not directory.is_dir():
         raise UsageError(f"there is no folder {directory}: name the one that holds a folder for each class")
     train = directory / "train"
@@ -97,7 +96,7 @@ def find_parts(directory: Path) -> tuple[Path, Path | None]:
 
 
 def subfolders(root: Path) -> list[str]:
-    """The names of the folders in `root`, sorted, hidden ones left out."""
+    """The sorted names of the folders in `root`, without hidden ones."""
     return sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
@@ -111,13 +110,13 @@ def check_same_classes(train_root: Path, train: list[str], test_root: Path, test
 
 
 def list_files(root: Path, class_names: list[str]) -> LabelledFiles:
-    """The image files of each class in order of their names; UsageError if a class has none."""
+    """The image files of each class, sorted by name. UsageError if a class has none."""
     names, labels = list_names(root, class_names)
     return LabelledFiles([root / name for name in names], labels)
 
 
 def list_names(root: Path, class_names: list[str]) -> tuple[list[str], list[int]]:
-    """The same, as CLASS/FILE: a million of them take little time and memory."""
+    """The image files as names CLASS/FILE, and their labels: cheaper than paths for a million of them."""
     names: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(class_names):
@@ -138,13 +137,13 @@ def median_size(paths: list[Path]) -> int:
             with Image.open(path) as image:
                 sides.append(min(image.size))
         except (OSError, Image.DecompressionBombError):
-            continue  # named when it is read
+            continue  # `read_images` warns of it
     median = float(np.median(sides)) if sides else SMALLEST
     return min(max(STEP * round(median / STEP), SMALLEST), LARGEST)
 
 
 def check_memory(num_images: int, size: int) -> None:
-    """UsageError if that many RGB images of this size would fill more than half of the memory available."""
+    """UsageError if so many RGB images of this size would fill more than half of the available memory."""
     needed, available = num_images * size * size * 3, available_memory()
     if available is not None and needed > available / 2:
         raise UsageError(
@@ -154,7 +153,7 @@ def check_memory(num_images: int, size: int) -> None:
 
 
 def read_images(files: LabelledFiles, size: int, class_names: list[str]) -> ImageSet:
-    """All `files` that can be read, the others named in a warning; UsageError if a class is left empty."""
+    """Read all `files`, leaving out unreadable ones with a warning. UsageError if no image of a class is left."""
     pixels = torch.empty((len(files.paths), size, size, 3), dtype=torch.uint8)
     labels: list[int] = []
     broken: list[Path] = []
@@ -185,7 +184,7 @@ def read_images(files: LabelledFiles, size: int, class_names: list[str]) -> Imag
 
 
 def read_image(path: Path, size: int) -> np.ndarray:
-    """One image as uint8 (size, size, 3), upright: shorter side resized, middle cropped."""
+    """An image as uint8 (size, size, 3): upright, resized by its shorter side, centre-cropped."""
     with Image.open(path) as image:
         upright = to_rgb(ImageOps.exif_transpose(image))
     return np.array(ImageOps.fit(upright, (size, size), Image.Resampling.BICUBIC))

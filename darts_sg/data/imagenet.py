@@ -1,7 +1,8 @@
-"""ImageNet (Russakovsky et al., 2015), or any set in its layout, read from its files as it is needed.
+"""ImageNet (Russakovsky et al., 2015), or any data set in its layout, read from files on demand.
 
-DIR/train/CLASS/* and DIR/val/CLASS/*, as the training archives unpack and the usual script sorts the validation
-images. It has no images of a published test part; figures are those on its validation part.
+The layout is DIR/train/CLASS/* and DIR/val/CLASS/*: the unpacked training archives, and the validation images sorted by
+the usual script. Results are measured on the validation part, as in the literature: the labels of the test part are not
+public.
 """
 
 from pathlib import Path
@@ -21,10 +22,9 @@ STD = (0.229, 0.224, 0.225)
 
 
 def load_imagenet(directory: Path, *, image_size: int | None, seed: int, download: bool) -> Dataset:
-    """The names and labels of the images under `directory`, which are read when they are needed.
+    """List the images under `directory`; their files are read on demand, as squares of `image_size` pixels (224).
 
-    They are given out as squares of `image_size` pixels (224). Raises UsageError when the folders are not there or
-    do not hold the same classes.
+    Raises UsageError if the folders are missing or do not have the same classes.
     """
     size = image_size or SIZE
     if size < STEP:

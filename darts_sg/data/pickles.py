@@ -1,8 +1,8 @@
-"""Reading the pickles of CIFAR without running anything that they name.
+"""Read the pickles of CIFAR without running code from them.
 
-A pickle names the functions that rebuild its objects, so a plain load runs whatever its author wanted. These
-files hold dicts, lists, strings, numbers and one array of bytes. The three numpy names that the array takes
-are answered here with inert stand-ins, so not even numpy runs on the say-so of a file.
+A pickle names the functions that rebuild its objects, so a plain load can run arbitrary code. CIFAR's files hold dicts,
+lists, strings, numbers and one array of bytes. The numpy names that the array needs are resolved to inert stand-ins
+here; any other name is refused.
 """
 
 import io
@@ -16,7 +16,7 @@ from darts_sg.errors import UsageError
 
 
 class PickledBytes:
-    """Stands in for numpy.ndarray: keeps the uint8 array that the pickle describes as `array`."""
+    """Stand-in for numpy.ndarray: holds the pickled uint8 array as `array`."""
 
     array: np.ndarray
 
@@ -28,23 +28,23 @@ class PickledBytes:
 
 
 class PickledDtype:
-    """Stands in for numpy.dtype: only unsigned bytes are known."""
+    """Stand-in for numpy.dtype: accepts unsigned bytes only."""
 
     def __init__(self, code: bytes | str, *_: object) -> None:
         if code not in (b"u1", "u1"):
             raise pickle.UnpicklingError(f"an array of {code!r}, not of unsigned bytes")
 
     def __setstate__(self, state: object) -> None:
-        """Byte order and alignment, which say nothing about single bytes."""
+        """Ignore byte order and alignment, which do not matter for single bytes."""
 
 
 def reconstruct(*_: object) -> PickledBytes:
-    """Stands in for numpy's _reconstruct: an empty array, to be filled by its state."""
+    """Stand-in for numpy's _reconstruct: an empty array, to be filled by its state."""
     return PickledBytes()
 
 
 def latin1(text: str, encoding: str) -> bytes:
-    """Stands in for _codecs.encode, by which Python 3 writes bytes into protocol 2."""
+    """Stand-in for _codecs.encode, with which Python 3 writes bytes in protocol 2."""
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"bytes encoded as {encoding!r}")
     return text.encode("latin1")
@@ -60,11 +60,11 @@ STAND_INS: dict[tuple[str, str], object] = {
 
 
 class ForbiddenGlobalError(pickle.UnpicklingError):
-    """The pickle names something that these files have no use for."""
+    """The pickle names something that CIFAR's files do not need."""
 
 
 class ByteArrayUnpickler(pickle.Unpickler):
-    """An unpickler that knows the stand-ins above and nothing else."""
+    """An unpickler that resolves the stand-ins above and nothing else."""
 
     def find_class(self, module: str, name: str) -> Any:
         try:
@@ -76,8 +76,8 @@ class ByteArrayUnpickler(pickle.Unpickler):
 def load_pickled_dict(content: bytes, path: Path) -> dict[bytes | str, Any]:
     """The dict pickled in `content`, the bytes of the file `path`, with arrays of bytes as `PickledBytes`.
 
-    Strings of Python 2 come as bytes. Raises UsageError naming `path` when the pickle names anything else
-    than byte arrays, is cut short, or holds no dict.
+    Strings of Python 2 become bytes. Raises UsageError naming `path` if the pickle needs more than byte arrays, is cut
+    short, or holds no dict.
     """
     try:
         value = ByteArrayUnpickler(io.BytesIO(content), encoding="bytes").load()

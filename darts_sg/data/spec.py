@@ -1,4 +1,4 @@
-"""What a data set is: its description, its images, in memory or in files, and both together."""
+"""A data set: its description, and its images in memory or in files."""
 
 import hashlib
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from darts_sg.errors import UsageError
 
 @dataclass(frozen=True)
 class DataSpec:
-    """What a network and the augmentation need to know about a data set."""
+    """Properties of a data set that networks and the augmentation depend on."""
 
     name: str
     num_classes: int
@@ -31,7 +31,7 @@ class DataSpec:
     flip: bool = True
     """Whether a horizontal flip keeps the label."""
     top5: bool = False
-    """Whether its figures are given as top-1 and top-5."""
+    """Whether results are reported as top-1 and top-5."""
 
     def __post_init__(self) -> None:
         if len(self.mean) != self.in_channels or len(self.std) != self.in_channels:
@@ -86,16 +86,16 @@ Images = ImageSet | ImageFiles
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A data set with its published split into a training and a test part."""
+    """A data set with its training and test parts."""
 
     spec: DataSpec
     train: Images
     test: Images
     remark: str = ""
-    """What a reader of figures measured on it must know, such as files unlike the published ones."""
+    """A remark that goes with every result measured on it, such as that files differ from the published ones."""
 
     def fingerprint(self) -> str:
-        """16 hex digits of a SHA-256 over both parts: shapes, pixels and labels, of files their names and labels."""
+        """16 hex digits of a SHA-256 over both parts: pixels and labels; for images in files their names and labels."""
         digest = hashlib.sha256()
         for part in (self.train, self.test):
             part.update(digest)
@@ -107,20 +107,20 @@ class Dataset:
         return self.train.unusual if isinstance(self.train, ImageFiles) else UnusualImages()
 
     def read_by(self, reading: Reading) -> "Dataset":
-        """The same data set, its files read in this way; one in memory is read already."""
+        """The same data set with `reading` for images in files; no change for images in memory."""
         train, test = (replace(p, reading=reading) if isinstance(p, ImageFiles) else p for p in (self.train, self.test))
         return replace(self, train=train, test=test)
 
 
 class Loader(Protocol):
-    """How every data set is loaded."""
+    """The function that loads a data set."""
 
     def __call__(self, directory: Path, *, image_size: int | None, seed: int, download: bool) -> Dataset:
-        """Load from `directory`; the options mean what they mean in `load_dataset`."""
+        """Load from `directory`; the options are those of `load_dataset`."""
         ...
 
 
 def refuse_other_size(name: str, image_size: int | None, native: int) -> None:
-    """UsageError if an `image_size` other than the `native` one is asked of a data set with one size only."""
+    """UsageError if `image_size` is not the `native` size of a data set with one size only."""
     if image_size not in (None, native):
         raise UsageError(f"{name} has images of {native}×{native} pixels: leave the image size out, not {image_size}")

@@ -18,9 +18,9 @@ SPLIT_FORMAT = "darts_sg split 1"
 def balanced_split(labels: Tensor, sizes: Sequence[int], seed: int) -> list[Tensor]:
     """Disjoint random index sets of the given `sizes`, each with the class proportions of `labels`.
 
-    labels: int64 (N,). Classes of equal size get equal shares, up to the one image that does not divide.
-    Returns sorted int64 index tensors on the CPU, the same for the same arguments. Raises UsageError when a
-    size is negative or the sizes sum to more than N.
+    labels: int64 (N,). Classes of equal size get equal shares, up to one image that remains from the division. Returns
+    sorted int64 index tensors on the CPU, the same for the same arguments. Raises UsageError if a size is negative or
+    the sizes sum to more than N.
     """
     if any(size < 0 for size in sizes):
         raise UsageError(f"a number of images must not be negative: {', '.join(map(str, sizes))}")
@@ -54,9 +54,9 @@ def shares(available: Sequence[int], size: int, generator: torch.Generator) -> l
 
 
 def split_text(files: ImageFiles, fractions: Sequence[float], seed: int) -> str:
-    """Disjoint class-balanced parts of `files`, as a JSON text with the names of each, one a line.
+    """Disjoint class-balanced parts of `files`, as JSON text with one file name a line.
 
-    Raises UsageError when the fractions are no shares of one whole, or a part would be empty.
+    Raises UsageError if a fraction is not positive, they sum to more than 1, or a part would be empty.
     """
     sizes = [round(fraction * len(files)) for fraction in fractions]
     if not all(0 < fraction <= 1 for fraction in fractions) or sum(fractions) > 1 + 1e-9:
@@ -78,9 +78,9 @@ def split_text(files: ImageFiles, fractions: Sequence[float], seed: int) -> str:
 
 
 def read_split(path: Path, files: ImageFiles) -> list[Tensor]:
-    """The parts that a file of `split_text` lists, as sorted int64 indices into `files`.
+    """The parts listed in a file made by `split_text`, as sorted int64 indices into `files`.
 
-    Raises UsageError when it is no such file, lists an image twice, or one that `files` has not.
+    Raises UsageError if it is no such file, lists an image twice, or lists one that is not in `files`.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

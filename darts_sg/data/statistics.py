@@ -1,4 +1,4 @@
-"""Means and deviations of the channels of a set of images."""
+"""Channel means and standard deviations of a set of images."""
 
 import torch
 from torch import Tensor
@@ -7,8 +7,8 @@ from torch import Tensor
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel of uint8 images (N, H, W, C), for pixels scaled to 0..1.
 
-    Taken from histograms, so exact and without a float copy of the images; six decimals. A channel that does
-    not vary gets deviation 1, so that normalising with it stays finite.
+    Computed from histograms, hence exact and without a float copy of the images, and rounded to six decimals. A
+    constant channel gets deviation 1, so that normalising by it stays finite.
     """
     values = torch.arange(256, dtype=torch.float64) / 255
     means, deviations = [], []

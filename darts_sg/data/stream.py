@@ -1,4 +1,4 @@
-"""Images that stay in their files: read, cropped and resized by worker processes, ahead of the steps that use them."""
+"""Data sets that do not fit into memory: worker processes read, crop and resize image files ahead of the steps."""
 
 import atexit
 import logging
@@ -30,20 +30,20 @@ from darts_sg.errors import RunError
 logger = logging.getLogger(__name__)
 
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
-"""What Pillow's decoders raise on damaged files; an OSError with a number is the system's, not the file's."""
+"""Errors of Pillow's decoders on damaged files. An OSError with an errno comes from the system, not from the file."""
 DAMAGED = "damaged"
 USUAL = "JPEG RGB"
 CROP_AREA = 0.08, 1.0
 CROP_RATIO = 3 / 4, 4 / 3
 CROP_TRIES = 10
 KEPT_SIDE = 224 / 256
-"""Of the shorter side, in evaluation: resize it to 256 pixels and take the middle 224."""
+"""Share of the shorter side kept in evaluation: the middle 224 pixels of an image resized to 256."""
 BATCHES_AHEAD = 2
 """Batches that each worker reads ahead (PyTorch's default)."""
 MEMORY_PART, SHARED_MEMORY_PART = 8, 4
-"""What a stream reads ahead takes at most this fraction (1/8, 1/4) of the memory available, of the free shared one."""
+"""Batches read ahead take at most 1/8 of the memory available and 1/4 of the free shared memory."""
 MOST_IN_A_ROW = 100
-"""Unreadable files, after which it is not the files that are damaged."""
+"""Unreadable files in a row after which the run ends: then it is not single files that are damaged."""
 
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom in pixels."""
@@ -53,14 +53,15 @@ Key = tuple[int, int]
 
 @dataclass(frozen=True)
 class Reading:
-    """How image files are read. Only `reduced` changes what comes out of sound ones."""
+    """How image files are read. Of these options only `reduced` changes the pixels of intact files."""
 
     workers: int = 0
-    """Processes that read ahead; 0 reads in the process that asks."""
+    """Processes that read ahead; with 0 the main process reads."""
     damaged: Literal["skip", "stop"] = "skip"
-    """Replace a damaged training image by the next readable one and leave a damaged test image out, or stop."""
+    """skip: replace a damaged training image by the next readable one, leave a damaged test image out. stop: end the
+    run."""
     reduced: bool = False
-    """Decode a JPEG at 1/2, 1/4 or 1/8 of its size where that is still larger than what is made of it."""
+    """Decode JPEGs at 1/2, 1/4 or 1/8 of their size, as long as that is not below the size needed."""
 
 
 class UnusualImages(dict[str, str]):
@@ -77,18 +78,18 @@ class UnusualImages(dict[str, str]):
 
 @dataclass(frozen=True, eq=False)
 class ImageFiles:
-    """A labelled set of image files, each of which is brought to a square when it is asked for."""
+    """A labelled set of image files, read and cropped to squares on demand."""
 
     root: Path
     names: np.ndarray
-    """Paths below `root`, bytes (N,): a million of them take little memory."""
+    """Paths below `root`, an array of bytes (N,), which takes little memory for a million of them."""
     labels: Tensor
     """int64 (N,), on the CPU."""
     size: int
     """Side of the squares, in pixels."""
     reading: Reading = Reading()
     device: torch.device = torch.device("cpu")
-    """Where batches are wanted."""
+    """The device that batches are moved to."""
     unusual: UnusualImages = field(default_factory=UnusualImages)
     """The damaged and odd images of the whole data set, shared by all its parts."""
 
@@ -96,7 +97,7 @@ class ImageFiles:
         return len(self.labels)
 
     def to(self, device: torch.device | str) -> "ImageFiles":
-        """The same images, given out on `device`."""
+        """The same images, with batches on `device`."""
         return replace(self, device=torch.device(device))
 
     def select(self, indices: Tensor) -> "ImageFiles":
@@ -104,14 +105,14 @@ class ImageFiles:
         return replace(self, names=self.names[indices.numpy()], labels=self.labels[indices])
 
     def update(self, digest: Any) -> None:
-        """Add to a hash what tells this set from others: names, labels and size, not what the files hold."""
+        """Add names, labels and image size to a hash, but not the content of the files."""
         digest.update(f"{len(self)} {self.size}\n".encode())
         for name, label in zip(self.names.tolist(), self.labels.tolist(), strict=True):
             digest.update(b"%d %s\n" % (label, name))
 
     @property
     def num_damaged(self) -> int:
-        """Those of these images that have turned out to be damaged so far."""
+        """Images of this set that have been found to be damaged so far."""
         damaged = [os.fsencode(name) for name, what in self.unusual.items() if what.startswith(DAMAGED)]
         return int(np.isin(self.names, damaged).sum()) if damaged else 0
 
@@ -119,11 +120,9 @@ class ImageFiles:
         return self.root / os.fsdecode(self.names[index])
 
     def parts(self, batch_size: int, rank: int = 0, num_ranks: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
-        """Every readable image once, in order: uint8 (B, H, W, C) as evaluation crops them, and labels (B,).
+        """Every readable image once, in order: uint8 (B, H, W, C), cropped as in evaluation, and labels (B,).
 
-        The ranks take turns.
-
-        Raises RunError as `Stream` does.
+        Batches are dealt to the ranks in turn. Raises RunError as `Stream` does.
         """
         starts = range(rank * batch_size, len(self), num_ranks * batch_size)
         stream = Stream(
@@ -140,30 +139,30 @@ class ImageFiles:
 
 
 class Read(NamedTuple):
-    """What became of an image that was asked for."""
+    """The result of reading one image."""
 
     pixels: Tensor | None
-    """uint8 (H, W, C); None if it cannot be had."""
+    """uint8 (H, W, C); None if the image cannot be read."""
     given: int
-    """Index of the image that is given: another one than asked for where that is damaged."""
+    """Index of the image read: the next readable one if the image asked for is damaged."""
     unusual: list[tuple[int, str]]
-    """Index and description of what is damaged or no RGB JPEG."""
+    """Index and description of the images tried that are damaged or no RGB JPEG."""
     failure: str = ""
-    """Why nothing can be read here, if it is not the image."""
+    """Why nothing can be read at all, if the fault is not in the image."""
 
 
 class Batch(NamedTuple):
-    """The same for a batch, as it goes from one process to another."""
+    """The result of reading a batch, in a form that is cheap to send from a worker to the main process."""
 
     pixels: Tensor
-    """uint8 (B, H, W, C) of those that can be had."""
+    """uint8 (B, H, W, C) of the images that could be read."""
     indices: list[int]
     unusual: list[tuple[int, str]]
     failure: str
 
 
 class RandomCrops(NamedTuple):
-    """Random resized crops and flips, the same for the same arguments in every process."""
+    """Random resized crops and flips, which depend on these fields, the pass and the index of the image only."""
 
     seed: int
     stream: str
@@ -171,10 +170,10 @@ class RandomCrops(NamedTuple):
 
 
 class FileReader(torch_data.Dataset[Read]):
-    """Reads single images; what a worker process gets."""
+    """Reads single images in a worker process."""
 
     def __init__(self, files: ImageFiles, crops: RandomCrops | None) -> None:
-        """`crops`: None for the middle of each image, as evaluation has it."""
+        """crops: None for the centre crop of an evaluation."""
         self.root, self.names = os.fsencode(files.root), files.names
         self.size, self.reduced = files.size, files.reading.reduced
         self.replace = crops is not None and files.reading.damaged == "skip"
@@ -190,9 +189,10 @@ class FileReader(torch_data.Dataset[Read]):
             box_of = partial(random_box, draws=draws)
             flip = self.crops.flip and torch.rand((), generator=generator).item() < 0.5
         unusual: list[tuple[int, str]] = []
+        # in training the next readable image stands in for a damaged one, so that batches keep their size
         for turn in range(MOST_IN_A_ROW if self.replace else 1):
             at = (index + turn) % len(self.names)
-            path = os.path.join(self.root, self.names[at])  # noqa: PTH118 - of bytes
+            path = os.path.join(self.root, self.names[at])  # noqa: PTH118 - pathlib takes no bytes
             try:
                 pixels, kind = read_square(os.fsdecode(path), self.size, box_of, reduced=self.reduced)
             except UNREADABLE as error:
@@ -208,9 +208,10 @@ class FileReader(torch_data.Dataset[Read]):
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """An image of any mode with 8 bits a channel; of 16-bit grey values the upper 8, where Pillow would cut off at 255.
+    """Convert an image of any mode to RGB with 8 bits a channel.
 
-    Raises ValueError for modes whose values have no fixed range: float and 32-bit integers.
+    Keeps the upper 8 bits of 16-bit grey values, which Pillow would clip at 255. Raises ValueError for modes whose
+    values have no fixed range: float and 32-bit integers.
     """
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
@@ -222,16 +223,17 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def read_square(
     path: str, size: int, box_of: Callable[[int, int], Box], *, reduced: bool = False
 ) -> tuple[np.ndarray, str]:
-    """A box of an image, resized (bilinear, antialiased) to uint8 (size, size, 3), and what is unusual about the image.
+    """A box of an image, resized (bilinear, antialiased) to uint8 (size, size, 3); and the image's kind if unusual.
 
-    `box_of(width, height)` chooses the box. Any mode becomes RGB. An orientation in the EXIF data is left alone, as
-    all published figures on ImageNet have it. Raises one of UNREADABLE.
+    `box_of(width, height)` chooses the box. Any mode becomes RGB. The orientation in the EXIF data is ignored, as in
+    all published results on ImageNet. Raises one of UNREADABLE.
     """
     with Image.open(path) as image:
         width, height = image.size
         kind = f"{image.format} {image.mode}"
         left, top, right, bottom = box_of(width, height)
         if reduced:
+            # the size of the whole image at which the box has size×size pixels; draft() stays above it
             wanted = math.ceil(width * size / (right - left)), math.ceil(height * size / (bottom - top))
             image.draft(None, wanted)
         x, y = image.width / width, image.height / height
@@ -242,10 +244,10 @@ def read_square(
 
 
 def random_box(width: int, height: int, draws: Sequence[Sequence[float]]) -> Box:
-    """A box of 8 to 100% of the area with sides in a ratio from 3/4 to 4/3, anywhere (Szegedy et al., 2015).
+    """A random box with 8 to 100% of the area and an aspect ratio from 3/4 to 4/3 (Szegedy et al., 2015).
 
-    draws: for each try four numbers from 0 up to 1: area, ratio, left and top. If no try fits into the image, the
-    middle with the nearest ratio allowed.
+    draws: four numbers in [0, 1) for each try: area, ratio, left and top. If no try fits into the image, the largest
+    centred box with an allowed ratio.
     """
     low, high = (math.log(ratio) for ratio in CROP_RATIO)
     for area, ratio, left, top in draws:
@@ -270,23 +272,25 @@ def centred(width: int, height: int, w: float, h: float) -> Box:
 
 
 class Stream:
-    """Batches of images by their position, read ahead from the last position asked for on.
+    """Batches of images by position, read ahead in order.
 
-    `stream[position]` depends on the keys of that position alone, whatever the number of workers. Raises RunError
-    when a file or folder cannot be reached, and when an image is damaged and `Reading.damaged` says to stop.
+    `stream[position]` depends on the keys of that position only, not on the number of workers. A jump to another
+    position restarts the workers. Raises RunError when a file or folder cannot be read, and when an image is damaged
+    and `Reading.damaged` is "stop".
     """
 
     def __init__(
         self, files: ImageFiles, keys: Callable[[int], list[Key]], reader: FileReader, length: int | None = None
     ) -> None:
-        """keys(position): the images of a batch; length: number of positions, None for no end."""
+        """keys(position): the images of a batch. length: number of positions; None for an endless stream."""
         self.files, self.keys, self.reader, self.length = files, keys, reader, length
         self.next = 0
         self.running: Iterator[Batch] | None = None
-        self.limited = False  # by memory, and said so
+        self.limited = False
+        """Whether memory has limited the workers, and a warning has said so."""
 
     def __getitem__(self, position: int) -> tuple[Tensor, Tensor]:
-        """uint8 (B, H, W, C) and labels int64 (B,) on the device of the files, without damaged ones."""
+        """uint8 (B, H, W, C) and labels int64 (B,), on the device of `files`; without damaged images in evaluation."""
         if self.running is None or position != self.next:
             self.stop()
             self.running = self._start(position)
@@ -301,14 +305,15 @@ class Stream:
         return batch.pixels.to(device, non_blocking=True), labels.to(device)
 
     def stop(self) -> None:
-        """End the workers; the next batch asked for starts new ones."""
+        """End the workers. The next batch starts new ones."""
         self.running = None
 
     def _start(self, position: int) -> Iterator[Batch]:
         """Start reading at `position`, in as many workers as the memory has room for."""
         batch_bytes = len(self.keys(position)) * self.files.size**2 * 3
         workers, batches_ahead = read_ahead(self.files.reading.workers, batch_bytes)
-        if workers < self.files.reading.workers and not self.limited:
+        # once for a stream of training batches; an evaluation makes a stream each time
+        if workers < self.files.reading.workers and self.length is None and not self.limited:
             self.limited = True
             logger.warning(
                 "reading ahead with %d of %d workers: a batch takes %d MiB, and what is read ahead is kept within 1/%d "
@@ -326,11 +331,11 @@ class Stream:
             multiprocessing_context="spawn" if workers else None,
             worker_init_fn=quieten,
             pin_memory=self.files.device.type == "cuda",
-            generator=torch.Generator(),  # or it draws from the one that a resumed run has to find as it was
+            generator=torch.Generator(),  # by default DataLoader draws a seed from the global one, at every start
         )
         STREAMS.add(self)
-        # a worker inherits that these are blocked: it ends when its parent does, which has batches to finish and a
-        # checkpoint to write when it is told to stop. The tracker, if it were started in between, would unblock them
+        # Workers inherit the blocked signals: Ctrl-C must not end them before their parent, which has a step to finish
+        # and a checkpoint to write. The resource tracker would unblock the signals if it were started in between.
         resource_tracker.ensure_running()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
@@ -339,7 +344,7 @@ class Stream:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def _note(self, batch: Batch) -> None:
-        """Take down what is unusual about the images; RunError if it ends the run."""
+        """Record damaged and odd images, with a warning for damaged ones; RunError if one of them ends the run."""
         for index, what in batch.unusual:
             name = os.fsdecode(self.files.names[index])
             damaged = what.startswith(DAMAGED)
@@ -383,7 +388,7 @@ class Positions(torch_data.Sampler[list[Key]]):
 
 
 def collate(reads: Sequence[Read], size: int) -> Batch:
-    """One tensor of all images that could be read, and what is to be told of the others."""
+    """Put the images of a batch into one tensor, and collect the reports on unusual ones."""
     kept = [read.pixels for read in reads if read.pixels is not None]
     return Batch(
         torch.stack(kept) if kept else torch.empty(0, size, size, 3, dtype=torch.uint8),
@@ -394,19 +399,19 @@ def collate(reads: Sequence[Read], size: int) -> Batch:
 
 
 def count_unusual(unusual: Mapping[str, str]) -> dict[str, int]:
-    """How many of the images that are not as expected are damaged, and of each other kind."""
+    """The number of damaged images, and of each kind of odd ones."""
     return dict(sorted(Counter(what.partition(":")[0] for what in unusual.values()).items()))
 
 
 def quieten(worker: int) -> None:
-    """Pillow warns of odd EXIF data; the images are what counts."""
+    """Silence Pillow in a worker: it warns of odd EXIF data, which is not used."""
     warnings.filterwarnings("ignore", module="PIL")
 
 
 STREAMS: "weakref.WeakSet[Stream]" = weakref.WeakSet()
 
 
-@atexit.register  # before multiprocessing's own hook, which waits for workers that nobody has told to end
+@atexit.register  # runs before multiprocessing's own hook, which would wait for workers that still read ahead
 def stop_all() -> None:
     """End the workers of all streams."""
     for stream in list(STREAMS):

@@ -1,8 +1,8 @@
-"""Ten classes of rendered figures: the data set that is always there.
+"""Ten classes of rendered figures: a data set that needs no files.
 
-Each 32×32 image shows one figure of random colour, place, size, proportions and rotation on a blotchy, noisy
-ground of another random colour, so that neither colours nor single pixels tell the class: it takes the form.
-All figures are their own mirror images up to a rotation, so a flip keeps the label.
+Each 32×32 image shows one figure of random colour, place, size, proportions and rotation on a blotchy, noisy background
+of another random colour, so that the class can be told by the shape only, not by colours or single pixels. Every figure
+is its own mirror image up to a rotation, so a flip keeps the label.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ NUM_TRAIN = 4000
 NUM_TEST = 1000
 
 Form = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""Coordinates u, v in units of the figure's radius -> distance from its outline, negative inside."""
+"""Maps coordinates u, v in units of the figure's radius to the distance from its outline, negative inside."""
 
 
 def disc(u: np.ndarray, v: np.ndarray) -> np.ndarray:
@@ -35,7 +35,7 @@ def beam(u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def checks(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """A board of four by four fields, every other one filled."""
+    """A board of four by four squares, every other one filled."""
     field = 0.42
     phases = np.sin(np.pi / field * u) * np.sin(np.pi / field * v)
     return np.maximum(np.maximum(np.abs(u), np.abs(v)) - 1.9 * field, -phases * field / np.pi)
@@ -52,7 +52,7 @@ def cross(u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def dots(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Nine in a square."""
+    """Nine dots in a square."""
     u, v = np.abs(u), np.abs(v)
     return np.hypot(np.minimum(u, np.abs(u - 0.66)), np.minimum(v, np.abs(v - 0.66))) - 0.2
 
@@ -86,7 +86,7 @@ def load_synthetic(directory: Path, *, image_size: int | None, seed: int, downlo
 
 
 def render(num_images: int, rng: np.random.Generator) -> ImageSet:
-    """`num_images` images, the classes in equal shares and random order."""
+    """Render `num_images` images, with equal shares of the classes in random order."""
     labels = rng.permutation(np.arange(num_images) % len(FORMS))
     cover = draw_figures(labels, rng)[..., None]  # (N, H, W, 1), 1 inside the figure
     ground, figure = draw_colours(num_images, rng)
@@ -97,7 +97,7 @@ def render(num_images: int, rng: np.random.Generator) -> ImageSet:
 
 
 def draw_figures(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """For each label how much of each pixel its figure covers, float32 (N, H, W) in 0..1."""
+    """The share of each pixel that the figure of each label covers, float32 (N, H, W) in 0..1."""
     num_images = len(labels)
 
     def uniform(low: float, high: float) -> np.ndarray:
@@ -118,9 +118,10 @@ def draw_figures(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def draw_colours(num_images: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Blotchy grounds, float32 (N, H, W, 3), and the colours of the figures, float32 (N, 3)."""
+    """Blotchy backgrounds, float32 (N, H, W, 3), and the colours of the figures, float32 (N, 3)."""
     colour = rng.random((num_images, 3), dtype=np.float32)
     choices = rng.random((num_images, 4, 3), dtype=np.float32)
+    # of four candidates the colour that differs most from the background
     contrast = np.linalg.norm(choices - colour[:, None], axis=-1)
     figure = choices[np.arange(num_images), contrast.argmax(axis=1)]
     knots = 5

@@ -5,6 +5,7 @@ What the network is trained for, its loss, measures and results, is the task's (
 
 import functools
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,8 @@ class AugmentJob:
         self.best: dict[str, float] = {}
         """The best epoch so far: its number, its score (`judged`) and its columns of the test. The entries of the
         averaged weights' best epoch have the prefix EMA."""
+        self.details: dict[str, dict[str, Any]] = {}
+        """After the last epoch, what the tests of both found beside their measures."""
 
     def learning_rate(self, epoch: int) -> float:
         return scheduled_learning_rate(self.config, epoch)
@@ -159,7 +162,8 @@ class AugmentJob:
                 self._save_weights(run, kind, f"epoch_{epoch + 1:04d}", row, epoch)
             if epoch + 1 == self.num_epochs:
                 self._save_weights(run, kind, "", row, epoch)
-                for name, content in evaluation.files().items():
+                self.details[kind] = evaluation.evaluator.details()
+                for name, content in evaluation.evaluator.files().items():
                     run.write(f"{kind}{name}", content)
         return row
 
@@ -219,6 +223,7 @@ class AugmentJob:
             "optimizer": self.optimizer.state_dict(),
             **({} if self.ema is None else {"ema": self.ema.state_dict()}),
             "best": self.best,
+            **({"details": self.details} if any(self.details.values()) else {}),
             "unusual_images": dict(self.setting.data.unusual),
         }
 
@@ -227,7 +232,7 @@ class AugmentJob:
         load_optimizer(self.optimizer, state["optimizer"])
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
-        self.best = state["best"]
+        self.best, self.details = state["best"], state.get("details", {})
         self.setting.data.unusual.update(state.get("unusual_images", {}))
 
     def facts(self) -> list[str]:
@@ -263,12 +268,14 @@ class AugmentJob:
                 *(_measures(row, kind, "test") for row in (loop.rows[-1], self.best))
             ).items()
         }
+        details = {f"{kind}{name}": value for kind, more in self.details.items() for name, value in more.items()}
         epochs = {f"{kind}best_epoch": int(self.best[f"{kind}epoch"]) for kind in self.tested}
         auxiliary = {"params_with_auxiliary": cost.params_with_auxiliary} if self.subject.has_auxiliary else {}
         return {
             **({} if self.task.name == DEFAULT_TASK else {"task": self.task.name}),
             **self.subject.names,
             **figures,
+            **details,
             **epochs,
             "best_chosen_on": "test" if self.validation_images is None else "validation",
             "params": cost.params,
@@ -380,6 +387,7 @@ def run_augment(
 
     Raises UsageError for what cannot be done as asked, RunError (Stopped when told to stop) for a run that ends early.
     """
+    started = time.monotonic() if started is None else started  # before data are loaded and kernels compiled
     run, earlier = open_run(resume, "augment")
     if run is not None and (run.path / "result.json").is_file():
         print(f"{run.path} is finished: {run.path / 'result.json'}, {run.path / 'report.md'}")

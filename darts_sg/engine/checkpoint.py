@@ -88,36 +88,26 @@ def load_newest(folder: Path, warn: Callable[[str], None]) -> tuple[Path, dict[s
 
 def random_state(*, gpus: bool = True) -> dict[str, Any]:
     """The states of all generators that code in this process may draw from; `gpus=False` leaves GPUs uninitialised."""
-    state = host_random_state()
+    name, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002 - its state is to be kept, too
+    state = {
+        "python": random.getstate(),
+        "numpy": [name, np.asarray(keys).tolist(), *rest],
+        "torch": torch.get_rng_state(),
+    }
     if gpus and torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state_all()
     return state
 
 
 def set_random_state(state: Mapping[str, Any]) -> None:
-    """Restore the generators to the states that `random_state` returned."""
-    set_host_random_state(state)
-    if "cuda" in state and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
-
-
-def host_random_state() -> dict[str, Any]:
-    """The states of the generators on the CPU."""
-    name, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002 - libraries may use the legacy generator
-    return {
-        "python": random.getstate(),
-        "numpy": [name, np.asarray(keys).tolist(), *rest],
-        "torch": torch.get_rng_state(),
-    }
-
-
-def set_host_random_state(state: Mapping[str, Any]) -> None:
-    """Restore the generators on the CPU to the states that `host_random_state` returned."""
+    """Put all generators back to what `random_state` read."""
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))  # noqa: NPY002
     torch.set_rng_state(state["torch"])
+    if "cuda" in state and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
 
 
 def seed_everything(seed: int) -> None:

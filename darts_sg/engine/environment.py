@@ -37,17 +37,24 @@ def choose_device(name: str, ranks: Ranks = ALONE) -> torch.device:
 
 
 def prepare_device(device: torch.device, threads: int | None) -> None:
-    """Set the number of CPU threads, keep freed memory, and make the algorithms on a GPU deterministic."""
+    """Set the CPU threads, keep freed memory, make a GPU current, and have it choose the same algorithms each time."""
     if threads is not None:
         torch.set_num_threads(threads)
     if device.type == "cpu":
         keep_freed_memory()
     if device.type == "cuda":
+        make_current(device)
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False
         torch.use_deterministic_algorithms(True, warn_only=True)
         # filling memory that nobody reads costs a launch each time
         setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 - typed as a module
+
+
+def make_current(device: torch.device) -> None:
+    """Make a GPU chosen by number the current device: Triton launches and new streams are on that one."""
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
 
 
 def keep_freed_memory() -> None:
@@ -84,6 +91,14 @@ def package_version() -> str:
     """The installed version of darts_sg."""
     try:
         return version("darts_sg")
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def triton_version() -> str:
+    """The version of Triton, which compiles the kernels for GPUs."""
+    try:
+        return version("triton")
     except PackageNotFoundError:
         return "not installed"
 
@@ -138,6 +153,7 @@ def describe(device: torch.device, ranks: Ranks = ALONE) -> dict[str, Any]:
         "torch": str(torch.__version__),
         "device": str(device),
         "device_name": device_name(device),
+        **({"triton": triton_version()} if device.type == "cuda" else {}),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "processes": ranks.size,

@@ -68,7 +68,8 @@ class Captured:
         graph = torch.cuda.CUDAGraph()
         for generator in self.generators:
             graph.register_generator_state(generator)
-        with torch.cuda.graph(graph, pool=pool, stream=self.stream):
+        # thread_local: meanwhile another thread may pin memory for the next batches, which is no error of this capture
+        with torch.cuda.graph(graph, pool=pool, stream=self.stream, capture_error_mode="thread_local"):
             means = self.step(*inputs)
             values = torch.stack([value.detach().float() for value in means.values()])
         self.graphs[key] = _Graph(graph, inputs, list(means), values)

@@ -111,10 +111,9 @@ class Meter:
 
 @contextmanager
 def stop_signals() -> Iterator[list[signal.Signals]]:
-    """Within the context Ctrl-C and SIGTERM are noted in the list instead of ending the process.
+    """Within the context Ctrl-C and SIGTERM are noted instead of ending the process; a second Ctrl-C ends it.
 
-    A second Ctrl-C raises KeyboardInterrupt. Outside the main thread, where Python allows no signal handlers, nothing
-    is installed and the list stays empty.
+    Python allows signal handlers in the main thread only; in any other thread nothing is noted.
     """
     received: list[signal.Signals] = []
     if threading.current_thread() is not threading.main_thread():

@@ -2,6 +2,7 @@
 
 import functools
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
@@ -123,18 +124,14 @@ class SearchJob:
 
     def step(self, epoch: int, step: int) -> StepResult:
         position = epoch * self.steps_per_epoch + step
-        self.rate = self.learning_rate(epoch)
-        set_learning_rate(self.weight_optimizer, self.rate)
+        set_learning_rate(self.weight_optimizer, self.learning_rate(epoch))
         self.progress.fill_(position / (self.num_epochs * self.steps_per_epoch))
         # The noise of a step depends on seed and position: all ranks draw the same, a resumed run what it would have.
         self.generator.manual_seed(keyed_seed(self.config.seed, "mixing", "noise", position))
         tensors: tuple[Tensor, ...] = self.train[position]
         if self.stage.alphas_learn(epoch):
             tensors += self.validation[position]
-        if self.captured is None:
-            means = self._update(*tensors)
-        else:  # the unrolled hypergradient has the learning rate in its launches
-            means = self.captured(None if self.config.hypergradient == "first_order" else self.rate, *tensors)
+        means = self._update(*tensors) if self.captured is None else self.captured(None, *tensors)
         return StepResult(self.train.num_images(position), means)
 
     def _update(self, *tensors: Tensor) -> dict[str, Tensor]:
@@ -361,7 +358,8 @@ class SearchJob:
 
     def _hypergradient(self, train_batch: Batch, validation_batch: Batch) -> Hypergradient:
         buffers = [self.weight_optimizer.state[w].get("momentum_buffer") for w in self.weights]
-        virtual = VirtualStep(self.rate, self.config.momentum, self.config.weight_decay, buffers)
+        rate = self.weight_optimizer.param_groups[0]["lr"]  # on a GPU a tensor, which a captured step reads anew
+        virtual = VirtualStep(rate, self.config.momentum, self.config.weight_decay, buffers)
         return self.method.hypergradient(
             partial(self.objective, draw=self._draw()),  # one draw: the passes of a finite difference see one noise
             self.weights,
@@ -416,6 +414,7 @@ def run_search(
 
     Raises UsageError for what cannot be done as asked, RunError (Stopped when told to stop) for a run that ends early.
     """
+    started = time.monotonic() if started is None else started  # before data are loaded and kernels compiled
     run, earlier = open_run(resume, "search")
     if run is not None and (run.path / "genotype.yaml").is_file():
         print(f"{run.path} is finished: {run.path / 'genotype.yaml'}, {run.path / 'report.md'}")

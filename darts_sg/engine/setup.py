@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from darts_sg import plugins, process
+from darts_sg import plugins
 from darts_sg.backends.cpp import build
 from darts_sg.config import RunConfig, SearchConfig
 from darts_sg.data import Dataset, Images, Reading, load_dataset
@@ -186,7 +186,7 @@ def run_job(
     prepare_run: writes the files that the folder holds from the start. finish: writes the result.
     callbacks: functions of the rows of metrics.csv, or objects with methods of a logger (loggers.CallbackLogger).
     stop: an event that ends the run early, with everything saved. started: when the time budget begins, on the clock
-    of time.monotonic; by default at the start of the process.
+    of time.monotonic: the start of the process for a command, by default now.
     """
     ranks = setting.ranks
     chosen = chosen_loggers(config.logger, callbacks)
@@ -199,7 +199,7 @@ def run_job(
     if config.time_budget is None:
         deadline = None
     else:
-        deadline = (process.started() if started is None else started) + 60 * config.time_budget
+        deadline = (time.monotonic() if started is None else started) + 60 * config.time_budget
     loop = Loop(
         job,
         run,
@@ -482,7 +482,8 @@ def autocast(config: RunConfig, device: torch.device) -> torch.autocast:
 def _warn_of_other_code(run: RunDir, setting: Setting) -> None:
     """Warn if versions, code or number of processes differ from those that a resumed run was started with."""
     then, now = setting.earlier["environment"], setting.environment
-    then = {"processes": 1, **then}
-    for key in ("darts_sg", "git", "torch", "kernels", "processes"):
+    # runs of earlier versions did not record all of these
+    then = {"processes": 1, **{key: now.get(key) for key in ("device_name", "triton")}, **then}
+    for key in ("darts_sg", "git", "torch", "kernels", "processes", "device_name", "triton"):
         if then.get(key) != now.get(key):
             run.warn(f"this run was started with {key} {then.get(key)}, now it is {now.get(key)}: the bits may differ")

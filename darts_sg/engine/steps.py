@@ -136,8 +136,8 @@ class Evaluation(NamedTuple):
     """What an evaluation of one model found, over the images of all ranks."""
 
     measures: dict[str, float]
-    files: Callable[[], Mapping[str, str]]
-    """Makes the files that describe it, see `Evaluator.files`."""
+    evaluator: Evaluator
+    """Holds what the measures do not say, see `Evaluator.files` and `Evaluator.details`."""
 
 
 def evaluate(
@@ -185,6 +185,6 @@ def evaluate_all(
     for own, part in zip(evaluators, sums, strict=True):
         records = ranks.gather(own.records()) if own.gathers else []
         measures = own.measures(totals[start : start + len(part)], records, round(total))
-        found.append(Evaluation(measures, own.files))
+        found.append(Evaluation(measures, own))
         start += len(part)
     return found

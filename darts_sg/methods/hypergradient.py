@@ -25,7 +25,8 @@ RADIUS = 0.01  # of the finite difference, divided by the norm of the direction 
 class VirtualStep(NamedTuple):
     """The SGD step that the unrolled hypergradient looks through: w' = w - ξ · (μ · buffer + ∇w L_train + λ · w)."""
 
-    learning_rate: float
+    learning_rate: float | Tensor
+    """On a GPU a scalar tensor, so that a captured CUDA graph sees it change."""
     momentum: float = 0.0
     weight_decay: float = 0.0
     buffers: Sequence[Tensor | None] | None = None
@@ -120,7 +121,11 @@ def unrolled(
             moving = [(step, buffer) for step, buffer in zip(steps, buffers, strict=True) if buffer is not None]
             if moving:
                 torch._foreach_add_(*map(list, zip(*moving, strict=True)), alpha=virtual.momentum)
-            torch._foreach_sub_(weights, steps, alpha=virtual.learning_rate)
+            if isinstance(virtual.learning_rate, Tensor):
+                torch._foreach_mul_(steps, virtual.learning_rate)
+                torch._foreach_sub_(weights, steps)
+            else:
+                torch._foreach_sub_(weights, steps, alpha=virtual.learning_rate)
         loss, outputs = objective(validation_batch)
         gradients = mean(torch.autograd.grad(loss, [*alphas, *weights]), validation_batch)
         direct, direction = gradients[: len(alphas)], gradients[len(alphas) :]
@@ -140,7 +145,10 @@ def unrolled(
         with torch.no_grad():
             torch._foreach_copy_(weights, kept)
     implicit = [(plus - minus).div_(2.0 * eps) for plus, minus in zip(*sides, strict=True)]
-    total = [g.sub(i, alpha=virtual.learning_rate) for g, i in zip(direct, implicit, strict=True)]
+    if isinstance(virtual.learning_rate, Tensor):
+        total = [g.sub(i * virtual.learning_rate) for g, i in zip(direct, implicit, strict=True)]
+    else:
+        total = [g.sub(i, alpha=virtual.learning_rate) for g, i in zip(direct, implicit, strict=True)]
     return Hypergradient(loss.detach(), outputs.detach(), total)
 
 

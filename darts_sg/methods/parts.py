@@ -56,8 +56,13 @@ def describe_parts(registry: Registry[type[P]]) -> str:
     return "; ".join(_described(name, registry[name]) for name in registry)
 
 
+def _fields(part: type[Any]) -> "list[dataclasses.Field[Any]]":
+    """The options of a part; a class that is no dataclass has none."""
+    return [f for f in dataclasses.fields(part) if f.init] if dataclasses.is_dataclass(part) else []
+
+
 def _described(name: str, part: type[Any]) -> str:
-    options = ",".join(_shown(f) for f in dataclasses.fields(part))
+    options = ",".join(_shown(f) for f in _fields(part))
     summary = (part.__doc__ or "").strip().split("\n")[0].rstrip(".")
     return f"{name}{':' if options else ''}{options} ({summary})"
 
@@ -74,7 +79,7 @@ def _shown(option: "dataclasses.Field[Any]") -> str:
 
 def _options(part: type[Any], text: str) -> dict[str, Any]:
     """The options in `text` by name, each of its field's type."""
-    hints, names = get_type_hints(part), [f.name for f in dataclasses.fields(part)]
+    hints, names = get_type_hints(part), [f.name for f in _fields(part)]
     found: dict[str, Any] = {}
     for item in text.split(",") if text.strip() else []:
         key, equals, value = item.partition("=")
@@ -90,7 +95,7 @@ def _options(part: type[Any], text: str) -> dict[str, Any]:
         found[key] = _value(key, value.strip(), hints[key])
     missing = [
         f.name
-        for f in dataclasses.fields(part)
+        for f in _fields(part)
         if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING and f.name not in found
     ]
     if missing:

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from darts_sg.analysis.sheet import family
 from darts_sg.config import JOBS, JobName
 from darts_sg.errors import UsageError, first_line
 from darts_sg.genotype import NAME_PATTERN, zoo_names
@@ -305,14 +306,15 @@ def _optional(root: _Node, key: str, keys: Sequence[str]) -> _Node | None:
 
 def _space(name: str, node: _Node) -> Space:
     try:
-        parse_space(name)
+        operations = parse_space(name).operations
     except UsageError as error:
         raise node.wrong(str(error)) from None
     node.mapping(("genotype",), ("block",))
-    block = node.at("block")
-    return Space(
-        name, node.at("genotype").name(), None if block.value is None else block.text("a family of operations")
-    )
+    genotype, block = node.at("genotype").name(), node.at("block")
+    if block.value is None:
+        return Space(name, genotype)
+    families = dict.fromkeys(family(operation) for operation in operations if operation != "none")
+    return Space(name, genotype, block.one_of("family of operations in this space", list(families)))
 
 
 def _full_scale(node: _Node) -> FullScale:

@@ -8,7 +8,7 @@ from typing import Any
 
 from darts_sg.analysis.cost import derived_counts
 from darts_sg.analysis.deriving import derive_genotype
-from darts_sg.analysis.measured import machines, option_values, runs_in, scale, setting, wiring
+from darts_sg.analysis.measured import distinctions, machines, option_values, runs_in, scale, setting, wiring
 from darts_sg.analysis.run_folder import Run, search_epochs
 from darts_sg.config import compared_options
 from darts_sg.genotype import Genotype, load_genotype
@@ -42,7 +42,9 @@ def read_experiment(folder: Path, protocol: Protocol) -> Experiment:
         if run.job == "augment" and not run.options.get("finetune"):
             trainings.setdefault(setting(run, compared), []).append(run)
     names = _Names(protocol, searches, remarks)
-    settings = [_setting(group, names, remarks) for group in trainings.values() if any(map(names.knows, group))]
+    known = {key: group for key, group in trainings.items() if any(map(names.knows, group))}
+    apart = distinctions(known, compared)
+    settings = [_setting(group, apart[key], names, remarks) for key, group in known.items()]
     full = protocol.full_scale.search
     return Experiment(
         protocol=protocol,
@@ -101,7 +103,7 @@ def _training_seed(run: Run) -> int:
 
 
 def _one_scale(runs: Sequence[Run]) -> list[Run]:
-    """The searches of the scale that is reported."""
+    """The searches of the scale that is reported: the one with the most spaces, and among these the largest."""
     spaces_at: dict[tuple[Any, ...], set[str]] = {}
     for run in runs:
         spaces_at.setdefault(search_scale(_genotype(run)), set()).add(_genotype(run).space)
@@ -112,7 +114,7 @@ def _one_scale(runs: Sequence[Run]) -> list[Run]:
 
 
 def _one_a_seed(runs: Iterable[Run], key: Callable[[Run], Hashable], remarks: list[str]) -> list[Run]:
-    """The first run of each key; another one of the same key that is no copy of it is remarked."""
+    """The first run of each key. A remark names any other run of the same key, unless it is a copy."""
     found: dict[Hashable, Run] = {}
     for run in runs:
         first = found.setdefault(key(run), run)
@@ -202,8 +204,11 @@ class _Names:
         return self.of(run)[1] != OTHER
 
 
-def _setting(runs: Sequence[Run], names: _Names, remarks: list[str]) -> Setting:
-    """The trainings of one setting, a row for each genotype, in the order of their groups."""
+def _setting(runs: Sequence[Run], apart: str, names: _Names, remarks: list[str]) -> Setting:
+    """The trainings of one setting, a row for each genotype, in the order of their groups.
+
+    apart: the options that tell this setting from others of the same data and scale.
+    """
     protocol = names.protocol
     first, groups = runs[0], dict[tuple[Any, ...], list[Run]]()
     for run in runs:
@@ -223,7 +228,7 @@ def _setting(runs: Sequence[Run], names: _Names, remarks: list[str]) -> Setting:
     rows.sort(key=lambda row: (order.index(row.group), ", " in row.title, row.title))
     return Setting(
         data=first.data,
-        scale=scale(first),
+        scale=scale(first) + apart,
         full=_has(size, protocol.full_scale.retrain),
         recipe=", ".join(recipe),
         machines=machines(runs),

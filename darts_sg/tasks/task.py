@@ -125,8 +125,17 @@ class Evaluator(ABC):
         """
 
     def files(self) -> dict[str, str]:
-        """Files of the run folder that describe the test, by name, such as all predictions; asked for after `measures`
-        at the end of a training."""
+        """Files of the run folder that describe the test, by name, such as all predictions.
+
+        Asked for after `measures`, of the test after the last epoch.
+        """
+        return {}
+
+    def details(self) -> dict[str, Any]:
+        """Entries of result.json beside the task's figures, as plain values, such as figures by class.
+
+        Asked for after `measures`, of the test after the last epoch.
+        """
         return {}
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from darts_sg.analysis.measured import Score, runs_in, same_cells
+from darts_sg.analysis.measured import Score, option_values, runs_in, same_cells
 from darts_sg.analysis.measured import scores as pooled
 from darts_sg.analysis.run_folder import Run
 from darts_sg.config import AugmentConfig, compared_options
@@ -91,7 +91,19 @@ def test_trainings_with_other_options_are_not_pooled(name: str, tmp_path: Path) 
     make_run(tmp_path / "old", V2, 9.0, seed=0)  # older than the option: it had the default
     make_run(tmp_path / "default", V2, 10.0, seed=1, **{name: COMPARED[name]})
     make_run(tmp_path / "other", V2, 11.0, seed=2, **{name: OTHER_VALUES[name]})
-    assert sorted(sorted(score.seeds) for score in scores(runs_in(tmp_path))) == [[0, 1], [2]]
+    found = scores(runs_in(tmp_path))
+    assert sorted(sorted(score.seeds) for score in found) == [[0, 1], [2]]
+    shown = sorted(score.scale.partition("drop path 0.2")[2].partition(" ")[2].partition(" ")[0] for score in found)
+    assert shown == [name, name]  # the only thing that tells the two
+
+
+@pytest.mark.parametrize(
+    ("read", "default"), [([], ()), (["a", 1], ("a", 1)), ("x/y", Path("x/y")), ({"a": [1]}, {"a": (1,)}), (1, 1.0)]
+)
+def test_a_value_that_was_read_equals_the_same_default(read: object, default: object) -> None:
+    compared = {"option": default}
+    assert option_values({"option": read}, compared) == option_values({}, compared)
+    assert hash(option_values({"option": read}, compared))
 
 
 def test_only_options_that_change_a_result_are_compared(tmp_path: Path) -> None:

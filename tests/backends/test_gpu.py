@@ -16,7 +16,7 @@ pytest.importorskip("triton", reason="Triton comes with PyTorch for GPUs, and is
 from benchmarks.launches import count
 from benchmarks.machine_code import triton_kernels_on_any_device
 from benchmarks.subjects import Shape, passes
-from darts_sg.backends import accelerate
+from darts_sg.backends import accelerate, ir
 from darts_sg.backends.batched import EdgeBatch, EdgeWeights
 from darts_sg.backends.check import Conditions, cell_errors
 from darts_sg.backends.cpp.build import Unavailable
@@ -102,7 +102,7 @@ def test_every_kernel_compiles_for_a_gpu(tmp_path: Path) -> None:
     environment["TRITON_CACHE_DIR"] = str(tmp_path)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    _, heads, *rows = done.stdout.splitlines()
+    _, heads, *rows, bound = done.stdout.splitlines()
     assert heads.split()[:3] == ["kernel", "launches", "compiled"]
     found = {
         name: (int(launches), int(compiled), float(issued))
@@ -114,6 +114,59 @@ def test_every_kernel_compiles_for_a_gpu(tmp_path: Path) -> None:
     }  # fmt: skip
     assert all(0 < compiled <= launches for launches, compiled, _ in found.values())
     assert found["stage_forward"][2] > 1
+    estimated, needed = map(int, bound.split()[-2:])
+    assert 0.5 * estimated <= needed <= estimated
+
+
+@pytest.mark.parametrize(("ratio", "tolerance"), [(100, 1e-5), (1000, 1e-4)])
+def test_variances_are_exact_where_the_mean_is_much_larger_than_the_deviation(ratio: int, tolerance: float) -> None:
+    norm = torch.nn.BatchNorm2d(4, affine=False, momentum=1.0).to(DEVICE)
+    pool = torch.nn.AvgPool2d(3, 1, padding=1, count_include_pad=False)
+    noise = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    x = noise + ratio * pool(noise).std()
+    stage = ir.pool_of([pool, norm])
+    assert stage is not None
+    gpu.run(x, torch.ones(1, 1, device=DEVICE), ir.FusedOps(1, 1, [ir.FusedOp([stage])]))
+    exact = pool(x.double()).var(dim=(0, 2, 3))
+    torch.testing.assert_close(norm.running_var.double(), exact, rtol=tolerance, atol=0)
+
+
+def test_stages_too_wide_for_the_shared_memory_are_left_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.empty(1, 1, 1, 1, device=DEVICE)
+    monkeypatch.setattr(gpu, "shared_memory_limit", lambda device: 232_448)  # an H100's
+    for C, fits in ((16, True), (128, True), (144, False)):
+        stages = stages_of_chain("dil_conv_3x3", C)
+        assert gpu.fits(stages, x) == fits
+    assert gpu.fits(stages_of_chain("dil_conv_3x3", 128), x.double())
+    assert gpu.shared_memory(144, 144, 4) == 294_912  # as compiled for compute capability 9.0
+    monkeypatch.setattr(gpu, "shared_memory_limit", lambda device: 0)
+    monkeypatch.setattr(gpu, "_Run", Counted(gpu._Run))
+    compare(batch_of(SEVERAL, 1, 2, 4, 1), 4, size=5, onto=True)
+    assert {len(operations.each) for operations in gpu._Run.operations} == {3}  # two pools and the identity
+
+
+def stages_of_chain(name: str, C: int) -> list[ir.FusedStage]:
+    return list(batch_of([name], S=1, T=1, C=C, stride=1).stages(0))
+
+
+class Counted:
+    """Keeps the operations that an autograd function is applied to."""
+
+    def __init__(self, function: type[torch.autograd.Function]) -> None:
+        self.function, self.operations = function, []
+
+    def apply(self, operations: ir.FusedOps, *others: object) -> Tensor:
+        self.operations.append(operations)
+        return self.function.apply(operations, *others)
+
+
+def test_ranks_of_a_machine_share_its_cores_when_they_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    assert gpu.compile_threads() == 20
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert gpu.compile_threads() == 2
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "64")
+    assert gpu.compile_threads() == 1
 
 
 def test_each_kernel_counts_as_a_launch() -> None:

@@ -129,11 +129,11 @@ def test_what_is_read_ahead_is_bounded_by_memory(
     asked: list[tuple[int, int]] = []
     loader = stream.torch_data.DataLoader
 
-    def without_workers(*arguments: Any, num_workers: int, prefetch_factor: int, **options: Any) -> Any:
+    def watched(*arguments: Any, num_workers: int, prefetch_factor: int = 2, **options: Any) -> Any:
         asked.append((num_workers, prefetch_factor))
         return loader(*arguments, **options | {"multiprocessing_context": None})
 
-    monkeypatch.setattr(stream.torch_data, "DataLoader", without_workers)
+    monkeypatch.setattr(stream.torch_data, "DataLoader", watched)
     found = batches(load(folder, workers=6))
     first = [found[position][0] for position in (0, 1, 0, 1)]  # going back starts the workers anew
     assert asked == [expected, expected]

@@ -7,12 +7,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from darts_sg.engine.environment import prepare_device
 from darts_sg.engine.search import SearchJob
 from darts_sg.ops import OPERATIONS
 from tests.engine.test_search_step import search_config, setting
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU")
 CUDA = torch.device("cuda")
+
+
+@pytest.fixture(autouse=True)
+def deterministic() -> None:
+    prepare_device(CUDA, None)
 
 
 @pytest.mark.parametrize(

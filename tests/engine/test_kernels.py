@@ -239,7 +239,7 @@ def not_a_number(found: list[Tensor], graph: ir.CellGraph) -> list[Tensor]:
 @pytest.mark.parametrize(
     ("wrong", "what"),
     [
-        (wrong_output, "the output is off by 0"),
+        (wrong_output, "the output( for 8 images)? is off by 0"),
         (wrong_gradient, "the gradient of .* is off by 0"),
         (wrong_statistic, "running_var is off by 0"),
         (wrong_for_many_images, "the gradient of .* for 8 images is off by 0"),

@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from darts_sg import process
-from darts_sg.config import SearchConfig
-from darts_sg.engine import environment
+from darts_sg.config import AugmentConfig, SearchConfig
+from darts_sg.engine import environment, setup
+from darts_sg.engine.augment import AugmentJob, run_augment
 from darts_sg.engine.checkpoint import checkpoints, read_torch
 from darts_sg.engine.loggers import LOGGERS, Logger
 from darts_sg.engine.loop import StepResult, stop_signals
@@ -22,6 +23,7 @@ from darts_sg.engine.run_dir import RunDir
 from darts_sg.engine.setup import Setting, dry_run, run_job
 from darts_sg.errors import RunError, Stopped
 from tests.engine.test_search_step import setting
+from tests.test_command_line import MODEL, in_process
 
 
 class CountingJob:
@@ -152,14 +154,43 @@ def test_no_signal_handler_is_installed_in_a_thread() -> None:
     assert found == [[]]
 
 
-def test_a_time_budget_counts_from_the_start_of_the_process_or_of_the_call(
-    runner: Runner, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now = time.monotonic()
-    monkeypatch.setattr(process, "started", lambda: now - 90)
+def test_a_time_budget_counts_from_the_start_that_is_given_or_from_the_call(runner: Runner) -> None:
     with pytest.raises(Stopped, match=r"time budget used up; saved at epoch 1 of 2, step 1\."):
-        runner(CountingJob(), time_budget=1.0)
-    runner(CountingJob(), time_budget=1.0, started=now)
+        runner(CountingJob(), time_budget=1.0, started=time.monotonic() - 90)
+    runner(CountingJob(), time_budget=1.0)
+
+
+@pytest.mark.usefixtures("rendered_once")
+def test_the_time_budget_of_a_command_counts_from_the_start_of_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Data are loaded and kernels compiled within the budget."""
+    hour_ago = time.monotonic() - 3600
+    monkeypatch.setattr(process, "started", lambda: hour_ago)
+    options = ["--kernels=pytorch", "--time-budget=59", "--run-dir", str(tmp_path / "run")]
+    code, out, err = in_process(capsys, "augment", *MODEL[1:], *options)
+    assert code == 0, err
+    assert "time budget used up; saved at epoch 1 of 3, step 1. Continue with: python augment.py" in out
+
+
+@pytest.mark.usefixtures("rendered_once")
+def test_the_time_budget_of_a_call_counts_from_the_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A notebook may have been running for hours. Loading the data is within the budget."""
+    loaded = setup.load_dataset
+
+    def slowly(*arguments: Any, **options: Any) -> Any:
+        time.sleep(0.3)
+        return loaded(*arguments, **options)
+
+    monkeypatch.setattr(setup, "load_dataset", slowly)
+    small: dict[str, Any] = {"dataset": "synthetic", "train_images": 40, "batch_size": 8, "epochs": 1, "threads": 1}
+    config = AugmentConfig(
+        recipe="mobilenext", model="mobilenext_0.1_id2", channels=None, cells=None, auxiliary_weight=None,
+        drop_path_prob=None, run_dir=tmp_path / "run", time_budget=0.3 / 60, **small,
+    )  # fmt: skip
+    monkeypatch.setattr(AugmentJob, "step", lambda job, epoch, step: StepResult(8, {"train_loss": torch.ones(())}))
+    with pytest.raises(Stopped, match=r"time budget used up; saved at epoch 1 of 1, step 1\."):
+        run_augment(config)
 
 
 def test_the_start_of_the_process_lies_before_its_first_import() -> None:

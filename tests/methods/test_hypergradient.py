@@ -2,12 +2,13 @@
 
 import contextlib
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.launches import count
 from benchmarks.subjects import Shape, own_step
@@ -223,6 +224,23 @@ def test_first_order_is_the_plain_gradient(name: str) -> None:
 def test_unrolled_with_a_learning_rate_of_zero_is_first_order() -> None:
     problem = smooth_net(1)
     torch.testing.assert_close(run(unrolled, problem, learning_rate=0.0)[1], run(first_order, problem)[1])
+
+
+class NoReadsByTheCpu(TorchDispatchMode):
+    """Forbids what a captured CUDA graph must not do: read a value of a tensor back."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert function is not torch.ops.aten._local_scalar_dense.default
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_learning_rate_on_the_device_gives_the_same_and_is_not_read_back() -> None:
+    problem = smooth_net(1)
+    expected = run(unrolled, problem)
+    rate = torch.tensor(STEP["learning_rate"], dtype=torch.float64)
+    with NoReadsByTheCpu():
+        actual = run(unrolled, problem, learning_rate=rate)
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("absent", [[0, 1, 2], [1]])

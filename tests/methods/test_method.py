@@ -44,6 +44,10 @@ class Nothing:
     """Does nothing."""
 
 
+class Plain:
+    """Neither has options nor is a dataclass."""
+
+
 WORKS: Registry[type] = Registry("work")
 WORKS.add("paint", Paint)
 WORKS.add("nothing", Nothing)
@@ -97,6 +101,15 @@ def test_several_parts_are_joined_with_plus() -> None:
     assert found == {"paint": Paint("red", litres=10.0), "nothing": Nothing()}
     with pytest.raises(UsageError, match="nothing is named twice"):
         build_parts(WORKS, "nothing+nothing", "--work")
+
+
+def test_a_class_that_is_no_dataclass_is_a_part_without_options() -> None:
+    works: Registry[type] = Registry("work")
+    works.add("plain", Plain)
+    assert isinstance(build_part(works, "plain", "--work"), Plain)
+    assert describe_parts(works) == "plain (Neither has options nor is a dataclass)"
+    with pytest.raises(UsageError, match="--work plain:3: it has no options, found '3'"):
+        build_part(works, "plain:3", "--work")
 
 
 def test_choices_are_described_by_options_and_docstrings() -> None:

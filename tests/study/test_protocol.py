@@ -177,6 +177,10 @@ def changed(*path: str, to: Any) -> dict[str, Any]:
         (changed("spaces", "darst", to={"genotype": "X"}), "spaces.darst: unknown"),
         (changed("spaces", "darts", to={"genotype": "WIDE"}), "spaces: sep_conv_3x3+dil_conv_3x3+skip_connect and"),
         (changed("spaces", "darts", to={"genotype": "a b"}), "spaces.darts.genotype: expected the name of a genotype"),
+        (
+            changed("spaces", "darts", to={"genotype": "X", "block": "sandglass"}),
+            "spaces.darts.block: unknown family of operations in this space 'sandglass'; choices: pool, skip, sep_conv",
+        ),
         (changed("bounds", to={"max_params": "many"}), "bounds.max_params: expected a number such as 2.45M, found 'ma"),
         (changed("bounds", to={"max_params": 0}), "bounds.max_params: expected a number above 0"),
         (changed("bounds", to={"max_skips": -1}), "bounds.max_skips: expected a whole number of at least 0, found -1"),

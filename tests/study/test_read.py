@@ -92,6 +92,17 @@ def test_trainings_are_known_by_their_cells(tmp_path: Path) -> None:
     assert found.remarks == ()
 
 
+def test_settings_of_one_scale_are_told_apart(tmp_path: Path) -> None:
+    for folder, options in (("a", {}), ("b", {"sync_batchnorm": True}), ("c", {"channels": 8})):
+        for seed in range(2):
+            base = renamed(load_genotype("DARTS_V2"), "DARTS_V2")
+            make_run(tmp_path / f"{folder}{seed}", base, 9.0 + seed, seed=seed, **options)
+    settings = read_experiment(tmp_path).settings
+    assert sorted(setting.scale.partition("drop path 0.2")[2] for setting in settings) == [
+        "", ", sync_batchnorm false", ", sync_batchnorm true"
+    ]  # fmt: skip
+
+
 def test_without_searches_names_are_believed(tmp_path: Path) -> None:
     training_runs(tmp_path)
     make_run(tmp_path / "steered", renamed(load_genotype("GDAS_V1"), "SG_DARTS_2.45M"), 12.9, seed=1)

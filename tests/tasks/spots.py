@@ -93,6 +93,9 @@ class SpotEvaluator(Evaluator):
         assert len(self.all_errors) == num_images
         return {"loss": sums[0] / num_images, "closeness": -100 * statistics.median(self.all_errors)}
 
+    def details(self) -> dict[str, Any]:
+        return {"worst": {"image": self.all_errors.index(max(self.all_errors)), "error": max(self.all_errors)}}
+
     def files(self) -> dict[str, str]:
         return {"predictions.json": json.dumps([{"error": error} for error in self.all_errors])}
 

@@ -68,10 +68,10 @@ def test_metrics_result_and_report_hold_the_measures_of_the_task(trained: Path) 
         "test_loss", "test_closeness", "ema_test_loss", "ema_test_closeness", "images_per_second", "seconds",
     ]  # fmt: skip
     result = json.loads((folder / "result.json").read_text())
-    assert list(result)[:11] == [
+    assert list(result)[:13] == [
         "task", "genotype", "network", "channels", "cells",
         "test_closeness_last", "test_closeness_best", "ema_test_closeness_last", "ema_test_closeness_best",
-        "best_epoch", "ema_best_epoch",
+        "worst", "ema_worst", "best_epoch", "ema_best_epoch",
     ]  # fmt: skip
     for kind in ("", "ema_"):
         judged = [float(row[f"{kind}validation_closeness"]) for row in rows(folder)]
@@ -83,6 +83,7 @@ def test_metrics_result_and_report_hold_the_measures_of_the_task(trained: Path) 
             )
         predictions = json.loads((folder / f"{kind}predictions.json").read_text())
         assert len(predictions) == 1000
+        assert result[f"{kind}worst"]["error"] == max(predicted["error"] for predicted in predictions)
     report = (folder / "report.md").read_text()
     assert "error" not in report.replace("predictions", "").lower().replace("test_error", "")
     for text in (
@@ -102,6 +103,10 @@ def test_a_resumed_run_comes_to_the_same_bits(trained: Path, monkeypatch: pytest
     run(["augment", "--resume=resumed"])
     assert_same(newest_state(Path("resumed"))["state"], newest_state(Path("plain"))["state"])
     assert Path("resumed", "predictions.json").read_text() == Path("plain", "predictions.json").read_text()
+    Path("resumed", "result.json").unlink()  # as if the process had ended after the last checkpoint
+    run(["augment", "--resume=resumed"])
+    results = [json.loads(Path(name, "result.json").read_text()) for name in ("plain", "resumed")]
+    assert_same(*results)
 
 
 def test_a_weights_file_is_enough_to_test_and_to_export(
@@ -195,7 +200,7 @@ def test_measures_that_are_no_sums_are_those_of_all_ranks() -> None:
     batches = task.evaluation_batches(images, spec, 7, 0, 2)
     (joined,) = evaluate_all(models, batches, lambda: task.evaluator(spec), ranks)
     assert joined.measures == pytest.approx(alone.measures, rel=1e-5)
-    assert len(json.loads(joined.files()["predictions.json"])) == len(images)
+    assert len(json.loads(joined.evaluator.files()["predictions.json"])) == len(images)
 
 
 def test_ranks_weigh_their_gradients_by_the_terms_of_the_loss() -> None:

@@ -16,7 +16,7 @@ class TritonKernels:
     side_by_side = True
 
     def computes(self, x: Tensor, stages: Sequence[ir.FusedStage]) -> bool:
-        return gpu.takes(x) and gpu.supports(stages)
+        return gpu.takes(x) and gpu.supports(stages) and gpu.fits(stages, x)
 
     def run(
         self, states: Sequence[Tensor], gamma: Tensor, operations: ir.FusedOps, onto: Sequence[Tensor] = ()

@@ -1,10 +1,14 @@
-"""Triton kernels for GPUs: what chains.cpp does on a CPU, one stage of an operation on all edges of a batch at a time.
+"""Triton kernels for GPUs: one launch computes a fused stage (backends/ir.py) on all edges of a batch.
 
-All tensors of stages are (N, E, H, W, C): the channels of an edge side by side, the images outermost. A program works
-on BP runs of Q pixels side by side, counted over all images, of an edge with its CP ≥ C channels (a power of two),
-`rounds` times; what a depthwise convolution reads for one pixel of a run, it uses for all that are near. What is summed
-over pixels is summed in the program and written as its part, so that the same sums are added in the same order each
-time. Arithmetic is done in float32 (float64 for float64 tensors) whatever the tensors hold.
+Layout: all tensors of stages are (N, E, H, W, C), the channels of an edge side by side, the images outermost.
+
+Work: a program processes one edge with all its channels, padded to a power of two CP ≥ C. It takes BP runs of Q
+adjacent pixels at a time, counted over all images, `rounds` times. A depthwise convolution loads a column once for all
+pixels of a run that see it.
+
+Sums over pixels (statistics, gradients of weights) are added up within a program and written as its part of a tensor
+(G, …); a second pass adds the parts. There are no atomics, so sums are the same in every run. Arithmetic is in float32
+(float64 for float64 tensors), whatever type the tensors have.
 """
 
 import triton
@@ -17,7 +21,7 @@ MAX_POOL, AVG_POOL = constexpr(1), constexpr(2)
 
 @triton.jit
 def _with(values, i: tl.constexpr, value):
-    """The tuple with another value i."""
+    """A copy of the tuple with value i replaced."""
     return values[:i] + (value,) + values[i + 1 :]  # noqa: RUF005 (Triton knows no other way)
 
 
@@ -32,7 +36,7 @@ def _activated(v, ACTIVATION: tl.constexpr):
 
 @triton.jit
 def _passed_back(gradient, places, mask, scale, shift, ACTIVATION: tl.constexpr, A: tl.constexpr):
-    """The gradient of the normalised input v at these places, from that of the activated v; and v."""
+    """Backward pass of the activation: (the gradient of the normalised input v, v), v being loaded from `places`."""
     v = tl.load(places, mask=mask, other=0.0).to(A)
     v = v * scale[None, :] + shift[None, :]
     if ACTIVATION == 1:
@@ -44,29 +48,37 @@ def _passed_back(gradient, places, mask, scale, shift, ACTIVATION: tl.constexpr,
 
 @triton.jit
 def _write_sums(place, M, c, C: tl.constexpr, total, other):
-    """A program's sums over its pixels, (BP, CP) each, as its part: one row of M behind the other."""
+    """Write a program's part: the sums of two (BP, CP) tensors over their pixels, into rows M values apart."""
     tl.store(place + c, tl.sum(total, 0), mask=c < C)
     tl.store(place + M + c, tl.sum(other, 0), mask=c < C)
 
 
 @triton.jit
 def _pixels(block, N, P: tl.constexpr, BP: tl.constexpr):
-    """The BP pixels of a block: whether they are there, their images, and their numbers within these."""
+    """The BP pixels of a block: (mask of those that exist, their images, their numbers within the image)."""
     p = block * BP + tl.arange(0, BP)
     return p < N * P, (p // P).to(tl.int64), p % P
 
 
 @triton.jit
 def _runs(block, N, H: tl.constexpr, W: tl.constexpr, Q: tl.constexpr, BP: tl.constexpr):
-    """The BP runs of a block: whether they are there, their images, and rows and columns of their first pixels."""
+    """The BP runs of a block: (mask of those that exist, images, rows and columns of their first pixels)."""
     ACROSS: tl.constexpr = (W + Q - 1) // Q
     there, n, r = _pixels(block, N, H * ACROSS, BP)
     return there, n, r // ACROSS, r % ACROSS * Q
 
 
 @triton.jit
+def _pixels_before(run, rows, W, Q):
+    """How many pixels lie in the runs before this one: runs of Q pixels, `rows` rows of W pixels in all."""
+    across = (W + Q - 1) // Q
+    return tl.minimum(run // across, rows) * W + tl.where(run // across < rows, run % across * Q, 0)
+
+
+@triton.jit
 def _inside(row, w, OFFSET: tl.constexpr, STEP: tl.constexpr, W: tl.constexpr):
-    """Whether there is the column w + OFFSET, w being a multiple of STEP, of the rows that are there."""
+    """`row`, a mask of existing rows, where column w + OFFSET exists as well. w is a multiple of STEP; if W is one,
+    most offsets need no test."""
     if OFFSET < 0 or OFFSET >= STEP or W % STEP != 0:
         row = row & (w + OFFSET >= 0) & (w + OFFSET < W)
     return row
@@ -78,12 +90,12 @@ def _columns(
     PIXEL: tl.constexpr, C: tl.constexpr, POOL: tl.constexpr, NORM: tl.constexpr, ACTIVATION: tl.constexpr,
     BP: tl.constexpr, CP: tl.constexpr, A: tl.constexpr,
 ):  # fmt: skip
-    """The activated input at SPAN columns from w + OFFSET on, each (BP, CP): `line` are the places of w, a multiple of
-    STEP, in rows that are there or not. Where there is no pixel, it is zero, or -∞ for a max pool."""
+    """The activated input at SPAN columns from w + OFFSET on, each (BP, CP), padded where no pixel exists: with zero,
+    or -∞ for a max pool. line: addresses of the pixels at w, a multiple of STEP; row: mask of the rows that exist."""
     columns = (tl.zeros((BP, CP), A),) * SPAN
     for u in tl.static_range(SPAN):
         mask = _inside(row, w, u + OFFSET, STEP, W)[:, None] & (c < C)[None, :]
-        if POOL == MAX_POOL or (NORM and ACTIVATION > 0):  # which makes it zero
+        if POOL == MAX_POOL or (NORM and ACTIVATION > 0):  # the activation turns -∞ into zero
             v = tl.load(line + (u + OFFSET) * PIXEL, mask=mask, other=float("-inf")).to(A)
         else:
             v = tl.load(line + (u + OFFSET) * PIXEL, mask=mask, other=0).to(A)
@@ -101,8 +113,8 @@ def _source(
     norm, M, source, c, E, H: tl.constexpr, W: tl.constexpr, C: tl.constexpr, CP: tl.constexpr,
     FIRST: tl.constexpr, NORM: tl.constexpr, A: tl.constexpr,
 ):  # fmt: skip
-    """Of the state (FIRST) or edge that a stage reads: where it begins, the pixels from one image to the next, and the
-    scale (positive) and shift of its BatchNorm, if it has one."""
+    """How a stage reads its input, a state (FIRST) or an edge: (its offset, the number of pixels between images, scale
+    (positive) and shift of its BatchNorm, which are 1 and 0 without one)."""
     scale, shift = tl.full((CP,), 1.0, A), tl.zeros((CP,), A)
     if NORM:
         scale = tl.load(norm + source * C + c, mask=c < C, other=1.0).to(A)
@@ -118,13 +130,13 @@ def _source(
 
 @triton.jit
 def _places(x, n, h, w, c, images, W: tl.constexpr, PIXEL: tl.constexpr):
-    """Where the channels c of pixels (h, w) of images n lie, (BP, CP)."""
+    """The addresses (BP, CP) of the channels c of pixels (h, w) of images n."""
     return x + ((n * images + h * W + w) * PIXEL)[:, None] + c[None, :]
 
 
 @triton.jit
 def _taps(weight, i, between, c, K: tl.constexpr, C: tl.constexpr, CP: tl.constexpr, A: tl.constexpr):
-    """Row i of a depthwise convolution's K rows of taps, each (1, CP)."""
+    """The K taps in row i of a depthwise kernel, each (1, CP)."""
     taps = (tl.zeros((1, CP), A),) * K
     for j in tl.static_range(K):
         tap = tl.load(weight + (i * K + j) * between + c, mask=c < C, other=0.0).to(A)
@@ -137,7 +149,7 @@ def _with_row(
     outs, winners, columns, taps, i, K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, POOL: tl.constexpr,
     Q: tl.constexpr,
 ):  # fmt: skip
-    """What `_convolved` has found once it has seen the columns of row i."""
+    """One row of `_convolved`: add the products of row i's taps and columns, or take them into the pool."""
     for q in tl.static_range(Q):
         out, winner = outs[q], winners[q]
         for j in tl.static_range(K):
@@ -160,10 +172,9 @@ def _convolved(
     K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, POOL: tl.constexpr,
     NORM: tl.constexpr, ACTIVATION: tl.constexpr, Q: tl.constexpr, BP: tl.constexpr, CP: tl.constexpr, A: tl.constexpr,
 ):  # fmt: skip
-    """At the pixels of runs, which begin at (ho, wo), the depthwise convolution of the activated input, the largest
-    pixel of a max pool, the sum of those that an average pool averages or, without any (K = 0), the input itself; and
-    the tap that a max pool takes: each Q times (BP, CP). `line` are the places under the middle taps of the first
-    pixels."""
+    """At the Q pixels of runs that begin at (ho, wo): the depthwise convolution of the activated input, a max pool's
+    maximum, an average pool's sum, or with K = 0 the activated input itself; and the tap that won the max pool. Each
+    is Q times (BP, CP). line: addresses under the middle taps of the first pixels."""
     PAD: tl.constexpr = K // 2 * DILATION
     SPAN: tl.constexpr = (Q - 1) * STRIDE + 2 * PAD + 1
     outs = (tl.full((BP, CP), float("-inf") if POOL == MAX_POOL else 0.0, A),) * Q
@@ -184,7 +195,7 @@ def _convolved(
 
 @triton.jit
 def _averaged_over(h, w, H: tl.constexpr, W: tl.constexpr, STRIDE: tl.constexpr):
-    """How many pixels a 3×3 pool averages for its pixel (h, w)."""
+    """The number of pixels that a 3×3 average pool covers at its output (h, w): fewer at the border."""
     rows = tl.minimum(h * STRIDE + 1, H - 1) - tl.maximum(h * STRIDE - 1, 0) + 1
     columns = tl.minimum(w * STRIDE + 1, W - 1) - tl.maximum(w * STRIDE - 1, 0) + 1
     return tl.maximum(rows * columns, 1)
@@ -199,7 +210,11 @@ def stage_forward(
     K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, POOL: tl.constexpr, POINTWISE: tl.constexpr,
     NORM: tl.constexpr, ACTIVATION: tl.constexpr, A: tl.constexpr,
 ):  # fmt: skip
-    """y before its BatchNorm, and this program's part of its sums and sums of squares over pixels: part (G, 2, M)."""
+    """Forward pass of a stage: activation, depthwise convolution or pool, 1×1.
+
+    Writes y before its BatchNorm, the winning taps of a max pool, and this program's part (G, 2, M): mean and sum of
+    squared deviations of its pixels, which `statistics` combines.
+    """
     g, e = tl.program_id(0), tl.program_id(1)
     c, co = tl.arange(0, CP), tl.arange(0, CoP)
     source = e // shared_by if FIRST else e
@@ -207,10 +222,13 @@ def stage_forward(
     x += begin
     if K > 0 and POOL == 0:
         depthwise += e * C
-    if POINTWISE:
+    if POINTWISE:  # the edge's (C, Co) matrix stays in registers for all rounds
         place = e * Co * C + co[None, :] * C + c[:, None]
         matrix = tl.load(pointwise + place, mask=(co < Co)[None, :] & (c < C)[:, None], other=0.0)
     total, squares = tl.zeros((BP, CoP), A), tl.zeros((BP, CoP), A)
+    # Each of the BP lanes sums up deviations from its first pixel: from sums of the values and of their squares, the
+    # variance would be lost where the mean is much larger than the deviation.
+    pivot, seen = tl.zeros((BP, CoP), A), tl.zeros((BP,), tl.int32)
     for step in range(rounds):
         there, n, ho, wo = _runs(g * rounds + step, N, Ho, Wo, Q, BP)
         line = _places(x, n, ho * STRIDE, wo * STRIDE, c, images, W, IN_PIXEL)
@@ -225,32 +243,51 @@ def stage_forward(
                 out = out / _averaged_over(ho, wo + q, H, W, STRIDE).to(A)[:, None]
             if POINTWISE:
                 out = tl.dot(out.to(matrix.dtype), matrix, input_precision="ieee", out_dtype=A)
-            held = out.to(y.dtype.element_ty)
+            held = out.to(y.dtype.element_ty)  # statistics are those of the rounded values, which the next stage reads
             mask = _inside(there, wo, q, Q, Wo)[:, None] & (co < Co)[None, :]
             tl.store(to + q * Co, held, mask=mask)
             if POOL == MAX_POOL:
                 chosen = _places(winner, n * E + e, ho, wo, co, Ho * Wo, Wo, Co)
                 tl.store(chosen + q * Co, winners[q].to(tl.int8), mask=mask)
-            out = tl.where(mask, held.to(A), 0.0)
+            out = held.to(A)
+            if q == 0:
+                pivot = tl.where(mask & (step == 0), out, pivot)
+            out = tl.where(mask, out - pivot, 0.0)
             total += out
             squares += out * out
-    _write_sums(part + g * 2 * part_M + part_at + e * Co, part_M, co, Co, total, squares)
+        seen += tl.where(there, tl.minimum(Wo - wo, Q), 0)
+    # Mean and sum of squared deviations of each lane, then of the program (Chan, Golub, LeVeque 1983).
+    count = seen[:, None].to(A)
+    off = total / tl.maximum(count, 1.0)
+    squares = tl.maximum(squares - off * off * count, 0.0)
+    means = pivot + off
+    mean = tl.sum(means * count, 0) / tl.maximum(tl.sum(seen, 0), 1).to(A)
+    off = means - mean[None, :]
+    place = part + g * 2 * part_M + part_at + e * Co + co
+    tl.store(place, mean, mask=co < Co)
+    tl.store(place + part_M, tl.sum(squares + off * off * count, 0), mask=co < Co)
 
 
-@triton.jit(do_not_specialize=["M", "G", "count"])
+@triton.jit(do_not_specialize=["M", "G", "count", "rows", "W", "Q", "runs"])
 def statistics(
-    part, norm, stats, M, G, count, EPS: tl.constexpr, B: tl.constexpr, R: tl.constexpr, A: tl.constexpr
+    part, norm, stats, M, G, count, rows, W, Q, runs,
+    EPS: tl.constexpr, B: tl.constexpr, R: tl.constexpr, A: tl.constexpr,
 ):  # fmt: skip
-    """From the parts (G, 2, M) of the sums: norm (2, M), y · norm[0] + norm[1] being normalised; stats (2, M), the mean
-    and the unbiased variance."""
+    """BatchNorm statistics from the parts (G, 2, M) of `stage_forward`, each for `runs` runs of Q of `rows` · W pixels.
+
+    norm (2, M): y · norm[0] + norm[1] is normalised. stats (2, M): mean and unbiased variance for running statistics.
+    """
     m = tl.program_id(0) * B + tl.arange(0, B)
     total, squares = tl.zeros((B,), tl.float64), tl.zeros((B,), tl.float64)
     for start in range(0, G, R):
         g = start + tl.arange(0, R)
         at = part + g[:, None] * 2 * M + m[None, :]
         mask = (g < G)[:, None] & (m < M)[None, :]
-        total += tl.sum(tl.load(at, mask=mask, other=0.0).to(tl.float64), 0)
-        squares += tl.sum(tl.load(at + M, mask=mask, other=0.0).to(tl.float64), 0)
+        pixels = (_pixels_before((g + 1) * runs, rows, W, Q) - _pixels_before(g * runs, rows, W, Q)).to(tl.float64)
+        # in float64 the squares of the parts' means are exact enough to be subtracted from each other
+        means = tl.load(at, mask=mask, other=0.0).to(tl.float64)
+        total += tl.sum(pixels[:, None] * means, 0)
+        squares += tl.sum(tl.load(at + M, mask=mask, other=0.0).to(tl.float64) + pixels[:, None] * means * means, 0)
     mean = total / count
     variance = tl.maximum(squares / count - mean * mean, 0.0)
     inverse = 1.0 / tl.sqrt(variance + EPS)
@@ -266,8 +303,11 @@ def mix_forward(
     CHAINS: tl.constexpr, POOLS: tl.constexpr, IDENTITY: tl.constexpr, ONTO: tl.constexpr, S: tl.constexpr,
     P: tl.constexpr, C: tl.constexpr, CP: tl.constexpr, BP: tl.constexpr, A: tl.constexpr,
 ):  # fmt: skip
-    """nodes (T, N, P, C): the sum of gamma times the normalised outputs of chains on edges, (CHAINS, N, E, P, C), of
-    pools on states, (POOLS, N, S, P, C), and of the states themselves; and, with ONTO, of `onto` (T, N, P, C)."""
+    """The weighted sum of a node: nodes (T, N, P, C) = Σ gamma · normalised output.
+
+    The terms are chains on edges (CHAINS, N, E, P, C), pools on states (POOLS, N, S, P, C), with IDENTITY the states
+    themselves, and with ONTO what the node holds already, (T, N, P, C). BatchNorm is applied here, on the way.
+    """
     t = tl.program_id(1)
     there, n, r = _pixels(tl.program_id(0), N, P, BP)
     c = tl.arange(0, CP)
@@ -277,6 +317,7 @@ def mix_forward(
     for o in tl.static_range(CHAINS):
         for s in tl.static_range(S):
             e = s * T + t
+            # gamma scales BatchNorm's own scale and shift: one multiplication and addition a value
             factor = tl.load(gamma + o * E + e).to(A)
             scale = tl.load(norm + (o * E + e) * C + c, mask=c < C, other=0.0).to(A) * factor
             shift = tl.load(norm + norm_M + (o * E + e) * C + c, mask=c < C, other=0.0).to(A) * factor
@@ -309,8 +350,11 @@ def mix_backward(
     CHAINS: tl.constexpr, POOLS: tl.constexpr, IDENTITY: tl.constexpr, S: tl.constexpr,
     P: tl.constexpr, C: tl.constexpr, CP: tl.constexpr, BP: tl.constexpr, A: tl.constexpr,
 ):  # fmt: skip
-    """part (G, number of operations + 1, E, C): the program's sums over pixels of the gradient of the node times each
-    operation's normalised output; in the last row the sum of the gradient alone."""
+    """Sums over pixels that the gradients of gamma and of the last BatchNorms need.
+
+    part (G, number of operations + 1, E, C): this program's sums of the node's gradient times each operation's
+    normalised output; the last row sums the gradient alone.
+    """
     g, e = tl.program_id(0), tl.program_id(1)
     s, t = e // T, e % T
     E = S * T
@@ -349,8 +393,7 @@ def identity_backward(
     gradient, gamma, gamma_at, to, N, T,
     S: tl.constexpr, P: tl.constexpr, C: tl.constexpr, CP: tl.constexpr, BP: tl.constexpr, A: tl.constexpr,
 ):  # fmt: skip
-    """to (N, P, S · C): what the nodes give back to the states that they take as they are; the gamma of
-    the identity, (E,), begins at gamma_at."""
+    """The gradient of the states through the identity: to (N, P, S · C). gamma_at: offset of its gamma, (E,)."""
     s = tl.program_id(1)
     gamma += gamma_at
     there, n, r = _pixels(tl.program_id(0), N, P, BP)
@@ -393,11 +436,14 @@ def stage_backward(
     NORM: tl.constexpr, ACTIVATION: tl.constexpr, TRAINING: tl.constexpr, SOURCE: tl.constexpr,
     WEIGHTS: tl.constexpr, A: tl.constexpr,
 ):  # fmt: skip
-    """Back through BatchNorm and the 1×1 convolution, with this program's part of its weights' gradients: weight_part
-    (G, weights_M). The gamma of the operation begins at gamma_at.
+    """Backward pass of a stage, first half: through BatchNorm and the 1×1 convolution.
 
-    Writes the gradient of what the depthwise convolution or pool gave, (N, E, Ho, Wo, C), or, for a stage that has
-    neither, of the normalised output of the stage before, with its sums for the BatchNorm there: to_part (G, 2, M).
+    Writes `to` (N, E, Ho, Wo, C): the gradient of the depthwise convolution's or pool's output, which
+    `depthwise_backward` takes on. A stage with neither (K = 0) ends here: `to` is the gradient of the previous stage's
+    normalised output, and to_part (G, 2, M) this program's part of the sums that the BatchNorm there needs.
+    With WEIGHTS, also this program's part (G, weights_M) of the 1×1's weight gradients. SOURCE says whether `gradient`
+    is that of edges (from the next stage), of nodes, or for pools of all nodes. gamma_at: offset of the operation's
+    gamma.
     """
     g, e = tl.program_id(0), tl.program_id(1)
     c, co = tl.arange(0, CP), tl.arange(0, CoP)
@@ -412,6 +458,7 @@ def stage_backward(
         matrix = tl.load(pointwise + row + c[None, :], mask=(co < Co)[:, None] & (c < C)[None, :], other=0.0)
     inverse = tl.load(norm + e * Co + co, mask=co < Co, other=0.0).to(A)
     offset = tl.load(norm + norm_M + e * Co + co, mask=co < Co, other=0.0).to(A)
+    # BatchNorm's backward pass in train mode: d - mean(d) - y · mean(d · y), times 1 / deviation, y normalised
     mean, mean_y = tl.zeros((CoP,), A), tl.zeros((CoP,), A)
     if TRAINING:
         if SOURCE == MIXED_NODES:
@@ -431,7 +478,7 @@ def stage_backward(
     for step in range(rounds):
         there, n, ho, wo = _runs(g * rounds + step, N, Ho, Wo, Q, BP)
         line = _places(x, n, ho * STRIDE, wo * STRIDE, c, images, W, IN_PIXEL)
-        if WEIGHTS:
+        if WEIGHTS:  # the 1×1's input, computed again: storing it would double a stage's memory
             inputs, _ = _convolved(
                 line, there, ho, wo, c, scale, shift, depthwise, E * C, C, H, W, IN_PIXEL,
                 K, STRIDE, DILATION, POOL, NORM, ACTIVATION, Q, BP, CP, A,
@@ -439,6 +486,7 @@ def stage_backward(
         for q in tl.static_range(Q):
             inside = _inside(there, wo, q, Q, Wo)
             mask = inside[:, None] & (co < Co)[None, :]
+            # d: the gradient of the stage's normalised output at pixel q of each run
             if SOURCE == EDGES:
                 d = tl.load(
                     _places(gradient, n * E + e, ho, wo, co, Ho * Wo, Wo, Co) + q * Co, mask=mask, other=0.0
@@ -464,7 +512,7 @@ def stage_backward(
             mask = inside[:, None] & (c < C)[None, :]
             if POOL == AVG_POOL:
                 d = d / _averaged_over(ho, wo + q, H, W, STRIDE).to(A)[:, None]
-            if K == 0:
+            if K == 0:  # no depthwise kernel follows: on through the activation
                 d, v = _passed_back(d, line + q * IN_PIXEL, mask, scale, shift, ACTIVATION, A)
                 total += d
                 total_y += d * v
@@ -482,7 +530,7 @@ def stage_backward(
 def _with_products(
     taps, gradients, columns, K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, Q: tl.constexpr
 ):  # fmt: skip
-    """The gradients of a row of taps once they have what the pixels of runs give."""
+    """Add to the gradients of a row of taps the products of the runs' gradients and columns."""
     for j in tl.static_range(K):
         tap = taps[j]
         for q in tl.static_range(Q):
@@ -499,9 +547,11 @@ def taps_backward(
     K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, NORM: tl.constexpr, ACTIVATION: tl.constexpr,
     A: tl.constexpr,
 ):  # fmt: skip
-    """The program's part of the gradients of a row of a depthwise convolution's weights, K taps side by side, from the
-    gradient (N, E, Ho, Wo, C) of its output: weight_part (G, weights_M). The rows of one place are neighbours in the
-    grid, so that they share what the cache holds."""
+    """Gradients of one row of a depthwise convolution's weights, K taps side by side: this program's part of them,
+    weight_part (G, weights_M), from the gradient (N, E, Ho, Wo, C) of the output.
+
+    The K rows over the same pixels are neighbours in the grid, so that they share the cache.
+    """
     i, g, e = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     c = tl.arange(0, CP)
     source = e // shared_by if FIRST else e
@@ -532,7 +582,7 @@ def _with_row_back(
     ds, winners, columns, taps, i, BEGIN: tl.constexpr, K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr,
     POOL: tl.constexpr, Q: tl.constexpr,
 ):  # fmt: skip
-    """The gradients of runs once they have what row i of the taps gives back, the columns beginning at BEGIN."""
+    """Add to the gradients of runs what flows back through row i of the taps. BEGIN: offset of the first column."""
     PAD: tl.constexpr = K // 2 * DILATION
     for q in tl.static_range(Q):
         d = ds[q]
@@ -557,10 +607,11 @@ def depthwise_backward(
     K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr,
     POOL: tl.constexpr, NORM: tl.constexpr, ACTIVATION: tl.constexpr, ADD: tl.constexpr, A: tl.constexpr,
 ):  # fmt: skip
-    """Back through the depthwise convolution or pool and the activation, from gradient (N, E, Ho, Wo, C).
+    """Backward pass of a stage, second half: through the depthwise convolution or pool and the activation.
 
-    Edges e · T to e · T + T - 1 have the input e (T = 1 but for the first stage). With NORM, also the sums of the
-    BatchNorm that the input went through: part (G, 2, M).
+    From gradient (N, E, Ho, Wo, C) to the gradient of the stage's input. Edges s · T to s · T + T - 1 read input s: T
+    edges share a state in a first stage, otherwise T is 1. With NORM the input was normalised: part (G, 2, M) is this
+    program's part of the sums that this BatchNorm needs. With ADD the result is added to what `to` holds.
     """
     g, s = tl.program_id(0), tl.program_id(1)
     c = tl.arange(0, CP)
@@ -574,8 +625,9 @@ def depthwise_backward(
     for step in range(rounds):
         there, n, h, w = _runs(g * rounds + step, N, H, W, Q, BP)
         ds = (tl.zeros((BP, CP), A),) * Q
-        for row in range(T * K):
+        for row in range(T * K):  # all edges that read the input, and all rows of their kernels
             e, i = s * T + row // K, row % K
+            # output rows that see input row h through tap row i; with a stride, only every STRIDE-th exists
             ho = h - i * DILATION + PAD
             inside = there & (ho >= 0) & (ho < Ho * STRIDE) & (ho % STRIDE == 0)
             line = _places(gradient, n * E + e, ho // STRIDE, w // STRIDE, c, Ho * Wo, Wo, C)

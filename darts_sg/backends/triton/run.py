@@ -1,12 +1,15 @@
-"""What `chains.run` does, on a GPU: the kernels of triton_kernels.py one after the other, depth by depth.
+"""Runs fused operations (backends/ir.py) on a GPU: launches the kernels of kernels.py depth by depth.
 
-The stages of one depth of all operations share what is small: their statistics are one launch, the sums that their
-gradients need another.
+The stages at one depth of all operations share the small launches: one computes all their statistics, another all sums
+that their gradients need.
 """
 
+import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -28,7 +31,7 @@ RUNNING = ("running_mean", "running_var")
 
 
 class Geometry(NamedTuple):
-    """Sizes of a stage: E edges (states, for a pool) of N images, from H × W with C channels to Ho × Wo with Co."""
+    """Sizes of a stage on E edges (states for a pool) of N images: H × W with C channels to Ho × Wo with Co."""
 
     N: int
     E: int
@@ -51,7 +54,7 @@ class Geometry(NamedTuple):
 
 
 class Grid(NamedTuple):
-    """How the pixels of an edge are dealt out: to G programs, each `rounds` times BP runs of Q pixels side by side."""
+    """How programs share the pixels of an edge: G programs, each with `rounds` times BP runs of Q adjacent pixels."""
 
     G: int
     rounds: int
@@ -63,16 +66,21 @@ class Grid(NamedTuple):
     def of(
         cls, rows: int, W: int, edges: int, channels: int, *, Q: int | None = None, rounds: int | None = None
     ) -> "Grid":
-        """For so many rows of W pixels, of all images."""
-        BP = max(16, TILE // channels)
+        """rows: of W pixels, over all images; channels: the widest of the launch, padded."""
+        BP = cls.pixels_at_a_time(channels)
         Q = Q or max(2, min(LONGEST, 128 // channels))
         blocks = triton.cdiv(rows * triton.cdiv(W, Q), BP)
         rounds = rounds or triton.cdiv(blocks, max(1, PROGRAMS // edges))
         warps = max(4, min(16, BP * channels // (32 * PER_THREAD)))
         return cls(triton.cdiv(blocks, rounds), rounds, BP, Q, warps)
 
+    @staticmethod
+    def pixels_at_a_time(channels: int) -> int:
+        """BP; `tl.dot` takes 16 at least."""
+        return max(16, TILE // channels)
+
     def pixels(self) -> dict[str, Any]:
-        """For a kernel that works on pixels, not on runs (Q = 1)."""
+        """The launch options of a kernel that works on single pixels."""
         return {"BP": self.BP, "num_warps": self.warps, "num_stages": 1}
 
     def runs(self) -> dict[str, Any]:
@@ -81,7 +89,7 @@ class Grid(NamedTuple):
 
 @dataclass(eq=False)
 class Group:
-    """Stages of one depth with outputs of one size: y · norm[0] + norm[1] is the BatchNorm of all their channels."""
+    """Stages at one depth whose outputs have one size. y · norm[0] + norm[1] normalises the channels of all of them."""
 
     norm: Tensor
     """(2, M)"""
@@ -95,13 +103,13 @@ class Group:
         return self.norm.shape[1]
 
     def part(self) -> Tensor:
-        """For the programs' sums, (G, 2, M)."""
+        """Memory for the programs' sums, (G, 2, M)."""
         return self.norm.new_empty(self.grid.G, 2, self.channels)
 
 
 class Result(NamedTuple):
-    """Of a stage: its output (N, E, Ho, Wo, Co) before BatchNorm, the taps that a max pool chose, and its group, in
-    which its channels begin at `at`."""
+    """The result of a stage: its output (N, E, Ho, Wo, Co) before BatchNorm, the winning taps of a max pool, and its
+    group, in which its channels begin at `at`."""
 
     y: Tensor
     winner: Tensor | None
@@ -113,16 +121,16 @@ class Result(NamedTuple):
 
 
 class Source(NamedTuple):
-    """What a stage reads: the states, or the result of the stage before, normalised on the way."""
+    """The input of a stage: the states, or the previous stage's result, which is normalised while it is read."""
 
     x: Tensor
     norm: Tensor | None
     M: int
     shared_by: int
-    """So many edges read the same."""
+    """The number of edges that read the same state."""
     first: bool
     pixel: int
-    """From one pixel to the next."""
+    """Values between adjacent pixels."""
 
     @classmethod
     def of(cls, operation: FusedOp, x: Tensor, T: int, before: Result | None) -> "Source":
@@ -135,25 +143,52 @@ class Source(NamedTuple):
 
 
 def takes(x: Tensor) -> bool:
-    """Whether `run` can be given x."""
+    """Whether the kernels take x by its device and type."""
     return x.device.type == "cuda" and x.dtype in (torch.float32, torch.bfloat16, torch.float64)
 
 
 def supports(stages: Sequence[FusedStage]) -> bool:
-    """Whether the kernels compute these stages: BatchNorms without weights, and a first stage that is no 1×1 alone."""
+    """Whether the kernels compute these stages: BatchNorms must be affine-free, and the first stage no lone 1×1."""
     plain = all(stage.norm is not None and not stage.norm.affine for stage in stages)
     return plain and (stages[0].pool is not None or stages[0].depthwise is not None)
 
 
+def fits(stages: Sequence[FusedStage], x: Tensor) -> bool:
+    """Whether the 1×1 convolutions of these stages fit into the shared memory of x's device, in x's precision."""
+    layers = [stage.pointwise for stage in stages if stage.pointwise is not None]  # with a group for each edge
+    sizes = [(layer.in_channels // layer.groups, layer.out_channels // layer.groups) for layer in layers]
+    limit = shared_memory_limit(x.device)
+    return all(shared_memory(C, Co, _arithmetic(x)[0].itemsize) <= limit for C, Co in sizes)
+
+
+def shared_memory(C: int, Co: int, value_size: int) -> int:
+    """Bytes of shared memory that a program of a stage with a 1×1 convolution needs, forward or backward, at most.
+
+    `tl.dot` holds the whole matrix there, (CP, CoP), and in the weights' gradient both of its factors, (BP, CP) and
+    (BP, CoP).
+    """
+    CP, CoP = _padded(C), _padded(Co)
+    return value_size * (CP * CoP + Grid.pixels_at_a_time(min(CP, CoP)) * (CP + CoP))
+
+
+@cache
+def shared_memory_limit(device: torch.device) -> float:
+    """Bytes of shared memory that a program can have; without limit where kernels are interpreted on a CPU."""
+    if device.type != "cuda":
+        return math.inf
+    properties = torch.cuda.get_device_properties(device)
+    return getattr(properties, "shared_memory_per_block_optin", properties.shared_memory_per_block)
+
+
 def taps(weight: Tensor) -> Tensor:
-    """A depthwise weight (E · C, 1, K, K) tap by tap, (K, K, 1, E · C): no copy of one that `lay_out` laid out."""
+    """A depthwise weight (E · C, 1, K, K) tap by tap, (K, K, 1, E · C); not copied after `lay_out`."""
     return weight.permute(2, 3, 1, 0).contiguous()
 
 
 def lay_out(module: nn.Module) -> None:
-    """Store the weights of all depthwise convolutions as the kernels read them: tap by tap, the channels side by side.
+    """Store the weights of all depthwise convolutions tap by tap, the channels side by side, as the kernels read them.
 
-    What they are to PyTorch, and in a checkpoint, stays the same.
+    Only strides change: PyTorch and checkpoints see the same weights.
     """
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels > 1 and layer.kernel_size != (1, 1):
@@ -161,8 +196,11 @@ def lay_out(module: nn.Module) -> None:
 
 
 def run(x: Tensor, gamma: Tensor, operations: FusedOps, onto: Sequence[Tensor] = ()) -> list[Tensor]:
-    """`chains.run` of the states x (N, S · C, H, W): chains first, then pools, then the states themselves, if they are
-    taken, too. gamma: (number of operations, E)."""
+    """The T nodes (N, C, H', W'), each the sum of gamma times the operations, and of its tensor in `onto`.
+
+    x: the S states side by side, (N, S · C, H, W). operations: chains first, then pools, then the identity if there is
+    one. gamma: (number of operations, E), the scale of each operation's last BatchNorm, which has no weight of its own.
+    """
     weights = [weight for stage in operations.stages() for weight in stage.weights()]
     given = torch.stack([node.permute(0, 2, 3, 1) for node in onto]) if onto else None
     nodes: Tensor = _Run.apply(operations, gamma, x.contiguous(memory_format=torch.channels_last), given, *weights)
@@ -173,7 +211,7 @@ _recorded: list[dict[Any, tuple[Any, ...]]] = []
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **sizes: Any) -> None:
-    """One of the kernels; within `compile_ahead` nothing is launched."""
+    """Launch a kernel, or within `compile_ahead` only record it."""
     sizes |= ALWAYS
     if not _recorded:
         kernel[grid](*arguments, **sizes)
@@ -183,25 +221,27 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **sizes: Any) ->
 
 
 def variant(kernel: Any, arguments: Sequence[Any], sizes: dict[str, Any]) -> tuple[Any, ...]:
-    """What a kernel is compiled for: of numbers only their type matters, if they are no sizes; of tensors, theirs."""
+    """What a kernel is compiled for: its sizes by value, other numbers by their Python type, tensors by their dtype."""
     plain = (a.dtype if isinstance(a, Tensor) else a for a in arguments)
     kinds = (a if isinstance(a, torch.dtype) else type(a) for a in plain)
     return (kernel, *kinds, *sorted((sizes | ALWAYS).items()))
 
 
 def compile_ahead(passes: Callable[[], object], device: torch.device) -> int:
-    """Compile the kernels that `passes` needs, as many at a time as there are cores; returns their number.
+    """Compile the kernels that `passes` launches, in parallel on all cores; returns their number.
 
-    `passes` is called, but launches nothing: the tensors that kernels fill hold anything. Triton keeps what it has
-    compiled, so that this takes a minute or so for the first search of its kind on a machine, and seconds later. Raises
-    Unavailable if it cannot.
+    `passes` is called but launches nothing, so the tensors that kernels would fill hold arbitrary values. Triton caches
+    compiled kernels on disk: the first search of its kind on a machine takes a minute or so, later ones seconds.
+    Raises Unavailable if a kernel does not compile.
     """
     _recorded.append({})
     try:
         passes()
     finally:
         found = list(_recorded.pop().values())
-    with ThreadPoolExecutor(initializer=torch.cuda.set_device, initargs=(device.index or 0,)) as threads:
+    with ThreadPoolExecutor(
+        compile_threads(), initializer=torch.cuda.set_device, initargs=(device.index or 0,)
+    ) as threads:
         compiled = [threads.submit(one.warmup, *plain, grid=(1,), **sizes) for one, plain, sizes in found]
         try:
             for kernel in compiled:
@@ -211,6 +251,13 @@ def compile_ahead(passes: Callable[[], object], device: torch.device) -> int:
             reason = f"Triton {triton.__version__} cannot compile its kernels: {first_line(error)}"
             raise Unavailable(reason) from error
     return len(found)
+
+
+def compile_threads() -> int:
+    """Threads that compile kernels: this process's share of the machine, on which torchrun starts several that all
+    compile the same kernels at the same time."""
+    everywhere = min(32, (os.cpu_count() or 1) + 4)
+    return max(1, everywhere // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def _arithmetic(x: Tensor) -> tuple[torch.dtype, Any]:
@@ -266,7 +313,7 @@ class _Run(torch.autograd.Function):
 
 
 def _depths(operations: FusedOps) -> Iterator[tuple[int, list[tuple[int, FusedStage]]]]:
-    """Depth by depth the stages there are, with the numbers of their operations."""
+    """(depth, [(number of the operation, its stage at this depth)]), depth by depth."""
     for depth in range(max(len(operation.stages) for operation in operations.each)):
         each = enumerate(operations.each)
         yield depth, [(o, operation.stages[depth]) for o, operation in each if depth < len(operation.stages)]
@@ -285,8 +332,11 @@ def _geometry(stage: FusedStage, N: int, E: int, H: int, W: int, C: int) -> Geom
 
 
 class _Forward:
-    """All stages of all operations: their results, and the last ones of chains, (O, N, E, H, W, C), and of pools,
-    (L, N, S, H, W, C), side by side."""
+    """The forward pass: the results of all stages of all operations.
+
+    The last results of chains lie in one tensor, (O, N, E, H, W, C), those of pools in another, (L, N, S, H, W, C), so
+    that the mixing kernel reads each with one address.
+    """
 
     def __init__(self, operations: FusedOps, x: Tensor) -> None:
         self.operations, self.x = operations, x
@@ -300,6 +350,7 @@ class _Forward:
             for stage in operation.stages:
                 geometries[-1].append(one := _geometry(stage, N, E, *sizes))
                 sizes = one.Ho, one.Wo, one.Co
+        # the last results are written where the mixing kernel reads them, without a copy
         ends = [(of[-1], operation) for of, operation in zip(geometries, operations.each, strict=True) if of]
         Ho, Wo = ends[0][0].Ho, ends[0][0].Wo
         num_pools = sum(operation.shared for _, operation in ends)
@@ -308,8 +359,9 @@ class _Forward:
         last = iter([*self.chain_ends.unbind(), *self.pool_ends.unbind()])
         last_of = {o: next(last) for o, operation in enumerate(operations.each) if operation.stages}
         self.results: list[list[Result]] = [[] for _ in operations.each]
-        self.running: dict[float, list[tuple[Tensor, Tensor]]] = {}  # statistics and what they take in, by momentum
+        self.running: dict[float, list[tuple[Tensor, Tensor]]] = {}  # (running statistic, its new value) by momentum
         for depth, stages in _depths(operations):
+            # one group for all stages whose statistics have the same size and settings: one `statistics` launch
             alike: dict[tuple[Any, ...], list[tuple[int, FusedStage]]] = {}
             for o, stage in stages:
                 assert stage.norm is not None
@@ -333,8 +385,8 @@ class _Forward:
                     self._stage(stage, one, Source.of(operations.each[o], x, T, before), result, part)
                     self.results[o].append(result)
                     at += one.E * one.Co
-                self._normalise([stage for _, stage in members], part, group, eps, training, A)
-        for momentum, pairs in self.running.items():
+                self._normalise([stage for _, stage in members], shapes[0], part, group, eps, training, A)
+        for momentum, pairs in self.running.items():  # all running statistics in one launch
             torch._foreach_lerp_([statistic for statistic, _ in pairs], [found for _, found in pairs], momentum)
 
     def _stage(self, stage: FusedStage, one: Geometry, source: Source, result: Result, part: Tensor) -> None:
@@ -351,9 +403,19 @@ class _Forward:
         )  # fmt: skip
 
     def _normalise(
-        self, stages: Sequence[FusedStage], part: Tensor, group: Group, eps: float, training: bool, A: Any
+        self,
+        stages: Sequence[FusedStage],
+        one: Geometry,
+        part: Tensor,
+        group: Group,
+        eps: float,
+        training: bool,
+        A: Any,
     ) -> None:
-        """Fill in the group's BatchNorms, and note what their running statistics shall take in."""
+        """Fill in the group's BatchNorms, and note the new values of their running statistics.
+
+        one: the geometry of any of the stages, whose outputs are of one size.
+        """
         norms = [stage.norm for stage in stages if stage.norm is not None]
         if not training:
             mean, variance = (torch.cat([getattr(norm, name) for norm in norms]) for name in RUNNING)
@@ -362,8 +424,10 @@ class _Forward:
             return
         stats, B = torch.empty_like(group.norm), 16
         sizes = {"EPS": eps, "B": B, "R": 128, "A": A}
+        grid = group.grid
         arguments = part, group.norm, stats, group.channels, len(part), float(group.count)
-        launch(kernels.statistics, (triton.cdiv(group.channels, B),), *arguments, **sizes)
+        pixels = one.N * one.Ho, one.Wo, grid.Q, grid.rounds * grid.BP
+        launch(kernels.statistics, (triton.cdiv(group.channels, B),), *arguments, *pixels, **sizes)
         for name, row in zip(RUNNING, stats.to(cast(Tensor, norms[0].running_mean).dtype), strict=True):
             for norm, found in zip(norms, row.split([norm.num_features for norm in norms]), strict=True):
                 self.running.setdefault(cast(float, norm.momentum), []).append((getattr(norm, name), found))
@@ -375,7 +439,7 @@ class _Forward:
 
 
 class _Mix(NamedTuple):
-    """The product of the last results with gamma."""
+    """The weighted sum of the operations' last results, and the sums that its gradients need."""
 
     operations: FusedOps
     x: Tensor
@@ -395,7 +459,7 @@ class _Mix(NamedTuple):
         }  # fmt: skip
 
     def forward(self, gamma: Tensor, onto: Tensor | None) -> Tensor:
-        """The nodes (T, N, H, W, C), added to what is in them already."""
+        """The nodes (T, N, H, W, C), added to `onto` of the same shape if given."""
         _, N, _, H, W, C = self.chains.shape
         T = self.operations.T
         nodes = self.x.new_empty(T, N, H, W, C)
@@ -405,8 +469,8 @@ class _Mix(NamedTuple):
         return nodes
 
     def sums(self, gradient: Tensor) -> Tensor:
-        """Over pixels, the node's gradient times each normalised output, and, last, the gradient alone: (number of
-        operations + 1, E, C)."""
+        """Sums over pixels of the node's gradient times each normalised output, and last of the gradient alone:
+        (number of operations + 1, E, C)."""
         _, N, E, H, W, C = self.chains.shape
         grid = Grid.of(N * H, W, E, _padded(C), Q=1)
         shape = grid.G, len(self.operations.each) + 1, E, C
@@ -417,7 +481,7 @@ class _Mix(NamedTuple):
 
 
 class _Backward:
-    """Gradients of the states, (N, H, W, S · C), and of the weights, from that of the nodes."""
+    """The backward pass: gradients of the states, (N, H, W, S · C), and of the weights, from that of the nodes."""
 
     def __init__(
         self,
@@ -444,10 +508,11 @@ class _Backward:
                 sizes = {"S": self.S, "P": H * W, "C": C, "CP": _padded(C), "A": self.A, **grid.pixels()}
                 launch(kernels.identity_backward, (grid.G, self.S), *arguments, **sizes)
                 self.written = True
-        passed = [gradient for _ in operations.each]  # of each operation's stage that comes next
+        # the gradient of each operation's output, at the stage that the loop has reached, and its sums over pixels
+        passed = [gradient for _ in operations.each]
         sums_of: list[tuple[Tensor, Tensor]] = [(sums[-1], row) for row in sums[: len(gamma)]]
         for depth, stages in reversed(list(_depths(operations))):
-            parts: dict[int, tuple[Group, Tensor]] = {}  # of the stages before
+            parts: dict[int, tuple[Group, Tensor]] = {}  # sums for the BatchNorms one depth up, by group
             for o, stage in stages:
                 before = results[o][depth - 1] if depth else None
                 part = None
@@ -463,7 +528,7 @@ class _Backward:
                     sums_of[o] = one[before.at :], other[before.at :]
 
     def _place_weights(self, wanted: bool) -> None:
-        """Give each weight its place in the row of gradients that every program writes its part of."""
+        """Give each weight its place in the row of weight gradients; every program writes a row, its part of them."""
         self.places: dict[int, int] = {}
         self.num_weights = 0
         for stage in self.operations.stages():
@@ -475,7 +540,7 @@ class _Backward:
         self.part = torch.zeros(shape, dtype=self.dtype, device=self.x.device) if wanted else None
 
     def by_weights(self) -> Iterator[Tensor | None]:
-        """In the order of the stages' weights, each laid out as its weight."""
+        """The weights' gradients in the order of the stages, each with its weight's strides."""
         total = None if self.part is None else self.part.sum(dim=0)
         for stage in self.operations.stages():
             for weight in stage.weights():
@@ -501,7 +566,8 @@ class _Backward:
         part: Tensor | None,
         last: bool,
     ) -> Tensor:
-        """The gradient of the stage before's normalised output; of a first stage, the states' gradient takes it in."""
+        """Compute a stage's gradients and return that of the previous stage's normalised output. A first stage adds its
+        own to `by_x`."""
         operation, result = self.operations.each[o], self.results[o][depth]
         source = Source.of(operation, self.x, self.T, before)
         N, E, Ho, Wo, Co = result.y.shape
@@ -518,11 +584,12 @@ class _Backward:
         depthwise = None if stage.depthwise is None else taps(stage.depthwise.weight)
         pointwise = None if stage.pointwise is None else stage.pointwise.weight
         sizes = {"ACTIVATION": stage.activation, "A": self.A, **one.sizes(), **source.sizes()}
+        # where the last kernel of this stage writes the sums for the previous stage's BatchNorm
         of_before = (None, 0, 0) if before is None else (part, before.group.channels, before.at)
         weights = self.part is not None and pointwise is not None
         read = *source[:3], depthwise if weights else None
         read_sizes = sizes
-        if one.K and not weights:  # it reads no input: the same kernel for all
+        if one.K and not weights:  # this kernel will not read the stage's input: one compiled variant serves all
             read = self.x, None, 0, None
             read_sizes = sizes | {"FIRST": True, "IN_PIXEL": C, "NORM": False, "ACTIVATION": 0}
             if not one.pool:
@@ -536,7 +603,7 @@ class _Backward:
             Co=Co, CoP=_padded(Co), POINTWISE=pointwise is not None, TRAINING=stage.norm.training, SOURCE=whence,
             WEIGHTS=weights, **grid.runs(), **read_sizes,
         )  # fmt: skip
-        if not one.K:
+        if not one.K:  # a lone 1×1: the first kernel went through the activation as well
             return to
         if self.part is not None and stage.depthwise is not None:
             several = {name: value for name, value in sizes.items() if name != "POOL"}
@@ -545,7 +612,7 @@ class _Backward:
                 *source[:3], to, self.part, self.num_weights, self.places[id(stage.depthwise.weight)],
                 N, E, source.shared_by, grid.rounds, **grid.runs(), **several,
             )  # fmt: skip
-        if before is None:
+        if before is None:  # sum over the edges that leave a state, and over operations
             grid = Grid.of(N * H, W, self.S, _padded(C))
             target, add = self.by_x, self.written
             self.written = True

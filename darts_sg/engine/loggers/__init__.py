@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from darts_sg.engine.checkpoint import host_random_state, set_host_random_state
+from darts_sg.engine.checkpoint import random_state, set_random_state
 from darts_sg.engine.loggers.callback import CallbackLogger
 from darts_sg.engine.loggers.csv import CsvLogger
 from darts_sg.engine.loggers.logger import LoggedRun, Logger, Status
@@ -95,8 +95,8 @@ class Loggers:
 @contextmanager
 def unchanged_random_state() -> Iterator[None]:
     """Put the generators on the CPU back to where they were at the beginning of the context."""
-    state = host_random_state()
+    state = random_state(gpus=False)
     try:
         yield
     finally:
-        set_host_random_state(state)
+        set_random_state(state)
