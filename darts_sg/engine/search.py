@@ -377,7 +377,7 @@ class SearchJob:
 
 
 def problem_of(config: SearchConfig, operations: tuple[str, ...]) -> Problem:
-    """The search as its regularizers see it: costs are of networks of the papers' size (CIFAR: C=36, 20 cells)."""
+    """The search as its regularizers see it, with the costs of networks of the papers' size (CIFAR: C=36, 20 cells)."""
 
     @cache
     def tables() -> dict[str, Costs]:
@@ -388,9 +388,10 @@ def problem_of(config: SearchConfig, operations: tuple[str, ...]) -> Problem:
 
 
 def run_search(config: SearchConfig, *, resume: Path | None = None, dry: bool = False) -> Path | None:
-    """Search as `config` says, in a new run folder or on in `resume`; returns the folder, None for a dry run.
+    """Run a search in a new run folder, or continue the one in `resume`; returns the folder, None for a dry run.
 
-    Raises UsageError for what cannot be done as asked, RunError (Stopped when told to stop) for a run that ends early.
+    Raises UsageError if the options cannot be met, RunError if the run fails, and its subclass Stopped after a signal or
+    at the end of the time budget.
     """
     run, earlier = open_run(resume, "search")
     if run is not None and (run.path / "genotype.yaml").is_file():
