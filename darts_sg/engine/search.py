@@ -390,8 +390,8 @@ def problem_of(config: SearchConfig, operations: tuple[str, ...]) -> Problem:
 def run_search(config: SearchConfig, *, resume: Path | None = None, dry: bool = False) -> Path | None:
     """Run a search in a new run folder, or continue the one in `resume`; returns the folder, None for a dry run.
 
-    Raises UsageError if the options cannot be met, RunError if the run fails, and its subclass Stopped after a signal or
-    at the end of the time budget.
+    Raises UsageError if the options cannot be met, RunError if the run fails, and its subclass Stopped after a signal
+    or at the end of the time budget.
     """
     run, earlier = open_run(resume, "search")
     if run is not None and (run.path / "genotype.yaml").is_file():
