@@ -389,7 +389,7 @@ class SearchJob:
 
 
 def problem_of(config: SearchConfig, operations: tuple[str, ...]) -> Problem:
-    """The search as its regularizers see it: costs are of networks of the papers' size (CIFAR: C=36, 20 cells)."""
+    """The search as its regularizers see it, with the costs of networks of the papers' size (CIFAR: C=36, 20 cells)."""
 
     @cache
     def tables() -> dict[str, Costs]:
@@ -408,11 +408,10 @@ def run_search(
     stop: threading.Event | None = None,
     started: float | None = None,
 ) -> Path | None:
-    """Search as `config` says, in a new run folder or on in `resume`; returns the folder, None for a dry run.
+    """Run a search in a new run folder, or continue the one in `resume`; returns the folder, None for a dry run.
 
-    callbacks, stop, started: see `run_job`.
-
-    Raises UsageError for what cannot be done as asked, RunError (Stopped when told to stop) for a run that ends early.
+    callbacks, stop, started: see `run_job`. Raises UsageError if the options cannot be met, RunError if the run fails,
+    and its subclass Stopped after a signal or at the end of the time budget.
     """
     started = time.monotonic() if started is None else started  # before data are loaded and kernels compiled
     run, earlier = open_run(resume, "search")
