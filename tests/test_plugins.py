@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -300,11 +299,6 @@ def test_an_unknown_name_says_how_to_load_a_plugin(
 # ---- examples/plugins, through the command line
 
 
-def test_every_example_has_a_test() -> None:
-    names = {"mbconv_se", "small_data", "sharpened_softmax", "entropy", "json_lines"}
-    assert {path.stem for path in EXAMPLES.glob("*.py")} == names
-
-
 @pytest.mark.parametrize("name", ["mbconv_se_3x3", "mbconv_se_5x5"])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_mbconv_is_the_block_of_the_papers(name: str, stride: int) -> None:
@@ -372,8 +366,27 @@ def test_help_names_the_option_and_what_a_plugin_adds(command: Callable[..., tup
         assert code == 0
         assert "--plugin" in out
         assert "load only files that you trust" in " ".join(out.split())
-    assert "npz" not in command("search", "--help")[1]
-    assert "npz" in command("search", "--plugin", EXAMPLES / "small_data.py", "--help")[1]
+
+
+ADDED = {
+    "mbconv_se": "mbconv_se",
+    "small_data": "npz",
+    "sharpened_softmax": "sharpened:temperature_end=0.2",
+    "entropy": "entropy:weight=0.1",
+    "json_lines": "json_lines",
+}
+"""What the help of a search lists with each example."""
+
+
+@pytest.mark.parametrize("example", [path.stem for path in EXAMPLES.glob("*.py")])
+def test_the_help_of_a_search_lists_what_an_example_adds(
+    example: str, command: Callable[..., tuple[int, str, str]]
+) -> None:
+    without = "".join(command("search", "--help")[1].split())
+    code, out, err = command("search", "--plugin", EXAMPLES / f"{example}.py", "--help")
+    assert (code, err) == (0, "")
+    assert ADDED[example] in "".join(out.split())
+    assert ADDED[example] not in without
 
 
 def test_a_search_with_a_plugged_operation_records_it_and_resumes(
@@ -530,12 +543,6 @@ def test_formats_are_no_matter_of_plugins() -> None:
         assert asked
 
 
-needs_methods = pytest.mark.skipif(
-    find_spec("darts_sg.methods.relaxations") is None, reason="this version has no registry of method parts"
-)
-
-
-@needs_methods
 def test_the_sharpened_softmax_has_its_temperature_by_progress() -> None:
     plugins.load(EXAMPLES / "sharpened_softmax.py")
     from darts_sg.methods.relaxations import RELAXATIONS
@@ -549,7 +556,6 @@ def test_the_sharpened_softmax_has_its_temperature_by_progress() -> None:
     torch.testing.assert_close(relaxation.expected(alphas), alphas.softmax(dim=-1))
 
 
-@needs_methods
 def test_the_entropy_is_that_of_scipy() -> None:
     plugins.load(EXAMPLES / "entropy.py")
     from scipy.stats import entropy
@@ -565,7 +571,6 @@ def test_the_entropy_is_that_of_scipy() -> None:
     assert found.item() == pytest.approx(0.5 * 0.3 * both.mean())
 
 
-@needs_methods
 def test_a_search_with_a_plugged_relaxation_and_regularizer(
     command: Callable[..., tuple[int, str, str]], tmp_path: Path
 ) -> None:
@@ -583,7 +588,6 @@ def test_a_search_with_a_plugged_relaxation_and_regularizer(
     assert "mean_entropy" in (folder / "metrics.csv").read_text(encoding="utf-8").partition("\n")[0]
 
 
-@pytest.mark.skipif(find_spec("darts_sg.engine.loggers") is None, reason="this version has no registry of loggers")
 def test_a_search_with_a_plugged_logger(command: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
     folder = tmp_path / "run"
     search = [*SEARCH, "--space=sandglass+skip_connect", "--run-dir", folder, "--logger=json_lines"]

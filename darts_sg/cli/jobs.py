@@ -17,13 +17,18 @@ from darts_sg.cli.parser import Parser, argument_type
 from darts_sg.config import JOBS, JobName, help_texts, recipe_names
 from darts_sg.data import DATASETS
 from darts_sg.engine.distributed import Ranks
+from darts_sg.engine.loggers import LOGGERS
 from darts_sg.errors import UsageError
 from darts_sg.options import flag, read_option, type_hints, type_name
+from darts_sg.registry import Registry
+from darts_sg.spaces import SPACES
 
 SUMMARIES: dict[JobName, str] = {
     "search": "Search for a cell: alphas and weights of a supernet are trained in turns.",
     "augment": "Train the network of a genotype, or a model such as MobileNeXt, from scratch, and test it.",
 }
+NAMED: dict[str, Registry[Any]] = {"dataset": DATASETS, "logger": LOGGERS, "space": SPACES}
+"""Options that name entries of a registry, which their help lists. Parts of a method are described in the config."""
 COMMAND_OPTIONS: dict[str, tuple[Any, str]] = {
     "config": (Path | None, "YAML file of options."),
     "resume": (Path | None, "Run folder to continue to the same bits."),
@@ -74,8 +79,8 @@ def add_options(parser: argparse.ArgumentParser, job: JobName, defaults: dict[st
             groups[title] = parser.add_argument_group(title)
         if f.name == "recipe":
             text += f" Choices: {', '.join(recipe_names(job))}."
-        if f.name == "dataset":
-            text += f" Choices: {', '.join(DATASETS)}."
+        if f.name in NAMED:
+            text += f" Choices: {', '.join(NAMED[f.name])}."
         read = partial(_read, config, f.name)
         _add_option(groups[title], f.name, hints[f.name], read, text, defaults.get(f.name, f.default))
 

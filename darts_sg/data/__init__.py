@@ -1,4 +1,8 @@
-"""Data sets by name, and the batches made of them."""
+"""Data sets by name, and the batches made of them.
+
+A data set is a function that returns a Dataset, see `Loader`, registered with `DATASETS.add(name, load)`: here, or in a
+plug-in (examples/plugins/small_data.py).
+"""
 
 from pathlib import Path
 
