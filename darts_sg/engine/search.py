@@ -488,10 +488,8 @@ def run_search(config: SearchConfig, *, resume: Path | None = None, dry: bool = 
         report = write_report(run.path)
         shape = config.network
         cost = derived_cost(genotype, shape)
-        score = columns.cell(job.task.score, found[job.task.score])
-        print(
-            f"supernet {job.task.score.replace('_', ' ')} on the {sizes['validation_images']} validation images: {score}"
-        )
+        title, score = job.task.score.replace("_", " "), columns.cell(job.task.score, found[job.task.score])
+        print(f"supernet {title} on the {sizes['validation_images']} validation images: {score}")
         print(
             f"derived network at C={CHANNELS[shape]}, {CELLS[shape]} cells: {human(cost.params)} parameters, "
             f"{human(cost.macs)} MACs ({shape} shape)"
