@@ -101,7 +101,6 @@ class SearchJob:
             self.alphas, config.alpha_learning_rate, betas=ALPHA_BETAS, weight_decay=config.alpha_weight_decay,
             fused=on_gpu or None, capturable=on_gpu,
         )  # fmt: skip
-        self.rate = config.learning_rate
         # Both are set before each step, and nowhere else: checkpoints need not hold them, and a CUDA graph reads them.
         self.progress = torch.zeros((), device=setting.device)
         self.generator = torch.Generator(setting.device)
@@ -467,8 +466,8 @@ def _write_results(job: SearchJob, run: RunDir, loop: Loop, found: Mapping[str, 
     report = write_report(run.path)
     shape = config.network
     cost = derived_cost(genotype, shape)
-    score = columns.cell(job.task.score, found[job.task.score])
-    print(f"supernet {job.task.score} on the {len(job.validation_images)} validation images: {score}")
+    title, score = job.task.score.replace("_", " "), columns.cell(job.task.score, found[job.task.score])
+    print(f"supernet {title} on the {len(job.validation_images)} validation images: {score}")
     print(
         f"derived network at C={CHANNELS[shape]}, {CELLS[shape]} cells: {human(cost.params)} parameters, "
         f"{human(cost.macs)} MACs ({shape} shape)"
