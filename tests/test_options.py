@@ -3,6 +3,7 @@
 import contextlib
 import math
 import random
+import re
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
-from darts_sg.cli.jobs import parse
+from darts_sg.cli.jobs import main, parse
 from darts_sg.config import (
     JOBS,
     AugmentConfig,
@@ -26,6 +27,7 @@ from darts_sg.config import (
 )
 from darts_sg.errors import UsageError, quoted
 from darts_sg.options import expected, flag, members, read_value, type_hints
+from darts_sg.quantity import parse_quantity
 from darts_sg.yaml_files import MAX_BYTES, parse_yaml, read_yaml
 
 Size = int | str | None
@@ -273,3 +275,21 @@ def test_long_and_broken_words_are_cut() -> None:
             parse("search", [word], "search.py")
         assert len(str(caught.value)) < 250
         assert str(caught.value).isprintable()
+
+
+def test_a_quantity_is_finite() -> None:
+    for text in ("9" * 400, "few", "9" * 300 + "G" * 500):
+        with pytest.raises(UsageError, match=r"expected a number such as 2\.45M") as caught:
+            parse_quantity("--target-params", text)
+        assert len(str(caught.value)) < 160
+
+
+def test_the_help_shows_the_defaults_that_the_recipe_gives(capsys: pytest.CaptureFixture[str]) -> None:
+    for recipe, default in (("darts-first", 1), ("pc-darts", 4)):
+        main("search", ["--recipe", recipe, "--help"], "search.py")
+        text = " ".join(capsys.readouterr().out.split())
+        assert re.search(
+            rf"--partial-channels PARTIAL_CHANNELS [^)]*\(PC-DARTS\)\. \(type: int, default: {default}\)", text
+        )
+        assert "(type: int | null, default: null)" in text
+        assert "--dry-run [{true,false}]" in text

@@ -114,9 +114,9 @@ class GraphStep(NamedTuple):
         return [self.states[i : i + size] for i in range(0, len(self.states), size)]
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class CellGraph:
-    """Steps computed in order, such as a whole cell. Reuse one instance: it caches launch plans.
+    """Steps computed in order, such as a whole cell. Reuse one instance: backends cache launch plans by graph.
 
     States are numbered, the graph's inputs first. Each other state is the sum of all that steps add to it, and is
     complete before a step reads it.

@@ -22,6 +22,7 @@ def add_parser(commands: Any) -> None:
     """Add `genotype` with its actions to the commands of the package."""
     genotype = commands.add_parser("genotype", description="Show, draw, compare, derive, import and export genotypes.")
     actions = genotype.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=Parser)
+    # looking at genotypes
     listing = actions.add_parser("list", help="list the genotypes of the zoo")
     listing.set_defaults(act=list_genotypes)
     show = actions.add_parser("show", help="show the cells, parameters, MACs and provenance of a genotype")
@@ -40,6 +41,7 @@ def add_parser(commands: Any) -> None:
     draw.add_argument("--dark", action="store_true", help="draw light on dark, for dark screens")
     add_shape(draw)
     draw.set_defaults(act=draw_genotype_files)
+    # converting them, and checking files
     formats = "; ".join(f"{name}: {FORMATS[name].holds}" for name in FORMATS)
     importing = actions.add_parser(
         "import", help="convert the genotype text of another code into a genotype file", epilog=formats
@@ -59,6 +61,7 @@ def add_parser(commands: Any) -> None:
     validate = actions.add_parser("validate", help="check genotype files; errors name line and field")
     validate.add_argument("files", metavar="FILE", nargs="+", type=Path)
     validate.set_defaults(act=validate_files)
+    # deriving them from a search, and a random baseline
     derive = actions.add_parser("derive", help="derive the best genotype of a search within bounds")
     derive.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="run folder of a search, finished or not")
     derive.add_argument(
@@ -86,6 +89,7 @@ def add_parser(commands: Any) -> None:
     random.add_argument("--name", help="name of the genotype (default: random_SPACE_SEED)")
     random.add_argument("-o", "--output", type=Path, help="file to write (default: print it)")
     random.set_defaults(act=draw_at_random)
+    # comparing what they cost and reach
     compare = actions.add_parser("compare", help="compare genotypes side by side")
     compare.add_argument("genotypes", metavar="NAME_OR_PATH", nargs="+")
     compare.add_argument("--json", action="store_true", help="print JSON")

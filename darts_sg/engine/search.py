@@ -101,7 +101,6 @@ class SearchJob:
             self.alphas, config.alpha_learning_rate, betas=ALPHA_BETAS, weight_decay=config.alpha_weight_decay,
             fused=on_gpu or None, capturable=on_gpu,
         )  # fmt: skip
-        self.rate = config.learning_rate
         # Both are set before each step, and nowhere else: checkpoints need not hold them, and a CUDA graph reads them.
         self.progress = torch.zeros((), device=setting.device)
         self.generator = torch.Generator(setting.device)
@@ -389,7 +388,7 @@ class SearchJob:
 
 
 def problem_of(config: SearchConfig, operations: tuple[str, ...]) -> Problem:
-    """The search as its regularizers see it: costs are of networks of the papers' size (CIFAR: C=36, 20 cells)."""
+    """The search as its regularizers see it, with the costs of networks of the papers' size (CIFAR: C=36, 20 cells)."""
 
     @cache
     def tables() -> dict[str, Costs]:
@@ -408,11 +407,10 @@ def run_search(
     stop: threading.Event | None = None,
     started: float | None = None,
 ) -> Path | None:
-    """Search as `config` says, in a new run folder or on in `resume`; returns the folder, None for a dry run.
+    """Run a search in a new run folder, or continue the one in `resume`; returns the folder, None for a dry run.
 
-    callbacks, stop, started: see `run_job`.
-
-    Raises UsageError for what cannot be done as asked, RunError (Stopped when told to stop) for a run that ends early.
+    callbacks, stop, started: see `run_job`. Raises UsageError if the options cannot be met, RunError if the run fails,
+    and its subclass Stopped after a signal or at the end of the time budget.
     """
     started = time.monotonic() if started is None else started  # before data are loaded and kernels compiled
     run, earlier = open_run(resume, "search")
@@ -468,8 +466,8 @@ def _write_results(job: SearchJob, run: RunDir, loop: Loop, found: Mapping[str, 
     report = write_report(run.path)
     shape = config.network
     cost = derived_cost(genotype, shape)
-    score = columns.cell(job.task.score, found[job.task.score])
-    print(f"supernet {job.task.score} on the {len(job.validation_images)} validation images: {score}")
+    title, score = job.task.score.replace("_", " "), columns.cell(job.task.score, found[job.task.score])
+    print(f"supernet {title} on the {len(job.validation_images)} validation images: {score}")
     print(
         f"derived network at C={CHANNELS[shape]}, {CELLS[shape]} cells: {human(cost.params)} parameters, "
         f"{human(cost.macs)} MACs ({shape} shape)"

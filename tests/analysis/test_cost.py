@@ -23,11 +23,11 @@ COUNTED = (torch.ops.aten.convolution, torch.ops.aten.addmm)
 
 def expected_macs(build: Callable[[], nn.Module], *shape: int) -> int:
     """Those of one image, on the meta device; PyTorch counts two operations each."""
-    with torch.device("meta"):
+    with torch.device("meta"), torch.no_grad():
         module = build().eval()
         image = torch.empty(1, *shape)
         mixing = [softmax(module)] if isinstance(module, Supernet) else []
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
+        with FlopCounterMode(display=False) as counter:
             module(image, *mixing)
     counts = counter.get_flop_counts().get("Global", {})
     return sum(counts.get(layer, 0) for layer in COUNTED) // 2

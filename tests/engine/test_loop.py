@@ -19,7 +19,7 @@ from darts_sg.engine.augment import AugmentJob, run_augment
 from darts_sg.engine.checkpoint import checkpoints, read_torch
 from darts_sg.engine.loggers import LOGGERS, Logger
 from darts_sg.engine.loop import StepResult, stop_signals
-from darts_sg.engine.run_dir import RunDir
+from darts_sg.engine.run_dir import OthersRunDir, RunDir
 from darts_sg.engine.setup import Setting, dry_run, run_job
 from darts_sg.errors import RunError, Stopped
 from tests.engine.test_search_step import setting
@@ -277,6 +277,19 @@ def test_loggers_hear_how_a_run_ended_and_only_finished_runs_leave_artifacts(
         runner(CountingJob(), logger="ears", time_budget=1e-9)
     runner(CountingJob(), finish=lambda run, config, loop: run.write("result.json", "{}"), logger="ears")
     assert heard == ["failed", "stopped", "config.yaml", "result.json", "finished"]
+
+
+def test_only_rank_0_logs(runner: Runner) -> None:
+    runner.folder.mkdir()
+    runner.setting.earlier = {"environment": runner.setting.environment}
+    rows: list[Any] = []
+    run_job(
+        CountingJob(), SearchConfig(dataset="synthetic"), runner.setting, OthersRunDir(runner.folder), title="counting",
+        sizes={}, prepare_run=lambda run: None, finish=lambda run, config, loop: None, script="search.py",
+        callbacks=[rows.append],
+    )  # fmt: skip
+    assert rows == []
+    assert list(runner.folder.iterdir()) == []
 
 
 def test_figures_are_drawn_only_for_loggers_that_want_them(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:

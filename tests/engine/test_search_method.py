@@ -235,6 +235,9 @@ def test_a_search_by_recipe_with_parts_leaves_raw_alphas_and_is_resumed_to_the_s
     assert set(record.weights) == {"normal", "reduce"}
     assert record.genotype.count("skip_connect")[0] <= 1
     assert record.genotype.provenance["options"]["selection"] == "skip-limit:most=1"
+    report = (whole / "report.md").read_text()
+    assert "relaxation gumbel:temperature=10," in report
+    assert "perturbation random, selection skip-limit:most=1" in report
 
 
 def test_a_method_that_cannot_be_is_one_line_and_exit_2(capsys: pytest.CaptureFixture[str]) -> None:
