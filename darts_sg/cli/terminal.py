@@ -68,7 +68,7 @@ def answer(command: Callable[[], None], prog: str) -> NoReturn:
         where = f"{error.filename}: " if error.filename else ""
         code, problem = 1, f"{where}{error.strerror or error}"
     if problem and speaks():
-        print(f"{prog}: {problem}", file=sys.stderr)
+        print(f"{prog}: {' '.join(problem.splitlines())}", file=sys.stderr)  # a value in it may have several lines
     end(code)
 
 
