@@ -1,4 +1,4 @@
-"""How many operators are launched, which is what a GPU waits for when they are small."""
+"""Counts launched operators: where they are small, launching them is what limits a GPU."""
 
 import sys
 from collections import Counter
@@ -13,12 +13,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.subjects import Step
 
-# what launches our kernels, and how it is counted: module, name and title
+# functions that launch our own kernels: module, name, and the title they are counted under
 NATIVE = (
     ("darts_sg.backends.cpp.run", "Calls.__call__", "darts_sg.cpp"),
     ("darts_sg.backends.triton.run", "launch", "darts_sg.triton"),
 )
-SILENT = {  # they compute nothing
+SILENT = {  # operators that compute nothing
     "aten.empty", "aten.empty_like", "aten.empty_strided", "aten.new_empty", "aten.new_empty_strided",
     "aten.detach", "aten._unsafe_view", "aten.is_same_size", "aten._local_scalar_dense",
 }  # fmt: skip
@@ -39,11 +39,11 @@ class Launches(TorchDispatchMode):
 
 
 def count(step: Step) -> Counter[str]:
-    """Operators of one step, by name, backward passes included; and calls of the C++ kernels, and Triton kernels."""
+    """Operators of one step by name, with its backward passes; calls of C++ and Triton kernels under their titles."""
     step()
     with Launches() as launches, torch.autograd.set_multithreading_enabled(False), ExitStack() as patches:
         for module, name, title in NATIVE:
-            if module in sys.modules:  # otherwise not in use, and Triton may not be there
+            if module in sys.modules:  # an unused backend is not imported, and Triton may not be installed
                 target = f"{module}.{name}"
                 patches.enter_context(patch(target, counting(resolve_name(target), launches.counts, title)))
         step()
@@ -51,7 +51,7 @@ def count(step: Step) -> Counter[str]:
 
 
 def counting(call: Callable[..., None], counts: Counter[str], title: str) -> Callable[..., None]:
-    """`call`, counted under the title."""
+    """`call`, which also adds to the count of `title`."""
 
     def counted(*arguments: Any, **more: Any) -> None:
         counts[title] += 1

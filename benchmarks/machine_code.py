@@ -1,7 +1,7 @@
-"""The Triton kernels of a search step as a GPU would run them, without one: python -m benchmarks.machine_code.
+"""Inspects the machine code of a search step's Triton kernels, without a GPU: python -m benchmarks.machine_code.
 
-Triton compiles for a GPU that is not there. Its machine code says how many registers a kernel needs and what it spills,
-and, with the trips of its loops, how many instructions all warps of all launches issue; not how long that takes.
+Triton cross-compiles for an absent GPU. The machine code tells the registers a kernel needs, the bytes it spills and,
+with the trip counts of its loops, the instructions that all warps of all launches issue. It does not tell the time.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from darts_sg.methods.relaxation import softmax
 PROG = "python -m benchmarks.machine_code"
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 Values = dict[str, Any]
-TRIPS: dict[str, Callable[[Values], Sequence[int]]] = {  # of a kernel's loops, the outermost first
+TRIPS: dict[str, Callable[[Values], Sequence[int]]] = {  # trip counts of each kernel's loops, outermost first
     "stage_forward": lambda of: (of["rounds"], of["K"]),
     "stage_backward": lambda of: (of["rounds"], of["K"]),
     "taps_backward": lambda of: (of["rounds"],),
@@ -46,7 +46,7 @@ TRIPS: dict[str, Callable[[Values], Sequence[int]]] = {  # of a kernel's loops, 
 
 
 class Absent:
-    """What Triton asks of its driver before it compiles for a GPU of this compute capability (90: 9.0)."""
+    """A stand-in for Triton's driver, for a GPU of this compute capability (90: 9.0)."""
 
     def __init__(self, capability: int) -> None:
         self.target = GPUTarget("cuda", capability, 32)
@@ -62,8 +62,10 @@ class Absent:
 
 
 class Code(NamedTuple):
-    """Machine code of a kernel: instructions by the number of loops they are in, registers of a thread, bytes that it
-    spills, warps. A loop is what a branch back spans."""
+    """Machine code of a kernel: instructions by loop depth, registers of a thread, bytes spilled, warps.
+
+    A loop is the span of a backward branch.
+    """
 
     instructions: Mapping[int, int]
     registers: int
@@ -90,7 +92,7 @@ class Code(NamedTuple):
         return cls(depths, usage["REG"], usage["STACK"] + usage["LOCAL"], compiled.metadata.num_warps)
 
     def issued(self, trips: Sequence[int]) -> int:
-        """Instructions of a warp; loops deeper than `trips` are taken to run once."""
+        """Instructions that a warp issues; loops deeper than `trips` count as one trip."""
         return sum(number * prod(trips[:depth]) for depth, number in self.instructions.items())
 
 
@@ -109,7 +111,7 @@ def triton_kernels_on_any_device() -> Iterator[None]:
 
 
 def compiled(prepare: Callable[[], None], capability: int) -> tuple[list[Launched], dict[tuple[Any, ...], Code]]:
-    """All launches for which `prepare` compiles kernels ahead (`gpu.compile_ahead`), and the code of these."""
+    """The launches for which `prepare` compiles kernels ahead (`gpu.compile_ahead`), and the code of each variant."""
     launched: list[Launched] = []
     codes: dict[tuple[Any, ...], Code] = {}
     launch, warmup = gpu.launch, triton.JITFunction.warmup

@@ -1,4 +1,4 @@
-"""What is measured: the same step, as the original runs it and as this package does, on the same weights."""
+"""The benchmarked steps: each as the original code runs it and as this package does, from the same weights."""
 
 import copy
 import itertools
@@ -31,7 +31,7 @@ CLIP = 5.0
 
 
 def native_kernels() -> str | None:
-    """Why there are no C++ kernels; None where there are."""
+    """Why C++ kernels are not available; None if they are."""
     try:
         build.kernels()
     except build.Unavailable as reason:
@@ -68,7 +68,7 @@ class Shape:
         return net
 
     def textbook(self) -> tuple[nn.Module, list[Tensor]]:
-        """The textbook's supernet with the weights and alphas of `supernet`."""
+        """The textbook supernet and its alphas, with the values of `supernet`."""
         mine = self.supernet(native=False)
         operations = parse_space(self.space).operations
         net = textbook.Supernet(operations, channels=self.channels, cells=self.cells)
@@ -78,7 +78,7 @@ class Shape:
 
 
 def compile_kernels(shape: Shape, precision: torch.dtype) -> None:
-    """Compile the kernels of a step on a GPU, all at a time."""
+    """Compile the Triton kernels of a step on a GPU, in parallel."""
     net, (x, _) = shape.supernet(native=True), shape.images()
     autocast = torch.autocast("cuda", torch.bfloat16, enabled=precision == torch.bfloat16)
     compile_step(net, softmax, x.contiguous(memory_format=LAST), autocast)
@@ -87,9 +87,9 @@ def compile_kernels(shape: Shape, precision: torch.dtype) -> None:
 def alternating_step(
     loss: Callable[[], Tensor], weights: list[Tensor], alphas: list[Tensor], *, only_used: bool = False
 ) -> Step:
-    """The step of the alphas, then that of the weights, each from a backward pass with all gradients.
+    """A step of the alphas, then one of the weights, each from a backward pass that computes all gradients.
 
-    only_used: the alpha step computes the alphas' gradients alone, the weight step leaves them alone.
+    only_used: each backward pass computes only the gradients that its step uses.
     """
     adam, sgd = torch.optim.Adam(alphas, **ADAM), torch.optim.SGD(weights, **SGD)
 
@@ -107,9 +107,9 @@ def alternating_step(
 
 
 def textbook_step(shape: Shape, *, channels_last: bool = False, only_used: bool = False) -> Step:
-    """A first-order step as the original runs it: NCHW, an operation module an edge, all gradients in both steps.
+    """A first-order step as the original runs it: NCHW, a module for each operation on each edge, all gradients.
 
-    only_used: the alpha step computes the alphas' gradients alone, the weight step leaves them alone.
+    only_used: see `alternating_step`.
     """
     net, alphas = shape.textbook()
     x, y = shape.images()
@@ -171,7 +171,7 @@ def own_step(
     compiled: bool = False,
     captured: bool = False,
 ) -> Step:
-    """The step of darts_sg.engine.search, without its bookkeeping. captured: as a CUDA graph, on a GPU."""
+    """The step of darts_sg.engine.search without its bookkeeping. captured: replay it as a CUDA graph, on a GPU."""
     net = shape.supernet(native)
     net.recompute = recompute
     if compiled:
@@ -189,6 +189,7 @@ def own_step(
             return F.cross_entropy(logits, batch[1]), logits
 
     def step() -> dict[str, Tensor]:
+        # the alphas' step on the validation batch, then the weights' step: here both are the same batch
         buffers = [sgd.state[w].get("momentum_buffer") for w in weights]
         virtual = VirtualStep(SGD["lr"], SGD["momentum"], SGD["weight_decay"], buffers)
         method = unrolled if second_order else first_order
@@ -205,7 +206,7 @@ def own_step(
             sgd.step()
         return {"loss": loss.detach()}
 
-    if captured:
+    if captured:  # the first calls run launch by launch: capture before anything is timed
         graph = Captured(step)
         for _ in range(WARM_UP + 1):
             graph(None)
@@ -233,7 +234,7 @@ def passes(shape: Shape, *, own: bool, native: bool = False) -> Step:
 def retraining_steps(
     name: str, batch: int, channels: int = 36, cells: int = 20, *, native: bool = False
 ) -> tuple[Step, Step]:
-    """(as the original writes it, the package's) training step of a derived network with its auxiliary head."""
+    """(the original's, the package's) training step of a derived network with its auxiliary head."""
     genotype = load_genotype(name)
     options = {"network": "cifar", "channels": channels, "cells": cells, "num_classes": 10, "auxiliary": True}
     torch.manual_seed(0)
@@ -261,7 +262,7 @@ def retraining_steps(
 
 
 def loading(batch: int) -> Step:
-    """Making an augmented batch of images of CIFAR-10's size: crop, flip, normalise."""
+    """Make an augmented batch of images of CIFAR-10's size: crop, flip, normalise."""
     images = torch.randint(256, (10_000, 32, 32, 3), dtype=torch.uint8)
     spec = DataSpec("noise", 10, 32, 3, (0.5,) * 3, (0.25,) * 3, tuple("0123456789"))
     batches = TrainBatches(ImageSet(images, torch.arange(10_000) % 10), spec, batch, Augment(), 0, "weights")
