@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from darts_sg.backends import ir
-from darts_sg.backends.watch import Watch
+from darts_sg.backends.watch import HOOKS, Watch, is_changed
 from darts_sg.derive import num_edges
 from darts_sg.errors import UsageError
 from darts_sg.genotype import NUM_INPUTS
@@ -97,6 +97,14 @@ def chain_of(operation: nn.Module) -> list[tuple[str, nn.Module]] | None:
         else:
             return None
     return chain if chain and isinstance(chain[-1][1], nn.BatchNorm2d) else None
+
+
+def stackable(operations: Sequence[nn.Module]) -> bool:
+    """Whether one stacked layer can stand for that of every operation: these are chains of known layers, alike on all
+    edges, and nobody has hooked or parametrized them."""
+    chains = [chain_of(operation) for operation in operations]
+    kinds = [[(name, type(layer), layer.extra_repr()) for name, layer in chain or ()] for chain in chains]
+    return None not in chains and all(kind == kinds[0] for kind in kinds) and not any(map(is_changed, operations))
 
 
 def stacked(layers: Sequence[nn.Module]) -> nn.Module:
@@ -232,7 +240,7 @@ class EdgeBatch(nn.Module):
     """The edges from S states to T nodes at one stride, E = S · T of them, those of the first state first.
 
     operations: for each edge, in that order, its candidate operations without `none`, at C channels. An operation that
-    is no chain of known layers keeps a module for each edge (the generic path).
+    is not `stackable` keeps a module for each edge (the generic path).
     """
 
     def __init__(self, operations: Sequence[Sequence[nn.Module]], num_states: int, C: int, stride: int) -> None:
@@ -243,9 +251,9 @@ class EdgeBatch(nn.Module):
         self.ops = nn.ModuleList()
         for ops in zip(*operations, strict=True):  # ops: one operation, on every edge
             weightless = not any(True for _ in ops[0].parameters())
-            if weightless and isinstance(ops[0], nn.Identity):
+            if all(type(op) is nn.Identity and not is_changed(op) for op in ops):
                 self.ops.append(nn.Identity())
-            elif chain_of(ops[0]) is None:
+            elif not stackable(ops):
                 self.ops.append(nn.ModuleList(ops))
             elif weightless:
                 self.ops.append(Shared(ops[:: self.T]))
@@ -430,6 +438,8 @@ class BatchedCell(nn.Module):
             self.batches = cell.batches
         else:
             edges = [[cast(MixedOp, cell.edges[num_edges(n) + s]) for s, n in each] for each in self.edge_lists]
+            if any(type(edge) is not MixedOp or any(getattr(edge, name) for name in HOOKS) for edge in cell.edges):
+                raise UsageError("edges that are hooked or replaced cannot be stacked: leave this supernet eager")
             self.batches = nn.ModuleList(
                 EdgeBatch([list(edge.ops) for edge in each], len(states), self.C_mixed, each[0].stride)
                 for states, each in zip(sources, edges, strict=True)
