@@ -114,7 +114,7 @@ def stacked(layers: Sequence[nn.Module]) -> nn.Module:
     """
     first, E = layers[0], len(layers)
     if not isinstance(first, HalvingConv | nn.Conv2d | nn.BatchNorm2d):
-        return copy.deepcopy(first)
+        return copy.copy(first)  # without tensors; a setting such as `inplace` is its own
     with torch.device("meta"):  # draws no random numbers: all tensors are replaced
         layer, names = _empty_stacked(first, E)
     with torch.no_grad():
