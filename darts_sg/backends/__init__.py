@@ -31,11 +31,11 @@ BACKENDS: Registry[Backend] = Registry("backend")
 def accelerate(network: Supernet | DerivedNetwork, backend: str) -> None:
     """Execute the network's cells by a backend from now on, whichever executes them now.
 
-    Weights keep their values, their names in `state_dict()` and, of an operation, their order; but backends that stack
-    the edges of a supernet have parameters of their own: make the optimizer afterwards.
-    Hooks on cells stay. Operations of a supernet that are hooked, or replaced on some edges, keep a module for each.
-    Raises UsageError for an unknown backend or one that executes no such networks, and for replaced or hooked cells'
-    parts that it would ignore.
+    Weights keep their values and their names in `state_dict()`. Backends that stack the edges of a supernet have
+    parameters of their own: make the optimizer afterwards. Hooks on cells stay. An operation that is hooked, or
+    replaced on some edges, is not stacked: it keeps a module for each edge.
+    Raises UsageError for an unknown backend, for one that executes no such networks, and for hooked edges and foreign
+    cells, which it would have to ignore.
     """
     is_supernet = isinstance(network, Supernet)
     adopt = BACKENDS[backend].supernet if is_supernet else BACKENDS[backend].derived
@@ -63,7 +63,7 @@ def pytorch_backend(network: Supernet | DerivedNetwork) -> str:
 
 
 def pytorch_cell(cell: Any) -> nn.Module:
-    """A cell on PyTorch alone with the modules of this one, which must not be used any more."""
+    """A cell on PyTorch alone that adopts the modules of this one, which must not be used any more."""
     return BatchedCell(cell) if isinstance(cell, BatchedCell) else _eager(cell)
 
 

@@ -530,7 +530,7 @@ class BatchedCell(nn.Module):
                 yield from batch.slices(index, node - first, prefix, f"batches.{number}")
 
     def plain(self) -> SupernetCell:
-        """A plain cell with the same input layers, and with copies of this one's weights on its edges."""
+        """A plain cell with the same input layers, and with copies of the stacked weights on its edges."""
         with torch.device("meta"):  # without drawing random numbers: all weights are replaced
             cell = SupernetCell(self.spec, self.operations, self.num_nodes, self.K)
         own = {name: tensor.detach().clone() for name, tensor in self.state_dict().items()}
@@ -541,6 +541,12 @@ class BatchedCell(nn.Module):
         cell.input_0, cell.input_1 = self.input_0, self.input_1
         edges = {name: tensor for name, tensor in own.items() if name.startswith("edges.")}
         cell.load_state_dict(edges, strict=False, assign=True)
+        # operations that are not stacked go back as they are, for they may be hooked or replaced
+        for batch, each in zip(self.edge_batches(), self.edge_lists, strict=True):
+            for i, op in enumerate(batch.ops):
+                if isinstance(op, nn.ModuleList):
+                    for module, (s, n) in zip(op, each, strict=True):
+                        cast(MixedOp, cell.edges[num_edges(n) + s]).ops[i] = module
         for name, parameter in cell.named_parameters():
             parameter.requires_grad_(trained[name])
         return cell.train(self.training)
