@@ -101,10 +101,12 @@ def chain_of(operation: nn.Module) -> list[tuple[str, nn.Module]] | None:
 
 def stackable(operations: Sequence[nn.Module]) -> bool:
     """Whether one stacked layer can stand for that of every operation: these are chains of known layers, alike on all
-    edges, and nobody has hooked or parametrized them."""
+    edges, frozen ones included, and nobody has hooked or parametrized them."""
     chains = [chain_of(operation) for operation in operations]
     kinds = [[(name, type(layer), layer.extra_repr()) for name, layer in chain or ()] for chain in chains]
-    return None not in chains and all(kind == kinds[0] for kind in kinds) and not any(map(is_changed, operations))
+    trained = [[p.requires_grad for p in operation.parameters()] for operation in operations]
+    alike = all(kind == kinds[0] for kind in kinds) and all(one == trained[0] for one in trained)
+    return None not in chains and alike and not any(map(is_changed, operations))
 
 
 def stacked(layers: Sequence[nn.Module]) -> nn.Module:
@@ -455,7 +457,7 @@ class BatchedCell(nn.Module):
             batch.kernels = self.make_kernels()
         inside = [module for batch in self.edge_batches() for module in batch.stacked_modules()]
         self._watch = Watch(self.batches, inside)
-        self.train(cell.training)
+        self.training = cell.training  # and not `train`: layers keep their own modes
 
     def make_kernels(self) -> Kernels | None:
         """The kernels that the batches of edges use; None for PyTorch alone."""
@@ -541,6 +543,7 @@ class BatchedCell(nn.Module):
         cell.input_0, cell.input_1 = self.input_0, self.input_1
         edges = {name: tensor for name, tensor in own.items() if name.startswith("edges.")}
         cell.load_state_dict(edges, strict=False, assign=True)
+        cell.edges.train(self.training)
         # operations that are not stacked go back as they are, for they may be hooked or replaced
         for batch, each in zip(self.edge_batches(), self.edge_lists, strict=True):
             for i, op in enumerate(batch.ops):
@@ -549,7 +552,8 @@ class BatchedCell(nn.Module):
                         cast(MixedOp, cell.edges[num_edges(n) + s]).ops[i] = module
         for name, parameter in cell.named_parameters():
             parameter.requires_grad_(trained[name])
-        return cell.train(self.training)
+        cell.training = self.training
+        return cell
 
     def _without_counters(self) -> bool:
         norms = [layer for layer in self.batches.modules() if isinstance(layer, nn.BatchNorm2d)]

@@ -285,3 +285,21 @@ def test_hooked_edges_and_foreign_cells_are_refused_in_a_line() -> None:
     network.cells[0] = nn.Identity()
     with pytest.raises(UsageError, match="cell 0 is of the class Identity, which no backend executes"):
         accelerate(network, "eager")
+
+
+@pytest.mark.parametrize(("kind", "before", "after"), PAIRS)
+def test_modes_and_frozen_weights_stay(kind: str, before: str, after: str) -> None:
+    """A single BatchNorm in eval mode, and frozen input layers, as in finetuning."""
+    needs(before, after)
+    network = network_of(kind, "batched" if kind == "supernet" else "eager")
+    accelerate(network, before)
+    network.cells[1].input_1[1].eval()
+    network.cells[2].input_1.requires_grad_(False)
+    frozen = {name for name, weight in network.named_parameters() if not weight.requires_grad}
+    accelerate(network, after)
+    assert not network.cells[1].input_1[1].training
+    assert network.cells[1].training
+    assert {name for name, weight in network.named_parameters() if not weight.requires_grad} == frozen
+    accelerate(network.eval(), before)
+    norms = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
+    assert not any(norm.training for norm in norms)
