@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy.stats import beta
 
 from darts_sg.methods.mixing import draw_noise, expected_mixing, sampled_mixing, softmax
 from darts_sg.methods.relaxations import RELAXATIONS, Relaxation
@@ -142,3 +143,43 @@ def test_gumbel_samples_an_operation_as_often_as_its_expected_weight_says() -> N
     alphas, progress = torch.tensor([[0.0, 1.0, -1.0]], dtype=torch.float64).expand(20_000, 3), torch.tensor(0.9)
     found = relaxation.sample(alphas, progress, relaxation.draw(alphas, progress, generator)).mean(dim=0)
     torch.testing.assert_close(found, relaxation.expected(alphas[0]), rtol=0, atol=0.02)
+
+
+def test_dirichlet_samples_have_the_expected_mean_and_rows_that_sum_to_one() -> None:
+    alphas = torch.tensor([[0.5, -1.0, 2.0]], dtype=torch.float64).expand(20_000, 3)
+    relaxation, share = RELAXATIONS["dirichlet"](), torch.tensor(0.0)
+    drawn = relaxation.draw(alphas, share, torch.Generator().manual_seed(0))
+    samples = relaxation.sample(alphas, share, drawn)
+    torch.testing.assert_close(samples.sum(dim=-1), torch.ones(20_000, dtype=torch.float64))
+    torch.testing.assert_close(samples.mean(dim=0), relaxation.expected(alphas)[0], rtol=0, atol=0.005)
+
+
+def test_the_gradient_of_a_dirichlet_sample_is_pathwise() -> None:
+    """With two operations the first weight x is of a beta distribution: dx/da = -(dF/da) / f at a fixed quantile."""
+    alphas = torch.tensor([[0.7, -0.4]], dtype=torch.float64, requires_grad=True)
+    relaxation, share = RELAXATIONS["dirichlet"](), torch.tensor(0.0)
+    drawn = relaxation.draw(alphas.detach(), share, torch.Generator().manual_seed(3))
+    x = float(drawn[0, 0])
+    [found] = torch.autograd.grad(relaxation.sample(alphas, share, drawn)[0, 0], [alphas])
+
+    def quantile(first: float, second: float) -> float:
+        a, b = (np.exp(v) if v < 0 else v + 1 for v in (first, second))  # elu + 1
+        return float(beta.ppf(level, a, b))
+
+    level = float(beta.cdf(x, 1.7, np.exp(-0.4)))
+    step = 1e-6
+    expected = [
+        (quantile(0.7 + step, -0.4) - quantile(0.7 - step, -0.4)) / (2 * step),
+        (quantile(0.7, -0.4 + step) - quantile(0.7, -0.4 - step)) / (2 * step),
+    ]
+    np.testing.assert_allclose(found[0].numpy(), expected, rtol=1e-4)
+
+
+def test_dirichlet_stays_finite_where_all_alphas_are_very_low() -> None:
+    alphas = torch.full((4, 5), -60.0, requires_grad=True)
+    relaxation, share = RELAXATIONS["dirichlet"](), torch.tensor(0.0)
+    drawn = relaxation.draw(alphas.detach(), share, torch.Generator().manual_seed(0))
+    samples = relaxation.sample(alphas, share, drawn)
+    [gradient] = torch.autograd.grad(samples[:, 0].sum(), [alphas])
+    assert samples.isfinite().all()
+    assert gradient.isfinite().all()
