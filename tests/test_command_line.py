@@ -325,7 +325,7 @@ BAD = {
     "nothing to choose": (["search", "--space", "none"], "no operation to choose"),
     "unknown recipe": (
         ["search", "--recipe", "dart"],
-        "choices: darts-es, darts-first, darts-second, demo, gumbel, imagenet",
+        "choices: darts-es, darts-first, darts-second, demo, dirichlet, gumbel, imagenet",
     ),
     "unknown data set": (["search", "--dataset", "cifar"], "cifar10"),
     "unknown hypergradient": (["search", "--hypergradient", "second"], "choices: first_order, unrolled"),
