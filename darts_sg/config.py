@@ -42,6 +42,7 @@ def option(
     infinite: bool = False,
     compared: bool | None = None,
     parts: Registry[Any] | None = None,
+    joined: bool = False,
 ) -> Any:
     """A field with its help group.
 
@@ -49,6 +50,7 @@ def option(
     infinite: the number may be .inf.
     compared: runs that differ in it are not pooled into one mean. Default: every option that is not free.
     parts: the registry of the parts of a method that the option names; its help ends with them.
+    joined: it holds several names joined with +; on a command line it may also be given several times.
     """
     metadata = {
         "group": group,
@@ -56,6 +58,7 @@ def option(
         "infinite": infinite,
         "compared": not free if compared is None else compared,
         "parts": parts,
+        "joined": joined,
     }
     return field(default=default, metadata=metadata)
 
@@ -93,9 +96,9 @@ class RunConfig(metaclass=ConfigType):
     --resume."""
     checkpoint_minutes: float = option(10.0, "Run", free=True, infinite=True)
     """Minutes between checkpoints within an epoch. Each epoch ends with a checkpoint in any case."""
-    logger: str = option("", "Run", free=True)
-    """Loggers beside metrics.csv and TensorBoard, which are always on: wandb (Weights & Biases), mlflow, or several
-    joined with +. Each needs its package: pip install 'darts_sg[wandb]'. A logger that fails does not end the run."""
+    logger: str = option("", "Run", free=True, joined=True)
+    """Logger beside metrics.csv and TensorBoard, which are always on: wandb (Weights & Biases) or mlflow; may be given
+    several times, or names joined with +. Each needs its package: pip install 'darts_sg[wandb]'. A logger that fails does not end the run."""
 
     plugin: str = option("", "Run", free=True)
     """Python file that adds operations, spaces, data sets, relaxations, regularizers or loggers; may be given several
@@ -249,7 +252,7 @@ class SearchConfig(RunConfig):
     relaxation: str = option("softmax", "Search", parts=RELAXATIONS)
     """How alphas become mixing weights: NAME, or NAME:OPTION=VALUE,OPTION=VALUE such as
     gumbel:temperature=10,hard=true."""
-    regularizer: str = option("", "Search", parts=REGULARIZERS)
+    regularizer: str = option("", "Search", parts=REGULARIZERS, joined=True)
     """Terms added to the loss of the alphas, joined with +: params:weight=0.1,target=2.45M."""
     perturbation: str = option("none", "Search", parts=PERTURBATIONS)
     """How the mixing weights are perturbed in the step of the weights: random:epsilon_end=0.3."""

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
-from darts_sg.cli.jobs import main, parse
+from darts_sg.cli.jobs import build_parser, main, parse
 from darts_sg.config import (
     JOBS,
     AugmentConfig,
@@ -293,3 +293,9 @@ def test_the_help_shows_the_defaults_that_the_recipe_gives(capsys: pytest.Captur
         )
         assert "(type: int | null, default: null)" in text
         assert "--dry-run [{true,false}]" in text
+
+
+def test_loggers_and_regularizers_may_be_given_several_times() -> None:
+    words = ["--logger", "wandb", "--logger=mlflow", "--regularizer", "params:0.1", "--regularizer", "macs:0.2"]
+    found = vars(build_parser("search", "search.py").parse_args(words))
+    assert (found["logger"], found["regularizer"]) == ("wandb+mlflow", "params:0.1+macs:0.2")

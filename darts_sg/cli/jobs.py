@@ -82,11 +82,20 @@ def add_options(parser: argparse.ArgumentParser, job: JobName, defaults: dict[st
         if f.name in NAMED:
             text += f" Choices: {', '.join(NAMED[f.name])}."
         read = partial(_read, config, f.name)
-        _add_option(groups[title], f.name, hints[f.name], read, text, defaults.get(f.name, f.default))
+        default = defaults.get(f.name, f.default)
+        _add_option(groups[title], f.name, hints[f.name], read, text, default, joined=f.metadata["joined"])
 
 
-def _add_option(group: Any, name: str, hint: Any, read: Any, text: str, default: Any) -> None:
-    more: dict[str, Any] = {}
+class _Join(argparse.Action):
+    """Joins the values of an option that is given several times with +."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
+        before = getattr(namespace, self.dest, "")
+        setattr(namespace, self.dest, f"{before}+{values}" if before else values)
+
+
+def _add_option(group: Any, name: str, hint: Any, read: Any, text: str, default: Any, *, joined: bool = False) -> None:
+    more: dict[str, Any] = {"action": _Join} if joined else {}
     if hint is bool:
         more = {"nargs": "?", "const": True, "metavar": "{true,false}"}
     elif get_origin(hint) is Literal:
