@@ -98,7 +98,8 @@ class RunConfig(metaclass=ConfigType):
     """Minutes between checkpoints within an epoch. Each epoch ends with a checkpoint in any case."""
     logger: str = option("", "Run", free=True, joined=True)
     """Logger beside metrics.csv and TensorBoard, which are always on: wandb (Weights & Biases) or mlflow; may be given
-    several times, or names joined with +. Each needs its package: pip install 'darts_sg[wandb]'. A logger that fails does not end the run."""
+    several times, or names joined with +. Each needs its package: pip install 'darts_sg[wandb]'. A logger that fails
+    does not end the run."""
 
     plugin: str = option("", "Run", free=True)
     """Python file that adds operations, spaces, data sets, relaxations, regularizers or loggers; may be given several
