@@ -26,6 +26,7 @@ from torch.utils import data as torch_data
 from darts_sg.data.generator import keyed_generator
 from darts_sg.data.memory import available_memory, shared_memory
 from darts_sg.errors import RunError
+from darts_sg.files import refuse_irregular
 
 logger = logging.getLogger(__name__)
 
@@ -228,6 +229,7 @@ def read_square(
     `box_of(width, height)` chooses the box. Any mode becomes RGB. The orientation in the EXIF data is ignored, as in
     all published results on ImageNet. Raises one of UNREADABLE.
     """
+    refuse_irregular(path)
     with Image.open(path) as image:
         width, height = image.size
         kind = f"{image.format} {image.mode}"

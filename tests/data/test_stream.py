@@ -280,7 +280,7 @@ def test_a_split_file_lists_balanced_disjoint_parts_and_is_checked(folder: Path,
     for broken, expected in (
         ("{", "is no split file"),
         ("[]", "is no split file"),
-        (json.dumps(content | {"parts": [["train/n00000000/zz.JPEG"]]}), "lists train/n00000000/zz.JPEG and 0 others"),
+        (json.dumps(content | {"parts": [["train/n00000000/zz.JPEG"]]}), "lists 'train/n00000000/zz.JPEG' and 0 others"),
         (json.dumps(content | {"parts": [content["parts"][0]] * 2}), "an image twice"),
     ):
         path.write_text(broken)
