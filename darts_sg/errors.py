@@ -32,6 +32,13 @@ def first_line(error: BaseException, otherwise: str = "") -> str:
     return next(filter(None, lines), otherwise or type(error).__name__)
 
 
+def cut(text: str) -> str:
+    """A text on one line, cut to 80 characters."""
+    text = " ".join(text[: 10 * LONGEST_VALUE].split())
+    text = "".join(c if c.isprintable() else "?" for c in text)
+    return text if len(text) <= LONGEST_VALUE else text[: LONGEST_VALUE - 1] + "…"
+
+
 def quoted(value: Any) -> str:
     """A user's value for a message: its repr on one line, cut to 80 characters."""
     try:

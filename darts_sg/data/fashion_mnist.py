@@ -8,7 +8,7 @@ import gzip
 import math
 import zlib
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 import numpy as np
 import torch
@@ -114,8 +114,8 @@ def read_idx(path: Path) -> tuple[np.ndarray, bool]:
     return np.frombuffer(pixels, np.uint8).reshape(shape), is_published
 
 
-def read_idx_shape(file: IO[bytes]) -> list[int]:
-    """The dimensions in the header of an idx file of bytes; none if it is no such file."""
+def read_idx_shape(file: Any) -> list[int]:
+    """The dimensions in the header of an open idx file of bytes; none if it is no such file."""
     head = file.read(4)
     if head[:3] != b"\0\0\x08" or len(head) < 4 or not 1 <= head[3] <= MOST_DIMENSIONS:
         return []

@@ -12,7 +12,7 @@ known.
 import io
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -80,26 +80,30 @@ OPCODES = (
 """What the published files and those that Python 3 writes in any protocol are made of."""
 
 
+READERS: dict[int, Any] = pickle._Unpickler.dispatch
+"""The methods of Python's unpickler by opcode."""
+
+
 class ByteArrayUnpickler(pickle._Unpickler):
     """An unpickler that resolves the stand-ins above and nothing else. Keys of dicts are strings or numbers."""
 
-    dispatch = {opcode[0]: pickle._Unpickler.dispatch[opcode[0]] for opcode in OPCODES}  # noqa: RUF012 - as in pickle
+    dispatch: ClassVar[dict[int, Any]] = {opcode[0]: READERS[opcode[0]] for opcode in OPCODES}
 
     def load_setitem(self) -> None:
         _refuse_keys(self.stack[-2:-1])  # type: ignore[attr-defined]
-        pickle._Unpickler.dispatch[pickle.SETITEM[0]](self)
+        READERS[pickle.SETITEM[0]](self)
 
     dispatch[pickle.SETITEM[0]] = load_setitem
 
     def load_setitems(self) -> None:
         _refuse_keys(self.stack[::2])  # type: ignore[attr-defined]
-        pickle._Unpickler.dispatch[pickle.SETITEMS[0]](self)
+        READERS[pickle.SETITEMS[0]](self)
 
     dispatch[pickle.SETITEMS[0]] = load_setitems
 
     def load_dict(self) -> None:
         _refuse_keys(self.stack[::2])  # type: ignore[attr-defined]
-        pickle._Unpickler.dispatch[pickle.DICT[0]](self)
+        READERS[pickle.DICT[0]](self)
 
     dispatch[pickle.DICT[0]] = load_dict
 

@@ -104,8 +104,8 @@ def read_split(path: Path, files: ImageFiles) -> list[Tensor]:
         missing = np.flatnonzero(files.names[found] != wanted)
         if len(missing):
             raise UsageError(
-                f"{path} lists {quoted(names[missing[0]])} and {len(missing) - 1} others that are not among the training "
-                f"images of {files.root}: write another with python -m darts_sg data subset"
+                f"{path} lists {quoted(names[missing[0]])} and {len(missing) - 1} others that are not among the "
+                f"training images of {files.root}: write another with python -m darts_sg data subset"
             )
         parts.append(torch.from_numpy(np.sort(found)))
     if len(torch.cat(parts).unique()) < sum(map(len, parts)):

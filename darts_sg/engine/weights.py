@@ -281,7 +281,7 @@ class Weights:
             network.load_state_dict(state)
         except RuntimeError as error:
             # PyTorch's first line names the class, each other one a tensor
-            first = " ".join((str(error).split("\n\t") + [str(error)])[1].split())[:300]
+            first = " ".join([*str(error).split("\n\t"), str(error)][1].split())[:300]
             raise UsageError(f"{self.path}: its tensors are not those of {self.title}: {first}") from None
 
 

@@ -12,6 +12,8 @@ from darts_sg.genotype import NUM_INPUTS
 from darts_sg.ops.primitives import ConvBN, HalvingConvBN
 
 NetworkShape = Literal["cifar", "imagenet"]
+MOST_CELLS, MOST_CHANNELS = 1000, 2**16
+"""Far above what papers train (20 cells, C=36); without them a slip of the keyboard takes all memory, or for ever."""
 STEM_MULTIPLIER = 3
 """The CIFAR stem has this many times C channels (DARTS paper, appendix A.1)."""
 
@@ -46,8 +48,12 @@ def cell_specs(
 
     C_stem: channels of the stem's outputs; num_joined(reduction): states joined at a cell's output;
     reduction_before: the stem's second output is half the size of its first (ImageNet).
-    Raises UsageError if there are fewer than 3 cells.
+    Raises UsageError if there are fewer than 3 cells, or more cells or channels than any machine has memory for.
     """
+    if num_cells > MOST_CELLS or C > MOST_CHANNELS:
+        raise UsageError(
+            f"{num_cells} cells of C={C}: a network has at most {MOST_CELLS:,} cells and {MOST_CHANNELS:,} channels"
+        )
     if num_cells < 3:
         raise UsageError(f"{num_cells} cells: two of them are reductions, so at least 3 are needed")
     specs = []
