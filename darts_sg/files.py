@@ -71,7 +71,7 @@ def size_text(size: int) -> str:
     """A number of bytes for a message: 64 KiB, 1.5 GiB."""
     for exponent, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
         if size >= 1 << exponent:
-            return f"{size / (1 << exponent):.3g} {unit}"
+            return f"{size / (1 << exponent):.4g} {unit}"
     return f"{size} bytes"
 
 

@@ -19,7 +19,7 @@ from darts_sg.data.memory import available_memory
 from darts_sg.data.spec import Dataset, DataSpec, ImageSet
 from darts_sg.data.split import balanced_split
 from darts_sg.data.statistics import channel_statistics
-from darts_sg.data.stream import UNREADABLE, to_rgb
+from darts_sg.data.stream import UNREADABLE, refuse_bomb, to_rgb
 from darts_sg.errors import UsageError, first_line
 from darts_sg.files import refuse_irregular
 
@@ -189,5 +189,6 @@ def read_image(path: Path, size: int) -> np.ndarray:
     """An image as uint8 (size, size, 3): upright, resized by its shorter side, centre-cropped."""
     refuse_irregular(path)
     with Image.open(path) as image:
+        refuse_bomb(image, path)
         upright = to_rgb(ImageOps.exif_transpose(image))
     return np.array(ImageOps.fit(upright, (size, size), Image.Resampling.BICUBIC))

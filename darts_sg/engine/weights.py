@@ -252,7 +252,7 @@ class Weights:
         try:
             with torch.device("meta"):
                 network = self.task.build(plan, self.spec)
-        except (RuntimeError, TypeError, OverflowError) as error:  # sizes beyond 64 bits
+        except (UsageError, RuntimeError, TypeError, OverflowError) as error:  # such as sizes beyond 64 bits
             reason = first_line(error)[:200]
             raise UsageError(f"{self.path}: there is no network such as {self.title}: {reason}") from None
         shapes = {name: t.to("meta") for name, t in self.tensors.items() if not is_auxiliary(name)}

@@ -68,11 +68,11 @@ def damaged_plain(draw: st.DrawFn, sound: Any) -> Any:
                 elif kind == "twice":
                     node[key] = [node[key], copy.deepcopy(node[key])]
                 else:
-                    node[key] = draw(SCALARS)
+                    node[key] = copy.deepcopy(draw(SCALARS))
                 break
             node, depth = node[key], depth - 1
         else:
-            content = draw(SCALARS)
+            content = copy.deepcopy(draw(SCALARS))
     return content
 
 

@@ -360,7 +360,11 @@ def checkpoints(content: bytes, folder: Path) -> None:
     inner.mkdir(exist_ok=True)
     write_torch(inner / "epoch_0001_step_000000.pt", {"sound": 1})
     (inner / "epoch_0002_step_000000.pt").write_bytes(content)
-    assert load_newest(inner, lambda text: None) is not None
+    try:
+        found = load_newest(inner, lambda text: None)
+    except Exception as error:
+        raise AssertionError(f"the sound checkpoint was not taken: {error!r}") from error
+    assert found is not None
 
 
 # --- data sets --------------------------------------------------------------------------------------------------------
