@@ -15,7 +15,7 @@ import docstring_parser
 
 from darts_sg import plugins
 from darts_sg.derive import MOST_NODES
-from darts_sg.errors import UsageError, quoted
+from darts_sg.errors import UsageError, cut, quoted
 from darts_sg.methods.method import Method, method_of
 from darts_sg.methods.parts import describe_parts
 from darts_sg.methods.perturbations import PERTURBATIONS
@@ -419,7 +419,7 @@ class AugmentConfig(RunConfig):
             return parse_quantity("", bound if word == "auto" else "")
         except UsageError:
             raise UsageError(
-                f"--channels {self.channels}: expected a number, or auto:600M for the widest network of 600M MACs"
+                f"--channels {cut(self.channels)}: expected a number, or auto:600M for the widest network of 600M MACs"
             ) from None
 
 

@@ -1,10 +1,13 @@
 """The errors a user sees as one clear line, without a traceback."""
 
+import re
 import reprlib
 from typing import Any
 
 LONGEST_VALUE = 80  # characters of a value in a message
 LONGEST_MESSAGE = 4000  # characters; lists of all choices have up to 2,000
+LONGEST_WORD = 300  # characters between spaces, such as those of a path
+_ENDLESS = re.compile(rf"\S{{{LONGEST_WORD},}}")
 
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel = 3
@@ -41,9 +44,10 @@ def first_line(error: BaseException, otherwise: str = "") -> str:
 
 
 def one_line(text: str, longest: int = LONGEST_MESSAGE) -> str:
-    """A text with its line breaks and control characters replaced, cut to `longest` characters."""
+    """A text with its line breaks and control characters replaced, its endless words and itself cut."""
     if not text.isprintable():
         text = "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in text)
+    text = _ENDLESS.sub(lambda found: f"{found[0][: LONGEST_WORD // 2]}…{found[0][-LONGEST_WORD // 3 :]}", text)
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 

@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import save
 
+from darts_sg import search
 from darts_sg.analysis.deriving import derive_genotype
 from darts_sg.analysis.report import write_report
 from darts_sg.analysis.run_folder import read_metrics, read_run, read_search_epochs
@@ -303,6 +305,10 @@ def test_a_result_of_wrong_types_is_named(key: str, value: object, tmp_path: Pat
         ("job: search\noptions: {}\nenvironment: {data: 5}", "environment: data: expected a mapping, found 5"),
         ("job: search\noptions: {}\nenvironment: {processes: many}", "environment: processes: expected a whole number"),
         ("job: search\noptions: {}\nenvironment: {threads: -5}", "environment: threads: must not be negative"),
+        ("job: search\noptions: {}\nenvironment: {threads: 0}", "environment: threads: must be from 1 to"),
+        ("job: search\noptions: {}\nenvironment: {threads: 99999999}", "environment: threads: must be from 1 to"),
+        ("job: search\noptions: {}\nenvironment: {plugins: [a]}", "environment: plugins: expected a list of mapp"),
+        ("job: search\noptions: {}\nenvironment: {finetuned_from: 5}", "finetuned_from: expected a mapping"),
         ("job: search\noptions: {epochs: [1]}", "options: epochs: expected a whole number"),
         ("job: search\noptions: 5", "does not belong to a run"),
         ("job: [search]\noptions: {}", "does not belong to a run"),
@@ -315,6 +321,22 @@ def test_a_config_of_wrong_types_is_named(config: str, said: str, tmp_path: Path
     (tmp_path / "config.yaml").write_text(config)
     with pytest.raises(UsageError, match=said):
         write_report(tmp_path)
+
+
+def test_a_run_whose_environment_is_damaged_is_not_resumed(tmp_path: Path) -> None:
+    options = make_config("search", dataset="synthetic").as_dict()
+    for environment in (
+        [1],
+        {"data": 5},
+        {"threads": -5},
+        {"threads": 0},
+        {"plugins": [1]},
+        {"data": {"fingerprint": 1}},
+    ):
+        content = {"job": "search", "options": options, "environment": environment}
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
+        with pytest.raises(UsageError, match=r"config\.yaml: environment"):
+            search(resume=tmp_path)
 
 
 def test_a_run_without_an_environment_is_still_reported(tmp_path: Path) -> None:
@@ -371,9 +393,10 @@ def test_sizes_are_bounded_where_networks_and_cells_are_made() -> None:
 
 def test_a_message_is_one_line_that_no_terminal_obeys() -> None:
     error = UsageError("no file a\nrm -rf b\x1b[31m\u2028c" + "x" * 10**6)
-    assert str(error).startswith("no file a rm -rf b?[31m c")
-    assert len(str(error)) == 4000
+    assert str(error).startswith("no file a rm -rf b?[31m cxxx")
+    assert len(str(error)) < 300
     assert str(error).isprintable()
+    assert len(str(UsageError("many words " * 10**5))) == 4000
 
 
 def test_a_bound_says_for_which_network_it_cannot_be_kept(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from darts_sg.tasks import Task, task_of
 from darts_sg.yaml_files import read_yaml
 
 SCRIPTS = {"search": "search.py", "augment": "augment.py"}
+MOST_PROCESSES = 2**16
 LARGEST_METRICS = 2**26  # bytes of a metrics.csv: a row has 300
 LARGEST_RESULT = 2**22  # bytes of a result.json
 LARGEST_ARRAY = 2**22  # bytes of an array of mixing weights: DARTS has 14 edges with 8 operations
@@ -43,10 +44,10 @@ OPTION_TYPES: Mapping[str, Any] = {
 """The options in config.yaml that reports read. Others may be of any type: a run may be of another version."""
 ENVIRONMENT_TYPES: Mapping[str, Any] = {
     "threads": int | None, "processes": int | None, "device": str | None, "device_name": str | None,
-    "command": str | None,
+    "command": str | None, "kernels": str | None,
 }  # fmt: skip
 DATA_TYPES: Mapping[str, Any] = {
-    "name": str | None, "note": str | None, "remark": str | None, "train_images": int | None,
+    "fingerprint": str | None, "name": str | None, "note": str | None, "remark": str | None, "train_images": int | None,
     "validation_images": int | None, "test_images": int | None,
 }  # fmt: skip
 
@@ -165,16 +166,28 @@ def read_run_config(path: Path) -> tuple[str, Mapping[str, Any], Mapping[str, An
     )
     if not isinstance(job, str) or job not in SCRIPTS or not isinstance(options, dict):
         raise UsageError(f"{path} does not belong to a run: it needs job (search or augment) and options")
+    return job, _typed(options, OPTION_TYPES, f"{path}: options"), typed_environment(environment, path)
+
+
+def typed_environment(environment: Any, path: Path) -> dict[str, Any]:
+    """The environment in the config.yaml at `path`; {} for None. UsageError if a value is not of its type."""
     environment = {} if environment is None else environment
     data = environment.get("data") if isinstance(environment, dict) else None
     for name, part in (("environment", environment), ("environment: data", {} if data is None else data)):
         if not isinstance(part, dict):
             raise UsageError(f"{path}: {name}: expected a mapping, found {quoted(part)}")
-    typed = _typed(options, OPTION_TYPES, f"{path}: options")
     facts = _typed(environment, ENVIRONMENT_TYPES, f"{path}: environment")
-    if data is not None:
-        facts["data"] = _typed(data, DATA_TYPES, f"{path}: environment: data")
-    return job, typed, facts
+    for name in ("threads", "processes"):
+        if (number := facts.get(name)) is not None and not 1 <= number <= MOST_PROCESSES:
+            raise UsageError(f"{path}: environment: {name}: must be from 1 to {MOST_PROCESSES}, found {number}")
+    plugins = facts.get("plugins")
+    if plugins is not None and not (isinstance(plugins, list) and all(isinstance(each, dict) for each in plugins)):
+        raise UsageError(f"{path}: environment: plugins: expected a list of mappings, found {quoted(plugins)}")
+    origin = facts.get("finetuned_from")
+    if origin is not None and not isinstance(origin, dict):
+        raise UsageError(f"{path}: environment: finetuned_from: expected a mapping, found {quoted(origin)}")
+    facts.pop("data", None)
+    return facts if data is None else facts | {"data": _typed(data, DATA_TYPES, f"{path}: environment: data")}
 
 
 def _typed(given: Mapping[Any, Any], hints: Mapping[str, Any], source: str) -> dict[str, Any]:

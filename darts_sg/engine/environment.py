@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from darts_sg.backends.cpp.memory import POOL
-from darts_sg.engine.distributed import ALONE, Ranks
+from darts_sg.engine.distributed import ALONE, Ranks, from_variable
 from darts_sg.errors import UsageError
 
 
@@ -84,7 +84,7 @@ def return_freed_memory() -> None:
 def usable_cores() -> int:
     """CPU cores that this process may use; under torchrun, its share of those of the machine."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(1, cores // max(1, from_variable("LOCAL_WORLD_SIZE", 1)))
 
 
 def package_version() -> str:

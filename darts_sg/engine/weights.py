@@ -317,7 +317,8 @@ def read_weights(path: Path) -> Weights:
             texts = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
     except OSError as error:
-        reason = "it is a folder" if path.is_dir() else "it does not exist" if not path.exists() else why(error)
+        kinds = {IsADirectoryError: "it is a folder", FileNotFoundError: "it does not exist"}
+        reason = kinds.get(type(error)) or why(error)
         raise UsageError(f"weights file {path} cannot be read: {reason}") from None
     except SafetensorError as error:
         raise UsageError(
