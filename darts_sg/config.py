@@ -14,8 +14,8 @@ from typing import Any, Literal
 import docstring_parser
 
 from darts_sg import plugins
-from darts_sg.derive import MOST_NODES
 from darts_sg.errors import UsageError, cut, quoted
+from darts_sg.genotype import MOST_NODES
 from darts_sg.methods.method import Method, method_of
 from darts_sg.methods.parts import describe_parts
 from darts_sg.methods.perturbations import PERTURBATIONS

@@ -8,10 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from darts_sg.errors import UsageError
-from darts_sg.genotype import NUM_INPUTS, Cell, Edge
+from darts_sg.genotype import MOST_NODES, NUM_INPUTS, Cell, Edge
 
 Array = NDArray[np.floating]
-MOST_NODES = 100  # of a cell; papers have 4, and 100 have 5,150 edges
 
 
 def num_edges(num_nodes: int) -> int:

@@ -17,6 +17,8 @@ from darts_sg.formats import FORMATS, NUM_INPUTS, SCHEMA, GenotypeError, recogni
 from darts_sg.registry import PLUGIN_HINT, unknown_name
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
+MOST_NODES = 32  # of a cell; papers have 4 to 7. More take minutes to draw
+MOST_EDGES = 100  # of a cell; papers have 8. More take many seconds to count
 MAX_BYTES = 2**17  # a genotype file has about 2 KiB; anything larger is some other file
 
 
@@ -255,6 +257,8 @@ def renamed(genotype: Genotype, name: str) -> Genotype:
 def _check_cell(title: str, cell: Cell, operations: tuple[str, ...]) -> None:
     if not cell.nodes:
         raise GenotypeError(f"{title}: a cell needs at least one node")
+    if cell.num_nodes > MOST_NODES or sum(map(len, cell.nodes)) > MOST_EDGES:
+        raise GenotypeError(f"{title}: a cell has at most {MOST_NODES} nodes and {MOST_EDGES} edges")
     for i, node in enumerate(cell.nodes):
         if not node:
             raise GenotypeError(f"{title}[{i}]: a node needs at least one edge")

@@ -9,6 +9,7 @@ import resource
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from darts_sg.derive import random_cell
 from darts_sg.engine.weights import FORMAT, Metadata, _checksum, read_weights, weights_bytes
 from darts_sg.errors import UsageError
 from darts_sg.files import read_bytes
+from darts_sg.genotype import Cell, Edge, load_genotype
 from darts_sg.networks.mobile import find_model
 from darts_sg.networks.skeleton import cell_specs
 from darts_sg.study.protocol import read_protocol
@@ -380,14 +382,22 @@ def test_numbers_beyond_all_measure_and_values_of_many_lines_are_answered_in_a_s
     assert len(str(caught.value)) < 2000
 
 
+@pytest.mark.parametrize(("nodes", "edges"), [(33, 2), (1, 101), (3000, 2)])
+def test_a_genotype_of_thousands_of_edges_is_refused(nodes: int, edges: int) -> None:
+    sound = load_genotype("DARTS_V2")
+    cell = Cell(tuple((Edge("skip_connect", 0),) * edges for _ in range(nodes)), (2,))
+    with pytest.raises(UsageError, match="at most 32 nodes and 100 edges"):
+        replace(sound, normal=cell)
+
+
 def test_sizes_are_bounded_where_networks_and_cells_are_made() -> None:
-    with pytest.raises(UsageError, match="at most 1,000 cells"):
+    with pytest.raises(UsageError, match="at most 300 cells"):
         cell_specs(16, 10**9, 48, lambda reduction: 4)
-    with pytest.raises(UsageError, match="at most 100"):
+    with pytest.raises(UsageError, match="at most 32"):
         random_cell(10**9, ["none", "skip_connect"], np.random.default_rng(0))
     with pytest.raises(UsageError, match="unknown model"):
         find_model("mobilenext_1000000.0")
-    with pytest.raises(UsageError, match="--cells must be at most 1000"):
+    with pytest.raises(UsageError, match="--cells must be at most 300"):
         make_config("search", cells=10**6)
 
 

@@ -32,7 +32,7 @@ from darts_sg.options import members, read_value
 from darts_sg.tasks import DEFAULT_TASK, Task, task_of
 
 FORMAT = "darts_sg weights 1"
-MOST_EDGES = 100_000  # of all cells of a network; one of 20 cells with 4 nodes has 160
+MOST_EDGES = 20_000  # of all cells of a network; one of 20 cells with 4 nodes has 160
 LARGEST_IMAGE = 2**13  # pixels of a side
 
 

@@ -12,7 +12,7 @@ from darts_sg.genotype import NUM_INPUTS
 from darts_sg.ops.primitives import ConvBN, HalvingConvBN
 
 NetworkShape = Literal["cifar", "imagenet"]
-MOST_CELLS, MOST_CHANNELS = 1000, 2**16
+MOST_CELLS, MOST_CHANNELS = 300, 2**16
 """Far above what papers train (20 cells, C=36); without them a slip of the keyboard takes all memory, or for ever."""
 STEM_MULTIPLIER = 3
 """The CIFAR stem has this many times C channels (DARTS paper, appendix A.1)."""
