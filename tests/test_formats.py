@@ -364,7 +364,7 @@ def test_every_format_through_the_command_line(capsys: pytest.CaptureFixture[str
         (["export", "AmoebaNet", "--format", "nni"], "AmoebaNet cannot be written as nni: normal_concat: "),
         (
             ["export", "DARTS_V2", "--format", "onnx"],
-            "--format: expected one of yaml, classic, nni, nni-loose-ends, naslib, found 'onnx'",
+            "expected one of yaml, classic, nni, nni-loose-ends, naslib, found 'onnx'",
         ),
         (["import", "{'normal/op_2_0': 'skip_connect'}"], "normal/input_2_0: missing"),
         (["import", "((0, 1), 2)"], "does not exist"),

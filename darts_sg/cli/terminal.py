@@ -73,7 +73,7 @@ def answer(command: Callable[[], None], prog: str) -> NoReturn:
         if not problem:
             raise
     if problem and speaks():
-        print(f"{prog}: {problem}", file=sys.stderr)
+        print(f"{prog}: {' '.join(problem.splitlines())}", file=sys.stderr)  # a value in it may have several lines
     end(code)
 
 
