@@ -81,7 +81,4 @@ def _ways_of_torchrun() -> tuple[Callable[[], bool], Callable[[], None], Callabl
     """How a rank under torchrun ends: may it print for all, how it leaves the process group, how it exits."""
     from darts_sg.engine.distributed import Ranks, end, leave
 
-    try:
-        return Ranks.from_environment().speaks, leave, end
-    except UsageError:  # the command meets it, too, and is answered as for any other error
-        return lambda: True, lambda: None, sys.exit
+    return Ranks.from_environment().speaks, leave, end

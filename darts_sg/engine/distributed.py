@@ -27,23 +27,9 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
 from darts_sg.data import keyed_generator
-from darts_sg.errors import RunError, UsageError, quoted
+from darts_sg.errors import RunError, UsageError
 
 T = TypeVar("T")
-
-
-TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-"""The environment variables by which torchrun tells a process which one it is."""
-
-
-def from_variable(name: str, default: int) -> int:
-    """A number from 0 in an environment variable; UsageError if it is none."""
-    text = os.environ.get(name, str(default))
-    if re.fullmatch(r"\d{1,9}", text) is None:
-        raise UsageError(
-            f"the environment variable {name} is {quoted(text)}, not a number; unset it, or start torchrun"
-        )
-    return int(text)
 
 
 class RankLost(RunError):
@@ -62,22 +48,14 @@ class Ranks:
 
     @classmethod
     def from_environment(cls) -> "Ranks":
-        """The ranks that torchrun has set up; a single process without torchrun.
-
-        Raises UsageError if the variables that torchrun sets hold what it never would.
-        """
-        if not os.environ.keys() >= {*TORCHRUN}:
-            return cls()
-        ranks = cls(*(from_variable(name, 0) for name in TORCHRUN))
-        if ranks.rank >= ranks.size or ranks.local_rank >= ranks.local_size:
-            found = ", ".join(f"{name}={os.environ[name]}" for name in TORCHRUN)
-            raise UsageError(f"there is no such process: {found}; unset these variables, or start torchrun")
-        return ranks
+        """The ranks that torchrun has set up; a single process without torchrun."""
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+        return cls(*(int(os.environ[name]) for name in names)) if os.environ.keys() >= {*names} else cls()
 
     @staticmethod
     def may_restart() -> bool:
         """Whether torchrun restarts all processes, with the same command, when one is lost."""
-        return from_variable("TORCHELASTIC_MAX_RESTARTS", 0) > 0
+        return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0
 
     @property
     def leads(self) -> bool:
