@@ -1,9 +1,9 @@
-# make venv | demo | test | check | bench: each builds .venv by itself. TORCH=… picks another PyTorch to install.
+# make venv | demo | test | fuzz | check | bench: each builds .venv by itself. TORCH=… picks another PyTorch to install.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
-.PHONY: venv demo test check bench clean
+.PHONY: venv demo test fuzz check bench clean
 venv: .venv/installed
 
 .venv/installed: pyproject.toml
@@ -19,6 +19,9 @@ demo: .venv/installed
 
 test: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup $(ARGS)
+
+fuzz: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --minutes $(or $(MINUTES),10) $(ARGS)
 
 bench: .venv/installed
 	$(BIN)/python -m darts_sg bench $(ARGS)

@@ -14,7 +14,8 @@ from typing import Any, Literal
 import docstring_parser
 
 from darts_sg import plugins
-from darts_sg.errors import UsageError, quoted
+from darts_sg.errors import UsageError, cut, quoted
+from darts_sg.genotype import MOST_NODES
 from darts_sg.methods.method import Method, method_of
 from darts_sg.methods.parts import describe_parts
 from darts_sg.methods.perturbations import PERTURBATIONS
@@ -23,6 +24,7 @@ from darts_sg.methods.relaxations import RELAXATIONS
 from darts_sg.methods.selection import SELECTIONS
 from darts_sg.networks.derived import NetworkShape
 from darts_sg.networks.mobile import find_model
+from darts_sg.networks.skeleton import MOST_CELLS, MOST_CHANNELS
 from darts_sg.options import flag, read_options
 from darts_sg.quantity import parse_quantity
 from darts_sg.registry import Registry, unknown_name
@@ -31,6 +33,7 @@ from darts_sg.tasks import DEFAULT_TASK, TASKS
 from darts_sg.yaml_files import read_mapping
 
 RECIPES = Path(__file__).parent / "recipes"
+LARGEST_SIDE = 2**15  # pixels; Pillow refuses images that are larger
 MOST_THREADS = 1024  # more than any machine has cores; the system may end a process that asks for too many
 
 
@@ -172,9 +175,13 @@ class RunConfig(metaclass=ConfigType):
             "cutout_length", "colour_jitter", "workers", "seed", "learning_rate_min", "momentum", "weight_decay",
         ):  # fmt: skip
             self._at_least(name, 0)
-        for name, most in (("threads", MOST_THREADS), ("seed", 2**63 - 1)):
-            value = getattr(self, name)
-            if value is not None and value > most:
+        for name, most in (
+            ("threads", MOST_THREADS), ("seed", 2**63 - 1), ("nodes", MOST_NODES), ("cells", MOST_CELLS),
+            ("channels", MOST_CHANNELS), ("stem_multiplier", MOST_CHANNELS), ("partial_channels", MOST_CHANNELS),
+            ("cutout_length", LARGEST_SIDE), ("image_size", LARGEST_SIDE), ("workers", MOST_THREADS),
+        ):  # fmt: skip
+            value = getattr(self, name, None)
+            if isinstance(value, int) and value > most:
                 raise UsageError(f"{flag(name)} must be at most {most}, found {value}")
         for name in ("learning_rate", "gradient_clip", "time_budget", "checkpoint_minutes"):
             value = getattr(self, name)
@@ -416,7 +423,7 @@ class AugmentConfig(RunConfig):
             return parse_quantity("", bound if word == "auto" else "")
         except UsageError:
             raise UsageError(
-                f"--channels {self.channels}: expected a number, or auto:600M for the widest network of 600M MACs"
+                f"--channels {cut(self.channels)}: expected a number, or auto:600M for the widest network of 600M MACs"
             ) from None
 
 
@@ -500,7 +507,7 @@ def load_options(job: JobName, path: Path) -> dict[str, Any]:
 
     The config.yaml of a run folder serves as well. Raises UsageError naming file and option.
     """
-    content = read_mapping(path)
+    content = read_mapping(path, pipe=True)
     if "job" in content and "options" in content:
         if content["job"] != job:
             raise UsageError(f"{path} is the config of a {quoted(content['job'])} run, not of {job}")

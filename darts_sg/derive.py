@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from darts_sg.errors import UsageError
-from darts_sg.genotype import NUM_INPUTS, Cell, Edge
+from darts_sg.genotype import MOST_NODES, NUM_INPUTS, Cell, Edge
 
 Array = NDArray[np.floating]
 
@@ -58,8 +58,13 @@ def derive_cell(
 def random_cell(num_nodes: int, operations: Sequence[str], generator: np.random.Generator) -> Cell:
     """Draw a cell uniformly: two states before each node, and an operation other than `none` on each.
 
-    Independent, identically distributed mixing weights favour no pair of states and no operation.
+    Independent, identically distributed mixing weights favour no pair of states and no operation. Raises UsageError
+    for more than MOST_NODES nodes, or if there is no operation to choose.
     """
+    if num_nodes > MOST_NODES:
+        raise UsageError(f"{num_nodes} nodes: a cell has at most {MOST_NODES}")
+    if not set(operations) - {"none"}:
+        raise UsageError("the space has no operation other than none, so no cell can be drawn from it")
     return derive_cell(generator.random((num_edges(num_nodes), len(operations))), operations)
 
 
@@ -90,6 +95,8 @@ class Costs(NamedTuple):
     """The same for the reduction cells."""
     fixed: int
     """Cost of everything outside the edges."""
+    size: str = ""
+    """Size of the networks whose costs these are, for messages: C=36, 20 cells."""
 
     def both(self) -> NDArray[np.int64]:
         """Both tables, (2 · num_edges, num_operations)."""
@@ -103,6 +110,11 @@ class Costs(NamedTuple):
             for state, edge in cell.edges()
         )
         return self.fixed + int(sum(chosen))
+
+
+def at_size(costs: Costs) -> str:
+    """` at C=36, 20 cells`, to stand behind a cost; empty if the size is unknown."""
+    return f" at {costs.size}" if costs.size else ""
 
 
 class Bound(NamedTuple):
@@ -197,7 +209,7 @@ def derive_bounded(
             options={"mip_rel_gap": 0},
         )
         if found.x is None:
-            asked = [f"{bound.name} at most {bound.maximum:,}" for bound in bounds]
+            asked = [f"{bound.name} at most {bound.maximum:,}{at_size(bound.costs)}" for bound in bounds]
             asked += [] if max_skips is None else [f"at most {max_skips} skip_connect in the normal cell"]
             raise UsageError(f"no genotype of this space has {' and '.join(asked)}; loosen a bound")
         chosen = found.x.reshape(weights.shape) > 0.5

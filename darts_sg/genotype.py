@@ -4,6 +4,7 @@ States of a cell are numbered as in the DARTS paper (section 2.1): 0 is c_{k-2},
 previous one; 1 is c_{k-1}, the output of the previous cell; 2 and up are the nodes, in order.
 """
 
+import os
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,8 @@ from darts_sg.formats import FORMATS, NUM_INPUTS, SCHEMA, GenotypeError, recogni
 from darts_sg.registry import PLUGIN_HINT, unknown_name
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
+MOST_NODES = 32  # of a cell; papers have 4 to 7. More take minutes to draw
+MOST_EDGES = 100  # of a cell; papers have 8. More take many seconds to count
 MAX_BYTES = 2**17  # a genotype file has about 2 KiB; anything larger is some other file
 
 
@@ -143,14 +146,14 @@ def load_genotype(
     """
     folder = zoo or zoo_folder()
     path = Path(name_or_path)
-    if not path.is_file():
+    if not os.path.isfile(path):  # noqa: PTH113 - Path.is_file raises OSError for a name that is too long
         in_zoo = folder / f"{path.name}.yaml"
         looks_like_path = len(path.parts) > 1 or path.suffix in {".yaml", ".yml", ".txt", ".json", ".py"}
         if looks_like_path:
             what = "is a folder" if path.is_dir() else "does not exist"
             hint = "; did you mean its genotype.yaml?" if (path / "genotype.yaml").is_file() else ""
             raise GenotypeError(f"genotype file {path} {what}{hint}")
-        if not in_zoo.is_file():
+        if not os.path.isfile(in_zoo):  # noqa: PTH113
             raise GenotypeError(
                 unknown_name("genotype", str(name_or_path), zoo_names(folder)) + ", or the path of a file"
             )
@@ -254,6 +257,8 @@ def renamed(genotype: Genotype, name: str) -> Genotype:
 def _check_cell(title: str, cell: Cell, operations: tuple[str, ...]) -> None:
     if not cell.nodes:
         raise GenotypeError(f"{title}: a cell needs at least one node")
+    if cell.num_nodes > MOST_NODES or sum(map(len, cell.nodes)) > MOST_EDGES:
+        raise GenotypeError(f"{title}: a cell has at most {MOST_NODES} nodes and {MOST_EDGES} edges")
     for i, node in enumerate(cell.nodes):
         if not node:
             raise GenotypeError(f"{title}[{i}]: a node needs at least one edge")

@@ -345,12 +345,11 @@ def for_job(given: str, *, base: str = "", resume: Path | None = None) -> str:
 
 def _records(run_dir: Path) -> list[dict[str, Any]]:
     """The plug-ins in a run's config.yaml; none if there is no such file, which others complain about."""
-    import yaml  # slow to import
+    from darts_sg.yaml_files import read_yaml  # PyYAML is slow to import
 
     try:
-        content = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
-        found = content["environment"].get("plugins") or []
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, AttributeError):
+        found = read_yaml(run_dir / "config.yaml")["environment"].get("plugins") or []
+    except (UsageError, KeyError, TypeError, AttributeError):
         return []
     return [record for record in found if isinstance(record, dict)] if isinstance(found, list) else []
 

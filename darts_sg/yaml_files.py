@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from darts_sg.errors import UsageError, first_line, quoted
+from darts_sg.files import read_bytes, size_text, why
 
 MAX_BYTES = 2**20  # the config.yaml of a run has 4 KiB
 MAX_DEPTH = 32  # of lists and mappings in each other; a config.yaml has 4
@@ -41,14 +42,17 @@ class _Loader(yaml.SafeLoader):
             raise yaml.constructor.ConstructorError(None, None, f"{what} is no {kind}", node.start_mark) from None
 
 
-def read_yaml(path: Path) -> Any:
-    """The content of a YAML file as plain values. Raises UsageError naming the file, in one line."""
+def read_yaml(path: Path, *, pipe: bool = False) -> Any:
+    """The content of a YAML file as plain values. Raises UsageError naming the file, in one line.
+
+    pipe: whether the file may be a pipe, as one that the user names on the command line.
+    """
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise UsageError(f"{path} is larger than {MAX_BYTES // 1024} KiB, so it is no file of options")
-        text = path.read_text(encoding="utf-8")
+            raise UsageError(f"{path} is larger than {size_text(MAX_BYTES)}, so it is no file of options")
+        text = read_bytes(path, MAX_BYTES, pipe=pipe).decode("utf-8")
     except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from None
+        raise UsageError(f"cannot read {path}: {why(error)}") from None
     except UnicodeDecodeError:
         raise UsageError(f"{path} is not YAML: it is not a text file") from None
     return parse_yaml(text, str(path))
@@ -67,9 +71,9 @@ def parse_yaml(text: str, source: str) -> Any:
         raise UsageError(f"{source} is not YAML: {_problem(error)}") from None
 
 
-def read_mapping(path: Path) -> dict[Any, Any]:
+def read_mapping(path: Path, *, pipe: bool = False) -> dict[Any, Any]:
     """The content of a YAML file that holds a mapping of options; UsageError if it holds anything else."""
-    content = read_yaml(path)
+    content = read_yaml(path, pipe=pipe)
     if not isinstance(content, dict):
         raise UsageError(f"{path}: expected a mapping of options")
     return content

@@ -14,13 +14,13 @@ PACKAGE = Path(darts_sg.__file__).parent
 LEFTMOST = (
     "errors",
     "registry",
-    "plugins",
     "files",
     "records",
     "process",
     "quantity",
     "options",
     "yaml_files",
+    "plugins",
     "formats",
     "genotype",
 )

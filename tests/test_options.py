@@ -199,7 +199,7 @@ def test_a_yaml_file_is_answered_with_one_line(text: str, problem: str, tmp_path
 def test_files_that_are_no_yaml_of_options_are_refused_unread(tmp_path: Path) -> None:
     path = tmp_path / "large.yaml"
     path.write_bytes(b"#" * (MAX_BYTES + 1))
-    with pytest.raises(UsageError, match=r"large\.yaml is larger than 1024 KiB"):
+    with pytest.raises(UsageError, match=r"large\.yaml is larger than 1 MiB"):
         read_yaml(path)
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UsageError, match=r"large\.yaml is not YAML: it is not a text file"):

@@ -13,6 +13,8 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from darts_sg.derive import Costs, num_edges
+from darts_sg.errors import UsageError
+from darts_sg.files import size_text
 from darts_sg.genotype import NUM_INPUTS, Cell, Edge, Genotype
 from darts_sg.networks.derived import DerivedNetwork, NetworkShape
 from darts_sg.networks.mobile import MobileNetwork, Model
@@ -82,8 +84,14 @@ def uninitialised(build: Callable[[], Network]) -> Network:
     """A module in eval mode with uninitialised weights: fast to build, for counting with an empty batch."""
     with torch.device("meta"):
         module = build().eval()
-    # `to_empty` does the same, but imports sympy, which takes 0.8 s
-    return module._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
+    try:
+        # `to_empty` does the same, but imports sympy, which takes 0.8 s
+        return module._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
+    except RuntimeError as error:
+        if "memory" not in str(error):
+            raise
+        needed = size_text(sum(p.numel() * p.element_size() for p in module.parameters()))
+        raise UsageError(f"a network of this size takes {needed}, which this machine does not have") from None
 
 
 def saved_bytes(module: nn.Module, run: Callable[[], object]) -> int:
@@ -181,7 +189,7 @@ def choice_costs(
     """
     shape = network, channels or CHANNELS[network], cells or CELLS[network], num_nodes
     params, macs = (
-        costs._replace(fixed=fixed)
+        costs._replace(fixed=fixed, size=f"C={shape[1]}, {shape[2]} cells")
         for costs, fixed in zip(_edge_costs(operations, *shape), _fixed_costs(*shape), strict=True)
     )
     return params, macs

@@ -177,5 +177,5 @@ def scale(run: Run) -> str:
     return (
         f"{shape}C={options.get('channels')}, {options.get('cells')} cells, {options.get('epochs')} epochs"
         + (f" of {images:,} images" if isinstance(images, int) else "")
-        + f", cutout {options.get('cutout_length')}, drop path {options.get('drop_path_prob'):g}"
+        + f", cutout {options.get('cutout_length')}, drop path {options.get('drop_path_prob') or 0:g}"
     )

@@ -5,6 +5,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ from darts_sg.derive import Costs, entropy, num_edges
 from darts_sg.genotype import state_name
 from darts_sg.methods.regularizers.size import expected_cost
 
+MOST_NAMED = 20  # epochs without a record that the page names
 TEMPLATE = Path(__file__).with_name("search.html")
 SHAPE = f"CIFAR, C={CHANNELS['cifar']}, {CELLS['cifar']} cells; auxiliary head excluded"
 PARAMS = Panel(
@@ -63,8 +65,11 @@ def search_page(run: Run, epochs: Sequence[SearchEpoch]) -> str:
     state = "Finished" if run.finished else "Not finished"
     early = "" if run.stopped is None else f" Stopped early, with the genotype of epoch {run.stopped['chosen_epoch']}."
     again = "" if run.finished else f" To see more of them: python -m darts_sg report {run.shown_path}"
-    missing = sorted({*range(1, last + 1)} - {record.epoch for record in epochs})
-    without = f" Without a record: epoch {', '.join(map(str, missing))}." if missing else ""
+    there = [0, *(record.epoch for record in epochs)]
+    gaps = [(before + 1, after - 1) for before, after in pairwise(there) if after - before > 1]
+    missing = [epoch for first, end in gaps for epoch in range(first, min(end, first + MOST_NAMED) + 1)]
+    named = ", ".join(map(str, missing[:MOST_NAMED])) + (", …" if len(missing) > MOST_NAMED else "")
+    without = f" Without a record: epoch {named}." if missing else ""
     texts = {
         "title": run.title,
         "state": f"{state}: {last} of {planned} epochs.{early}{without}{again}",

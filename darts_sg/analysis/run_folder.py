@@ -1,25 +1,55 @@
 """Reads run folders, finished or not; names a damaged or missing file in one line."""
 
 import csv
+import io
 import json
 import math
 import re
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
 from darts_sg.derive import Array, num_edges
-from darts_sg.errors import UsageError
+from darts_sg.errors import UsageError, first_line, quoted
+from darts_sg.files import read_text, refuse_irregular, size_text, why
 from darts_sg.genotype import Cell, Genotype, load_genotype
+from darts_sg.networks.derived import NetworkShape
+from darts_sg.options import read_value
 from darts_sg.records import MetricsRow
 from darts_sg.tasks import Task, task_of
 from darts_sg.yaml_files import read_yaml
 
 SCRIPTS = {"search": "search.py", "augment": "augment.py"}
+MOST_PROCESSES = 2**16
+LARGEST_METRICS = 2**26  # bytes of a metrics.csv: a row has 300
+LARGEST_RESULT = 2**22  # bytes of a result.json
+LARGEST_ARRAY = 2**22  # bytes of an array of mixing weights: DARTS has 14 edges with 8 operations
+DAMAGED = (ValueError, LookupError, TypeError, SyntaxError, OverflowError, MemoryError)
+"""What numpy raises for headers of arrays that are no headers."""
+MOST_ARRAYS = 64  # in a file of mixing weights
+
+OPTION_TYPES: Mapping[str, Any] = {
+    "epochs": int, "seed": int, "batch_size": int, "cutout_length": int,
+    "channels": int | str | None, "cells": int | None,
+    "dataset": str, "data_note": str, "space": str, "genotype": str, "model": str | None, "task": str | None,
+    "finetune": str | None, "network": NetworkShape,
+    "ema": float, "learning_rate": float, "weight_decay": float, "label_smoothing": float, "colour_jitter": float,
+    "drop_path_prob": float | None, "auxiliary_weight": float | None,
+}  # fmt: skip
+"""The options in config.yaml that reports read. Others may be of any type: a run may be of another version."""
+ENVIRONMENT_TYPES: Mapping[str, Any] = {
+    "threads": int | None, "processes": int | None, "device": str | None, "device_name": str | None,
+    "command": str | None, "kernels": str | None,
+}  # fmt: skip
+DATA_TYPES: Mapping[str, Any] = {
+    "fingerprint": str | None, "name": str | None, "note": str | None, "remark": str | None, "train_images": int | None,
+    "validation_images": int | None, "test_images": int | None,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -62,7 +92,7 @@ class Run:
         parts = [str(env.get("device_name") or env.get("device") or "unknown machine")]
         if threads := env.get("threads"):
             parts.append("1 thread" if threads == 1 else f"{threads} threads")
-        if (processes := env.get("processes", 1)) > 1:
+        if (processes := env.get("processes") or 1) > 1:
             parts.append(f"{processes} processes")
         return ", ".join(parts)
 
@@ -102,11 +132,7 @@ def read_run(run_dir: Path) -> Run:
         raise UsageError(
             f"{run_dir} is not the folder of a run: {why}; give the folder that search.py or augment.py named"
         )
-    config = read_yaml(config_path)
-    job = config.get("job") if isinstance(config, dict) else None
-    if job not in SCRIPTS or not isinstance(config.get("options"), dict):
-        raise UsageError(f"{config_path} does not belong to a run: it needs job (search or augment) and options")
-    options: Mapping[str, Any] = config["options"]
+    job, options, environment = read_run_config(config_path)
     metrics, final = run_dir / "metrics.csv", run_dir / "genotype.yaml"
     derived = _by_epoch(run_dir / "genotypes", "yaml")
     genotype, epoch = None, None
@@ -115,16 +141,80 @@ def read_run(run_dir: Path) -> Run:
     elif derived:
         epoch = max(derived)
         genotype = load_genotype(derived[epoch])
+    if job == "search" and genotype is not None:
+        _check_early_end(genotype, final)
     return Run(
         folder=run_dir,
         job=job,
         options=options,
-        environment=config.get("environment") or {},
+        environment=environment,
         rows=read_metrics(metrics) if metrics.is_file() else [],
         genotype=genotype,
         genotype_epoch=epoch,
         result=_read_result(run_dir / "result.json", options) if job == "augment" else None,
     )
+
+
+def read_run_config(path: Path) -> tuple[str, Mapping[str, Any], Mapping[str, Any]]:
+    """(job, options, environment) of a run's config.yaml; an environment that is missing is empty.
+
+    Raises UsageError if it is no such file, or if a value that reports read is not of its type.
+    """
+    config = read_yaml(path)
+    job, options, environment = (
+        (config.get(key) for key in ("job", "options", "environment")) if isinstance(config, dict) else (None,) * 3
+    )
+    if not isinstance(job, str) or job not in SCRIPTS or not isinstance(options, dict):
+        raise UsageError(f"{path} does not belong to a run: it needs job (search or augment) and options")
+    return job, _typed(options, OPTION_TYPES, f"{path}: options"), typed_environment(environment, path)
+
+
+def typed_environment(environment: Any, path: Path) -> dict[str, Any]:
+    """The environment in the config.yaml at `path`; {} for None. UsageError if a value is not of its type."""
+    environment = {} if environment is None else environment
+    data = environment.get("data") if isinstance(environment, dict) else None
+    for name, part in (("environment", environment), ("environment: data", {} if data is None else data)):
+        if not isinstance(part, dict):
+            raise UsageError(f"{path}: {name}: expected a mapping, found {quoted(part)}")
+    facts = _typed(environment, ENVIRONMENT_TYPES, f"{path}: environment")
+    for name in ("threads", "processes"):
+        if (number := facts.get(name)) is not None and not 1 <= number <= MOST_PROCESSES:
+            raise UsageError(f"{path}: environment: {name}: must be from 1 to {MOST_PROCESSES}, found {number}")
+    plugins = facts.get("plugins")
+    if plugins is not None and not (isinstance(plugins, list) and all(isinstance(each, dict) for each in plugins)):
+        raise UsageError(f"{path}: environment: plugins: expected a list of mappings, found {quoted(plugins)}")
+    origin = facts.get("finetuned_from")
+    if origin is not None and not isinstance(origin, dict):
+        raise UsageError(f"{path}: environment: finetuned_from: expected a mapping, found {quoted(origin)}")
+    facts.pop("data", None)
+    return facts if data is None else facts | {"data": _typed(data, DATA_TYPES, f"{path}: environment: data")}
+
+
+def _typed(given: Mapping[Any, Any], hints: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """A mapping whose values in `hints` are of these types, the others as they are; keys are texts."""
+    found = {str(key): value for key, value in given.items()}
+    for name in hints.keys() & found.keys():
+        try:
+            found[name] = read_value(hints[name], found[name])
+        except UsageError as error:
+            raise UsageError(f"{source}: {name}: {error}") from None
+        if isinstance(found[name], int | float) and found[name] < 0:
+            raise UsageError(f"{source}: {name}: must not be negative, found {quoted(found[name])}")
+    return found
+
+
+def _check_early_end(genotype: Genotype, path: Path) -> None:
+    """UsageError unless what the genotype says of the early end of its search has the form that the search writes."""
+    found = genotype.provenance.get("stopped_early")
+    whole = found is None or (
+        isinstance(found, dict)
+        and all(type(found.get(key)) is int for key in ("after_epoch", "chosen_epoch"))
+        and isinstance(found.get("reason"), str)
+    )
+    if not whole:
+        raise UsageError(
+            f"{path}: provenance.stopped_early: expected after_epoch, chosen_epoch and reason, found {quoted(found)}"
+        )
 
 
 def read_metrics(path: Path) -> list[MetricsRow]:
@@ -133,12 +223,18 @@ def read_metrics(path: Path) -> list[MetricsRow]:
     Raises UsageError with file, line and column for anything that is not a number.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path, LARGEST_METRICS)
     except FileNotFoundError:
         raise UsageError(f"{path} does not exist: no epoch of this run is finished, or it is not a run") from None
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {why(error)}") from None
     lines = text[: text.rfind("\n") + 1].splitlines()
+    try:
+        table = list(csv.DictReader(lines))
+    except csv.Error as error:
+        raise UsageError(f"{path} is no table of numbers: {error}") from None
     rows: list[MetricsRow] = []
-    for number, fields in enumerate(csv.DictReader(lines), start=2):
+    for number, fields in enumerate(table, start=2):
         row = {}
         for column, value in fields.items():
             if column is None or value is None:
@@ -146,9 +242,11 @@ def read_metrics(path: Path) -> list[MetricsRow]:
             try:
                 row[column] = float(value) if value else math.nan
             except ValueError:
-                raise UsageError(f"{path}, line {number}, {column}: {value!r} is not a number") from None
+                raise UsageError(f"{path}, line {number}, {column}: {quoted(value)} is not a number") from None
         if "epoch" not in row:
             raise UsageError(f"{path} has no column epoch: it is not the metrics.csv of a run")
+        if not (row["epoch"].is_integer() and row["epoch"] >= 0):
+            raise UsageError(f"{path}, line {number}, epoch: {row['epoch']} is not a whole number")
         rows.append(row)
     return rows
 
@@ -157,15 +255,36 @@ def _read_result(path: Path, options: Mapping[str, Any]) -> Mapping[str, Any] | 
     if not path.is_file():
         return None
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UsageError(f"{path} is not JSON: {error}") from None
+        result = json.loads(read_text(path, LARGEST_RESULT))
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {why(error)}") from None
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path} is not JSON: {first_line(error)[:200]}") from None
     figure = task_of(options).headline.key("test")
     needed = (f"{figure}_last", f"{figure}_best", "best_epoch", "best_chosen_on", "params", "macs")
     for key in needed:
         if not isinstance(result, dict) or key not in result:
             raise UsageError(f"{path} lacks {key}: it is not the result of a retraining")
+    for key, value in result.items():
+        if (expected := _wrong_in_result(key, value)) is not None:
+            raise UsageError(f"{path}: {key}: expected {expected}, found {quoted(value)}")
     return result
+
+
+def _wrong_in_result(key: str, value: Any) -> str | None:
+    """The type that an entry of result.json should have; None if it has it, or if reports do not read the entry."""
+    is_whole = type(value) is int and 0 <= value < 2**63
+    if key in ("params", "macs", "params_with_auxiliary") or key.endswith("best_epoch"):
+        return None if is_whole else "a whole number"
+    if key == "best_chosen_on":
+        return None if isinstance(value, str) else "a text"
+    if key == "unusual_images":
+        fits = isinstance(value, dict) and all(type(count) is int for count in value.values())
+        return None if fits else "numbers of images"
+    if re.fullmatch(r"(ema_)?test_\w+_(last|best)", key):
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+        return None if is_number or value != value else "a number"
+    return None
 
 
 @dataclass(frozen=True)
@@ -225,12 +344,11 @@ def read_search_epochs(run_dir: Path) -> list[SearchEpoch]:
 def _read_search_epoch(run_dir: Path, epoch: int) -> SearchEpoch:
     genotype = load_genotype(_by_epoch(run_dir / "genotypes", "yaml")[epoch])
     path = _by_epoch(run_dir / "alphas", "npz")[epoch]
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            names = [name for name in file.files if not name.startswith(("alpha_", "beta_"))]  # raw, not weights
-            weights = {name: np.asarray(file[name], dtype=np.float64) for name in names}
-    except (ValueError, OSError, EOFError, BadZipFile) as error:
-        raise UsageError(f"{path} cannot be read: {error}; remove it to go without epoch {epoch}") from None
+    weights = {
+        name: array
+        for name, array in _read_arrays(path, epoch).items()
+        if not name.startswith(("alpha_", "beta_"))  # raw, not weights
+    }
     edges = num_edges(genotype.normal.num_nodes)
     for name in ("normal", "reduce", *weights):
         expected = (edges,) if name.startswith("edge_") else (edges, len(genotype.operations))
@@ -240,10 +358,51 @@ def _read_search_epoch(run_dir: Path, epoch: int) -> SearchEpoch:
                 f"{path}: {name!r} has {found}, but {genotype.normal.num_nodes} nodes and "
                 f"{len(genotype.operations)} operations need {expected}: the file belongs to another space"
             )
+        wrong = weights[name][~(np.isfinite(weights[name]) & (weights[name] >= 0))]
+        if wrong.size:
+            raise UsageError(
+                f"{path}: {name!r} holds {wrong[0]:g}, which is no mixing weight, so nothing can be derived from it; "
+                f"remove the file to go without epoch {epoch}"
+            )
     return SearchEpoch(epoch, genotype, weights)
 
 
 def _by_epoch(folder: Path, suffix: str) -> dict[int, Path]:
     """The files named epoch_NUMBER, by epoch."""
-    found = ((re.fullmatch(r"epoch_(\d+)", path.stem), path) for path in folder.glob(f"*.{suffix}"))
+    found = ((re.fullmatch(r"epoch_(\d{1,9})", path.stem), path) for path in folder.glob(f"*.{suffix}"))
     return {int(match[1]): path for match, path in found if match}
+
+
+def _read_arrays(path: Path, epoch: int) -> dict[str, Array]:
+    """The arrays of an npz file as float64, by name. Raises UsageError if it is none, or its arrays are too large.
+
+    The header of an array is read before the array, and must agree with the bytes that follow: np.load allocates what
+    the header says, whatever the file holds.
+    """
+    try:
+        refuse_irregular(path)
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            if len(members) > MOST_ARRAYS or any(member.file_size > LARGEST_ARRAY for member in members):
+                raise ValueError(
+                    f"it has more than {MOST_ARRAYS} arrays, or one of more than {size_text(LARGEST_ARRAY)}"
+                )
+            return {m.filename.removesuffix(".npy"): _array(m.filename, archive.read(m)) for m in members}
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, *DAMAGED) as error:
+        reason = why(error) if isinstance(error, OSError) else first_line(error)[:200]
+        raise UsageError(f"{path} cannot be read: {reason}; remove it to go without epoch {epoch}") from None
+
+
+def _array(name: str, content: bytes) -> Array:
+    """The array in the bytes of a .npy file; ValueError if it is none of one or two dimensions of numbers."""
+    file = io.BytesIO(content)
+    version = np.lib.format.read_magic(file)
+    read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in read_header:
+        raise ValueError(f"{name} has an unknown format")
+    shape, _, dtype = read_header[version](file)
+    size = math.prod(shape) * dtype.itemsize
+    if dtype.kind not in "fiu" or len(shape) > 2 or min(shape, default=0) < 0 or size != len(content) - file.tell():
+        raise ValueError(f"{name} holds {quoted(shape)} values of {quoted(dtype.str)}, and other bytes than these")
+    file.seek(0)
+    return np.asarray(np.lib.format.read_array(file, allow_pickle=False), dtype=np.float64)

@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from darts_sg.data.download import fetch, published, unpack
+from darts_sg.data.download import LARGEST_MEMBER, fetch, published, unpack
 from darts_sg.data.pickles import PickledBytes, load_pickled_dict
 from darts_sg.data.spec import Dataset, DataSpec, ImageSet, refuse_other_size
 from darts_sg.errors import UsageError
+from darts_sg.files import read_bytes, why
 
 SIZE = 32
 SITE = "https://www.cs.toronto.edu/~kriz"
@@ -98,7 +99,8 @@ def load_cifar(layout: CifarLayout, directory: Path, image_size: int | None, dow
     folder = find_folder(layout, directory, download)
     meta = load_pickled_dict(read(folder / layout.meta), folder / layout.meta)
     names = entry(meta, layout.names_key)
-    if not isinstance(names, list) or len(names) != layout.num_classes:
+    class_names = tuple(map(as_text, names)) if isinstance(names, list) else ()
+    if len(class_names) != layout.num_classes or not all(class_names):
         raise UsageError(f"{folder / layout.meta} does not hold {layout.num_classes} class names: get it again")
     per_file = entry(meta, "num_cases_per_batch")
     train, train_is_published = read_part(layout, folder, layout.train, per_file)
@@ -110,7 +112,7 @@ def load_cifar(layout: CifarLayout, directory: Path, image_size: int | None, dow
         in_channels=3,
         mean=layout.mean,
         std=layout.std,
-        class_names=tuple(name.decode() if isinstance(name, bytes) else str(name) for name in names),
+        class_names=class_names,
     )
     remark = "" if train_is_published and test_is_published else "files differ from the published ones (md5)"
     return Dataset(spec, train, test, remark)
@@ -171,9 +173,17 @@ def entry(content: dict[bytes | str, object], key: str) -> object:
     return content.get(key.encode(), content.get(key))
 
 
-def read(path: Path) -> bytes:
-    """The content of `path`; UsageError if it cannot be read."""
+def as_text(name: object) -> str:
+    """A class name, which is bytes in files of Python 2; empty if it is no text."""
     try:
-        return path.read_bytes()
+        return name.decode() if isinstance(name, bytes) else name if isinstance(name, str) else ""
+    except UnicodeDecodeError:
+        return ""
+
+
+def read(path: Path) -> bytes:
+    """The content of `path`; UsageError if it cannot be read, or is larger than any file of the data sets."""
+    try:
+        return read_bytes(path, LARGEST_MEMBER)
     except OSError as error:
-        raise UsageError(f"{path} cannot be read ({error.strerror}): get the whole published folder") from None
+        raise UsageError(f"{path} cannot be read ({why(error)}): get the whole published folder") from None

@@ -8,13 +8,16 @@ import gzip
 import math
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from darts_sg.data.download import fetch, published
+from darts_sg.data.memory import available_memory
 from darts_sg.data.spec import Dataset, DataSpec, ImageSet, refuse_other_size
 from darts_sg.errors import UsageError
+from darts_sg.files import read_bytes, refuse_irregular, size_text, why
 
 SIZE = 28
 SITE = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
@@ -25,6 +28,11 @@ FILES = {
     "t10k-labels-idx1-ubyte": "bb300cfdad3c16e7a12a480ee83cd310",
 }
 """Name -> published md5 of the gzipped file."""
+MOST_DIMENSIONS = 3
+LARGE = 1 << 28
+"""Bytes from which on a compressed file is looked at twice; the published images are 47 MB."""
+MOST_COMPRESSED = 100
+"""Times that gzip makes such a file smaller at most: real images become 2 to 3 times smaller, equal bytes 1,000."""
 CLASS_NAMES = (
     "t-shirt",
     "trouser",
@@ -83,18 +91,48 @@ def find_file(directory: Path, name: str, download: bool) -> Path:
 def read_idx(path: Path) -> tuple[np.ndarray, bool]:
     """The array of unsigned bytes in the idx file `path`, and whether it is the published (gzipped) file.
 
-    Raises UsageError naming `path` if the file is damaged.
+    The header says how large the array is. Nothing is read, let alone decompressed, before that size is found to be
+    possible. Raises UsageError naming `path` if the file is damaged.
     """
+    zipped = path.suffix == ".gz"
     try:
-        content = path.read_bytes()
-        is_published = published(content, FILES[path.name.removesuffix(".gz")])
-        if path.suffix == ".gz":
-            content = gzip.decompress(content)
+        refuse_irregular(path)
+        with gzip.open(path) if zipped else path.open("rb") as file:
+            shape = read_idx_shape(file)
+            start, size, stored = 4 + 4 * len(shape), math.prod(shape), path.stat().st_size
+            refuse_large(path, size, stored)
+            # gzip adds little to what it cannot compress
+            possible = stored <= size + size // 100 + 2**16 if zipped else stored == start + size
+            pixels = bytearray(file.read(size)) if shape and possible else bytearray()
+            complete = bool(shape) and possible and len(pixels) == size and not file.read(1)
+        if not complete:
+            raise UsageError(f"{path} is cut short or is no idx file of bytes: get it again")
+        is_published = published(read_bytes(path, stored), FILES[path.name.removesuffix(".gz")])
     except (OSError, EOFError, zlib.error) as error:
-        raise UsageError(f"{path} cannot be read ({error}): get it again") from None
-    num_dimensions = content[3] if len(content) > 3 and content[:3] == b"\0\0\x08" else 0
-    start = 4 + 4 * num_dimensions
-    shape = [int.from_bytes(content[at : at + 4], "big") for at in range(4, start, 4)]
-    if not shape or len(content) != start + math.prod(shape):
-        raise UsageError(f"{path} is cut short or is no idx file of bytes: get it again")
-    return np.frombuffer(bytearray(content[start:]), np.uint8).reshape(shape), is_published
+        reason = why(error) if isinstance(error, OSError) else error
+        raise UsageError(f"{path} cannot be read ({reason}): get it again") from None
+    return np.frombuffer(pixels, np.uint8).reshape(shape), is_published
+
+
+def read_idx_shape(file: Any) -> list[int]:
+    """The dimensions in the header of an open idx file of bytes; none if it is no such file."""
+    head = file.read(4)
+    if head[:3] != b"\0\0\x08" or len(head) < 4 or not 1 <= head[3] <= MOST_DIMENSIONS:
+        return []
+    sizes = file.read(4 * head[3])
+    return [int.from_bytes(sizes[at : at + 4], "big") for at in range(0, len(sizes), 4)]
+
+
+def refuse_large(path: Path, size: int, stored: int) -> None:
+    """UsageError if an array of `size` bytes does not fit into memory, or cannot be meant by `stored` bytes of file."""
+    available = available_memory()
+    if available is not None and size > available / 2:
+        raise UsageError(
+            f"{path} claims to hold {size_text(size)}, more than half of the {size_text(available)} of memory "
+            "available: get it again"
+        )
+    if size > LARGE and size > MOST_COMPRESSED * stored:
+        raise UsageError(
+            f"{path} claims to hold {size_text(size)} in a file of {size_text(stored)}; no images are that much "
+            "smaller when compressed: get it again"
+        )

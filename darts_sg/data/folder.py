@@ -19,8 +19,9 @@ from darts_sg.data.memory import available_memory
 from darts_sg.data.spec import Dataset, DataSpec, ImageSet
 from darts_sg.data.split import balanced_split
 from darts_sg.data.statistics import channel_statistics
-from darts_sg.data.stream import UNREADABLE, to_rgb
+from darts_sg.data.stream import UNREADABLE, refuse_bomb, to_rgb
 from darts_sg.errors import UsageError, first_line
+from darts_sg.files import refuse_irregular
 
 logger = logging.getLogger(__name__)
 
@@ -134,9 +135,10 @@ def median_size(paths: list[Path]) -> int:
     sides = []
     for path in paths:
         try:
+            refuse_irregular(path)
             with Image.open(path) as image:
                 sides.append(min(image.size))
-        except (OSError, Image.DecompressionBombError):
+        except UNREADABLE:
             continue  # `read_images` warns of it
     median = float(np.median(sides)) if sides else SMALLEST
     return min(max(STEP * round(median / STEP), SMALLEST), LARGEST)
@@ -185,6 +187,8 @@ def read_images(files: LabelledFiles, size: int, class_names: list[str]) -> Imag
 
 def read_image(path: Path, size: int) -> np.ndarray:
     """An image as uint8 (size, size, 3): upright, resized by its shorter side, centre-cropped."""
+    refuse_irregular(path)
     with Image.open(path) as image:
+        refuse_bomb(image, path)
         upright = to_rgb(ImageOps.exif_transpose(image))
     return np.array(ImageOps.fit(upright, (size, size), Image.Resampling.BICUBIC))

@@ -3,16 +3,20 @@
 A pickle names the functions that rebuild its objects, so a plain load can run arbitrary code. CIFAR's files hold dicts,
 lists, strings, numbers and one array of bytes. The numpy names that the array needs are resolved to inert stand-ins
 here; any other name is refused.
+
+The unpickler is the one written in Python. That in C allocates what a pickle asks for: nine bytes with a memo index of
+2^28 take 4 GB. Here the memo is a dict, and only the opcodes that dicts, lists, strings, numbers and stand-ins need are
+known.
 """
 
 import io
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from darts_sg.errors import UsageError
+from darts_sg.errors import UsageError, first_line
 
 
 class PickledBytes:
@@ -63,14 +67,57 @@ class ForbiddenGlobalError(pickle.UnpicklingError):
     """The pickle names something that CIFAR's files do not need."""
 
 
-class ByteArrayUnpickler(pickle.Unpickler):
-    """An unpickler that resolves the stand-ins above and nothing else."""
+OPCODES = (
+    pickle.PROTO, pickle.FRAME, pickle.STOP, pickle.MARK, pickle.POP, pickle.POP_MARK,
+    pickle.NONE, pickle.NEWTRUE, pickle.NEWFALSE, pickle.INT, pickle.BININT, pickle.BININT1, pickle.BININT2,
+    pickle.LONG1, pickle.STRING, pickle.BINSTRING, pickle.SHORT_BINSTRING, pickle.UNICODE, pickle.BINUNICODE,
+    pickle.SHORT_BINUNICODE, pickle.BINUNICODE8, pickle.BINBYTES, pickle.SHORT_BINBYTES, pickle.BINBYTES8,
+    pickle.EMPTY_DICT, pickle.DICT, pickle.EMPTY_LIST, pickle.LIST, pickle.EMPTY_TUPLE, pickle.TUPLE, pickle.TUPLE1,
+    pickle.TUPLE2, pickle.TUPLE3, pickle.APPEND, pickle.APPENDS, pickle.SETITEM, pickle.SETITEMS,
+    pickle.PUT, pickle.BINPUT, pickle.LONG_BINPUT, pickle.MEMOIZE, pickle.GET, pickle.BINGET, pickle.LONG_BINGET,
+    pickle.GLOBAL, pickle.STACK_GLOBAL, pickle.REDUCE, pickle.BUILD,
+)  # fmt: skip
+"""What the published files and those that Python 3 writes in any protocol are made of."""
+
+
+READERS: dict[int, Any] = pickle._Unpickler.dispatch
+"""The methods of Python's unpickler by opcode."""
+
+
+class ByteArrayUnpickler(pickle._Unpickler):
+    """An unpickler that resolves the stand-ins above and nothing else. Keys of dicts are strings or numbers."""
+
+    dispatch: ClassVar[dict[int, Any]] = {opcode[0]: READERS[opcode[0]] for opcode in OPCODES}
+
+    def load_setitem(self) -> None:
+        _refuse_keys(self.stack[-2:-1])  # type: ignore[attr-defined]
+        READERS[pickle.SETITEM[0]](self)
+
+    dispatch[pickle.SETITEM[0]] = load_setitem
+
+    def load_setitems(self) -> None:
+        _refuse_keys(self.stack[::2])  # type: ignore[attr-defined]
+        READERS[pickle.SETITEMS[0]](self)
+
+    dispatch[pickle.SETITEMS[0]] = load_setitems
+
+    def load_dict(self) -> None:
+        _refuse_keys(self.stack[::2])  # type: ignore[attr-defined]
+        READERS[pickle.DICT[0]](self)
+
+    dispatch[pickle.DICT[0]] = load_dict
 
     def find_class(self, module: str, name: str) -> Any:
         try:
             return STAND_INS[module, name]
         except KeyError:
             raise ForbiddenGlobalError(f"{module}.{name}") from None
+
+
+def _refuse_keys(keys: list[Any]) -> None:
+    """Tuples as keys may be nested so that their hash is never computed to its end."""
+    if not all(isinstance(key, bytes | str | int) for key in keys):
+        raise pickle.UnpicklingError("a key that is neither a string nor a number")
 
 
 def load_pickled_dict(content: bytes, path: Path) -> dict[bytes | str, Any]:
@@ -86,7 +133,7 @@ def load_pickled_dict(content: bytes, path: Path) -> dict[bytes | str, Any]:
             f"{path} wants to run {error}, which no CIFAR file does, and was refused: get the published file"
         ) from None
     except Exception as error:  # damaged bytes can raise nearly anything while they are interpreted
-        reason = str(error) or type(error).__name__
+        reason = "it has an unknown opcode" if type(error) is KeyError else first_line(error)[:80]
         raise UsageError(f"{path} is damaged or is no CIFAR file ({reason}): get it again") from None
     if not isinstance(value, dict):
         raise UsageError(f"{path} is no CIFAR file: it holds a {type(value).__name__}, not a dict")

@@ -26,6 +26,7 @@ from torch.utils import data as torch_data
 from darts_sg.data.generator import keyed_generator
 from darts_sg.data.memory import available_memory, shared_memory
 from darts_sg.errors import RunError
+from darts_sg.files import refuse_irregular
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,10 @@ BATCHES_AHEAD = 2
 """Batches that each worker reads ahead (PyTorch's default)."""
 MEMORY_PART, SHARED_MEMORY_PART = 8, 4
 """Batches read ahead take at most 1/8 of the memory available and 1/4 of the free shared memory."""
+LARGE_IMAGE = 2**25
+"""Pixels from which on the size of a file is looked at."""
+MOST_COMPRESSED = 500
+"""Pixels for a byte of file: photographs have 2 to 20, a single colour up to 1,000."""
 MOST_IN_A_ROW = 100
 """Unreadable files in a row after which the run ends: then it is not single files that are damaged."""
 
@@ -220,6 +225,13 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
+def refuse_bomb(image: Image.Image, path: str | Path) -> None:
+    """ValueError if a file of a few bytes claims to be a huge image: decoding it would take gigabytes."""
+    pixels = image.width * image.height
+    if pixels > LARGE_IMAGE and pixels > MOST_COMPRESSED * Path(path).stat().st_size:
+        raise ValueError(f"{image.width}×{image.height} pixels in so small a file are no picture")
+
+
 def read_square(
     path: str, size: int, box_of: Callable[[int, int], Box], *, reduced: bool = False
 ) -> tuple[np.ndarray, str]:
@@ -228,7 +240,9 @@ def read_square(
     `box_of(width, height)` chooses the box. Any mode becomes RGB. The orientation in the EXIF data is ignored, as in
     all published results on ImageNet. Raises one of UNREADABLE.
     """
+    refuse_irregular(path)
     with Image.open(path) as image:
+        refuse_bomb(image, path)
         width, height = image.size
         kind = f"{image.format} {image.mode}"
         left, top, right, bottom = box_of(width, height)

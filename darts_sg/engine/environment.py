@@ -16,7 +16,7 @@ import torch
 
 from darts_sg.backends.cpp.memory import POOL
 from darts_sg.engine.distributed import ALONE, Ranks
-from darts_sg.errors import UsageError
+from darts_sg.errors import UsageError, quoted
 
 
 def choose_device(name: str, ranks: Ranks = ALONE) -> torch.device:
@@ -84,7 +84,10 @@ def return_freed_memory() -> None:
 def usable_cores() -> int:
     """CPU cores that this process may use; under torchrun, its share of those of the machine."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    share = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    if not (share.isascii() and share.isdecimal() and len(share) < 10):
+        raise UsageError(f"expected a number from torchrun, found: LOCAL_WORLD_SIZE is {quoted(share)}; unset it")
+    return max(1, cores // max(1, int(share)))
 
 
 def package_version() -> str:

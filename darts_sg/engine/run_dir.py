@@ -31,6 +31,7 @@ from typing import IO, Any
 
 import yaml
 
+from darts_sg.analysis.run_folder import typed_environment
 from darts_sg.config import RunConfig
 from darts_sg.errors import UsageError
 from darts_sg.files import write_atomically
@@ -89,6 +90,7 @@ class RunDir:
             raise UsageError(f"{path} is not a run folder: it has no config.yaml")
         try:
             content = read_mapping(config)
+            content["environment"] = typed_environment(content["environment"], config)
             found, _, _ = content["job"], content["options"], content["environment"]
         except KeyError:
             raise UsageError(f"{config} is not the config of a run") from None

@@ -6,10 +6,13 @@ executed when it is read.
 
 import hashlib
 import json
+import re
+import warnings
+from collections import abc
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,15 +21,19 @@ from torch import Tensor, nn
 
 from darts_sg.analysis.run_folder import described_data
 from darts_sg.data import DataSpec
-from darts_sg.errors import UsageError
-from darts_sg.genotype import Genotype, parse_genotype
+from darts_sg.errors import UsageError, first_line, quoted
+from darts_sg.files import refuse_irregular, why
+from darts_sg.genotype import MAX_BYTES, Genotype, parse_genotype
 from darts_sg.networks.build import NetworkPlan, is_auxiliary
 from darts_sg.networks.derived import NetworkShape
 from darts_sg.networks.mobile import Model, find_model
 from darts_sg.ops import OPERATIONS
+from darts_sg.options import members, read_value
 from darts_sg.tasks import DEFAULT_TASK, Task, task_of
 
 FORMAT = "darts_sg weights 1"
+MOST_EDGES = 20_000  # of all cells of a network; one of 20 cells with 4 nodes has 160
+LARGEST_IMAGE = 2**13  # pixels of a side
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,14 +92,62 @@ class Metadata:
         """The inverse of `as_texts`. Raises KeyError, TypeError or ValueError for texts that are no metadata."""
         hints = get_type_hints(cls)
         known = task_of({"task": texts.get("task")}).headline.name
-        figures = {name: json.loads(texts[name]) for name in (f"test_{known}", f"validation_{known}") if name in texts}
+        figures = {
+            name: _read_json(name, texts[name], Mapping[str, float])
+            for name in (f"test_{known}", f"validation_{known}")
+            if name in texts
+        }
         if f"test_{known}" not in figures:
             raise KeyError(f"test_{known}")
         found: dict[str, Any] = {"figures": figures}
-        for name in hints.keys() & texts.keys():
-            value = texts[name] if hints[name] in (str, NetworkShape) else json.loads(texts[name])
-            found[name] = tuple(value) if isinstance(value, list) else value
-        return cls(**found)
+        for name, hint in hints.items():
+            if name in texts and name != "figures":
+                is_text = hint in (str, NetworkShape)
+                found[name] = read_value(hint, texts[name]) if is_text else _read_json(name, texts[name], hint)
+        made = cls(**found)
+        made._check()
+        return made
+
+    def _check(self) -> None:
+        """ValueError for sizes that no network and no image has."""
+        least = {"num_classes": 1, "in_channels": 1, "image_size": 1, "test_images": 0, "epoch": 0, "epochs": 0}
+        if not self.model:
+            least |= {"channels": 1, "cells": 3}
+        for name, smallest in least.items():
+            if (getattr(self, name) or 0) < smallest:
+                raise ValueError(f"{name} is {getattr(self, name)}")
+        if self.image_size > LARGEST_IMAGE:
+            raise ValueError(f"image_size is {self.image_size}")
+        if not all(deviation > 0 for deviation in self.std):
+            raise ValueError(f"std is {quoted(self.std)}")
+
+
+def _read_json(name: str, text: str, hint: Any) -> Any:
+    """A value of the metadata that is written as JSON, of the type that `hint` says; ValueError if it is another."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{name} is not JSON: {first_line(error)[:200]}") from None
+    if hint == Mapping[str, float]:  # a single figure, which may be NaN
+        fits = isinstance(value, int | float) and not isinstance(value, bool)
+    elif get_origin(hint) is tuple:
+        (member, _) = get_args(hint)
+        if fits := isinstance(value, list):
+            value = tuple(_typed(name, member, entry) for entry in value)
+    elif any(get_origin(part) is abc.Mapping for part in members(hint)):
+        fits = value is None or isinstance(value, dict)
+    else:
+        value, fits = _typed(name, hint, value), True
+    if not fits:
+        raise ValueError(f"{name} is {quoted(value)}")
+    return value
+
+
+def _typed(name: str, hint: Any, value: Any) -> Any:
+    try:
+        return read_value(hint, value)
+    except UsageError as error:
+        raise ValueError(f"{name}: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -177,6 +232,34 @@ class Weights:
         self.load(network)
         return network.eval()
 
+    def refuse_other_tensors(self) -> None:
+        """UsageError unless names and shapes of the tensors are those of the network that the metadata describe.
+
+        It is built on PyTorch's meta device, where weights take no memory: metadata may claim 100,000 channels. Its
+        cells are counted before, for those take time.
+        """
+        m = self.metadata
+        if isinstance(self.trained, Genotype) and m.cells is not None:
+            numbers = {found[1] for name in self.tensors if (found := re.match(r"cells\.(\d{1,9})\.", name))}
+            if len(numbers) != m.cells:
+                raise UsageError(
+                    f"{self.path}: its tensors are not those of {self.title}: they are of {len(numbers)} cells"
+                )
+            edges = sum(1 for _, cell in self.trained.cells() for _ in cell.edges())
+            if edges * m.cells > MOST_EDGES:
+                raise UsageError(f"{self.path}: {m.cells} cells of its genotype have more than {MOST_EDGES:,} edges")
+        plan = NetworkPlan(trained=self.trained, shape=m.network, channels=m.channels, cells=m.cells)
+        try:
+            with torch.device("meta"):
+                network = self.task.build(plan, self.spec)
+        except (UsageError, RuntimeError, TypeError, OverflowError) as error:  # such as sizes beyond 64 bits
+            reason = first_line(error)[:200]
+            raise UsageError(f"{self.path}: there is no network such as {self.title}: {reason}") from None
+        shapes = {name: t.to("meta") for name, t in self.tensors.items() if not is_auxiliary(name)}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that nothing is copied to tensors without values, which is meant
+            self._load(network, shapes)
+
     def load(self, network: nn.Module) -> None:
         """Load these weights into a network without an auxiliary head.
 
@@ -197,25 +280,45 @@ class Weights:
         try:
             network.load_state_dict(state)
         except RuntimeError as error:
-            first = " ".join(str(error).split("\n\t")[1].split())
+            # PyTorch's first line names the class, each other one a tensor
+            first = " ".join([*str(error).split("\n\t"), str(error)][1].split())[:300]
             raise UsageError(f"{self.path}: its tensors are not those of {self.title}: {first}") from None
 
 
 def weights_bytes(state: Mapping[str, Tensor], metadata: Metadata) -> bytes:
-    """The content of a weights file: the tensors of a state_dict, the metadata, and a checksum over both."""
+    """The content of a weights file: the tensors of a state_dict, the metadata, and a checksum over both.
+
+    The same tensors and metadata give the same bytes.
+    """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     texts = metadata.as_texts()
-    return save(tensors, {"format": FORMAT, **texts, "checksum": _checksum(tensors, texts)})
+    return _ordered(save(tensors, {"format": FORMAT, **texts, "checksum": _checksum(tensors, texts)}))
+
+
+def _ordered(content: bytes) -> bytes:
+    """A safetensors file with its metadata sorted by name; the library writes them in a random order.
+
+    The file is the length of the header in 8 bytes, the header as JSON, padded to a multiple of 8, and the tensors.
+    """
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    metadata = dict(sorted(header.pop("__metadata__").items()))
+    tensors = dict(sorted(header.items(), key=lambda item: (item[1]["data_offsets"], item[0])))
+    text = json.dumps({"__metadata__": metadata, **tensors}, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join((len(text).to_bytes(8, "little"), text, memoryview(content)[end:]))
 
 
 def read_weights(path: Path) -> Weights:
     """Read a weights file. Raises UsageError if it is not one, damaged, or of a network or task unknown here."""
     try:
+        refuse_irregular(path)
         with safe_open(path, framework="pt") as file:
             texts = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
     except OSError as error:
-        reason = "it is a folder" if path.is_dir() else "it does not exist" if not path.exists() else str(error)
+        kinds = {IsADirectoryError: "it is a folder", FileNotFoundError: "it does not exist"}
+        reason = kinds.get(type(error)) or why(error)
         raise UsageError(f"weights file {path} cannot be read: {reason}") from None
     except SafetensorError as error:
         raise UsageError(
@@ -223,21 +326,27 @@ def read_weights(path: Path) -> Weights:
             "of a finished augment run"
         ) from None
     if (found := texts.pop("format", None)) != FORMAT:
-        what = "" if found is None else f" (its format is {found!r}, known is {FORMAT!r})"
+        what = "" if found is None else f" (its format is {quoted(found)}, known is {FORMAT!r})"
         raise UsageError(f"{path} holds tensors, but not of a darts_sg network{what}: expected a weights.safetensors")
     checksum = texts.pop("checksum", "")
     if checksum != _checksum(tensors, texts):
         raise UsageError(f"{path} is damaged: its content does not match its checksum; get it again")
     try:
         m = Metadata.from_texts(texts)
+        if len(m.genotype) > MAX_BYTES:
+            raise ValueError(f"its genotype is larger than {MAX_BYTES // 1024} KiB")
         spec = DataSpec(m.dataset, m.num_classes, m.image_size, m.in_channels, m.mean, m.std, m.class_names)
         known = list(OPERATIONS)
         trained = find_model(m.model) if m.model else parse_genotype(m.genotype, "yaml", known=known)
+        weights = Weights(path, trained, spec, m, tensors, checksum)
+        _ = weights.task  # made of the options of the metadata
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None
-    except (KeyError, TypeError, ValueError) as error:
-        raise UsageError(f"{path}: its metadata are not those of this version: {error}") from None
-    return Weights(path, trained, spec, m, tensors, checksum)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = first_line(error)[:200]
+        raise UsageError(f"{path}: its metadata are not those of this version: {reason}") from None
+    weights.refuse_other_tensors()
+    return weights
 
 
 def _checksum(tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> str:

@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass
 from typing import Protocol
 
-from darts_sg.errors import UsageError
+from darts_sg.errors import UsageError, cut
 from darts_sg.methods.early_stopping import EarlyStopping
 from darts_sg.methods.hypergradient import HYPERGRADIENTS, HypergradientMethod
 from darts_sg.methods.parts import build_part, build_parts
@@ -94,7 +94,9 @@ def _regularizers(options: MethodOptions) -> dict[str, Regularizer]:
         name, _, text = options.penalty.partition(":")
         number = re.fullmatch(r"\d+(\.\d+)?(e-?\d+)?", text)
         if name not in PENALTIES or number is None or not math.isfinite(float(text)):
-            raise UsageError(f"--penalty {options.penalty}: expected params:WEIGHT or macs:WEIGHT, such as params:0.1")
+            raise UsageError(
+                f"--penalty {cut(options.penalty)}: expected params:WEIGHT or macs:WEIGHT, such as params:0.1"
+            )
         weights[name] = float(text)
     found: dict[str, Regularizer] = {name: PENALTIES[name](w, targets[name]) for name, w in weights.items()}
     for name, regularizer in build_parts(REGULARIZERS, options.regularizer, "--regularizer").items():
@@ -112,7 +114,7 @@ def _selection(options: MethodOptions, bounded: bool) -> Selection:
         return Bounded()
     if bounded and not found.keeps_bounds:
         raise UsageError(
-            f"--selection {options.selection} does not keep the bounds of a target; take bounded, or leave the target "
-            "out"
+            f"--selection {cut(options.selection)} does not keep the bounds of a target; take bounded, or leave the "
+            "target out"
         )
     return found

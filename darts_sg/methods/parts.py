@@ -12,7 +12,7 @@ import re
 from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from darts_sg.errors import UsageError
+from darts_sg.errors import UsageError, cut, quoted
 from darts_sg.registry import Registry, unknown_name
 
 P = TypeVar("P")
@@ -37,7 +37,7 @@ def build_part(registry: Registry[type[P]], text: str, flag: str) -> P:
         part = registry[name.strip()]
         return part(**_options(part, rest))
     except ValueError as error:  # UsageError is one; a part checks its options in __post_init__
-        raise UsageError(f"{flag} {' '.join(str(text).split())}: {error}") from None
+        raise UsageError(f"{flag} {cut(str(text))}: {error}") from None
 
 
 def build_parts(registry: Registry[type[P]], text: str, flag: str) -> dict[str, P]:
@@ -46,7 +46,7 @@ def build_parts(registry: Registry[type[P]], text: str, flag: str) -> dict[str, 
     for term in re.split(r"\+(?=\s*[^\W\d])", text) if text else []:  # not the + of 1e+3
         name = term.partition(":")[0].strip()
         if name in found:
-            raise UsageError(f"{flag} {text}: {name} is named twice")
+            raise UsageError(f"{flag} {cut(text)}: {cut(name)} is named twice")
         found[name] = build_part(registry, term, flag)
     return found
 
@@ -87,7 +87,7 @@ def _options(part: type[Any], text: str) -> dict[str, Any]:
             key, value = (names or [""])[0], item
         key = key.strip().replace("-", "_")
         if not names:
-            raise UsageError(f"it has no options, found {item.strip()!r}")
+            raise UsageError(f"it has no options, found {quoted(item.strip())}")
         if key not in names:
             raise UsageError(unknown_name("option", key, names))
         if key in found:
@@ -111,12 +111,12 @@ def _value(key: str, text: str, kind: Any) -> Any:
         return text
     if kind is bool:
         if text.lower() not in WORDS:
-            raise UsageError(f"{key}: expected true or false, found {text!r}")
+            raise UsageError(f"{key}: expected true or false, found {quoted(text)}")
         return WORDS[text.lower()]
     try:
         value = kind(text)
     except (ValueError, OverflowError):
         value = math.nan
     if not math.isfinite(value):
-        raise UsageError(f"{key}: expected {'a whole number' if kind is int else 'a number'}, found {text!r}")
+        raise UsageError(f"{key}: expected {'a whole number' if kind is int else 'a number'}, found {quoted(text)}")
     return value

@@ -187,7 +187,8 @@ def stem_stride(network: NetworkShape) -> int:
 
 
 MODELS: Registry[Model] = Registry("model")
-SPELLING = re.compile(r"(?P<family>[a-z0-9]+)_(?P<width>\d+(\.\d+)?)(_id(?P<divisor>\d+))?")
+SPELLING = re.compile(r"(?P<family>[a-z0-9]+)_(?P<width>\d{1,9}(\.\d{1,9})?)(_id(?P<divisor>\d{1,9}))?")
+LARGEST_WIDTH = 100.0  # papers go up to 1.4
 
 
 def spelled_model(name: str, published: Published | None = None) -> Model | None:
@@ -196,7 +197,9 @@ def spelled_model(name: str, published: Published | None = None) -> Model | None
     if found is None or found["family"] not in FAMILIES:
         return None
     width, divisor = float(found["width"]), int(found["divisor"] or 1)
-    return Model(name, FAMILIES[found["family"]], width, divisor, published) if width > 0 and divisor > 0 else None
+    if not (0 < width <= LARGEST_WIDTH and divisor > 0):
+        return None
+    return Model(name, FAMILIES[found["family"]], width, divisor, published)
 
 
 def find_model(name: str) -> Model:

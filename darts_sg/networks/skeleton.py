@@ -12,18 +12,29 @@ from darts_sg.genotype import NUM_INPUTS
 from darts_sg.ops.primitives import ConvBN, HalvingConvBN
 
 NetworkShape = Literal["cifar", "imagenet"]
+MOST_CELLS, MOST_CHANNELS = 300, 2**16
+"""Far above what papers train (20 cells, C=36); without them a slip of the keyboard takes all memory, or for ever."""
 STEM_MULTIPLIER = 3
 """The CIFAR stem has this many times C channels (DARTS paper, appendix A.1)."""
 
 
 def stem_channels(network: NetworkShape, channels: int, multiplier: int = STEM_MULTIPLIER) -> int:
-    """Channels of the stem's two outputs in a network of width C = `channels`."""
+    """Channels of the stem's two outputs in a network of width C = `channels`; UsageError if that is too wide."""
+    refuse_size(channels)
     return multiplier * channels if network == "cifar" else channels
 
 
 def edge_stride(reduction: bool, state: int) -> int:
     """Stride of the edges that leave a state: a reduction cell halves the resolution on those from its two inputs."""
     return 2 if reduction and state < NUM_INPUTS else 1
+
+
+def refuse_size(channels: int, cells: int = 3) -> None:
+    """UsageError for more cells or channels than any machine has memory for."""
+    if cells > MOST_CELLS or channels > MOST_CHANNELS:
+        raise UsageError(
+            f"{cells} cells of C={channels}: a network has at most {MOST_CELLS:,} cells and {MOST_CHANNELS:,} channels"
+        )
 
 
 @dataclass(frozen=True)
@@ -46,8 +57,9 @@ def cell_specs(
 
     C_stem: channels of the stem's outputs; num_joined(reduction): states joined at a cell's output;
     reduction_before: the stem's second output is half the size of its first (ImageNet).
-    Raises UsageError if there are fewer than 3 cells.
+    Raises UsageError if there are fewer than 3 cells, or more cells or channels than any machine has memory for.
     """
+    refuse_size(C, num_cells)
     if num_cells < 3:
         raise UsageError(f"{num_cells} cells: two of them are reductions, so at least 3 are needed")
     specs = []

@@ -3,24 +3,23 @@
 `protocols/` holds those that the package knows by name. Errors name the file, the key and what was expected there.
 """
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from darts_sg.analysis.sheet import family
 from darts_sg.config import JOBS, JobName
-from darts_sg.errors import UsageError, first_line
+from darts_sg.errors import UsageError, quoted
 from darts_sg.genotype import NAME_PATTERN, zoo_names
 from darts_sg.quantity import parse_quantity
 from darts_sg.registry import unknown_name
 from darts_sg.spaces import parse_space
 from darts_sg.study.statistics import CONDITIONS, FewerParameters, NoWorse
+from darts_sg.yaml_files import read_yaml
 
 PROTOCOLS = Path(__file__).parent / "protocols"
+LARGEST_NUMBER = 2**63
 PLAIN, STEERED, FEW_SKIPS = KINDS = ("plain", "steered", "few skips")
 """The genotypes that a search gives: by the usual rule, within max_params, and with at most max_skips."""
 
@@ -162,15 +161,7 @@ def read_protocol(path: Path) -> Protocol:
 
     Raises UsageError in one line that names the file, the key, and what was expected there.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from None
-    except (yaml.YAMLError, ValueError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        raise UsageError(f"{path}{where}: not YAML: {getattr(error, 'problem', None) or first_line(error)}") from None
-    return _protocol(_Node(content, f"{path}: "))
+    return _protocol(_Node(read_yaml(path), f"{path}: "))
 
 
 class _Node:
@@ -181,8 +172,8 @@ class _Node:
 
     def error(self, expected: str) -> UsageError:
         place = f"{self.key}: " if self.key else ""
-        found = "nothing" if self.value is None else repr(self.value)
-        return UsageError(f"{self.source}{place}expected {expected}, found {found[:80]}")
+        found = "nothing" if self.value is None else quoted(self.value)
+        return UsageError(f"{self.source}{place}expected {expected}, found {found}")
 
     def wrong(self, problem: str) -> UsageError:
         return UsageError(f"{self.source}{self.key}: {problem}")
@@ -209,7 +200,9 @@ class _Node:
         if not isinstance(self.value, dict) or not self.value:
             raise self.error(expected)
         for key in self.value:
-            yield str(key), self.at(key)
+            if not isinstance(key, str):
+                raise self.error(expected)
+            yield key, self.at(key)
 
     def elements(self, expected: str) -> list["_Node"]:
         if not isinstance(self.value, list) or not self.value:
@@ -235,13 +228,13 @@ class _Node:
     def number(self) -> float:
         """A finite number of at least 0."""
         value = self.value
-        if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value >= 0):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < LARGEST_NUMBER:
             raise self.error("a number of at least 0")
         return float(value)
 
     def count(self) -> int:
         """A whole number of at least 0."""
-        if isinstance(self.value, bool) or not isinstance(self.value, int) or self.value < 0:
+        if isinstance(self.value, bool) or not isinstance(self.value, int) or not 0 <= self.value < LARGEST_NUMBER:
             raise self.error("a whole number of at least 0")
         return self.value
 
@@ -249,6 +242,8 @@ class _Node:
         """A number of parameters: 2450000 or 2.45M."""
         if isinstance(self.value, bool) or not isinstance(self.value, int | str):
             raise self.error("a number such as 2.45M")
+        if isinstance(self.value, int) and not 0 < self.value < LARGEST_NUMBER:
+            raise self.error("a number above 0, such as 2.45M")
         found = parse_quantity(f"{self.source}{self.key}", str(self.value))
         if not found:
             raise self.error("a number above 0, such as 2.45M")

@@ -280,7 +280,14 @@ def test_a_split_file_lists_balanced_disjoint_parts_and_is_checked(folder: Path,
     for broken, expected in (
         ("{", "is no split file"),
         ("[]", "is no split file"),
-        (json.dumps(content | {"parts": [["train/n00000000/zz.JPEG"]]}), "lists train/n00000000/zz.JPEG and 0 others"),
+        (
+            json.dumps(content | {"parts": [["train/n00000000/zz.JPEG"]]}),
+            "lists 'train/n00000000/zz.JPEG' and 0 others",
+        ),
+        (json.dumps(content | {"parts": [[1]]}), "is no split file"),
+        (json.dumps(content | {"parts": True}), "is no split file"),
+        ("[" * 100_000, "is no split file"),
+        (json.dumps(content | {"parts": [["\\ud800"]]}).replace("\\\\", "\\"), "lists a name that no file can have"),
         (json.dumps(content | {"parts": [content["parts"][0]] * 2}), "an image twice"),
     ):
         path.write_text(broken)

@@ -348,6 +348,7 @@ def derived_of(config: SearchConfig, folder: Path) -> int:
         ({"penalty": "params"}, "expected params:WEIGHT or macs:WEIGHT"),
         ({"target_params": "few"}, "--target-params: expected a number such as 2.45M"),
         ({"target_macs": "1M"}, "--target-macs 1,000,000: the smallest network of this space has"),
+        ({"target_params": "1k"}, " at C=36, 20 cells"),
     ],
 )
 def test_penalties_that_cannot_be_are_answered(options: dict[str, str], said: str) -> None:

@@ -183,3 +183,23 @@ def test_dirichlet_stays_finite_where_all_alphas_are_very_low() -> None:
     [gradient] = torch.autograd.grad(samples[:, 0].sum(), [alphas])
     assert samples.isfinite().all()
     assert gradient.isfinite().all()
+
+
+class Squares(Relaxation):
+    """A relaxation as a plug-in writes it: it knows nothing of edges."""
+
+    def sample(self, alphas: torch.Tensor, progress: torch.Tensor, drawn: torch.Tensor | None) -> torch.Tensor:
+        return self.expected(alphas)
+
+    def expected(self, alphas: torch.Tensor) -> torch.Tensor:
+        return alphas**2 / (alphas**2).sum(dim=-1, keepdim=True)
+
+
+def test_any_relaxation_goes_with_edge_normalisation() -> None:
+    net = supernet(edge_normalization=True)
+    for mixing in (sampled(net, Squares()), expected_mixing(net, Squares())):
+        alphas = net.alphas()
+        expected = [alpha**2 / (alpha**2).sum(dim=-1, keepdim=True) for alpha in alphas[:2]]
+        expected += [textbook.softmax_over_edges(beta) for beta in alphas[2:]]
+        assert_equal_tensors(parts(mixing), expected)
+        assert net(torch.randn(2, 3, 8, 8, dtype=torch.float64), mixing).shape == (2, 10)

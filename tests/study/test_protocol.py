@@ -227,7 +227,7 @@ def test_files_that_are_no_protocol(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"cannot read .*study\.yaml: No such file"):
         run(["report", str(path)])
     path.write_text("title: x\n  spaces: [")
-    with pytest.raises(UsageError, match=r"study\.yaml, line 2: not YAML: mapping values are not allowed here"):
+    with pytest.raises(UsageError, match=r"study\.yaml is not YAML: mapping values are not allowed here, line 2"):
         run(["report", str(path)])
 
 

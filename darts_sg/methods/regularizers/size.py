@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from darts_sg.derive import Bound, Costs, frontier, num_nodes_of
+from darts_sg.derive import Bound, Costs, at_size, frontier, num_nodes_of
 from darts_sg.errors import UsageError
 from darts_sg.genotype import NUM_INPUTS
 from darts_sg.methods.mixing import Alphas
@@ -93,7 +93,8 @@ class Size(Regularizer):
         even = np.ones(costs.normal.shape)
         smallest = frontier(even, even, problem.operations, costs)[0].cost
         if smallest > target:
-            raise UsageError(f"--target-{self.name} {target:,}: the smallest network of this space has {smallest:,}")
+            has = f"{smallest:,}{at_size(costs)}"
+            raise UsageError(f"--target-{self.name} {target:,}: the smallest network of this space has {has}")
         return Penalty(self.name, self.weight, problem.operations, costs, target)
 
 
