@@ -119,6 +119,9 @@ class RunConfig(metaclass=ConfigType):
     damaged: Literal["skip", "stop"] = option("skip", "Data", free=True)
     """How to treat an image of --dataset imagenet that cannot be decoded. skip: report it, train on the next image
     instead, leave it out of the test. stop: report it and end the run."""
+    split_seed: int = option(0, "Data")
+    """Seed of the test part that --dataset folder splits off where there is none. It belongs to the data: runs with
+    different --seed test on the same images."""
     reduced_decoding: bool = option(False, "Data")
     """Decode the JPEGs of --dataset imagenet at 1/2, 1/4 or 1/8 of their size where that is still larger than the crop:
     faster, with slightly different pixels."""
@@ -165,10 +168,11 @@ class RunConfig(metaclass=ConfigType):
         for name in ("epochs", "batch_size", "image_size", "train_images", "validation_images", "threads"):
             self._at_least(name, 1)
         for name in (
-            "cutout_length", "colour_jitter", "workers", "seed", "learning_rate_min", "momentum", "weight_decay",
+            "cutout_length", "colour_jitter", "workers", "seed", "split_seed", "learning_rate_min", "momentum",
+            "weight_decay",
         ):  # fmt: skip
             self._at_least(name, 0)
-        for name, most in (("threads", MOST_THREADS), ("seed", 2**63 - 1)):
+        for name, most in (("threads", MOST_THREADS), ("seed", 2**63 - 1), ("split_seed", 2**63 - 1)):
             value = getattr(self, name)
             if value is not None and value > most:
                 raise UsageError(f"{flag(name)} must be at most {most}, found {value}")
@@ -500,10 +504,17 @@ def load_options(job: JobName, path: Path) -> dict[str, Any]:
     if "job" in content and "options" in content:
         if content["job"] != job:
             raise UsageError(f"{path} is the config of a {quoted(content['job'])} run, not of {job}")
-        content = content["options"]
+        content = with_split_seed(content["options"])
     elif content.keys() <= JOBS.keys():
         content = content.get(job) or {}
     return known_options(job, content, str(path))
+
+
+def with_split_seed(options: Any) -> Any:
+    """The options of a run with the seed of its split: --seed, for a class folder in a run older than --split-seed."""
+    if not isinstance(options, Mapping) or options.get("dataset") != "folder" or "split_seed" in options:
+        return options
+    return {**options, "split_seed": options.get("seed", 0)}
 
 
 def known_options(job: JobName, given: Any, source: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ LEFTMOST = (
     "files",
     "records",
     "process",
+    "invocation",
     "quantity",
     "options",
     "yaml_files",

@@ -46,6 +46,7 @@ from darts_sg.analysis.sheet import (
 )
 from darts_sg.derive import Costs, entropy, num_edges
 from darts_sg.genotype import state_name
+from darts_sg.invocation import argument, program
 from darts_sg.methods.regularizers.size import expected_cost
 
 TEMPLATE = Path(__file__).with_name("search.html")
@@ -62,7 +63,7 @@ def search_page(run: Run, epochs: Sequence[SearchEpoch]) -> str:
     last, planned = epochs[-1].epoch, run.options.get("epochs")
     state = "Finished" if run.finished else "Not finished"
     early = "" if run.stopped is None else f" Stopped early, with the genotype of epoch {run.stopped['chosen_epoch']}."
-    again = "" if run.finished else f" To see more of them: python -m darts_sg report {run.shown_path}"
+    again = "" if run.finished else f" To see more of them: {program('report')} {argument(run.shown_path)}"
     missing = sorted({*range(1, last + 1)} - {record.epoch for record in epochs})
     without = f" Without a record: epoch {', '.join(map(str, missing))}." if missing else ""
     texts = {

@@ -19,7 +19,7 @@ from darts_sg.records import MetricsRow
 from darts_sg.tasks import Task, task_of
 from darts_sg.yaml_files import read_yaml
 
-SCRIPTS = {"search": "search.py", "augment": "augment.py"}
+JOBS = ("search", "augment")
 
 
 @dataclass(frozen=True)
@@ -82,10 +82,10 @@ class Run:
         return described_data(name, data.get("note"), data.get("remark"))
 
     @property
-    def shown_path(self) -> str:
+    def shown_path(self) -> Path:
         """The folder as one would type it in the current directory."""
         path = self.folder.resolve()
-        return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(self.folder)
+        return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else self.folder
 
 
 def described_data(name: str, *remarks: str | None) -> str:
@@ -104,7 +104,7 @@ def read_run(run_dir: Path) -> Run:
         )
     config = read_yaml(config_path)
     job = config.get("job") if isinstance(config, dict) else None
-    if job not in SCRIPTS or not isinstance(config.get("options"), dict):
+    if job not in JOBS or not isinstance(config.get("options"), dict):
         raise UsageError(f"{config_path} does not belong to a run: it needs job (search or augment) and options")
     options: Mapping[str, Any] = config["options"]
     metrics, final = run_dir / "metrics.csv", run_dir / "genotype.yaml"

@@ -273,7 +273,7 @@ def end(code: int) -> NoReturn:
 
 
 def fingerprint(state: Any) -> str:
-    """16 hex digits of a SHA-256 over all tensors and numbers in nested dicts and lists."""
+    """16 hex digits of a SHA-256 over nested dicts and lists of tensors, with type and shape, and plain values."""
     digest = hashlib.sha256()
 
     def add(part: Any) -> None:
@@ -285,6 +285,7 @@ def fingerprint(state: Any) -> str:
             for item in part:
                 add(item)
         elif isinstance(part, Tensor):
+            digest.update(f"{part.dtype}{tuple(part.shape)}".encode())
             digest.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         else:
             digest.update(repr(part).encode())

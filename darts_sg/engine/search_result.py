@@ -3,6 +3,7 @@
 import io
 from collections.abc import Mapping
 from datetime import datetime
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -13,6 +14,7 @@ from darts_sg.config import SearchConfig
 from darts_sg.derive import Array
 from darts_sg.engine.setup import Setting
 from darts_sg.genotype import Cell, Genotype
+from darts_sg.invocation import line
 from darts_sg.methods.early_stopping import EarlyStop
 from darts_sg.spaces import Space
 
@@ -39,7 +41,7 @@ def searched_genotype(
     config: SearchConfig,
     setting: Setting,
     *,
-    run: str,
+    run: Path,
     epoch: int,
     images: tuple[int, int],
     measured: Mapping[str, Any],
@@ -47,12 +49,12 @@ def searched_genotype(
 ) -> Genotype:
     """The genotype of the (normal, reduction) cell derived after `epoch`, with its provenance.
 
-    run: the name of the run folder. images: how many trained the weights and the alphas.
+    run: the run folder. images: how many trained the weights and the alphas.
     """
     provenance = {
         "kind": "searched",
-        "run": run,
-        "command": f"python search.py --config {run}/config.yaml",
+        "run": run.name,
+        "command": line("search", config=run / "config.yaml"),
         "epoch": f"{epoch} of {config.epochs}",
         **({} if stopped is None else {"stopped_early": stopped._asdict()}),
         "data": data_line(setting, config.data_note),

@@ -60,6 +60,8 @@ class CountingJob:
 
     def share(self) -> None: ...
 
+    def match_files(self, run: RunDir, epoch: int) -> None: ...
+
     def state_dict(self) -> dict[str, Any]:
         return {"steps": self.steps}
 
