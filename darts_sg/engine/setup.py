@@ -248,7 +248,7 @@ def run_job(
         deadline=deadline,
         checkpoint_minutes=config.checkpoint_minutes,
         keep_every=getattr(config, "keep_every", None),
-        resume_command=line(job.name, launcher=ranks.launcher, resume=run.path),
+        resume_command=line(job.name, launcher=ranks.launcher if ranks.size > 1 else "", resume=run.path),
         stop=stop,
     )
     status: Status = "failed"

@@ -16,6 +16,8 @@ from darts_sg.analysis.report import duration, write_report
 from darts_sg.analysis.run_folder import read_metrics
 from darts_sg.derive import derive_cell, num_edges
 from darts_sg.errors import UsageError
+from darts_sg.invocation import program
+from darts_sg.invocation import program
 from darts_sg.genotype import Genotype
 from darts_sg.spaces import parse_space
 from darts_sg.tasks import Classification
@@ -141,7 +143,7 @@ def test_finished_search(tmp_path: Path) -> None:
         line = next(line for line in text.splitlines() if line.startswith(f"| node {node} |"))
         assert all(part in line for part in row)
     shown = str(folder)
-    assert f"python augment.py --genotype {shown}/genotype.yaml" in text
+    assert f"{program('augment')} --genotype {shown}/genotype.yaml" in text
     assert "--resume" not in text
     assert sorted(p.name for p in (folder / "pictures").iterdir()) == [
         f"{name}.{suffix}" for name in ("cells", "curves", "mixing_weights") for suffix in ("png", "svg")
@@ -155,8 +157,8 @@ def test_unfinished_search(tmp_path: Path) -> None:
     text = written(folder)
     assert "**Not finished**: 3 of 50 epochs in 5 min" in text
     assert "Derived after epoch 3 of an unfinished search" in text
-    assert f"python search.py --resume {folder}" in text
-    assert f"python augment.py --genotype {folder}/genotypes/epoch_0003.yaml" in text
+    assert f"{program('search')} --resume {folder}" in text
+    assert f"{program('augment')} --genotype {folder}/genotypes/epoch_0003.yaml" in text
 
 
 @pytest.mark.parametrize("job", ["search", "augment"])
@@ -210,7 +212,7 @@ def test_unfinished_retraining_has_no_result(tmp_path: Path) -> None:
     text = written(folder)
     assert "**Not finished**" in text
     assert "test error" not in text.split("## What is measured")[0]
-    assert f"python augment.py --resume {folder}" in text
+    assert f"{program('augment')} --resume {folder}" in text
 
 
 def test_data_and_remark_stand_beside_every_figure(tmp_path: Path) -> None:

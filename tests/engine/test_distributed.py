@@ -143,9 +143,7 @@ def test_a_killed_rank_ends_the_job_and_a_restarted_one_goes_on_to_the_same_bits
     told = [line for line in err.splitlines() if line.startswith("augment.py: ")]
     assert len(told) == 1
     assert "another process of this job is gone" in told[0]
-    assert told[0].endswith(
-        "continue from the newest checkpoint with torchrun --nproc-per-node 2 augment.py --resume run"
-    )
+    assert told[0].endswith(f"continue from the newest checkpoint with {CONTINUE.format(ROOT / 'augment.py')}")
     assert_same(newest_state(tmp_path / "undisturbed")["state"], newest_state(tmp_path / "run")["state"])
     assert_same(newest_state(tmp_path / "undisturbed")["rows"], newest_state(tmp_path / "run")["rows"])
     for name in ("undisturbed", "run"):
@@ -173,7 +171,7 @@ def test_a_stopped_search_is_continued_by_one_process(
     code, out, _ = finish(process)
     assert code != 0
     assert out.count("stopped by SIGTERM; saved at epoch") == 1
-    assert f"Continue with: {CONTINUE.format('search.py')}" in out
+    assert f"Continue with: {CONTINUE.format(ROOT / 'search.py')}" in out
     assert checkpoints(tmp_path / "run" / "checkpoints")
     monkeypatch.chdir(tmp_path)
     code, _, err = in_process(capsys, "search", "--resume", "run")

@@ -22,6 +22,7 @@ from darts_sg.engine.loop import StepResult, stop_signals
 from darts_sg.engine.run_dir import OthersRunDir, RunDir
 from darts_sg.engine.setup import Setting, dry_run, run_job
 from darts_sg.errors import RunError, Stopped
+from darts_sg.invocation import program
 from tests.engine.test_search_step import setting
 from tests.test_command_line import MODEL, in_process
 
@@ -86,7 +87,7 @@ class Runner:
             config = SearchConfig(dataset="synthetic", run_dir=self.folder, **options)
         return run_job(
             job, config, self.setting, run, title="counting", sizes={}, prepare_run=lambda run: None, finish=finish,
-            script="search.py", **control,
+            **control,
         )  # fmt: skip
 
 
@@ -133,7 +134,7 @@ def test_a_run_in_a_thread_is_stopped_from_outside_and_goes_on(way: str, runner:
     (stopped,) = caught
     assert isinstance(stopped, Stopped)
     assert "stopped on request; saved at epoch" in str(stopped)
-    assert f"Continue with: python search.py --resume {runner.folder}" in str(stopped)
+    assert f"Continue with: {program('search')} --resume {runner.folder}" in str(stopped)
     steps = read_torch(checkpoints(runner.folder / "checkpoints")[-1])["state"]["steps"]
     assert steps == (2 if way == "event" else 3)
     assert len(rows) == (way == "object")
@@ -172,7 +173,7 @@ def test_the_time_budget_of_a_command_counts_from_the_start_of_the_process(
     options = ["--kernels=pytorch", "--time-budget=59", "--run-dir", str(tmp_path / "run")]
     code, out, err = in_process(capsys, "augment", *MODEL[1:], *options)
     assert code == 0, err
-    assert "time budget used up; saved at epoch 1 of 3, step 1. Continue with: python augment.py" in out
+    assert f"time budget used up; saved at epoch 1 of 3, step 1. Continue with: {program('augment')} --resume" in out
 
 
 @pytest.mark.usefixtures("rendered_once")
@@ -205,14 +206,14 @@ def test_the_start_of_the_process_lies_before_its_first_import() -> None:
     ("error", "expected"),
     [
         (OSError(errno.ENOSPC, "No space left on device", "m.csv"), "cannot write to m.csv: No space left on device; "
-         "the checkpoints are whole: make room, then continue with python search.py --resume"),
+         "the checkpoints are whole: make room, then continue with PROGRAM --resume"),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), "cannot write to RUN: Disk quota exceeded; the checkpoints are "
          "whole: make room, then continue with"),
         (PermissionError(errno.EACCES, "Permission denied", "m.csv"), "no access to m.csv: Permission denied; the "
          "checkpoints are whole: make it accessible, then continue with"),
         (OSError(errno.EMFILE, "Too many open files", "x.jpg"), "Too many open files (this process may open "),
         (FileNotFoundError(errno.ENOENT, "No such file or directory", "x.jpg"), "x.jpg: No such file or directory; the "
-         "checkpoints are whole: continue with python search.py --resume"),
+         "checkpoints are whole: continue with PROGRAM --resume"),
         (BrokenPipeError(errno.EPIPE, "Broken pipe"), "Broken pipe: the program that read this output, or a process of "
          "this run, has ended; the checkpoints are whole: continue with"),
         (TimeoutError("timed out"), "timed out; the checkpoints are whole: continue with"),
@@ -222,7 +223,7 @@ def test_the_start_of_the_process_lies_before_its_first_import() -> None:
 def test_an_error_of_the_system_says_what_it_is(error: OSError, expected: str, runner: Runner) -> None:
     with pytest.raises(RunError) as caught:
         runner(CountingJob(fail_at(4, error)))
-    assert str(caught.value).startswith(expected.replace("RUN", str(runner.folder)))
+    assert str(caught.value).startswith(expected.replace("RUN", str(runner.folder)).replace("PROGRAM", program("search")))
     assert ("make room" in str(caught.value)) == (error.errno in (errno.ENOSPC, errno.EDQUOT))
     job = CountingJob()
     runner(job)
@@ -287,7 +288,7 @@ def test_only_rank_0_logs(runner: Runner) -> None:
     rows: list[Any] = []
     run_job(
         CountingJob(), SearchConfig(dataset="synthetic"), runner.setting, OthersRunDir(runner.folder), title="counting",
-        sizes={}, prepare_run=lambda run: None, finish=lambda run, config, loop: None, script="search.py",
+        sizes={}, prepare_run=lambda run: None, finish=lambda run, config, loop: None,
         callbacks=[rows.append],
     )  # fmt: skip
     assert rows == []
