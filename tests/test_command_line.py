@@ -361,6 +361,7 @@ BAD = {
         ["augment", "--genotype", "DARTS_V2", "--channels", "auto:wide"],
         "--channels auto:wide: expected a number, or auto:600M for the widest",
     ),
+    "channels on two lines": (["augment", "--genotype", "DARTS_V2", "--channels", "a\nb"], "--channels a b: expected"),
     "channels within no bound": (
         ["augment", "--genotype", "DARTS_V2", "--dataset", "synthetic", "--channels", "auto:1k"],
         "of 2 channels has",

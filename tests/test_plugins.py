@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from scipy.stats import entropy
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -28,7 +29,9 @@ from darts_sg.cli.terminal import answer
 from darts_sg.data import DATASETS, load_dataset
 from darts_sg.errors import UsageError
 from darts_sg.genotype import load_genotype, parse_genotype
-from darts_sg.networks.supernet import Supernet, candidate
+from darts_sg.methods.regularizers import REGULARIZERS
+from darts_sg.methods.relaxations import RELAXATIONS
+from darts_sg.networks.supernet import Mixing, Supernet, candidate
 from darts_sg.ops import OPERATIONS
 from darts_sg.registry import PLUGGED, Registry
 from darts_sg.spaces import SPACES, parse_space
@@ -545,7 +548,6 @@ def test_formats_are_no_matter_of_plugins() -> None:
 
 def test_the_sharpened_softmax_has_its_temperature_by_progress() -> None:
     plugins.load(EXAMPLES / "sharpened_softmax.py")
-    from darts_sg.methods.relaxations import RELAXATIONS
 
     relaxation = RELAXATIONS["sharpened"](temperature_end=0.25)  # type: ignore[call-arg]
     alphas = torch.randn(5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -558,10 +560,6 @@ def test_the_sharpened_softmax_has_its_temperature_by_progress() -> None:
 
 def test_the_entropy_is_that_of_scipy() -> None:
     plugins.load(EXAMPLES / "entropy.py")
-    from scipy.stats import entropy
-
-    from darts_sg.methods.regularizers import REGULARIZERS
-    from darts_sg.networks.supernet import Mixing
 
     generator = torch.Generator().manual_seed(0)
     normal, reduce = (torch.randn(5, 4, dtype=torch.float64, generator=generator).softmax(dim=-1) for _ in range(2))

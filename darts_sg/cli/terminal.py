@@ -70,7 +70,6 @@ def answer(command: Callable[[], None], prog: str) -> NoReturn:
     except KeyboardInterrupt:
         code, problem = 130, "interrupted"
     except BrokenPipeError:
-        discard_output()
         code = 141
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
@@ -80,15 +79,14 @@ def answer(command: Callable[[], None], prog: str) -> NoReturn:
         if not problem:
             raise
     if problem and speaks():
-        try:
-            print(f"{prog}: {problem}", file=sys.stderr, flush=True)
-        except (OSError, ValueError):
-            discard_output()
+        with suppress(OSError, ValueError):
+            print(f"{prog}: {' '.join(problem.splitlines())}", file=sys.stderr)  # a value in it may have several lines
+    discard_unread()
     end(code)
 
 
-def discard_output() -> None:
-    """Discard what is still in the buffers, which would fail again when the interpreter flushes them at exit."""
+def discard_unread() -> None:
+    """Flush the standard streams; what cannot be written is discarded, or it would fail again at exit."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

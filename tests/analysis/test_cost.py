@@ -24,7 +24,7 @@ COUNTED = (torch.ops.aten.convolution, torch.ops.aten.addmm)
 def expected_macs(build: Callable[[], nn.Module], *shape: int) -> int:
     """Those of one image, on the meta device; PyTorch counts two operations each."""
     with torch.device("meta"), torch.no_grad():
-        module = build().eval()
+        module = build().eval().requires_grad_(False)  # the counter's hooks want a graph of what requires gradients
         image = torch.empty(1, *shape)
         mixing = [softmax(module)] if isinstance(module, Supernet) else []
         with FlopCounterMode(display=False) as counter:
