@@ -48,7 +48,7 @@ class LenientStream:
 
     def _lose(self, error: Exception) -> None:
         reason = getattr(error, "strerror", None) or str(error)
-        self._error = f"{self._name} is lost ({reason}): the run goes on without it; this file has what it prints"
+        self._error = f"{self._name} is lost ({reason}): the run goes on without it"
         discard(self._stream)
         for report in self.reports:
             report(self._error)

@@ -16,9 +16,8 @@ from darts_sg.analysis.report import duration, write_report
 from darts_sg.analysis.run_folder import read_metrics
 from darts_sg.derive import derive_cell, num_edges
 from darts_sg.errors import UsageError
-from darts_sg.invocation import program
-from darts_sg.invocation import program
 from darts_sg.genotype import Genotype
+from darts_sg.invocation import program
 from darts_sg.spaces import parse_space
 from darts_sg.tasks import Classification
 
