@@ -324,8 +324,8 @@ class AugmentConfig(RunConfig):
     """Model to train instead of a genotype: mobilenext_1.0, mobilenetv2_0.5, … (see python -m darts_sg models). Models
     have no cells, no auxiliary head and no drop path."""
     finetune: str = option("", "Network")
-    """Weights file (weights.safetensors of an earlier run) to start from, on another data set or with other options.
-    The network is the file's; its output layer is new if the task or the number of classes differs."""
+    """Weights file (weights.safetensors of an earlier run), or run folder, to start from, on another data set or with
+    other options. The network is the file's; its output layer is new if the task or the number of classes differs."""
     network: NetworkShape = option("cifar", "Network")
     """Shape of the network. cifar: stem at full resolution; a model ends at 1/8 of the resolution. imagenet: the stem
     of cells reduces by 8; a model ends at 1/32 of the resolution."""
@@ -350,8 +350,8 @@ class AugmentConfig(RunConfig):
     keep_every: int | None = option(None, "Run", free=True)
     """Also keep weights and checkpoint every N epochs: weights_epoch_0010.safetensors and so on, and
     checkpoints/epoch_0010_step_000000.pt. --resume continues from the newest checkpoint; to go back to an earlier one,
-    remove the newer ones and result.json. Default: the weights of the last and the best epoch, and the newest two
-    checkpoints."""
+    remove the newer ones and result.json; the run then removes what later epochs have left. Default: the weights of
+    the last and the best epoch, and the newest two checkpoints."""
     label_smoothing: float = option(0.0, "Training")
     """Share of each label to spread over all classes in the training loss, including the reported one."""
     auxiliary_weight: float | None = option(None, "Training")

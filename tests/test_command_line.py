@@ -282,7 +282,7 @@ def test_dry_run_and_print_config_write_nothing(capsys: pytest.CaptureFixture[st
         assert code == 0
         (tmp_path / "mine.yaml").write_text(out)
         code, again, _ = in_process(capsys, "augment", "--config", "mine.yaml", "--seed", "5", "--print-config")
-        assert again == out.replace("seed: 0", "seed: 5")
+        assert again == out.replace("\nseed: 0", "\nseed: 5")
         assert [path.name for path in tmp_path.iterdir()] == ["mine.yaml"]
 
 

@@ -51,7 +51,11 @@ def answer(command: Callable[[], None], prog: str) -> NoReturn:
     141 if what reads the output ends first, as `| head` does; jobs go on then (see engine/output.py).
     """
     open_missing_streams()
-    speaks, leave, end = _ways_of_torchrun() if "RANK" in os.environ else (lambda: True, lambda: None, sys.exit)
+    try:
+        speaks, leave, end = _ways_of_torchrun() if "RANK" in os.environ else (lambda: True, lambda: None, sys.exit)
+    except UsageError as error:
+        print(f"{prog}: {error}", file=sys.stderr)
+        sys.exit(2)
     code, problem = 0, ""
     try:
         command()

@@ -436,7 +436,8 @@ def run_augment(
     run, earlier = open_run(resume, "augment")
     if run is not None and already_finished(run, "result.json", dry=dry):
         return run.path
-    refuse_run_dir(config, resume)
+    if not dry:
+        refuse_run_dir(config, resume)
     weights, origin = _start(config, run, earlier)
     trained = _subject(config, run, weights)
     setting = prepare(config, earlier)

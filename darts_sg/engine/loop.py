@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -26,7 +27,7 @@ from darts_sg.engine.checkpoint import (
 from darts_sg.engine.distributed import Ranks, fingerprint
 from darts_sg.engine.loggers import LoggedRun, Loggers
 from darts_sg.engine.run_dir import RunDir
-from darts_sg.errors import RunError, Stopped
+from darts_sg.errors import RunError, Stopped, first_line
 from darts_sg.methods.early_stopping import EarlyStop
 from darts_sg.records import MetricsRow
 from darts_sg.tasks.columns import clock, summary
@@ -372,16 +373,18 @@ class Loop:
         path, state = found
         if state.get("format") != CHECKPOINT_FORMAT or state.get("job") != self.job.name:
             raise RunError(f"{path} was written by another version of darts_sg, or another job")
-        self.job.load_state_dict(state["state"])
+        with _fitting(path):
+            self.job.load_state_dict(state["state"])
         self.epoch, self.next_step = state["epoch"], state["step"]
         self.meter.sums, self.meter.counts = state["sums"], state["counts"]
         self.images, self.epoch_seconds = state["images"], state["epoch_seconds"]
         self.seconds_before = state["seconds"]
         self.rows = state["rows"]
-        set_random_state(state["random"])
         if self.run.writes:
             set_aside_later(self.folder, path)
         self._match_files()
+        with _fitting(path):
+            set_random_state(state["random"])  # last: nothing may draw before the next step does
         self._compare()
         self.run.log(f"continued from {path.name}")
         return True
@@ -403,6 +406,22 @@ class Loop:
 
     def _warn(self, text: str) -> None:
         self.run.warn(text)
+
+
+@contextmanager
+def _fitting(path: Path) -> Iterator[None]:
+    """RunError if the state in a checkpoint, which is intact, is not one of this run."""
+    try:
+        yield
+    except RunError:
+        raise
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        if "memory" in str(error):
+            raise
+        raise RunError(
+            f"{path} does not fit this run ({type(error).__name__}: {first_line(error)}); remove it to continue from "
+            "the checkpoint before"
+        ) from error
 
 
 def _check_entries(state: dict[str, Any]) -> None:

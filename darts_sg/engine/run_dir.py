@@ -5,7 +5,7 @@ metrics.csv         one row an epoch
 log.txt             what was printed, with the time
 tensorboard/        metrics and figures for TensorBoard; W&B and MLflow keep their files in wandb/ and mlflow/
 loggers.json        with --logger: the ids of the run at W&B and MLflow, which a resumed run continues
-checkpoints/        the newest two, to resume from; with --keep-every older ones, too
+checkpoints/        the newest two, to resume from; with --keep-every older ones, too; damaged ones end in .damaged
 split.json          search: a copy of the lists of images given by --split
 unusual_images.csv  images that are damaged or no RGB JPEG, if there are any
 genotypes/          search: the genotype after each epoch; alphas/ the mixing weights
@@ -14,8 +14,8 @@ result.json         augment: the result
 weights.safetensors, weights_best.safetensors
                     augment: the weights after the last and after the best epoch, self-contained; with --keep-every
                     weights_epoch_*.safetensors as well; with --ema weights_ema*, the same of their average
-report.md           the run as a page, with pictures/
 search.html         search: its epochs, to leaf through in a browser
+report.md           the run as a page, with pictures/; the last file of a run
 """
 
 import errno

@@ -425,7 +425,8 @@ def run_search(
     run, earlier = open_run(resume, "search")
     if run is not None and already_finished(run, "genotype.yaml", dry=dry):
         return run.path
-    refuse_run_dir(config, resume)
+    if not dry:
+        refuse_run_dir(config, resume)
     if run is not None and config.split is not None:
         config = replace(config, split=run.path / "split.json")
     setting = prepare(config, earlier)

@@ -357,3 +357,14 @@ def test_durations() -> None:
         "24 h 00 min",
     ]
     assert duration(math.nan) == "unknown time"
+
+
+def test_weights_files_are_listed_by_epoch_however_long_their_names(tmp_path: Path) -> None:
+    names = ["weights", "weights_best", "weights_epoch_9999", "weights_epoch_10000", "weights_ema_epoch_10000"]
+    folder = make_augment(tmp_path / "run", finished=True)
+    for name in names:
+        (folder / f"{name}.safetensors").touch()
+    listed = re.findall(r"\]\((weights\w*)\.safetensors\)", written(folder))
+    assert sorted(listed) == sorted(names)
+    assert listed[0] == "weights"
+    assert listed.index("weights_epoch_9999") < listed.index("weights_epoch_10000")

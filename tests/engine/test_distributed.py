@@ -206,6 +206,27 @@ def test_only_a_run_of_the_same_options_is_continued_unasked(tmp_path: Path, mon
 
 
 @pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (("a", "2", "0", "2"), "expected numbers from torchrun, found: RANK is 'a'"),
+        (("0", "", "0", "1"), "WORLD_SIZE is ''"),
+        (("-1", "2", "0", "2"), "RANK is '-1'"),
+        (("²", "2", "0", "2"), "RANK is '²'"),
+        (("2", "2", "0", "2"), "RANK 2 of WORLD_SIZE 2 and LOCAL_RANK 0 of LOCAL_WORLD_SIZE 2 do not fit together"),
+    ],
+)
+def test_variables_of_torchrun_that_are_none_get_one_line(
+    values: tuple[str, ...], expected: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in zip(("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"), values, strict=True):
+        monkeypatch.setenv(name, value)
+    code, _, err = in_process(capsys, "search", "--dry-run")
+    assert code == 2
+    assert expected in err
+    assert len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
     ("chosen", "expected"),
     [("cuda:1", "8 processes run on --device cpu, or cuda with a GPU each"), ("cuda", "--nproc-per-node 2")],
 )

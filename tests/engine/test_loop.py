@@ -16,7 +16,7 @@ from darts_sg import process
 from darts_sg.config import AugmentConfig, SearchConfig
 from darts_sg.engine import environment, setup
 from darts_sg.engine.augment import AugmentJob, run_augment
-from darts_sg.engine.checkpoint import checkpoints, read_torch
+from darts_sg.engine.checkpoint import checkpoints, read_torch, write_torch
 from darts_sg.engine.loggers import LOGGERS, Logger
 from darts_sg.engine.loop import StepResult, stop_signals
 from darts_sg.engine.run_dir import OthersRunDir, RunDir
@@ -344,3 +344,44 @@ def test_a_resumed_run_goes_on_with_its_loggers(name: str, runner: Runner, monke
     assert ids[0] == ids[1]
     assert "is dropped" not in (runner.folder / "log.txt").read_text()
     assert list((runner.folder / name).iterdir())
+
+
+def save_state(folder: Path, **changes: Any) -> None:
+    """Overwrite the newest checkpoint, with a checksum that is right."""
+    path = checkpoints(folder)[-1]
+    write_torch(path, {name: value for name, value in (read_torch(path) | changes).items() if value is not None})
+
+
+@pytest.mark.parametrize("changes", [{"rows": None}, {"epoch": "two"}, {"state": [1]}, {"format": None}])
+def test_a_checkpoint_that_lacks_something_is_passed_over(
+    changes: dict[str, Any], runner: Runner, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ZeroDivisionError):
+        runner(CountingJob(fail_at(4, ZeroDivisionError())), checkpoint_minutes=1e-9)
+    save_state(runner.folder / "checkpoints", **changes)
+    job = CountingJob()
+    runner(job)
+    assert job.steps == 6
+    assert "damaged checkpoint passed over: " in capsys.readouterr().err
+    assert len(list((runner.folder / "checkpoints").glob("*.damaged"))) == 1
+
+
+@pytest.mark.parametrize("changes", [{"state": {}}, {"random": {}}, {"random": {"python": (1,)}}])
+def test_a_checkpoint_of_another_run_is_refused_in_one_line(changes: dict[str, Any], runner: Runner) -> None:
+    with pytest.raises(ZeroDivisionError):
+        runner(CountingJob(fail_at(4, ZeroDivisionError())))
+    save_state(runner.folder / "checkpoints", **changes)
+    with pytest.raises(RunError, match=r"does not fit this run \(\w+: .*\); remove it to continue") as caught:
+        runner(CountingJob())
+    assert "\n" not in str(caught.value)
+
+
+def test_going_back_to_the_start_leaves_no_metrics_of_the_first_attempt(runner: Runner) -> None:
+    with pytest.raises(ZeroDivisionError):
+        runner(CountingJob(fail_at(4, ZeroDivisionError())))
+    assert (runner.folder / "metrics.csv").is_file()
+    for path in checkpoints(runner.folder / "checkpoints"):
+        path.unlink()
+    with pytest.raises(ZeroDivisionError):
+        runner(CountingJob(fail_at(1, ZeroDivisionError())))
+    assert not (runner.folder / "metrics.csv").exists()
