@@ -34,7 +34,7 @@ from darts_sg.methods.mixing import softmax
 PROG = "python -m benchmarks.machine_code"
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 Values = dict[str, Any]
-TRIPS: dict[str, Callable[[Values], Sequence[int]]] = {  # of a kernel's loops, the outermost first
+TRIPS: dict[str, Callable[[Values], Sequence[int]]] = {  # trip counts of each kernel's loops, outermost first
     "stage_forward": lambda of: (of["rounds"], of["K"]),
     "stage_backward": lambda of: (of["rounds"], of["K"]),
     "taps_backward": lambda of: (of["rounds"],),

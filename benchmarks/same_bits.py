@@ -127,13 +127,14 @@ def read_weights(path: Path) -> Any:
 
 
 def read_checkpoint(path: Path) -> Any:
-    """One digest of all weights, statistics and alphas of a supernet: their values sorted.
+    """One digest of all weights, statistics and alphas of a supernet: their distinct values, sorted.
 
-    A checkout may store the weights of edges one by one or stacked, in any order; the values are the same.
+    A checkout may store the weights of edges one by one or stacked, in any order, and statistics that edges share once
+    or for each edge; the distinct values are the same.
     """
     state = torch.load(path, weights_only=True, map_location="cpu")["state"]["supernet"]
     values = [t.flatten() for t in state.values() if t.is_floating_point() and t.numel() and not t.isnan().any()]
-    return digest(torch.cat(values).sort().values)
+    return digest(torch.cat(values).unique())
 
 
 def read_logits(path: Path) -> Any:

@@ -78,7 +78,7 @@ class Shape:
 
 
 def compile_kernels(shape: Shape, precision: torch.dtype) -> None:
-    """Compile the kernels of a step on a GPU, all at a time."""
+    """Compile the Triton kernels of a step on a GPU, in parallel."""
     net, (x, _) = shape.supernet(native=True), shape.images()
     autocast = torch.autocast("cuda", torch.bfloat16, enabled=precision == torch.bfloat16)
     compile_step(net, softmax, x.contiguous(memory_format=LAST), autocast)
@@ -171,7 +171,7 @@ def own_step(
     compiled: bool = False,
     captured: bool = False,
 ) -> Step:
-    """The step of darts_sg.engine.search, without its bookkeeping. captured: as a CUDA graph, on a GPU."""
+    """The step of darts_sg.engine.search without its bookkeeping. captured: replay it as a CUDA graph, on a GPU."""
     net = shape.supernet(native)
     net.recompute = recompute
     if compiled:
@@ -189,6 +189,7 @@ def own_step(
             return F.cross_entropy(logits, batch[1]), logits
 
     def step() -> dict[str, Tensor]:
+        # the alphas' step on the validation batch, then the weights' step: here both are the same batch
         buffers = [sgd.state[w].get("momentum_buffer") for w in weights]
         virtual = VirtualStep(SGD["lr"], SGD["momentum"], SGD["weight_decay"], buffers)
         method = unrolled if second_order else first_order
@@ -205,7 +206,7 @@ def own_step(
             sgd.step()
         return {"loss": loss.detach()}
 
-    if captured:
+    if captured:  # the first calls run launch by launch: capture before anything is timed
         graph = Captured(step)
         for _ in range(WARM_UP + 1):
             graph(None)

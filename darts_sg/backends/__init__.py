@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from darts_sg.backends.batched import BatchedCell
+from darts_sg.backends.watch import carry_over_hooks
 from darts_sg.errors import UsageError
 from darts_sg.networks.derived import DerivedCell, DerivedNetwork
 from darts_sg.networks.supernet import Supernet, SupernetCell
@@ -30,9 +31,11 @@ BACKENDS: Registry[Backend] = Registry("backend")
 def accelerate(network: Supernet | DerivedNetwork, backend: str) -> None:
     """Execute the network's cells by a backend from now on, whichever executes them now.
 
-    Weights keep their values, their names in `state_dict()` and, of an operation, their order; but backends that stack
-    the edges of a supernet have parameters of their own: make the optimizer afterwards.
-    Raises UsageError for an unknown backend, or one that executes no such networks.
+    Weights keep their values and their names in `state_dict()`. Backends that stack the edges of a supernet have
+    parameters of their own: make the optimizer afterwards. Hooks on cells stay. An operation that is hooked, or
+    replaced on some edges, is not stacked: it keeps a module for each edge.
+    Raises UsageError for an unknown backend, for one that executes no such networks, and for hooked edges and foreign
+    cells, which it would have to ignore.
     """
     is_supernet = isinstance(network, Supernet)
     adopt = BACKENDS[backend].supernet if is_supernet else BACKENDS[backend].derived
@@ -41,7 +44,11 @@ def accelerate(network: Supernet | DerivedNetwork, backend: str) -> None:
         able = [name for name in BACKENDS if (BACKENDS[name].supernet if is_supernet else BACKENDS[name].derived)]
         raise UsageError(f"the backend {backend!r} executes no {kind}; choices: {', '.join(able)}")
     for i, cell in enumerate(network.cells):
+        if type(cell) not in (SupernetCell, DerivedCell) and not hasattr(type(cell), "backend"):
+            raise UsageError(f"cell {i} is of the class {type(cell).__name__}, which no backend executes")
+    for i, cell in enumerate(network.cells):
         network.cells[i] = adopt(cell)
+        carry_over_hooks(cell, network.cells[i])
 
 
 def backend_of(network: Supernet | DerivedNetwork) -> str:
@@ -56,7 +63,7 @@ def pytorch_backend(network: Supernet | DerivedNetwork) -> str:
 
 
 def pytorch_cell(cell: Any) -> nn.Module:
-    """A cell on PyTorch alone with the modules of this one, which must not be used any more."""
+    """A cell on PyTorch alone that adopts the modules of this one, which must not be used any more."""
     return BatchedCell(cell) if isinstance(cell, BatchedCell) else _eager(cell)
 
 

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from darts_sg.backends import ir
-from darts_sg.backends.watch import Watch
+from darts_sg.backends.watch import HOOKS, Watch, is_changed
 from darts_sg.derive import num_edges
 from darts_sg.errors import UsageError
 from darts_sg.genotype import NUM_INPUTS
@@ -99,6 +99,16 @@ def chain_of(operation: nn.Module) -> list[tuple[str, nn.Module]] | None:
     return chain if chain and isinstance(chain[-1][1], nn.BatchNorm2d) else None
 
 
+def stackable(operations: Sequence[nn.Module]) -> bool:
+    """Whether one stacked layer can stand for that of every operation: these are chains of known layers, alike on all
+    edges, frozen ones included, and nobody has hooked or parametrized them."""
+    chains = [chain_of(operation) for operation in operations]
+    kinds = [[(name, type(layer), layer.extra_repr()) for name, layer in chain or ()] for chain in chains]
+    trained = [[p.requires_grad for p in operation.parameters()] for operation in operations]
+    alike = all(kind == kinds[0] for kind in kinds) and all(one == trained[0] for one in trained)
+    return None not in chains and alike and not any(map(is_changed, operations))
+
+
 def stacked(layers: Sequence[nn.Module]) -> nn.Module:
     """A layer that does on (N, len(layers) · C, H, W) what each of `layers` does on its own C channels.
 
@@ -106,7 +116,7 @@ def stacked(layers: Sequence[nn.Module]) -> nn.Module:
     """
     first, E = layers[0], len(layers)
     if not isinstance(first, HalvingConv | nn.Conv2d | nn.BatchNorm2d):
-        return copy.deepcopy(first)
+        return copy.copy(first)  # without tensors; a setting such as `inplace` is its own
     with torch.device("meta"):  # draws no random numbers: all tensors are replaced
         layer, names = _empty_stacked(first, E)
     with torch.no_grad():
@@ -232,7 +242,7 @@ class EdgeBatch(nn.Module):
     """The edges from S states to T nodes at one stride, E = S · T of them, those of the first state first.
 
     operations: for each edge, in that order, its candidate operations without `none`, at C channels. An operation that
-    is no chain of known layers keeps a module for each edge (the generic path).
+    is not `stackable` keeps a module for each edge (the generic path).
     """
 
     def __init__(self, operations: Sequence[Sequence[nn.Module]], num_states: int, C: int, stride: int) -> None:
@@ -243,9 +253,9 @@ class EdgeBatch(nn.Module):
         self.ops = nn.ModuleList()
         for ops in zip(*operations, strict=True):  # ops: one operation, on every edge
             weightless = not any(True for _ in ops[0].parameters())
-            if weightless and isinstance(ops[0], nn.Identity):
+            if all(type(op) is nn.Identity and not is_changed(op) for op in ops):
                 self.ops.append(nn.Identity())
-            elif chain_of(ops[0]) is None:
+            elif not stackable(ops):
                 self.ops.append(nn.ModuleList(ops))
             elif weightless:
                 self.ops.append(Shared(ops[:: self.T]))
@@ -430,6 +440,8 @@ class BatchedCell(nn.Module):
             self.batches = cell.batches
         else:
             edges = [[cast(MixedOp, cell.edges[num_edges(n) + s]) for s, n in each] for each in self.edge_lists]
+            if any(type(edge) is not MixedOp or any(getattr(edge, name) for name in HOOKS) for edge in cell.edges):
+                raise UsageError("edges that are hooked or replaced cannot be stacked: leave this supernet eager")
             self.batches = nn.ModuleList(
                 EdgeBatch([list(edge.ops) for edge in each], len(states), self.C_mixed, each[0].stride)
                 for states, each in zip(sources, edges, strict=True)
@@ -445,7 +457,7 @@ class BatchedCell(nn.Module):
             batch.kernels = self.make_kernels()
         inside = [module for batch in self.edge_batches() for module in batch.stacked_modules()]
         self._watch = Watch(self.batches, inside)
-        self.train(cell.training)
+        self.training = cell.training  # and not `train`: layers keep their own modes
 
     def make_kernels(self) -> Kernels | None:
         """The kernels that the batches of edges use; None for PyTorch alone."""
@@ -520,7 +532,7 @@ class BatchedCell(nn.Module):
                 yield from batch.slices(index, node - first, prefix, f"batches.{number}")
 
     def plain(self) -> SupernetCell:
-        """A plain cell with the same input layers, and with copies of this one's weights on its edges."""
+        """A plain cell with the same input layers, and with copies of the stacked weights on its edges."""
         with torch.device("meta"):  # without drawing random numbers: all weights are replaced
             cell = SupernetCell(self.spec, self.operations, self.num_nodes, self.K)
         own = {name: tensor.detach().clone() for name, tensor in self.state_dict().items()}
@@ -531,9 +543,17 @@ class BatchedCell(nn.Module):
         cell.input_0, cell.input_1 = self.input_0, self.input_1
         edges = {name: tensor for name, tensor in own.items() if name.startswith("edges.")}
         cell.load_state_dict(edges, strict=False, assign=True)
+        cell.edges.train(self.training)
+        # operations that are not stacked go back as they are, for they may be hooked or replaced
+        for batch, each in zip(self.edge_batches(), self.edge_lists, strict=True):
+            for i, op in enumerate(batch.ops):
+                if isinstance(op, nn.ModuleList):
+                    for module, (s, n) in zip(op, each, strict=True):
+                        cast(MixedOp, cell.edges[num_edges(n) + s]).ops[i] = module
         for name, parameter in cell.named_parameters():
             parameter.requires_grad_(trained[name])
-        return cell.train(self.training)
+        cell.training = self.training
+        return cell
 
     def _without_counters(self) -> bool:
         norms = [layer for layer in self.batches.modules() if isinstance(layer, nn.BatchNorm2d)]

@@ -4,8 +4,25 @@ from collections.abc import Iterable
 
 from torch import nn
 from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.utils.parametrize import is_parametrized
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+HOOK_OPTIONS = (
+    "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs",
+    "_is_full_backward_hook",
+)  # fmt: skip
+
+
+def is_changed(module: nn.Module) -> bool:
+    """Whether the module or one in it has hooks or is parametrized."""
+    return any(is_parametrized(layer) or any(getattr(layer, name) for name in HOOKS) for layer in module.modules())
+
+
+def carry_over_hooks(old: nn.Module, new: nn.Module) -> None:
+    """Give a module that replaces another one its hooks; their handles still remove them."""
+    if old is not new:
+        for name in (*HOOKS, *HOOK_OPTIONS):
+            setattr(new, name, getattr(old, name))
 
 
 class Watch:

@@ -29,13 +29,15 @@ def use_kernels(
     """
     accelerate(network, pytorch_backend(network))
     asked = wanted = config.kernels
+    # kernels exist for CPUs in float32, and for supernets on CUDA GPUs; torch.compile makes its own
     prepare = prepare_gpu if setting.device.type == "cuda" and not config.compile else None
     if prepare is None and (setting.device.type != "cpu" or config.compile or config.precision != "float32"):
         if asked == "native":
             kinds = "CPUs" if prepare_gpu is None else "CUDA GPUs, CPUs"
             raise UsageError(f"--kernels native is for {kinds} with float32, no --compile; leave one of them out")
         return "pytorch"
-    if asked == "auto" and setting.earlier:  # runs from before there was a choice do not record it
+    # a resumed run keeps its kernels, so that its bits stay; runs from before there was a choice do not record any
+    if asked == "auto" and setting.earlier:
         wanted = setting.earlier["environment"].get("kernels", "pytorch")
     if wanted == "pytorch":
         return "pytorch"
@@ -50,7 +52,7 @@ def use_kernels(
         if prepare is not None:
             prepare()
         check_kernels(network, config, setting)
-    except build.Unavailable as reason:
+    except build.Unavailable as reason:  # also from the check: kernels that compute something else are not used
         accelerate(network, pytorch_backend(network))
         if asked == "native":
             raise UsageError(f"--kernels native: {reason}; mend that, or leave the option out") from None

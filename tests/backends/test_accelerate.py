@@ -238,3 +238,68 @@ def test_a_hook_on_a_cell_and_on_a_batch_of_edges_runs_on_kernels() -> None:
     expected = outcome(network_of("supernet", "batched"))
     assert_equal_tensors(outcome(network), expected, relative=1e-9)
     assert called == ["cell", "batch"]
+
+
+@pytest.mark.parametrize("backend", ["batched", "cpp"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_operations_that_were_changed_before_act_on_every_backend(backend: str, change: object) -> None:
+    """They take the generic path, with a module for each edge, and come back from it."""
+    assert callable(change)
+    needs(backend)
+    found = []
+    for names in (("eager",), (backend,), (backend, "eager")):
+        network = network_of("supernet", "batched")
+        accelerate(network, "eager")
+        change(network.get_submodule("cells.0.edges.3.ops.1.1"))
+        network.cells[0].edges[2].ops[0] = nn.Tanh()
+        for name in names:
+            accelerate(network, name)
+        x = torch.randn(3, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        logits = network(x, softmax(network))
+        wanted = [*network.alphas(), *network.stem.parameters()]
+        found.append([logits, *torch.autograd.grad(logits.square().sum(), wanted)])
+    for other in found[1:]:
+        assert_equal_tensors(found[0], other, relative=1e-9)
+
+
+@pytest.mark.parametrize("kind", CPU_BACKENDS)
+def test_hooks_on_cells_stay_and_can_be_removed(kind: str) -> None:
+    network = network_of(kind)
+    called: list[int] = []
+    handle = network.cells[1].register_forward_hook(lambda cell, inputs, output: called.append(1))
+    for backend in CPU_BACKENDS[kind]:
+        needs(backend)
+        accelerate(network, backend)
+        outcome(network)
+    assert len(called) == len(CPU_BACKENDS[kind])
+    handle.remove()
+    outcome(network)
+    assert len(called) == len(CPU_BACKENDS[kind])
+
+
+def test_hooked_edges_and_foreign_cells_are_refused_in_a_line() -> None:
+    network = network_of("supernet")
+    hook(network.cells[2].edges[1])
+    with pytest.raises(UsageError, match="edges that are hooked or replaced cannot be stacked"):
+        accelerate(network, "batched")
+    network.cells[0] = nn.Identity()
+    with pytest.raises(UsageError, match="cell 0 is of the class Identity, which no backend executes"):
+        accelerate(network, "eager")
+
+
+@pytest.mark.parametrize(("kind", "before", "after"), PAIRS)
+def test_modes_and_frozen_weights_stay(kind: str, before: str, after: str) -> None:
+    """A single BatchNorm in eval mode, and frozen input layers, as in finetuning."""
+    needs(before, after)
+    network = network_of(kind, "batched" if kind == "supernet" else "eager")
+    accelerate(network, before)
+    network.cells[1].input_1[1].eval()
+    network.cells[2].input_1.requires_grad_(False)
+    frozen = {name for name, weight in network.named_parameters() if not weight.requires_grad}
+    accelerate(network, after)
+    assert not network.cells[1].input_1[1].training
+    assert network.cells[1].training
+    assert {name for name, weight in network.named_parameters() if not weight.requires_grad} == frozen
+    accelerate(network.eval(), before)
+    norms = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
+    assert not any(norm.training for norm in norms)

@@ -102,7 +102,9 @@ def test_a_gumbel_step_is_the_formula_written_out(hard: bool) -> None:
     with frozen(net.alphas()):
         gradients = torch.autograd.grad(F.cross_entropy(net(x, mixing()), y), net.weights())
     for weight, gradient in zip(net.weights(), gradients, strict=True):
-        weight.data -= job.rate * (gradient + job.config.weight_decay * weight.detach())
+        weight.data -= job.weight_optimizer.param_groups[0]["lr"] * (
+            gradient + job.config.weight_decay * weight.detach()
+        )
     for mine, expected in zip(job.weights, net.weights(), strict=True):
         torch.testing.assert_close(mine, expected, rtol=1e-5, atol=1e-7)
 

@@ -174,14 +174,15 @@ class CppDerivedCell(DerivedCell):
         self.input_0, self.input_1, self.ops = cell.input_0, cell.input_1, cell.ops
         self.graphs = CellGraphs((self.input_0, self.input_1), self._steps(), self.cell.concat)
         self._watch = Watch(self, [layer for child in self.children() for layer in child.modules()])
-        self.train(cell.training)
+        self.training = cell.training
 
     def plain(self) -> DerivedCell:
         """A plain cell with the same modules."""
         with torch.device("meta"):  # without drawing random numbers: all its modules are replaced
             cell = DerivedCell(self.cell, self.spec)
         cell.input_0, cell.input_1, cell.ops = self.input_0, self.input_1, self.ops
-        return cell.train(self.training)
+        cell.training = self.training
+        return cell
 
     def _steps(self) -> list[ir.GraphStep] | None:
         """The graph's steps after the input layers, one a node; None if an operation is unknown to the kernels."""
