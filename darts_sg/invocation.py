@@ -37,6 +37,14 @@ def program(command: str, launcher: str = "") -> str:
     return f"{launcher or python()} -m darts_sg {command}"
 
 
+def again(command: str, launcher: str = "") -> str:
+    """The command line that started this process to run `command`, to be typed once more or with options added."""
+    words = sys.argv[1:]
+    if Path(sys.argv[0]).name not in SCRIPTS and command in words:
+        words.remove(command)  # `program` names it
+    return " ".join([program(command, launcher), *map(argument, words)])
+
+
 def python() -> str:
     """The interpreter as one types it: its name if the shell finds it by that, otherwise its path."""
     here = Path(sys.executable)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from darts_sg.config import JOBS, JobName
-from darts_sg.invocation import DATA_DEFAULTS, argument, evaluate_command, line, program, python, retrain_command
+from darts_sg.invocation import DATA_DEFAULTS, again, argument, evaluate_command, line, program, python, retrain_command
 
 ROOT = Path(__file__).parent.parent
 
@@ -63,6 +63,22 @@ def test_several_processes_are_started_by_their_launcher(monkeypatch: pytest.Mon
     monkeypatch.setattr(sys, "argv", ["search.py"])
     found = line("search", launcher="torchrun --nproc-per-node 2", resume=Path("my run"))
     assert found == "torchrun --nproc-per-node 2 search.py --resume 'my run'"
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        (["search.py", "--run-dir", "search"], "python search.py --run-dir search"),
+        (["bin/darts-sg", "search", "--data", "my pictures"], "darts-sg search --data 'my pictures'"),
+        (["darts_sg/__main__.py", "--plugin", "p.py", "search"], "python -m darts_sg search --plugin p.py"),
+    ],
+)
+def test_a_command_is_repeated_with_its_options(
+    typed: list[str], expected: str, activated: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (activated.parent / "search.py").touch()
+    monkeypatch.setattr(sys, "argv", [str(activated.parent / typed[0]), *typed[1:]])
+    assert again("search") == expected
 
 
 @pytest.mark.parametrize("text", ["my run", "a;b", "it's", "$(rm x)", "naïve", "a\nb"])

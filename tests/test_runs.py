@@ -133,6 +133,9 @@ def test_a_run_killed_before_its_report_is_completed_when_resumed(
     assert (folder / RESULTS[job]).is_file()
     assert not (folder / "report.md").exists()
     before = (folder / RESULTS[job]).read_bytes()
+    _, out, _ = in_process(capsys, job, "--resume", str(folder), "--dry-run")
+    assert f"would write {folder / 'report.md'}" in out
+    assert not (folder / "report.md").exists()
     for _ in range(2):
         code, out, err = in_process(capsys, job, "--resume", str(folder))
         assert code == 0, err

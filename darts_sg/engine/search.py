@@ -282,7 +282,7 @@ class SearchJob:
         """
         return searched_genotype(
             self.select(self.mixing() if mixing is None else mixing), self.space, self.config, self.setting,
-            run=run.path, epoch=epoch, images=(len(self.train_images), len(self.validation_images)),
+            run=run.path.name, epoch=epoch, images=(len(self.train_images), len(self.validation_images)),
             measured=measured or {}, stopped=stopped,
         )  # fmt: skip
 

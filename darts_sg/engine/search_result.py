@@ -1,9 +1,9 @@
 """What a search leaves: the files of each epoch, and genotypes with their provenance."""
 
 import io
+import shlex
 from collections.abc import Mapping
 from datetime import datetime
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -14,7 +14,6 @@ from darts_sg.config import SearchConfig
 from darts_sg.derive import Array
 from darts_sg.engine.setup import Setting
 from darts_sg.genotype import Cell, Genotype
-from darts_sg.invocation import line
 from darts_sg.methods.early_stopping import EarlyStop
 from darts_sg.spaces import Space
 
@@ -41,7 +40,7 @@ def searched_genotype(
     config: SearchConfig,
     setting: Setting,
     *,
-    run: Path,
+    run: str,
     epoch: int,
     images: tuple[int, int],
     measured: Mapping[str, Any],
@@ -49,12 +48,12 @@ def searched_genotype(
 ) -> Genotype:
     """The genotype of the (normal, reduction) cell derived after `epoch`, with its provenance.
 
-    run: the run folder. images: how many trained the weights and the alphas.
+    run: the name of the run folder. images: how many trained the weights and the alphas.
     """
     provenance = {
         "kind": "searched",
-        "run": run.name,
-        "command": line("search", config=run / "config.yaml"),
+        "run": run,
+        "command": f"python search.py --config {shlex.quote(f'{run}/config.yaml')}",
         "epoch": f"{epoch} of {config.epochs}",
         **({} if stopped is None else {"stopped_early": stopped._asdict()}),
         "data": data_line(setting, config.data_note),

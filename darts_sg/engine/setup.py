@@ -30,7 +30,7 @@ from darts_sg.engine.loop import Job, Loop, StepResult
 from darts_sg.engine.output import lenient_output
 from darts_sg.engine.run_dir import OthersRunDir, RunDir, default_run_dir
 from darts_sg.errors import RunError, Stopped, UsageError
-from darts_sg.invocation import line
+from darts_sg.invocation import again, line
 from darts_sg.tasks import Batches, task_of
 from darts_sg.tasks.columns import clock
 
@@ -197,8 +197,10 @@ def already_finished(run: RunDir, result: str, *, dry: bool) -> bool:
         return False
     try:
         report = run.path / "report.md"
-        if run.writes:
-            if not report.is_file() and not dry:
+        if run.writes and dry and not report.is_file():
+            print(f"{run.path} has its result, {run.path / result}; would write {report}, which is missing")
+        elif run.writes:
+            if not report.is_file():
                 write_report(run.path)
                 run.log(f"{report.name} was missing; written")
             print(f"{run.path} is finished: {run.path / result}, {report}")
@@ -446,7 +448,7 @@ def dry_run(
             raise
         exhausted = True  # the tensors of the step are freed with the error, when this block ends
     if exhausted:
-        raise out_of_memory(job, config, environment.command_line(setting.ranks))
+        raise out_of_memory(job, config, again(job.name, setting.ranks.launcher if setting.ranks.size > 1 else ""))
     folder = config.run_dir or default_run_dir(job.name, config, title) if run is None else run.path
     lines = [
         *facts,
