@@ -1,5 +1,6 @@
 """Runs in class folders: what they print runs as it stands, and what is missing in their folders is made."""
 
+import dataclasses
 import io
 import json
 import re
@@ -255,3 +256,11 @@ def test_a_network_is_fine_tuned_on_the_split_that_it_was_trained_on(capsys: Cap
     code, _, err = in_process(capsys, *options, "--split-seed=0", "--run-dir", str(tmp_path / "other"))
     assert code == 0, err
     assert "was trained on a class folder split by --split-seed 3, and this one is split by 0" in err
+
+
+def test_weights_older_than_the_seed_of_the_split_were_split_by_their_seed() -> None:
+    weights = read_weights(Path("trained it"))
+    older = dataclasses.replace(weights.metadata, split_seed=None, seed=7)
+    assert (weights.split_seed, dataclasses.replace(weights, metadata=older).split_seed) == (3, 7)
+    elsewhere = dataclasses.replace(older, dataset="cifar10")
+    assert dataclasses.replace(weights, metadata=elsewhere).split_seed == 0

@@ -22,6 +22,7 @@ import errno
 import fcntl
 import json
 import logging
+import re
 import sys
 import time
 from collections.abc import Mapping
@@ -52,6 +53,10 @@ BEFORE_THE_START = (".lock", "log.txt", "genotype.yaml", "split.json")
 HALF_WRITTEN = (".config.yaml.", ".genotype.yaml.", ".split.json.")
 """How the temporary files of `write_atomically` begin, which a kill leaves."""
 
+SUBFOLDERS = ("checkpoints", "alphas", "genotypes", "pictures")
+TEMPORARY = re.compile(r"\..+\.(pt|npz|yaml|json|csv|md|html|svg|png|gif|safetensors)\.[a-z0-9_]{8}")
+"""The names of the temporary files of `write_atomically`: the file's, and what tempfile adds."""
+
 
 class InUse(UsageError):
     """Another process holds the lock of a run folder."""
@@ -74,7 +79,9 @@ class RunDir:
         self._logger.addHandler(handler)
         for shown in (handler, TERMINAL):
             logging.getLogger("darts_sg.data").addHandler(shown)
-        if self._lock is None:
+        if self._lock is not None:
+            self._remove_half_written()
+        else:
             text = f"note: the file system of {path} has no locks: make sure that no other process runs in this folder"
             print(text, file=sys.stderr)
             self.log(text)
@@ -187,6 +194,13 @@ class RunDir:
             handler.close()
         if self._lock is not None:
             self._lock.close()
+
+    def _remove_half_written(self) -> None:
+        """Remove the temporary files that a kill in `write_atomically` has left: nobody else writes under the lock."""
+        for folder in (self.path, *(self.path / name for name in SUBFOLDERS)):
+            for path in folder.glob(".*") if folder.is_dir() else ():
+                if TEMPORARY.fullmatch(path.name):
+                    path.unlink(missing_ok=True)
 
     def _take_lock(self) -> IO[str] | None:
         """Lock the folder until the file returned is closed, or the process ends however it ends.

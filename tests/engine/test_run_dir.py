@@ -107,3 +107,26 @@ def test_a_report_is_kept_where_no_epoch_is_repeated(tmp_path: Path) -> None:
     assert run.remove_later(2, at_end=False) == []
     assert run.remove_later(1, at_end=False) == ["report.md"]
     run.close()
+
+
+def test_temporary_files_that_a_kill_has_left_are_removed_and_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunDir.create(tmp_path / "run")
+    names = ["metrics.csv", "checkpoints/epoch_0001_step_000000.pt", "alphas/epoch_0001.npz", "pictures/cells.svg"]
+
+    def killed(handle: int) -> None:
+        raise SystemExit
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", killed)
+        patch.setattr(Path, "unlink", lambda path, missing_ok=False: None)  # a killed process cleans nothing up
+        for name in names:
+            with pytest.raises(SystemExit):
+                run.write(name, "content")
+    (run.path / ".hidden.yaml").touch()
+    run.close()
+    assert len([path for path in run.path.rglob(".*.*") if path.name != ".hidden.yaml"]) == len(names)
+    RunDir(run.path).close()
+    there = {path.name for path in run.path.rglob("*") if path.is_file()}
+    assert there == {".lock", "log.txt", ".hidden.yaml"}
