@@ -346,7 +346,10 @@ def base_options(
         return _weights_options(read_weights(evaluate))
     base = starting_options(job, given.get("recipe"), file)
     start = given.get("finetune") or base.get("finetune")
-    return base | read_weights(Path(start)).options() if start else base
+    if not start:
+        return base
+    weights = read_weights(Path(start))
+    return _weights_split(weights) | base | weights.options()
 
 
 def _path(name: str, value: Any) -> Path | None:
@@ -414,14 +417,19 @@ def _refuse_other_network(given: Mapping[str, Any], base: Mapping[str, Any], wei
 def _weights_options(weights: Weights) -> dict[str, Any]:
     """The options to test weights with, unless others are given."""
     of_the_training = {"dataset": weights.metadata.dataset, "seed": weights.metadata.seed}
-    return default_options("augment") | weights.options() | of_the_training
+    return default_options("augment") | weights.options() | of_the_training | _weights_split(weights)
+
+
+def _weights_split(weights: Weights) -> dict[str, Any]:
+    """The option that splits a class folder as in the training of weights: none of their test images was trained on."""
+    return {"split_seed": weights.split_seed} if weights.metadata.dataset == "folder" else {}
 
 
 def _testing(weights: Weights, given: Mapping[str, Any]) -> RunConfig:
     """The config to test weights with; UsageError if an option is given that only a training uses."""
     metadata, base = weights.metadata, _weights_options(weights)
     useful = {f.name for f in fields(AugmentConfig) if f.metadata["group"] == "Data" and f.metadata["free"]}
-    useful |= {"dataset", "data_note", "device", "threads", "plugin"}
+    useful |= {"dataset", "data_note", "device", "threads", "plugin", "split_seed"}
     for name, value in given.items():
         if name not in useful and value != base[name]:
             raise UsageError(f"{flag(name)} is for training, and --evaluate {weights.path} only tests; leave it out")

@@ -126,6 +126,9 @@ class RunConfig(metaclass=ConfigType):
     damaged: Literal["skip", "stop"] = option("skip", "Data", free=True)
     """How to treat an image of --dataset imagenet that cannot be decoded. skip: report it, train on the next image
     instead, leave it out of the test. stop: report it and end the run."""
+    split_seed: int = option(0, "Data")
+    """Seed of the test part that --dataset folder splits off where there is none. It belongs to the data: runs with
+    different --seed test on the same images."""
     reduced_decoding: bool = option(False, "Data")
     """Decode the JPEGs of --dataset imagenet at 1/2, 1/4 or 1/8 of their size where that is still larger than the crop:
     faster, with slightly different pixels."""
@@ -172,11 +175,12 @@ class RunConfig(metaclass=ConfigType):
         for name in ("epochs", "batch_size", "image_size", "train_images", "validation_images", "threads"):
             self._at_least(name, 1)
         for name in (
-            "cutout_length", "colour_jitter", "workers", "seed", "learning_rate_min", "momentum", "weight_decay",
+            "cutout_length", "colour_jitter", "workers", "seed", "split_seed", "learning_rate_min", "momentum",
+            "weight_decay",
         ):  # fmt: skip
             self._at_least(name, 0)
         for name, most in (
-            ("threads", MOST_THREADS), ("seed", 2**63 - 1), ("nodes", MOST_NODES), ("cells", MOST_CELLS),
+            ("threads", MOST_THREADS), ("seed", 2**63 - 1), ("split_seed", 2**63 - 1), ("nodes", MOST_NODES), ("cells", MOST_CELLS),
             ("channels", MOST_CHANNELS), ("stem_multiplier", MOST_CHANNELS), ("partial_channels", MOST_CHANNELS),
             ("cutout_length", LARGEST_SIDE), ("image_size", LARGEST_SIDE), ("workers", MOST_THREADS),
         ):  # fmt: skip
@@ -331,8 +335,8 @@ class AugmentConfig(RunConfig):
     """Model to train instead of a genotype: mobilenext_1.0, mobilenetv2_0.5, … (see python -m darts_sg models). Models
     have no cells, no auxiliary head and no drop path."""
     finetune: str = option("", "Network")
-    """Weights file (weights.safetensors of an earlier run) to start from, on another data set or with other options.
-    The network is the file's; its output layer is new if the task or the number of classes differs."""
+    """Weights file (weights.safetensors of an earlier run), or run folder, to start from, on another data set or with
+    other options. The network is the file's; its output layer is new if the task or the number of classes differs."""
     network: NetworkShape = option("cifar", "Network")
     """Shape of the network. cifar: stem at full resolution; a model ends at 1/8 of the resolution. imagenet: the stem
     of cells reduces by 8; a model ends at 1/32 of the resolution."""
@@ -357,8 +361,8 @@ class AugmentConfig(RunConfig):
     keep_every: int | None = option(None, "Run", free=True)
     """Also keep weights and checkpoint every N epochs: weights_epoch_0010.safetensors and so on, and
     checkpoints/epoch_0010_step_000000.pt. --resume continues from the newest checkpoint; to go back to an earlier one,
-    remove the newer ones and result.json. Default: the weights of the last and the best epoch, and the newest two
-    checkpoints."""
+    remove the newer ones and result.json; the run then removes what later epochs have left. Default: the weights of
+    the last and the best epoch, and the newest two checkpoints."""
     label_smoothing: float = option(0.0, "Training")
     """Share of each label to spread over all classes in the training loss, including the reported one."""
     auxiliary_weight: float | None = option(None, "Training")
@@ -511,10 +515,17 @@ def load_options(job: JobName, path: Path) -> dict[str, Any]:
     if "job" in content and "options" in content:
         if content["job"] != job:
             raise UsageError(f"{path} is the config of a {quoted(content['job'])} run, not of {job}")
-        content = content["options"]
+        content = with_split_seed(content["options"])
     elif content.keys() <= JOBS.keys():
         content = content.get(job) or {}
     return known_options(job, content, str(path))
+
+
+def with_split_seed(options: Any) -> Any:
+    """The options of a run with the seed of its split: --seed, for a class folder in a run older than --split-seed."""
+    if not isinstance(options, Mapping) or options.get("dataset") != "folder" or "split_seed" in options:
+        return options
+    return {**options, "split_seed": options.get("seed", 0)}
 
 
 def known_options(job: JobName, given: Any, source: str) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from darts_sg.cli.terminal import answer
 from darts_sg.engine.checkpoint import checkpoints, read_torch
 from darts_sg.engine.weights import read_weights
 from darts_sg.genotype import load_genotype, renamed
+from darts_sg.invocation import python
 from darts_sg.networks.mobile import find_model
 
 # one worker makes the runs that the tests here share
@@ -233,7 +234,7 @@ def test_signals_and_time_budgets_save_and_a_damaged_newest_checkpoint_falls_bac
     process.send_signal(signal.SIGTERM)
     code, out, err = finish(process)
     assert code == 128 + signal.SIGTERM, err
-    assert "Continue with: python search.py --resume run" in out
+    assert f"Continue with: {python()} {ROOT / 'search.py'} --resume run" in out
     monkeypatch.chdir(tmp_path)
     for _ in range(2):
         code, out, err = in_process(capsys, "search", "--resume", "run", "--time-budget", "0.0001")
@@ -281,7 +282,7 @@ def test_dry_run_and_print_config_write_nothing(capsys: pytest.CaptureFixture[st
         assert code == 0
         (tmp_path / "mine.yaml").write_text(out)
         code, again, _ = in_process(capsys, "augment", "--config", "mine.yaml", "--seed", "5", "--print-config")
-        assert again == out.replace("seed: 0", "seed: 5")
+        assert again == out.replace("\nseed: 0", "\nseed: 5")
         assert [path.name for path in tmp_path.iterdir()] == ["mine.yaml"]
 
 

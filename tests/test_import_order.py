@@ -17,6 +17,7 @@ LEFTMOST = (
     "files",
     "records",
     "process",
+    "invocation",
     "quantity",
     "options",
     "yaml_files",

@@ -302,7 +302,8 @@ BAD = {
     ),
     "keeping none": (["--genotype=DARTS_V2", "--keep-every=0"], "--keep-every must be at least 1"),
     "no file": (["--evaluate=nowhere"], "nowhere cannot be read: it does not exist"),
-    "a folder": (["--evaluate=genotype"], "it is a folder"),
+    "a folder of images": (["--evaluate=three"], "three is a folder without weights.safetensors"),
+    "export of a folder": (["export", "three", "--format=torch"], "expected the folder of a finished augment run"),
     "another file": (["--evaluate=genotype/report.md"], "not a weights file"),
     "no data": (["--evaluate=genotype/weights.safetensors", "--data=nowhere"], "nowhere"),
     "other classes": (

@@ -47,6 +47,7 @@ from darts_sg.analysis.sheet import (
 )
 from darts_sg.derive import Costs, entropy, num_edges
 from darts_sg.genotype import state_name
+from darts_sg.invocation import argument, program
 from darts_sg.methods.regularizers.size import expected_cost
 
 MOST_NAMED = 20  # epochs without a record that the page names
@@ -64,7 +65,7 @@ def search_page(run: Run, epochs: Sequence[SearchEpoch]) -> str:
     last, planned = epochs[-1].epoch, run.options.get("epochs")
     state = "Finished" if run.finished else "Not finished"
     early = "" if run.stopped is None else f" Stopped early, with the genotype of epoch {run.stopped['chosen_epoch']}."
-    again = "" if run.finished else f" To see more of them: python -m darts_sg report {run.shown_path}"
+    again = "" if run.finished else f" To see more of them: {program('report')} {argument(run.shown_path)}"
     there = [0, *(record.epoch for record in epochs)]
     gaps = [(before + 1, after - 1) for before, after in pairwise(there) if after - before > 1]
     missing = [epoch for first, end in gaps for epoch in range(first, min(end, first + MOST_NAMED) + 1)]

@@ -14,9 +14,10 @@ from darts_sg.analysis.cost import cost_caption, cost_text, mobile_verdict
 from darts_sg.analysis.curves import augment_panels, draw_curves, draw_mixing_weights, search_panels
 from darts_sg.analysis.draw import draw_genotype, save_figure
 from darts_sg.analysis.page import search_page
-from darts_sg.analysis.run_folder import SCRIPTS, Run, SearchEpoch, read_run, read_search_epochs
+from darts_sg.analysis.run_folder import Run, SearchEpoch, read_run, read_search_epochs
 from darts_sg.files import write_atomically
 from darts_sg.genotype import Cell, Genotype, state_name
+from darts_sg.invocation import argument, evaluate_command, line, program, retrain_command
 from darts_sg.networks.mobile import LAST_CHANNELS, STEM_CHANNELS, Model, find_model, stem_stride
 from darts_sg.tasks import DEFAULT_TASK, Figure
 from darts_sg.tasks.columns import cell as column_cell
@@ -167,8 +168,13 @@ def _figures(run: Run, result: Mapping[str, Any], kind: str) -> list[tuple[str, 
 
 
 def _weight_files(run: Run) -> list[Path]:
-    """The weights files: of the last epoch, the best one, and those that --keep-every left."""
-    return sorted(run.folder.glob("weights*.safetensors"), key=lambda path: path.stem)
+    """The weights files: of the last epoch, the best one, and those that --keep-every left, by epoch."""
+
+    def order(path: Path) -> tuple[str, int]:
+        name, _, epoch = path.stem.rpartition("_")
+        return (name, int(epoch)) if epoch.isdecimal() else (path.stem, 0)  # as text 10000 comes before 9999
+
+    return sorted(run.folder.glob("weights*.safetensors"), key=order)
 
 
 def _epochs(run: Run) -> list[str]:
@@ -261,17 +267,18 @@ def _going_on(run: Run) -> list[str]:
     path = run.shown_path
     steps = []
     if not run.finished:
-        steps.append(f"python {SCRIPTS[run.job]} --resume {path}   # continues to the same result")
+        steps.append(f"{line(run.job, resume=path)}   # continues to the same result")
     if run.job == "search" and run.genotype is not None:
         if run.genotype_epoch is None:
-            genotype = f"{path}/genotype.yaml"
+            genotype = path / "genotype.yaml"
         else:
-            genotype = f"{path}/genotypes/epoch_{run.genotype_epoch:04}.yaml"
-        steps.append(f"python augment.py --genotype {genotype}   # retrains the derived network")
+            genotype = path / "genotypes" / f"epoch_{run.genotype_epoch:04}.yaml"
+        steps.append(f"{retrain_command(genotype, run.options)}   # retrains the derived network")
     if run.result is not None and (files := _weight_files(run)):
-        steps.append(f"python augment.py --evaluate {path}/{files[0].name}   # repeats the {run.task.headline.title}")
-        steps.append(f"python -m darts_sg export {path}/{files[0].name} --format onnx   # a model for other programs")
-    steps.append(f"tensorboard --logdir {path}")
+        weights = path / files[0].name
+        steps.append(f"{evaluate_command(weights, run.options)}   # repeats the {run.task.headline.title}")
+        steps.append(f"{program('export')} {argument(weights)} --format onnx   # a model for other programs")
+    steps.append(f"tensorboard --logdir {argument(path)}")
     return ["## How to go on", "```\n" + "\n".join(steps) + "\n```"]
 
 

@@ -24,7 +24,7 @@ from darts_sg.records import MetricsRow
 from darts_sg.tasks import Task, task_of
 from darts_sg.yaml_files import read_yaml
 
-SCRIPTS = {"search": "search.py", "augment": "augment.py"}
+JOBS = ("search", "augment")
 MOST_PROCESSES = 2**16
 LARGEST_METRICS = 2**26  # bytes of a metrics.csv: a row has 300
 LARGEST_RESULT = 2**22  # bytes of a result.json
@@ -112,10 +112,10 @@ class Run:
         return described_data(name, data.get("note"), data.get("remark"))
 
     @property
-    def shown_path(self) -> str:
+    def shown_path(self) -> Path:
         """The folder as one would type it in the current directory."""
         path = self.folder.resolve()
-        return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(self.folder)
+        return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else self.folder
 
 
 def described_data(name: str, *remarks: str | None) -> str:
@@ -164,7 +164,7 @@ def read_run_config(path: Path) -> tuple[str, Mapping[str, Any], Mapping[str, An
     job, options, environment = (
         (config.get(key) for key in ("job", "options", "environment")) if isinstance(config, dict) else (None,) * 3
     )
-    if not isinstance(job, str) or job not in SCRIPTS or not isinstance(options, dict):
+    if not isinstance(job, str) or job not in JOBS or not isinstance(options, dict):
         raise UsageError(f"{path} does not belong to a run: it needs job (search or augment) and options")
     return job, _typed(options, OPTION_TYPES, f"{path}: options"), typed_environment(environment, path)
 

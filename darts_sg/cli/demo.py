@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from darts_sg.errors import UsageError
+from darts_sg.invocation import line
 
 
 def add_parser(commands: Any) -> None:
@@ -23,10 +24,11 @@ def run(arguments: argparse.Namespace) -> None:
         raise UsageError(f"{folder} exists; choose another --run-dir")
     searched, trained = folder / "search", folder / "augment"
     options = ["--recipe", "demo", "--run-dir", str(searched)]
-    print(f"1. search: python search.py {' '.join(options)}")
+    print(f"1. search: {line('search', recipe='demo', run_dir=searched)}")
     jobs.main("search", options, "darts-sg search")
-    options = ["--recipe", "demo", "--genotype", str(searched / "genotype.yaml"), "--run-dir", str(trained)]
-    print(f"\n2. retrain: python augment.py {' '.join(options)}")
+    genotype = searched / "genotype.yaml"
+    options = ["--recipe", "demo", "--genotype", str(genotype), "--run-dir", str(trained)]
+    print(f"\n2. retrain: {line('augment', recipe='demo', genotype=genotype, run_dir=trained)}")
     jobs.main("augment", options, "darts-sg augment")
     print(f"\nsearched:  {searched}, report {searched / 'report.md'}")
     print(f"retrained: {trained}, report {trained / 'report.md'}")

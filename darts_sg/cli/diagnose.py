@@ -32,7 +32,11 @@ def add_parser(commands: Any) -> None:
         epilog=EPILOG,
     )
     diagnose.add_argument(
-        "files", metavar="FILE", nargs="+", type=Path, help="weights.safetensors of augment runs on the same data"
+        "files",
+        metavar="FILE",
+        nargs="+",
+        type=Path,
+        help="weights.safetensors of augment runs on the same data, or their folders",
     )
     diagnose.add_argument(
         "--data", type=Path, default=Path("data"), metavar="DIR", help="folder of the data set (default: data)"

@@ -14,7 +14,9 @@ from darts_sg.files import write_atomically
 def add_parser(commands: Any) -> None:
     """Add `export` to the commands of the package."""
     export = commands.add_parser("export", description="Export trained weights as a model for other programs.")
-    export.add_argument("weights", metavar="FILE", type=Path, help="weights.safetensors of an augment run")
+    export.add_argument(
+        "weights", metavar="FILE", type=Path, help="weights.safetensors of an augment run, or its folder"
+    )
     export.add_argument("--format", choices=["onnx", "torch"], required=True, help="onnx, or torch: torch.export")
     export.add_argument("-o", "--output", type=Path, help="file to write (default: NAME.onnx or NAME.pt2)")
 

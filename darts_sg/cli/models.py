@@ -9,6 +9,7 @@ from rich.table import Table
 from darts_sg.cli.parser import positive
 from darts_sg.cli.terminal import console, machine_fields
 from darts_sg.errors import UsageError
+from darts_sg.invocation import program
 
 
 def add_parser(commands: Any) -> None:
@@ -79,6 +80,6 @@ def run(arguments: argparse.Namespace) -> None:
         f"\nParameters and MACs (convolutions and linear layers) are counted here, {arguments.network} shape: "
         f"{size}×{size} pixels, {NUM_CLASSES[arguments.network]} classes. Published accuracies are on ImageNet.\n"
         "Any width does: mobilenext_0.9; with _idM the shortcuts add 1/M of the channels.\n"
-        "To train one: python augment.py --model NAME --recipe mobilenext",
+        f"To train one: {program('augment')} --model NAME --recipe mobilenext",
         highlight=False,
     )

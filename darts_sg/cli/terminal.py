@@ -3,12 +3,14 @@
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
 from rich.console import Console
 
 from darts_sg import plugins
+from darts_sg.engine.output import discard, open_missing_streams
 from darts_sg.errors import RunError, Stopped, UsageError
 from darts_sg.files import write_atomically
 
@@ -44,8 +46,16 @@ def console() -> Console:
 
 
 def answer(command: Callable[[], None], prog: str) -> NoReturn:
-    """Run a command and exit: 0 when it is done, 2 with one line for a usage error, 1 with one line for a failure."""
-    speaks, leave, end = _ways_of_torchrun() if "RANK" in os.environ else (lambda: True, lambda: None, sys.exit)
+    """Run a command and exit: 0 when it is done, 2 with one line for a usage error, 1 with one line for a failure.
+
+    141 if what reads the output ends first, as `| head` does; jobs go on then (see engine/output.py).
+    """
+    open_missing_streams()
+    try:
+        speaks, leave, end = _ways_of_torchrun() if "RANK" in os.environ else (lambda: True, lambda: None, sys.exit)
+    except UsageError as error:
+        print(f"{prog}: {error}", file=sys.stderr)
+        sys.exit(2)
     code, problem = 0, ""
     try:
         command()
@@ -53,7 +63,8 @@ def answer(command: Callable[[], None], prog: str) -> NoReturn:
         leave()
     except Stopped as stopped:
         if speaks():
-            print(stopped, flush=True)
+            with suppress(OSError, ValueError):  # nobody reads it any more
+                print(stopped, flush=True)
         code = stopped.exit_code
         leave()
     except UsageError as error:
@@ -63,7 +74,6 @@ def answer(command: Callable[[], None], prog: str) -> NoReturn:
     except KeyboardInterrupt:
         code, problem = 130, "interrupted"
     except BrokenPipeError:
-        sys.stderr.close()
         code = 141
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
@@ -73,8 +83,19 @@ def answer(command: Callable[[], None], prog: str) -> NoReturn:
         if not problem:
             raise
     if problem and speaks():
-        print(f"{prog}: {' '.join(problem.splitlines())}", file=sys.stderr)  # a value in it may have several lines
+        with suppress(OSError, ValueError):
+            print(f"{prog}: {' '.join(problem.splitlines())}", file=sys.stderr)  # a value in it may have several lines
+    discard_unread()
     end(code)
+
+
+def discard_unread() -> None:
+    """Flush the standard streams; what cannot be written is discarded, or it would fail again at exit."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            discard(stream)
 
 
 def _ways_of_torchrun() -> tuple[Callable[[], bool], Callable[[], None], Callable[[int], NoReturn]]:

@@ -4,6 +4,7 @@ A data set is a function that returns a Dataset, see `Loader`, registered with `
 plug-in (examples/plugins/small_data.py).
 """
 
+import inspect
 from pathlib import Path
 
 from darts_sg.data.batches import Augment, TrainBatches, evaluation_batches, keyed_generator
@@ -48,15 +49,24 @@ DATASETS.add("synthetic", load_synthetic)
 
 
 def load_dataset(
-    name: str, directory: Path, *, image_size: int | None = None, seed: int = 0, download: bool = True
+    name: str,
+    directory: Path,
+    *,
+    image_size: int | None = None,
+    seed: int = 0,
+    split_seed: int = 0,
+    download: bool = True,
 ) -> Dataset:
     """Load the data set `name` into memory; of imagenet the names and labels only.
 
     directory: holds its files; missing ones are downloaded to it if `download` allows that. image_size: side in pixels
-    to which images of arbitrary sizes are brought. seed: for the test part of a data set without one, and for rendered
-    images. Raises UsageError if there is no such data set, its files are missing or damaged, or an option does not suit
-    it; the message says what to do.
+    to which images of arbitrary sizes are brought. seed: of rendered images. split_seed: of the test part that a data
+    set splits off; passed to the loaders that take it. Raises UsageError if there is no such data set, its files are
+    missing or damaged, or an option does not suit it; the message says what to do.
     """
     if seed < 0:
         raise UsageError(f"the seed must not be negative: {seed}")
-    return DATASETS[name](directory.expanduser(), image_size=image_size, seed=seed, download=download)
+    load = DATASETS[name]
+    # a loader of a plug-in need not split
+    more = {"split_seed": split_seed} if "split_seed" in inspect.signature(load).parameters else {}
+    return load(directory.expanduser(), image_size=image_size, seed=seed, download=download, **more)

@@ -1,7 +1,7 @@
 """Your own images: a folder for each class.
 
 Either DIR/train/CLASS/* with DIR/test/CLASS/* (or val, or valid); or DIR/CLASS/* (or only DIR/train/CLASS/*), in which
-case a fifth of each class, chosen by the seed, becomes the test part.
+case a fifth of each class, chosen by a seed of the split's own, becomes the test part.
 """
 
 import logging
@@ -48,7 +48,7 @@ class LabelledFiles:
         return LabelledFiles([self.paths[i] for i in chosen], [self.labels[i] for i in chosen])
 
 
-def load_folder(directory: Path, *, image_size: int | None, seed: int, download: bool) -> Dataset:
+def load_folder(directory: Path, *, image_size: int | None, seed: int, download: bool, split_seed: int = 0) -> Dataset:
     """Load the images under `directory` as RGB squares of `image_size` pixels; see the module for the layout.
 
     Images are resized by their shorter side and centre-cropped. The default size is the median of the shorter sides of
@@ -69,9 +69,9 @@ def load_folder(directory: Path, *, image_size: int | None, seed: int, download:
             raise UsageError(f"{train_root / rare[0]} holds one image, and a test part is to be split off: add more")
         labels = torch.tensor(train.labels)
         num_test = max(1, len(labels) // 5)
-        test_indices, train_indices = balanced_split(labels, (num_test, len(labels) - num_test), seed)
+        test_indices, train_indices = balanced_split(labels, (num_test, len(labels) - num_test), split_seed)
         train, test = train.select(train_indices), train.select(test_indices)
-        remarks = [f"test part: a fifth of the images, by seed {seed}"]
+        remarks = [f"test part: a fifth of the images, by seed {split_seed}"]
     else:
         check_same_classes(train_root, class_names, test_root, subfolders(test_root))
         test = list_files(test_root, class_names)

@@ -116,7 +116,7 @@ class Loader(Protocol):
     """The function that loads a data set."""
 
     def __call__(self, directory: Path, *, image_size: int | None, seed: int, download: bool) -> Dataset:
-        """Load from `directory`; the options are those of `load_dataset`."""
+        """Load from `directory`; the options are those of `load_dataset`. `split_seed` is optional, see there."""
         ...
 
 

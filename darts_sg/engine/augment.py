@@ -4,6 +4,7 @@ What the network is trained for, its loss, measures and results, is the task's (
 """
 
 import functools
+import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -19,15 +20,18 @@ from darts_sg.engine.checkpoint import checkpoints
 from darts_sg.engine.distributed import without_sync_batchnorm
 from darts_sg.engine.kernels import use_kernels
 from darts_sg.engine.loop import Loop, StepResult
+from darts_sg.engine.output import lenient_output
 from darts_sg.engine.run_dir import RunDir
 from darts_sg.engine.setup import (
     Setting,
+    already_finished,
     autocast,
     batches_to_evaluate,
     compile_parts,
     dry_run,
     open_run,
     prepare,
+    refuse_run_dir,
     refuse_single_images,
     run_job,
     split_training_set,
@@ -49,6 +53,7 @@ from darts_sg.engine.subject import subject_of, with_channels
 from darts_sg.engine.weights import Metadata, Weights, read_weights, weights_bytes
 from darts_sg.errors import UsageError
 from darts_sg.genotype import Genotype, load_genotype
+from darts_sg.invocation import evaluate_command
 from darts_sg.networks.derived import DerivedNetwork
 from darts_sg.networks.mobile import Model, find_model
 from darts_sg.ops import OPERATIONS
@@ -235,6 +240,44 @@ class AugmentJob:
         self.best, self.details = state["best"], state.get("details", {})
         self.setting.data.unusual.update(state.get("unusual_images", {}))
 
+    def match_files(self, run: RunDir, epoch: int) -> None:
+        """Bring the files of the best weights in line with a checkpoint that is after `epoch` whole epochs.
+
+        The checkpoint knows which epoch was the best, but not its weights. Where their file has since been overwritten
+        by that of a later epoch, they are taken from the file that --keep-every left. Without one the file is removed,
+        and the best epoch is chosen among those to come.
+        """
+        lost = self.setting.ranks.from_first(
+            lambda: [kind for kind in self.tested if self._best_lost(run, kind, epoch)]
+        )
+        for kind in lost:
+            columns = tuple(f"{kind}{name}" for name in ("judged", "epoch", "test_"))
+            self.best = {name: value for name, value in self.best.items() if not name.startswith(columns)}
+
+    def _best_lost(self, run: RunDir, kind: str, epoch: int) -> bool:
+        """Whether the best weights up to `epoch` are gone, see `match_files`; mends the file. Called on rank 0."""
+        name, best = f"weights_{kind}best.safetensors", self.best.get(f"{kind}epoch")
+        try:
+            found = read_weights(run.path / name).metadata.epoch
+        except UsageError:  # none yet, or a damaged one, which is found when it is used
+            return False
+        if found <= epoch:
+            return False
+        kept = run.path / f"weights_{kind}epoch_{int(best or 0):04d}.safetensors"
+        if kept.is_file():
+            run.write(name, kept.read_bytes())
+            run.log(f"{name} was of epoch {found}, and is that of epoch {best} again")
+            return False
+        run.remove(name)
+        if best is not None:
+            # One epoch ahead is also what a kill between the file and the checkpoint leaves: that epoch is repeated.
+            tell = run.log if found == epoch + 1 else run.warn
+            tell(
+                f"{name} was of epoch {found}, later than the checkpoint, and the weights of the best epoch before "
+                f"({int(best)}) are gone: removed; the best epoch is chosen among those after {epoch}"
+            )
+        return best is not None
+
     def facts(self) -> list[str]:
         """The lines of a dry run about the network and its images."""
         held_out = 0 if self.validation_images is None else len(self.validation_images)
@@ -359,6 +402,7 @@ class AugmentJob:
             epoch=epoch + 1,
             epochs=self.num_epochs,
             seed=config.seed,
+            split_seed=config.split_seed if config.dataset == "folder" else None,
             finetuned_from=environment.get("finetuned_from"),
             darts_sg=environment["darts_sg"],
             torch=environment["torch"],
@@ -372,6 +416,7 @@ def _measures(row: MetricsRow, kind: str, part: str) -> dict[str, float]:
     return {name.removeprefix(prefix): value for name, value in row.items() if name.startswith(prefix)}
 
 
+@lenient_output()
 def run_augment(
     config: AugmentConfig,
     *,
@@ -389,9 +434,10 @@ def run_augment(
     """
     started = time.monotonic() if started is None else started  # before data are loaded and kernels compiled
     run, earlier = open_run(resume, "augment")
-    if run is not None and (run.path / "result.json").is_file():
-        print(f"{run.path} is finished: {run.path / 'result.json'}, {run.path / 'report.md'}")
+    if run is not None and already_finished(run, "result.json", dry=dry):
         return run.path
+    if not dry:
+        refuse_run_dir(config, resume)
     weights, origin = _start(config, run, earlier)
     trained = _subject(config, run, weights)
     setting = prepare(config, earlier)
@@ -408,6 +454,8 @@ def run_augment(
         return None
     for line in filter(None, [job.started, job.averaged()]):
         print(line)
+    if weights is not None and setting.ranks.leads and (doubt := _other_split(config, weights)):
+        print(f"warning: {doubt}", file=sys.stderr)
 
     def save_genotype(run: RunDir) -> None:
         if isinstance(trained, Genotype):
@@ -418,7 +466,7 @@ def run_augment(
         sizes["validation_images"] = len(job.validation_images)
     return run_job(
         job, config, setting, run, title=trained.name, sizes=sizes,
-        prepare_run=save_genotype, finish=functools.partial(_finish, job), script="augment.py",
+        prepare_run=save_genotype, finish=functools.partial(_finish, job),
         callbacks=callbacks, stop=stop, started=started,
     )  # fmt: skip
 
@@ -438,6 +486,16 @@ def _start(
         assert run is not None
         raise UsageError(f"{config.finetune} is not the file that {run.path} was started from; start a new run")
     return weights, weights.origin()
+
+
+def _other_split(config: AugmentConfig, weights: Weights) -> str:
+    """What is doubtful about testing weights on another split of a class folder than they were trained on, or empty."""
+    if config.dataset != "folder" or weights.metadata.dataset != "folder" or config.split_seed == weights.split_seed:
+        return ""
+    return (
+        f"{weights.path} was trained on a class folder split by --split-seed {weights.split_seed}, and this one is "
+        f"split by {config.split_seed}: if they are the same images, some that are tested on were trained on"
+    )
 
 
 def _subject(config: AugmentConfig, run: RunDir | None, weights: Weights | None) -> Genotype | Model:
@@ -464,7 +522,10 @@ def _finish(job: AugmentJob, run: RunDir, config: AugmentConfig, loop: Loop) -> 
     if not run.writes:
         return
     result = job.result(loop)
+    report = run.path / "report.md"
+    run.remove(report.name)  # one of the unfinished run; the run counts as finished once both files are there
     run.write_json("result.json", result)
-    report = write_report(run.path)
+    write_report(run.path)
     print("\n".join([*job.result_lines(result), job.subject.counts()]))
     print(f"result: {run.path / 'result.json'}\nreport: {report}")
+    print(f"test it again: {evaluate_command(run.path / 'weights.safetensors', config.as_dict())}")

@@ -1,7 +1,7 @@
 """Checkpoints: all that a run needs to continue bit for bit; written atomically, read without running pickled code."""
 
+import errno
 import io
-import pickle
 import random
 import re
 import zipfile
@@ -12,11 +12,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from darts_sg.errors import UsageError
+from darts_sg.engine.distributed import fingerprint
+from darts_sg.errors import UsageError, first_line
 from darts_sg.files import write_atomically
 
 KEPT_CHECKPOINTS = 2  # the newest, and a spare in case it is damaged
 NAME = re.compile(r"epoch_(\d+)_step_(\d+)\.pt")
+CHECKSUM = "checksum"
+"""The entry of a file that holds the fingerprint of all others. Files written before version 0.2 have none."""
+BAD_SECTORS = frozenset({errno.EIO, errno.EISDIR})
+"""What reading a damaged file answers; other errors (no permission, too many open files) say nothing about the file."""
 
 
 def save_checkpoint(
@@ -29,7 +34,8 @@ def save_checkpoint(
     """
     path = folder / f"epoch_{epoch:04d}_step_{step:06d}.pt"
     write_torch(path, state)
-    for old in checkpoints(folder)[:-KEPT_CHECKPOINTS]:
+    up_to_this = [old for old in checkpoints(folder) if position(old) <= (epoch, step)]
+    for old in up_to_this[:-KEPT_CHECKPOINTS]:
         epochs_done, steps_begun = position(old)
         if keep_every is None or steps_begun or epochs_done % keep_every:
             old.unlink()
@@ -37,9 +43,9 @@ def save_checkpoint(
 
 
 def write_torch(path: Path, state: Mapping[str, Any]) -> None:
-    """torch.save, atomically."""
+    """torch.save with a checksum of the content, atomically."""
     buffer = io.BytesIO()
-    torch.save(dict(state), buffer)
+    torch.save({**state, CHECKSUM: fingerprint(dict(state))}, buffer)
     write_atomically(path, buffer.getvalue())
 
 
@@ -59,31 +65,70 @@ def position(path: Path) -> tuple[int, int]:
 
 
 def read_torch(path: Path) -> dict[str, Any]:
-    """Read a file of `write_torch`: tensors and plain data only. Raises ValueError if the file is damaged."""
+    """Read a file of `write_torch`: tensors and plain data only.
+
+    Raises ValueError if the file is damaged, however it is; OSError if it cannot be opened.
+    """
     try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()  # torch.load does not verify the checksums of the members
-        if damaged is not None:
-            raise ValueError(f"{path}: checksum of {damaged} is wrong")
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (zipfile.BadZipFile, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
+        content = path.read_bytes()
+    except OSError as error:
+        if error.errno not in BAD_SECTORS:
+            raise
+        raise ValueError(f"{path}: {error.strerror}") from None
+    try:
+        return _parsed(content)
+    except MemoryError:
+        raise  # says nothing about the file
+    except Exception as error:  # zipfile, pickle and torch raise whatever damage leads them to
+        if "allocate memory" in str(error):  # PyTorch's words for it
+            raise MemoryError(str(error)) from None
+        raise ValueError(f"{path}: {first_line(error)}") from None
 
 
-def load_newest(folder: Path, warn: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
+def _parsed(content: bytes) -> dict[str, Any]:
+    """The content of a checkpoint, verified; raises all kinds of errors if it is damaged."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+            raise ValueError("its members are compressed, which no checkpoint is")
+        damaged = archive.testzip()  # torch.load does not verify the checksums of the members
+    if damaged is not None:
+        raise ValueError(f"checksum of {damaged} is wrong")
+    state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    if not isinstance(state, dict):
+        raise ValueError(f"it holds a {type(state).__name__}, not the state of a run")
+    expected = state.pop(CHECKSUM, None)
+    if expected is not None and expected != fingerprint(state):
+        raise ValueError("its content does not match its checksum")
+    return state
+
+
+def load_newest(
+    folder: Path, warn: Callable[[str], None], check: Callable[[dict[str, Any]], None] = lambda state: None
+) -> tuple[Path, dict[str, Any]] | None:
     """The newest intact checkpoint and its path; None if there is no checkpoint at all.
 
-    Skips damaged ones with a warning. Raises UsageError if all are damaged.
+    Skips damaged ones with a warning. `check` raises ValueError for a state that lacks something. Raises UsageError if
+    all are damaged.
     """
     found = checkpoints(folder)
     for path in reversed(found):
         try:
-            return path, read_torch(path)
+            state = read_torch(path)
+            check(state)
+            return path, state
         except ValueError as error:
-            warn(f"damaged checkpoint passed over: {error}")
+            said = str(error)
+            warn(f"damaged checkpoint passed over: {said if str(path) in said else f'{path}: {said}'}")
     if found:
         raise UsageError(f"every checkpoint in {folder} is damaged; delete that folder to start the run over")
     return None
+
+
+def set_aside_later(folder: Path, loaded: Path) -> None:
+    """Rename the damaged checkpoints that are later than the one loaded, so that the run does not meet them again."""
+    for path in checkpoints(folder):
+        if position(path) > position(loaded):
+            path.rename(path.with_name(f"{path.name}.damaged"))
 
 
 def random_state(*, gpus: bool = True) -> dict[str, Any]:

@@ -169,7 +169,7 @@ def refuse_other_data(files: Sequence[Weights]) -> None:
 def load_data(weights: Weights, folder: Path) -> Dataset:
     """Load the data that a network was trained on from `folder`; UsageError if they are missing or others."""
     m = weights.metadata
-    data = load_dataset(m.dataset, folder, image_size=m.image_size, seed=m.seed)
+    data = load_dataset(m.dataset, folder, image_size=m.image_size, seed=m.seed, split_seed=weights.split_seed)
     if (found := data.fingerprint()) != m.data_fingerprint:
         raise UsageError(
             f"the images in {folder} are not those that {weights.path} was trained on (fingerprint {found}, then "

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
 from darts_sg.data import keyed_generator
-from darts_sg.errors import RunError, UsageError
+from darts_sg.errors import RunError, UsageError, quoted
 
 T = TypeVar("T")
 
@@ -48,9 +48,24 @@ class Ranks:
 
     @classmethod
     def from_environment(cls) -> "Ranks":
-        """The ranks that torchrun has set up; a single process without torchrun."""
+        """The ranks that torchrun has set up; a single process without torchrun.
+
+        Raises UsageError if the variables of torchrun hold anything but numbers that fit together.
+        """
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-        return cls(*(int(os.environ[name]) for name in names)) if os.environ.keys() >= {*names} else cls()
+        if not os.environ.keys() >= {*names}:
+            return cls()
+        given = [os.environ[name] for name in names]
+        if not all(text.isascii() and text.isdecimal() and len(text) < 10 for text in given):
+            found = ", ".join(f"{name} is {quoted(text)}" for name, text in zip(names, given, strict=True))
+            raise UsageError(f"expected numbers from torchrun, found: {found}; unset these variables")
+        rank, size, local_rank, local_size = map(int, given)
+        if not (rank < size and local_rank < local_size <= size):
+            raise UsageError(
+                f"RANK {rank} of WORLD_SIZE {size} and LOCAL_RANK {local_rank} of LOCAL_WORLD_SIZE {local_size} do not "
+                "fit together; start the processes with torchrun, or unset these variables"
+            )
+        return cls(rank, size, local_rank, local_size)
 
     @staticmethod
     def may_restart() -> bool:
@@ -273,7 +288,7 @@ def end(code: int) -> NoReturn:
 
 
 def fingerprint(state: Any) -> str:
-    """16 hex digits of a SHA-256 over all tensors and numbers in nested dicts and lists."""
+    """16 hex digits of a SHA-256 over nested dicts and lists of tensors, with type and shape, and plain values."""
     digest = hashlib.sha256()
 
     def add(part: Any) -> None:
@@ -285,6 +300,7 @@ def fingerprint(state: Any) -> str:
             for item in part:
                 add(item)
         elif isinstance(part, Tensor):
+            digest.update(f"{part.dtype}{tuple(part.shape)}".encode())
             digest.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         else:
             digest.update(repr(part).encode())

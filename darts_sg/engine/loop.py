@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -15,11 +16,18 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from torch import Tensor
 
-from darts_sg.engine.checkpoint import checkpoints, load_newest, random_state, save_checkpoint, set_random_state
+from darts_sg.engine.checkpoint import (
+    checkpoints,
+    load_newest,
+    random_state,
+    save_checkpoint,
+    set_aside_later,
+    set_random_state,
+)
 from darts_sg.engine.distributed import Ranks, fingerprint
 from darts_sg.engine.loggers import LoggedRun, Loggers
 from darts_sg.engine.run_dir import RunDir
-from darts_sg.errors import RunError, Stopped
+from darts_sg.errors import RunError, Stopped, first_line
 from darts_sg.methods.early_stopping import EarlyStop
 from darts_sg.records import MetricsRow
 from darts_sg.tasks.columns import clock, summary
@@ -29,6 +37,11 @@ if TYPE_CHECKING:
 
 SYNC_STEPS = 20  # steps between two reads of the losses: each waits for the GPU
 CHECKPOINT_FORMAT = 2
+ENTRIES: dict[str, Any] = {
+    "epoch": int, "step": int, "sums": dict, "counts": dict, "images": int, "epoch_seconds": float | int,
+    "seconds": float | int, "rows": list, "random": dict, "state": dict,
+}  # fmt: skip
+"""What a checkpoint of this format holds beside `format` and `job`."""
 
 
 class StepResult(NamedTuple):
@@ -77,6 +90,12 @@ class Job(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+    def match_files(self, run: RunDir, epoch: int) -> None:
+        """Bring the job's files in line with the checkpoint just loaded, which is after `epoch` whole epochs.
+
+        They may be of later epochs, if the user went back to an older checkpoint. Called on all ranks.
+        """
 
 
 class Meter:
@@ -346,23 +365,35 @@ class Loop:
 
     def _load(self) -> bool:
         """Continue from the newest checkpoint, on all ranks from that of rank 0. Returns whether there is one."""
-        found = self.ranks.from_first(lambda: load_newest(self.folder, self._warn))
+        found = self.ranks.from_first(lambda: load_newest(self.folder, self._warn, _check_entries))
         if found is None:
+            self._match_files()
             self._compare()
             return False
         path, state = found
         if state.get("format") != CHECKPOINT_FORMAT or state.get("job") != self.job.name:
             raise RunError(f"{path} was written by another version of darts_sg, or another job")
-        self.job.load_state_dict(state["state"])
+        with _fitting(path):
+            self.job.load_state_dict(state["state"])
         self.epoch, self.next_step = state["epoch"], state["step"]
         self.meter.sums, self.meter.counts = state["sums"], state["counts"]
         self.images, self.epoch_seconds = state["images"], state["epoch_seconds"]
         self.seconds_before = state["seconds"]
         self.rows = state["rows"]
-        set_random_state(state["random"])
+        if self.run.writes:
+            set_aside_later(self.folder, path)
+        self._match_files()
+        with _fitting(path):
+            set_random_state(state["random"])  # last: nothing may draw before the next step does
         self._compare()
         self.run.log(f"continued from {path.name}")
         return True
+
+    def _match_files(self) -> None:
+        """Remove what later epochs have left in the run folder: they are about to be repeated."""
+        if self.run.writes and (removed := self.run.remove_later(self.epoch, at_end=self._at_end())):
+            self.run.log(f"went back to epoch {self.epoch}, step {self.next_step}; removed {', '.join(removed)}")
+        self.job.match_files(self.run, self.epoch)
 
     def _show(self, speed: float, seconds_here: float, images_here: int) -> None:
         steps_left = (self.job.num_epochs - self.epoch) * self.job.steps_per_epoch - self.next_step
@@ -375,3 +406,30 @@ class Loop:
 
     def _warn(self, text: str) -> None:
         self.run.warn(text)
+
+
+@contextmanager
+def _fitting(path: Path) -> Iterator[None]:
+    """RunError if the state in a checkpoint, which is intact, is not one of this run."""
+    try:
+        yield
+    except RunError:
+        raise
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        if "memory" in str(error):
+            raise
+        raise RunError(
+            f"{path} does not fit this run ({type(error).__name__}: {first_line(error)}); remove it to continue from "
+            "the checkpoint before"
+        ) from error
+
+
+def _check_entries(state: dict[str, Any]) -> None:
+    """ValueError if a checkpoint of this format lacks an entry, or has one of another type."""
+    if state.get("format") != CHECKPOINT_FORMAT:
+        if not isinstance(state.get("format"), int):
+            raise ValueError("it is no checkpoint of a run")
+        return  # of another version, which is an error of its own
+    for name, kind in ENTRIES.items():
+        if not isinstance(state.get(name), kind):
+            raise ValueError(f"it lacks {name}, or has something else in its place")

@@ -5,7 +5,7 @@ metrics.csv         one row an epoch
 log.txt             what was printed, with the time
 tensorboard/        metrics and figures for TensorBoard; W&B and MLflow keep their files in wandb/ and mlflow/
 loggers.json        with --logger: the ids of the run at W&B and MLflow, which a resumed run continues
-checkpoints/        the newest two, to resume from; with --keep-every older ones, too
+checkpoints/        the newest two, to resume from; with --keep-every older ones, too; damaged ones end in .damaged
 split.json          search: a copy of the lists of images given by --split
 unusual_images.csv  images that are damaged or no RGB JPEG, if there are any
 genotypes/          search: the genotype after each epoch; alphas/ the mixing weights
@@ -14,14 +14,15 @@ result.json         augment: the result
 weights.safetensors, weights_best.safetensors
                     augment: the weights after the last and after the best epoch, self-contained; with --keep-every
                     weights_epoch_*.safetensors as well; with --ema weights_ema*, the same of their average
-report.md           the run as a page, with pictures/
 search.html         search: its epochs, to leaf through in a browser
+report.md           the run as a page, with pictures/; the last file of a run
 """
 
 import errno
 import fcntl
 import json
 import logging
+import re
 import sys
 import time
 from collections.abc import Mapping
@@ -35,6 +36,7 @@ from darts_sg.analysis.run_folder import typed_environment
 from darts_sg.config import RunConfig
 from darts_sg.errors import UsageError
 from darts_sg.files import write_atomically
+from darts_sg.invocation import argument
 from darts_sg.yaml_files import read_mapping
 
 TERMINAL = logging.lastResort or logging.NullHandler()
@@ -43,6 +45,22 @@ PATIENCE = 5.0
 """Seconds to wait for the lock of a run folder: a process that was killed takes a moment to release it."""
 WITHOUT_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP})
 """What flock answers on file systems that have no locks: some network and cluster file systems, and FUSE."""
+
+EPOCH_FILES = ("alphas/epoch_*.npz", "genotypes/epoch_*.yaml", "weights_*epoch_*.safetensors")
+FILES_OF_THE_END = ("weights.safetensors", "weights_ema.safetensors")
+REPORT_FILES = ("report.md", "search.html")
+BEFORE_THE_START = (".lock", "log.txt", "genotype.yaml", "split.json")
+"""What a new run writes before its config.yaml."""
+HALF_WRITTEN = (".config.yaml.", ".genotype.yaml.", ".split.json.")
+"""How the temporary files of `write_atomically` begin, which a kill leaves."""
+
+SUBFOLDERS = ("checkpoints", "alphas", "genotypes", "pictures")
+TEMPORARY = re.compile(r"\..+\.(pt|npz|yaml|json|csv|md|html|svg|png|gif|safetensors)\.[a-z0-9_]{8}")
+"""The names of the temporary files of `write_atomically`: the file's, and what tempfile adds."""
+
+
+class InUse(UsageError):
+    """Another process holds the lock of a run folder."""
 
 
 class RunDir:
@@ -62,25 +80,50 @@ class RunDir:
         self._logger.addHandler(handler)
         for shown in (handler, TERMINAL):
             logging.getLogger("darts_sg.data").addHandler(shown)
-        if self._lock is None:
+        if self._lock is not None:
+            self._remove_half_written()
+        else:
             text = f"note: the file system of {path} has no locks: make sure that no other process runs in this folder"
             print(text, file=sys.stderr)
             self.log(text)
 
     @classmethod
     def create(cls, path: Path) -> "RunDir":
-        """A new run folder. UsageError if `path` exists and is not an empty folder, or cannot be created."""
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            if (path / "config.yaml").is_file():
-                raise UsageError(
-                    f"run folder {path} exists; continue it with --resume {path}, or choose another --run-dir"
-                )
-            raise UsageError(f"{path} exists and is not empty; choose another --run-dir")
+        """A new run folder. UsageError as in `refuse_existing`, or if the folder cannot be created."""
+        cls.refuse_existing(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(f"--run-dir {path} cannot be made: {error.strerror}; choose another") from None
-        return cls(path)
+        try:
+            run = cls(path)
+        except InUse as error:
+            raise UsageError(f"{error}, or choose another --run-dir") from None
+        try:
+            cls.refuse_existing(path)  # another process may have been faster
+            for left in path.iterdir():
+                if left.name not in (".lock", "log.txt"):
+                    left.unlink()
+        except BaseException:
+            run.close()
+            raise
+        return run
+
+    @staticmethod
+    def refuse_existing(path: Path) -> None:
+        """UsageError if `path` exists, unless it is empty or what a process leaves that is killed while starting."""
+        if not path.exists():
+            return
+        if (path / "config.yaml").is_file():
+            raise UsageError(
+                f"run folder {path} exists; continue it with --resume {argument(path)}, or choose another --run-dir"
+            )
+        found = [each.name for each in path.iterdir()] if path.is_dir() else [path.name]
+        unfinished = ".lock" in found and all(
+            name in BEFORE_THE_START or name.startswith(HALF_WRITTEN) for name in found
+        )
+        if found and not unfinished:
+            raise UsageError(f"{path} exists and is not empty; choose another --run-dir")
 
     @classmethod
     def open(cls, path: Path, job: str) -> tuple["RunDir", dict[str, Any]]:
@@ -122,6 +165,29 @@ class RunDir:
         """Write a JSON file of the run atomically."""
         return self.write(name, json.dumps(dict(content), indent=2, ensure_ascii=False) + "\n")
 
+    def remove(self, name: str) -> None:
+        """Remove a file of the run, if it is there."""
+        (self.path / name).unlink(missing_ok=True)
+
+    def remove_later(self, epoch: int, *, at_end: bool) -> list[str]:
+        """Remove the files that epochs after `epoch` (counted from 1) have left; returns their names.
+
+        at_end: whether `epoch` is the last one. If not, the files of the end are later ones, too.
+        """
+        later = [
+            path
+            for pattern in EPOCH_FILES
+            for path in sorted(self.path.glob(pattern))
+            if (number := path.stem.rpartition("_")[2]).isdecimal() and int(number) > epoch
+        ]
+        if not at_end:
+            later += [path for name in FILES_OF_THE_END if (path := self.path / name).is_file()]
+        if later or _num_rows(self.path / "metrics.csv") > epoch:
+            later += [path for name in REPORT_FILES if (path := self.path / name).is_file()]
+        for path in later:
+            path.unlink()
+        return [str(path.relative_to(self.path)) for path in later]
+
     def close(self) -> None:
         """Close the log file and release the lock."""
         for handler in list(self._logger.handlers):
@@ -130,6 +196,13 @@ class RunDir:
             handler.close()
         if self._lock is not None:
             self._lock.close()
+
+    def _remove_half_written(self) -> None:
+        """Remove the temporary files that a kill in `write_atomically` has left: nobody else writes under the lock."""
+        for folder in (self.path, *(self.path / name for name in SUBFOLDERS)):
+            for path in folder.glob(".*") if folder.is_dir() else ():
+                if TEMPORARY.fullmatch(path.name):
+                    path.unlink(missing_ok=True)
 
     def _take_lock(self) -> IO[str] | None:
         """Lock the folder until the file returned is closed, or the process ends however it ends.
@@ -145,7 +218,7 @@ class RunDir:
             except (BlockingIOError, PermissionError):
                 if time.monotonic() > deadline:
                     lock.close()
-                    raise UsageError(f"another process is running in {self.path}; wait for it or stop it") from None
+                    raise InUse(f"another process is running in {self.path}; wait for it or stop it") from None
             except OSError as error:
                 lock.close()
                 if error.errno in WITHOUT_LOCKS:
@@ -172,6 +245,9 @@ class OthersRunDir(RunDir):
         """Writes nothing; returns the path."""
         return self.path / name
 
+    def remove(self, name: str) -> None:
+        """Removes nothing."""
+
     def close(self) -> None:
         """Does nothing."""
 
@@ -181,3 +257,8 @@ def default_run_dir(job: str, config: RunConfig, what: str) -> Path:
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     subject = "".join(c if c.isalnum() or c in "+-_." else "-" for c in what)
     return Path("runs") / f"{job}-{subject}-{config.dataset}-seed{config.seed}-{stamp}"
+
+
+def _num_rows(metrics: Path) -> int:
+    """The number of whole lines of a metrics.csv without its header; 0 if there is none."""
+    return max(0, metrics.read_bytes().count(b"\n") - 1) if metrics.is_file() else 0

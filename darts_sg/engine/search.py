@@ -26,11 +26,13 @@ from darts_sg.engine.eigenvalue import supernet_eigenvalue
 from darts_sg.engine.graphs import WARM_UP, Captured, compile_step
 from darts_sg.engine.kernels import use_kernels
 from darts_sg.engine.loop import Loop, StepResult
+from darts_sg.engine.output import lenient_output
 from darts_sg.engine.run_dir import RunDir
 from darts_sg.engine.search_data import search_parts
 from darts_sg.engine.search_result import npz_bytes, searched_genotype
 from darts_sg.engine.setup import (
     Setting,
+    already_finished,
     autocast,
     batches_to_evaluate,
     captures,
@@ -38,11 +40,13 @@ from darts_sg.engine.setup import (
     dry_run,
     open_run,
     prepare,
+    refuse_run_dir,
     refuse_single_images,
     run_job,
     to_device,
     train_batches,
     trial_batch,
+    write_unusual,
 )
 from darts_sg.engine.steps import (
     apply_weight_step,
@@ -55,6 +59,7 @@ from darts_sg.engine.steps import (
 from darts_sg.engine.unfused import unfused_facts
 from darts_sg.errors import RunError, UsageError
 from darts_sg.genotype import Cell, Genotype
+from darts_sg.invocation import retrain_command
 from darts_sg.methods.early_stopping import EarlyStop
 from darts_sg.methods.hypergradient import Hypergradient, VirtualStep, frozen
 from darts_sg.methods.mixing import Draw, alphas_of, draw_noise, expected_mixing, sampled_mixing
@@ -315,6 +320,9 @@ class SearchJob:
         load_optimizer(self.alpha_optimizer, state["alpha_optimizer"])
         self.setting.data.unusual.update(state.get("unusual_images", {}))
 
+    def match_files(self, run: RunDir, epoch: int) -> None:
+        """Nothing to do: a search has no files of its own that later epochs overwrite."""
+
     def forward_anew(self, x: Tensor) -> Tensor:
         """Outputs of images (N, C, H, W) from a new supernet like this one, in train mode."""
         supernet = self._build()
@@ -398,6 +406,7 @@ def problem_of(config: SearchConfig, operations: tuple[str, ...]) -> Problem:
     return Problem(operations, config.nodes, lambda unit: tables()[unit])
 
 
+@lenient_output()
 def run_search(
     config: SearchConfig,
     *,
@@ -414,9 +423,10 @@ def run_search(
     """
     started = time.monotonic() if started is None else started  # before data are loaded and kernels compiled
     run, earlier = open_run(resume, "search")
-    if run is not None and (run.path / "genotype.yaml").is_file():
-        print(f"{run.path} is finished: {run.path / 'genotype.yaml'}, {run.path / 'report.md'}")
+    if run is not None and already_finished(run, "genotype.yaml", dry=dry):
         return run.path
+    if not dry:
+        refuse_run_dir(config, resume)
     if run is not None and config.split is not None:
         config = replace(config, split=run.path / "split.json")
     setting = prepare(config, earlier)
@@ -443,7 +453,7 @@ def run_search(
     sizes = {"train_images": len(job.train_images), "validation_images": len(job.validation_images)}
     return run_job(
         job, config, setting, run, title=title, sizes=sizes,
-        prepare_run=keep_split, finish=finish, script="search.py",
+        prepare_run=keep_split, finish=finish,
         callbacks=callbacks, stop=stop, started=started,
     )  # fmt: skip
 
@@ -462,8 +472,11 @@ def _write_results(job: SearchJob, run: RunDir, loop: Loop, found: Mapping[str, 
         text = f"stopped after epoch {stopped.after_epoch} of {config.epochs}: {stopped.reason}"
         run.log(text)
         print(f"{text}; the genotype is that of epoch {stopped.chosen_epoch}")
+    report = run.path / "report.md"
+    run.remove(report.name)  # one of the unfinished run; the run counts as finished once both files are there
+    write_unusual(run, job.setting.data.unusual)
     run.write("genotype.yaml", genotype.to_yaml())
-    report = write_report(run.path)
+    write_report(run.path)
     shape = config.network
     cost = derived_cost(genotype, shape)
     title, score = job.task.score.replace("_", " "), columns.cell(job.task.score, found[job.task.score])
@@ -473,4 +486,4 @@ def _write_results(job: SearchJob, run: RunDir, loop: Loop, found: Mapping[str, 
         f"{human(cost.macs)} MACs ({shape} shape)"
     )
     print(f"genotype: {run.path / 'genotype.yaml'}\nreport: {report}")
-    print(f"retrain it: python augment.py --genotype {run.path / 'genotype.yaml'}")
+    print(f"retrain it: {retrain_command(run.path / 'genotype.yaml', config.as_dict())}")

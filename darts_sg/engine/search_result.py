@@ -1,6 +1,7 @@
 """What a search leaves: the files of each epoch, and genotypes with their provenance."""
 
 import io
+import shlex
 from collections.abc import Mapping
 from datetime import datetime
 from types import MappingProxyType
@@ -52,7 +53,7 @@ def searched_genotype(
     provenance = {
         "kind": "searched",
         "run": run,
-        "command": f"python search.py --config {run}/config.yaml",
+        "command": f"python search.py --config {shlex.quote(f'{run}/config.yaml')}",
         "epoch": f"{epoch} of {config.epochs}",
         **({} if stopped is None else {"stopped_early": stopped._asdict()}),
         "data": data_line(setting, config.data_note),

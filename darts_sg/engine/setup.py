@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from darts_sg import plugins
+from darts_sg.analysis.report import write_report
 from darts_sg.backends.cpp import build
 from darts_sg.config import RunConfig, SearchConfig
 from darts_sg.data import Dataset, Images, Reading, load_dataset
@@ -26,8 +27,10 @@ from darts_sg.engine.checkpoint import checkpoints, seed_everything
 from darts_sg.engine.distributed import ALONE, RankLost, Ranks
 from darts_sg.engine.loggers import LoggedRun, Loggers, Status, chosen_loggers
 from darts_sg.engine.loop import Job, Loop, StepResult
+from darts_sg.engine.output import lenient_output
 from darts_sg.engine.run_dir import OthersRunDir, RunDir, default_run_dir
 from darts_sg.errors import RunError, Stopped, UsageError
+from darts_sg.invocation import again, line
 from darts_sg.tasks import Batches, task_of
 from darts_sg.tasks.columns import clock
 
@@ -78,7 +81,13 @@ def prepare(config: RunConfig, earlier: dict[str, Any]) -> Setting:
     ranks.join(device)
     seed_everything(config.seed)
     with ranks.one_by_machine():
-        data = load_dataset(config.dataset, config.data, image_size=config.image_size, seed=config.seed)
+        data = load_dataset(
+            config.dataset,
+            config.data,
+            image_size=config.image_size,
+            seed=config.seed,
+            split_seed=config.split_seed,
+        )
     known = earlier.get("environment", {}).get("data", {}).get("fingerprint")
     if known and known != data.fingerprint():
         raise UsageError(
@@ -93,10 +102,17 @@ def prepare(config: RunConfig, earlier: dict[str, Any]) -> Setting:
 def split_training_set(data: Dataset, sizes: Sequence[int], config: RunConfig) -> list[Images]:
     """Disjoint parts of the training images with the given sizes, split as the task does it."""
     total = len(data.train)
+    asked = {
+        name: number
+        for name, number in (("--train-images", config.train_images), ("--validation-images", config.validation_images))
+        if number
+    }
     if sum(sizes) > total:
+        wanted = " and ".join(f"{name} {number}" for name, number in asked.items()) or f"parts of {sum(sizes)} images"
+        left = "" if len(asked) > 1 or sum(asked.values()) > total else ", which leaves none for the other part"
         raise UsageError(
-            f"{' + '.join(str(s) for s in sizes if s)} images were asked for, but the training set of "
-            f"{config.dataset} has {total}; lower --train-images or --validation-images"
+            f"{wanted}: the training set of {config.dataset} has {total} images{left}; "
+            f"lower {' or '.join(asked) or 'the number'}"
         )
     return task_of(config.as_dict()).split(data.train, sizes, config.seed)
 
@@ -166,6 +182,33 @@ def open_run(resume: Path | None, job: str) -> tuple[RunDir | None, dict[str, An
     return (RunDir if Ranks.from_environment().leads else OthersRunDir).open(resume, job)
 
 
+def refuse_run_dir(config: RunConfig, resume: Path | None) -> None:
+    """UsageError if a new run cannot have the folder that is asked for: before data are read, which takes a while."""
+    if resume is None and config.run_dir is not None:
+        RunDir.refuse_existing(config.run_dir)
+
+
+def already_finished(run: RunDir, result: str, *, dry: bool) -> bool:
+    """Whether a run to be resumed has its result, the file of that name; then says so and closes the run.
+
+    The report is the last file of a run. If it is missing, it is written, unless this is a dry run.
+    """
+    if not (run.path / result).is_file():
+        return False
+    try:
+        report = run.path / "report.md"
+        if run.writes and dry and not report.is_file():
+            print(f"{run.path} has its result, {run.path / result}; would write {report}, which is missing")
+        elif run.writes:
+            if not report.is_file():
+                write_report(run.path)
+                run.log(f"{report.name} was missing; written")
+            print(f"{run.path} is finished: {run.path / result}, {report}")
+    finally:
+        run.close()
+    return True
+
+
 def run_job(
     job: Job,
     config: Config,
@@ -176,7 +219,6 @@ def run_job(
     sizes: dict[str, int],
     prepare_run: Callable[[RunDir], None],
     finish: Callable[[RunDir, Config, Loop], None],
-    script: str,
     callbacks: Sequence[Any] = (),
     stop: threading.Event | None = None,
     started: float | None = None,
@@ -191,8 +233,7 @@ def run_job(
     ranks = setting.ranks
     chosen = chosen_loggers(config.logger, callbacks)
     if run is None:
-        run = _new_run(job, config, setting, title, sizes)
-        prepare_run(run)
+        run = _new_run(job, config, setting, title, sizes, prepare_run)
     elif ranks.leads:
         _warn_of_other_code(run, setting)
     loggers = Loggers(chosen if run.writes else {}, run.warn)
@@ -209,16 +250,17 @@ def run_job(
         deadline=deadline,
         checkpoint_minutes=config.checkpoint_minutes,
         keep_every=getattr(config, "keep_every", None),
-        resume_command=f"{ranks.launcher} {script} --resume {run.path}",
+        resume_command=line(job.name, launcher=ranks.launcher if ranks.size > 1 else "", resume=run.path),
         stop=stop,
     )
     status: Status = "failed"
     exhausted = False
     try:
-        with _explained(run, loop.resume_command):
+        with lenient_output(run.log), _explained(run, loop.resume_command):
             _announce(job, config, setting, run, title)
             ranks.compare(lambda: _to_agree_on(config, setting), "start them all alike")
             loop.execute()
+            write_unusual(run, setting.data.unusual)  # before the report, the last file of a run
             finish(run, config, loop)
             loggers.artifacts(result_files(run))
         status = "finished"
@@ -240,8 +282,18 @@ def run_job(
     return run.path
 
 
-def _new_run(job: Job, config: RunConfig, setting: Setting, title: str, sizes: Mapping[str, int]) -> RunDir:
-    """A new run folder with its config.yaml; rank 0 chooses its name."""
+def _new_run(
+    job: Job,
+    config: RunConfig,
+    setting: Setting,
+    title: str,
+    sizes: Mapping[str, int],
+    prepare_run: Callable[[RunDir], None],
+) -> RunDir:
+    """A new run folder with its first files; rank 0 chooses its name.
+
+    config.yaml is the last of these files: a folder that has it can be resumed.
+    """
     ranks = setting.ranks
     path = ranks.from_first(lambda: config.run_dir or default_run_dir(job.name, config, title))
     run = RunDir.create(path) if ranks.leads else OthersRunDir(path)
@@ -254,6 +306,7 @@ def _new_run(job: Job, config: RunConfig, setting: Setting, title: str, sizes: M
     }
     used = {"plugins": found} if (found := plugins.recorded()) else {}
     facts = {**setting.environment, **used, "data": data}
+    prepare_run(run)
     run.write_config(job.name, dataclasses.replace(config, run_dir=None), facts)
     return run
 
@@ -395,7 +448,7 @@ def dry_run(
             raise
         exhausted = True  # the tensors of the step are freed with the error, when this block ends
     if exhausted:
-        raise out_of_memory(job, config, environment.command_line(setting.ranks))
+        raise out_of_memory(job, config, again(job.name, setting.ranks.launcher if setting.ranks.size > 1 else ""))
     folder = config.run_dir or default_run_dir(job.name, config, title) if run is None else run.path
     lines = [
         *facts,

@@ -72,6 +72,8 @@ class Metadata:
     epochs: int
     """Epochs of the whole training."""
     seed: int
+    split_seed: int | None = None
+    """Seed that a class folder was split by; None in older files, where it is the seed."""
     finetuned_from: Mapping[str, Any] | None = None
     """`Weights.origin` of the weights that the training started from."""
     darts_sg: str
@@ -181,6 +183,14 @@ class Weights:
         ema = "" if m.ema is None else f"EMA of the weights (decay {m.ema:g}) "
         return f"{ema}after epoch {m.epoch} of {m.epochs} on {self.data}, seed {m.seed}, darts_sg {m.darts_sg}"
 
+    @property
+    def split_seed(self) -> int:
+        """The seed that a class folder was split by; 0 for other data."""
+        m = self.metadata
+        if m.split_seed is not None:
+            return m.split_seed
+        return m.seed if m.dataset == "folder" else 0
+
     def options(self) -> dict[str, Any]:
         """The options that make a training use the same network."""
         m = self.metadata
@@ -200,6 +210,7 @@ class Weights:
             "ema": "" if m.ema is None else m.ema,
             "epoch": m.epoch,
             "seed": m.seed,
+            "split_seed": self.split_seed if m.dataset == "folder" else "",
             self.task.headline.key("test"): self.recorded,
         }
         if m.task != DEFAULT_TASK:
@@ -309,8 +320,24 @@ def _ordered(content: bytes) -> bytes:
     return b"".join((len(text).to_bytes(8, "little"), text, memoryview(content)[end:]))
 
 
+def weights_file(path: Path) -> Path:
+    """The weights file that is meant: of a run folder, that of its last epoch. UsageError if the folder has none."""
+    if not path.is_dir():
+        return path
+    if (last := path / "weights.safetensors").is_file():
+        return last
+    found = sorted(each.name for each in path.glob("weights*.safetensors"))
+    if found:
+        raise UsageError(f"{path} has no weights of a last epoch yet; give one of its files: {', '.join(found)}")
+    raise UsageError(f"{path} is a folder without weights.safetensors: expected the folder of a finished augment run")
+
+
 def read_weights(path: Path) -> Weights:
-    """Read a weights file. Raises UsageError if it is not one, damaged, or of a network or task unknown here."""
+    """Read a weights file, or that of a run folder.
+
+    Raises UsageError if it is not one, damaged, or of a network or task unknown here.
+    """
+    path = weights_file(path)
     try:
         refuse_irregular(path)
         with safe_open(path, framework="pt") as file:

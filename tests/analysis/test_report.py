@@ -17,6 +17,7 @@ from darts_sg.analysis.run_folder import read_metrics
 from darts_sg.derive import derive_cell, num_edges
 from darts_sg.errors import UsageError
 from darts_sg.genotype import Genotype
+from darts_sg.invocation import program
 from darts_sg.spaces import parse_space
 from darts_sg.tasks import Classification
 
@@ -141,7 +142,7 @@ def test_finished_search(tmp_path: Path) -> None:
         line = next(line for line in text.splitlines() if line.startswith(f"| node {node} |"))
         assert all(part in line for part in row)
     shown = str(folder)
-    assert f"python augment.py --genotype {shown}/genotype.yaml" in text
+    assert f"{program('augment')} --genotype {shown}/genotype.yaml" in text
     assert "--resume" not in text
     assert sorted(p.name for p in (folder / "pictures").iterdir()) == [
         f"{name}.{suffix}" for name in ("cells", "curves", "mixing_weights") for suffix in ("png", "svg")
@@ -155,8 +156,8 @@ def test_unfinished_search(tmp_path: Path) -> None:
     text = written(folder)
     assert "**Not finished**: 3 of 50 epochs in 5 min" in text
     assert "Derived after epoch 3 of an unfinished search" in text
-    assert f"python search.py --resume {folder}" in text
-    assert f"python augment.py --genotype {folder}/genotypes/epoch_0003.yaml" in text
+    assert f"{program('search')} --resume {folder}" in text
+    assert f"{program('augment')} --genotype {folder}/genotypes/epoch_0003.yaml" in text
 
 
 @pytest.mark.parametrize("job", ["search", "augment"])
@@ -210,7 +211,7 @@ def test_unfinished_retraining_has_no_result(tmp_path: Path) -> None:
     text = written(folder)
     assert "**Not finished**" in text
     assert "test error" not in text.split("## What is measured")[0]
-    assert f"python augment.py --resume {folder}" in text
+    assert f"{program('augment')} --resume {folder}" in text
 
 
 def test_data_and_remark_stand_beside_every_figure(tmp_path: Path) -> None:
@@ -356,3 +357,14 @@ def test_durations() -> None:
         "24 h 00 min",
     ]
     assert duration(math.nan) == "unknown time"
+
+
+def test_weights_files_are_listed_by_epoch_however_long_their_names(tmp_path: Path) -> None:
+    names = ["weights", "weights_best", "weights_epoch_9999", "weights_epoch_10000", "weights_ema_epoch_10000"]
+    folder = make_augment(tmp_path / "run", finished=True)
+    for name in names:
+        (folder / f"{name}.safetensors").touch()
+    listed = re.findall(r"\]\((weights\w*)\.safetensors\)", written(folder))
+    assert sorted(listed) == sorted(names)
+    assert listed[0] == "weights"
+    assert listed.index("weights_epoch_9999") < listed.index("weights_epoch_10000")

@@ -15,8 +15,8 @@ from darts_sg.errors import UsageError
 from tests.data.fakes import write_image_folder
 
 
-def load(directory: Path, image_size: int | None = None, seed: int = 0) -> Dataset:
-    return load_dataset("folder", directory, image_size=image_size, seed=seed)
+def load(directory: Path, image_size: int | None = None, seed: int = 0, split_seed: int = 0) -> Dataset:
+    return load_dataset("folder", directory, image_size=image_size, seed=seed, split_seed=split_seed)
 
 
 @pytest.mark.parametrize("part", ["test", "val", "valid"])
@@ -39,8 +39,17 @@ def test_a_fifth_of_each_class_becomes_the_test_part(tmp_path: Path, inside: str
     both = torch.cat([dataset.train.images, dataset.test.images])
     assert len(both.flatten(1).unique(dim=0)) == 35
     assert load(tmp_path).fingerprint() == dataset.fingerprint()
-    assert load(tmp_path, seed=1).fingerprint() != dataset.fingerprint()
     assert "by seed 0" in dataset.remark
+
+
+def test_the_test_part_belongs_to_the_data_and_not_to_the_seed_of_a_run(tmp_path: Path) -> None:
+    """Otherwise a network fine-tuned with another seed is tested on images that it was trained on."""
+    write_image_folder(tmp_path, {"a": 20, "b": 10}, (32, 32))
+    first = load(tmp_path)
+    assert load(tmp_path, seed=1).fingerprint() == first.fingerprint()
+    other = load(tmp_path, split_seed=1)
+    assert other.fingerprint() != first.fingerprint()
+    assert "by seed 1" in other.remark
 
 
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:

@@ -1,6 +1,11 @@
 """Checkpoints and the meter of the loop."""
 
+import errno
+import io
+import pickle
 import random
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +19,7 @@ from darts_sg.engine.checkpoint import (
     read_torch,
     save_checkpoint,
     seed_everything,
+    set_aside_later,
     set_random_state,
     write_torch,
 )
@@ -78,6 +84,130 @@ def test_checkpoints_after_some_epochs_are_kept_for_good(tmp_path: Path) -> None
     names = [path.name for path in checkpoints(tmp_path)]
     kept = ["epoch_0002_step_000000.pt", "epoch_0004_step_000000.pt"]
     assert names == [*kept, "epoch_0005_step_000000.pt", "epoch_0005_step_000005.pt"]
+
+
+def with_pickle(content: bytes, instructions: bytes) -> bytes:
+    """A checkpoint with other pickle instructions, all of whose checksums of the archive are right."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(buffer, "w") as new:
+        for member in old.infolist():
+            new.writestr(member, instructions if member.filename.endswith("data.pkl") else old.read(member))
+    return buffer.getvalue()
+
+
+def torch_saved(state: object) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "512 bytes cut out of the middle": lambda content: (
+        content[: len(content) // 2] + content[len(content) // 2 + 512 :]
+    ),
+    "the beginning cut off": lambda content: content[512:],
+    "the end cut off": lambda content: content[:-100],
+    "empty": lambda content: b"",
+    "zeros": lambda content: bytes(len(content)),
+    "an operand that is cut off (struct.error)": lambda content: with_pickle(content, b"\x80\x02J\x01."),
+    "nothing on the stack (IndexError)": lambda content: with_pickle(content, b"\x80\x020."),
+    "a memo that is empty (KeyError)": lambda content: with_pickle(content, b"\x80\x02h\x07."),
+    "a list": lambda content: torch_saved([1, 2]),
+    "a number": lambda content: with_pickle(content, pickle.dumps(3, protocol=2)),
+    "a compressed archive": lambda content: _compressed(content),
+}
+
+
+def _compressed(content: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with (
+        zipfile.ZipFile(io.BytesIO(content)) as old,
+        zipfile.ZipFile(buffer, "w", compression=zipfile.ZIP_DEFLATED) as new,
+    ):
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_whatever_is_wrong_with_the_newest_the_one_before_is_taken(damage: str, tmp_path: Path) -> None:
+    for step in (1, 2):
+        save_checkpoint(tmp_path, 0, step, {"step": step, "w": torch.arange(5000.0)})
+    older, newest = checkpoints(tmp_path)
+    newest.write_bytes(DAMAGE[damage](newest.read_bytes()))
+    warnings: list[str] = []
+    found = load_newest(tmp_path, warnings.append)
+    assert found is not None
+    assert (found[0], found[1]["step"]) == (older, 1)
+    assert len(warnings) == 1
+    assert f"damaged checkpoint passed over: {newest}: " in warnings[0]
+    assert "\n" not in warnings[0]
+
+
+def test_the_checksum_covers_the_content_and_old_files_do_without(tmp_path: Path) -> None:
+    state = {"step": 3, "w": torch.arange(6.0), "list": [(1, 2.5), None]}
+    path = save_checkpoint(tmp_path, 0, 3, state)
+    assert read_torch(path).keys() == state.keys()
+    content = torch.load(path, weights_only=True)
+    old = {name: value for name, value in content.items() if name != "checksum"}
+    for changed in (
+        {"w": torch.arange(6.0) + 1}, {"w": torch.arange(6.0).view(2, 3)}, {"w": torch.arange(6.0).view(torch.int32)},
+        {"step": 4}, {"list": [(1, 2.5), 0]}, {"more": 1},
+    ):  # fmt: skip
+        path.write_bytes(torch_saved(content | changed))
+        with pytest.raises(ValueError, match="does not match its checksum"):
+            read_torch(path)
+    path.write_bytes(torch_saved(old))
+    assert read_torch(path)["step"] == 3
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EACCES, errno.ENOMEM])
+def test_a_checkpoint_that_cannot_be_opened_now_is_not_taken_for_damaged(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_checkpoint(tmp_path, 0, 1, {})
+    save_checkpoint(tmp_path, 0, 2, {})
+
+    def fail(path: Path) -> bytes:
+        raise OSError(number, "not now", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    with pytest.raises(OSError, match="not now"):
+        load_newest(tmp_path, pytest.fail)
+
+
+def test_a_bad_sector_is_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    older, newest = (save_checkpoint(tmp_path, 0, step, {"step": step}) for step in (1, 2))
+    read = Path.read_bytes
+
+    def fail(path: Path) -> bytes:
+        if path == newest:
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    found = load_newest(tmp_path, lambda warning: None)
+    assert found is not None
+    assert found[0] == older
+
+
+def test_damaged_later_checkpoints_do_not_push_out_the_new_ones(tmp_path: Path) -> None:
+    """A run that goes on from an older checkpoint keeps what it saves, also before it reaches the damaged ones."""
+    for epoch in (2, 4, 5):
+        save_checkpoint(tmp_path, epoch, 0, {"epoch": epoch}, keep_every=2)
+    for damaged in checkpoints(tmp_path)[1:]:
+        damaged.write_bytes(b"")
+    found = load_newest(tmp_path, lambda warning: None)
+    assert found is not None
+    set_aside_later(tmp_path, found[0])
+    for step in (1, 2, 3):
+        path = save_checkpoint(tmp_path, 2, step, {"step": step}, keep_every=2)
+        assert path.is_file()
+        newest = load_newest(tmp_path, pytest.fail)
+        assert newest is not None
+        assert newest[1]["step"] == step
+    assert [path.name for path in checkpoints(tmp_path)] == [f"epoch_0002_step_{step:06d}.pt" for step in (0, 2, 3)]
+    assert len(list(tmp_path.glob("*.damaged"))) == 2
 
 
 class Trap:

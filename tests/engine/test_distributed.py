@@ -143,9 +143,7 @@ def test_a_killed_rank_ends_the_job_and_a_restarted_one_goes_on_to_the_same_bits
     told = [line for line in err.splitlines() if line.startswith("augment.py: ")]
     assert len(told) == 1
     assert "another process of this job is gone" in told[0]
-    assert told[0].endswith(
-        "continue from the newest checkpoint with torchrun --nproc-per-node 2 augment.py --resume run"
-    )
+    assert told[0].endswith(f"continue from the newest checkpoint with {CONTINUE.format(ROOT / 'augment.py')}")
     assert_same(newest_state(tmp_path / "undisturbed")["state"], newest_state(tmp_path / "run")["state"])
     assert_same(newest_state(tmp_path / "undisturbed")["rows"], newest_state(tmp_path / "run")["rows"])
     for name in ("undisturbed", "run"):
@@ -173,7 +171,7 @@ def test_a_stopped_search_is_continued_by_one_process(
     code, out, _ = finish(process)
     assert code != 0
     assert out.count("stopped by SIGTERM; saved at epoch") == 1
-    assert f"Continue with: {CONTINUE.format('search.py')}" in out
+    assert f"Continue with: {CONTINUE.format(ROOT / 'search.py')}" in out
     assert checkpoints(tmp_path / "run" / "checkpoints")
     monkeypatch.chdir(tmp_path)
     code, _, err = in_process(capsys, "search", "--resume", "run")
@@ -205,6 +203,27 @@ def test_only_a_run_of_the_same_options_is_continued_unasked(tmp_path: Path, mon
         parse("augment", [*arguments, "--seed", "1"], "augment.py")
     with pytest.raises(UsageError, match="torchrun --max-restarts needs --run-dir DIR"):
         parse("augment", AUGMENT[1:], "augment.py")
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (("a", "2", "0", "2"), "expected numbers from torchrun, found: RANK is 'a'"),
+        (("0", "", "0", "1"), "WORLD_SIZE is ''"),
+        (("-1", "2", "0", "2"), "RANK is '-1'"),
+        (("²", "2", "0", "2"), "RANK is '²'"),
+        (("2", "2", "0", "2"), "RANK 2 of WORLD_SIZE 2 and LOCAL_RANK 0 of LOCAL_WORLD_SIZE 2 do not fit together"),
+    ],
+)
+def test_variables_of_torchrun_that_are_none_get_one_line(
+    values: tuple[str, ...], expected: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in zip(("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"), values, strict=True):
+        monkeypatch.setenv(name, value)
+    code, _, err = in_process(capsys, "search", "--dry-run")
+    assert code == 2
+    assert expected in err
+    assert len(err.strip().splitlines()) == 1
 
 
 @pytest.mark.parametrize(

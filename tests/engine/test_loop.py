@@ -16,12 +16,13 @@ from darts_sg import process
 from darts_sg.config import AugmentConfig, SearchConfig
 from darts_sg.engine import environment, setup
 from darts_sg.engine.augment import AugmentJob, run_augment
-from darts_sg.engine.checkpoint import checkpoints, read_torch
+from darts_sg.engine.checkpoint import checkpoints, read_torch, write_torch
 from darts_sg.engine.loggers import LOGGERS, Logger
 from darts_sg.engine.loop import StepResult, stop_signals
 from darts_sg.engine.run_dir import OthersRunDir, RunDir
 from darts_sg.engine.setup import Setting, dry_run, run_job
 from darts_sg.errors import RunError, Stopped
+from darts_sg.invocation import program
 from tests.engine.test_search_step import setting
 from tests.test_command_line import MODEL, in_process
 
@@ -60,6 +61,8 @@ class CountingJob:
 
     def share(self) -> None: ...
 
+    def match_files(self, run: RunDir, epoch: int) -> None: ...
+
     def state_dict(self) -> dict[str, Any]:
         return {"steps": self.steps}
 
@@ -84,7 +87,7 @@ class Runner:
             config = SearchConfig(dataset="synthetic", run_dir=self.folder, **options)
         return run_job(
             job, config, self.setting, run, title="counting", sizes={}, prepare_run=lambda run: None, finish=finish,
-            script="search.py", **control,
+            **control,
         )  # fmt: skip
 
 
@@ -131,7 +134,7 @@ def test_a_run_in_a_thread_is_stopped_from_outside_and_goes_on(way: str, runner:
     (stopped,) = caught
     assert isinstance(stopped, Stopped)
     assert "stopped on request; saved at epoch" in str(stopped)
-    assert f"Continue with: python search.py --resume {runner.folder}" in str(stopped)
+    assert f"Continue with: {program('search')} --resume {runner.folder}" in str(stopped)
     steps = read_torch(checkpoints(runner.folder / "checkpoints")[-1])["state"]["steps"]
     assert steps == (2 if way == "event" else 3)
     assert len(rows) == (way == "object")
@@ -170,7 +173,7 @@ def test_the_time_budget_of_a_command_counts_from_the_start_of_the_process(
     options = ["--kernels=pytorch", "--time-budget=59", "--run-dir", str(tmp_path / "run")]
     code, out, err = in_process(capsys, "augment", *MODEL[1:], *options)
     assert code == 0, err
-    assert "time budget used up; saved at epoch 1 of 3, step 1. Continue with: python augment.py" in out
+    assert f"time budget used up; saved at epoch 1 of 3, step 1. Continue with: {program('augment')} --resume" in out
 
 
 @pytest.mark.usefixtures("rendered_once")
@@ -203,14 +206,14 @@ def test_the_start_of_the_process_lies_before_its_first_import() -> None:
     ("error", "expected"),
     [
         (OSError(errno.ENOSPC, "No space left on device", "m.csv"), "cannot write to m.csv: No space left on device; "
-         "the checkpoints are whole: make room, then continue with python search.py --resume"),
+         "the checkpoints are whole: make room, then continue with PROGRAM --resume"),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), "cannot write to RUN: Disk quota exceeded; the checkpoints are "
          "whole: make room, then continue with"),
         (PermissionError(errno.EACCES, "Permission denied", "m.csv"), "no access to m.csv: Permission denied; the "
          "checkpoints are whole: make it accessible, then continue with"),
         (OSError(errno.EMFILE, "Too many open files", "x.jpg"), "Too many open files (this process may open "),
         (FileNotFoundError(errno.ENOENT, "No such file or directory", "x.jpg"), "x.jpg: No such file or directory; the "
-         "checkpoints are whole: continue with python search.py --resume"),
+         "checkpoints are whole: continue with PROGRAM --resume"),
         (BrokenPipeError(errno.EPIPE, "Broken pipe"), "Broken pipe: the program that read this output, or a process of "
          "this run, has ended; the checkpoints are whole: continue with"),
         (TimeoutError("timed out"), "timed out; the checkpoints are whole: continue with"),
@@ -220,7 +223,9 @@ def test_the_start_of_the_process_lies_before_its_first_import() -> None:
 def test_an_error_of_the_system_says_what_it_is(error: OSError, expected: str, runner: Runner) -> None:
     with pytest.raises(RunError) as caught:
         runner(CountingJob(fail_at(4, error)))
-    assert str(caught.value).startswith(expected.replace("RUN", str(runner.folder)))
+    for name, value in (("RUN", str(runner.folder)), ("PROGRAM", program("search"))):
+        expected = expected.replace(name, value)
+    assert str(caught.value).startswith(expected)
     assert ("make room" in str(caught.value)) == (error.errno in (errno.ENOSPC, errno.EDQUOT))
     job = CountingJob()
     runner(job)
@@ -285,7 +290,7 @@ def test_only_rank_0_logs(runner: Runner) -> None:
     rows: list[Any] = []
     run_job(
         CountingJob(), SearchConfig(dataset="synthetic"), runner.setting, OthersRunDir(runner.folder), title="counting",
-        sizes={}, prepare_run=lambda run: None, finish=lambda run, config, loop: None, script="search.py",
+        sizes={}, prepare_run=lambda run: None, finish=lambda run, config, loop: None,
         callbacks=[rows.append],
     )  # fmt: skip
     assert rows == []
@@ -339,3 +344,44 @@ def test_a_resumed_run_goes_on_with_its_loggers(name: str, runner: Runner, monke
     assert ids[0] == ids[1]
     assert "is dropped" not in (runner.folder / "log.txt").read_text()
     assert list((runner.folder / name).iterdir())
+
+
+def save_state(folder: Path, **changes: Any) -> None:
+    """Overwrite the newest checkpoint, with a checksum that is right."""
+    path = checkpoints(folder)[-1]
+    write_torch(path, {name: value for name, value in (read_torch(path) | changes).items() if value is not None})
+
+
+@pytest.mark.parametrize("changes", [{"rows": None}, {"epoch": "two"}, {"state": [1]}, {"format": None}])
+def test_a_checkpoint_that_lacks_something_is_passed_over(
+    changes: dict[str, Any], runner: Runner, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ZeroDivisionError):
+        runner(CountingJob(fail_at(4, ZeroDivisionError())), checkpoint_minutes=1e-9)
+    save_state(runner.folder / "checkpoints", **changes)
+    job = CountingJob()
+    runner(job)
+    assert job.steps == 6
+    assert "damaged checkpoint passed over: " in capsys.readouterr().err
+    assert len(list((runner.folder / "checkpoints").glob("*.damaged"))) == 1
+
+
+@pytest.mark.parametrize("changes", [{"state": {}}, {"random": {}}, {"random": {"python": (1,)}}])
+def test_a_checkpoint_of_another_run_is_refused_in_one_line(changes: dict[str, Any], runner: Runner) -> None:
+    with pytest.raises(ZeroDivisionError):
+        runner(CountingJob(fail_at(4, ZeroDivisionError())))
+    save_state(runner.folder / "checkpoints", **changes)
+    with pytest.raises(RunError, match=r"does not fit this run \(\w+: .*\); remove it to continue") as caught:
+        runner(CountingJob())
+    assert "\n" not in str(caught.value)
+
+
+def test_going_back_to_the_start_leaves_no_metrics_of_the_first_attempt(runner: Runner) -> None:
+    with pytest.raises(ZeroDivisionError):
+        runner(CountingJob(fail_at(4, ZeroDivisionError())))
+    assert (runner.folder / "metrics.csv").is_file()
+    for path in checkpoints(runner.folder / "checkpoints"):
+        path.unlink()
+    with pytest.raises(ZeroDivisionError):
+        runner(CountingJob(fail_at(1, ZeroDivisionError())))
+    assert not (runner.folder / "metrics.csv").exists()

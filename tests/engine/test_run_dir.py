@@ -54,3 +54,79 @@ def test_another_error_of_the_lock_is_not_passed_over(tmp_path: Path, monkeypatc
     monkeypatch.setattr("fcntl.flock", broken)
     with pytest.raises(OSError, match="Input/output error"):
         RunDir.create(tmp_path)
+
+
+def test_a_folder_that_another_process_is_starting_in_is_said_to_be_in_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not "exists and is not empty": its config.yaml is about to be written."""
+    monkeypatch.setattr(run_dir, "PATIENCE", 0.1)
+    holder = RunDir.create(tmp_path / "run")
+    with pytest.raises(UsageError, match=r"another process is running in .*, or choose another --run-dir"):
+        RunDir.create(tmp_path / "run")
+    holder.close()
+
+
+def test_a_run_killed_before_it_had_a_config_can_be_started_again(tmp_path: Path) -> None:
+    first = RunDir.create(tmp_path / "run")
+    first.write("genotype.yaml", "half a start")
+    (tmp_path / "run" / ".config.yaml.x1y2").write_text("half a file")
+    first.close()
+    again = RunDir.create(tmp_path / "run")
+    again.close()
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".lock", "log.txt"]
+    (tmp_path / "run" / "thesis.tex").write_text("mine")
+    with pytest.raises(UsageError, match="exists and is not empty; choose another --run-dir"):
+        RunDir.create(tmp_path / "run")
+    assert (tmp_path / "run" / "thesis.tex").read_text() == "mine"
+
+
+def test_files_of_later_epochs_are_removed_and_all_others_kept(tmp_path: Path) -> None:
+    kept = [
+        "alphas/epoch_0003.npz", "genotypes/epoch_0003.yaml", "weights_epoch_0002.safetensors",
+        "weights_best.safetensors", "genotype.yaml", "config.yaml", "alphas/epoch_notes.npz",
+    ]  # fmt: skip
+    later = [
+        "alphas/epoch_0004.npz", "alphas/epoch_10000.npz", "genotypes/epoch_0004.yaml",
+        "weights_epoch_0004.safetensors", "weights_ema_epoch_0004.safetensors", "weights.safetensors",
+        "weights_ema.safetensors", "report.md", "search.html",
+    ]  # fmt: skip
+    run = RunDir.create(tmp_path / "run")
+    for name in (*kept, *later):
+        run.write(name, "content")
+    assert sorted(run.remove_later(3, at_end=False)) == sorted(later)
+    run.close()
+    there = {str(path.relative_to(run.path)) for path in run.path.rglob("*") if path.is_file()}
+    assert there == {*kept, ".lock", "log.txt"}
+
+
+def test_a_report_is_kept_where_no_epoch_is_repeated(tmp_path: Path) -> None:
+    run = RunDir.create(tmp_path / "run")
+    run.write("report.md", "of epoch 2")
+    run.write("metrics.csv", "epoch\n1\n2\n")
+    assert run.remove_later(2, at_end=False) == []
+    assert run.remove_later(1, at_end=False) == ["report.md"]
+    run.close()
+
+
+def test_temporary_files_that_a_kill_has_left_are_removed_and_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunDir.create(tmp_path / "run")
+    names = ["metrics.csv", "checkpoints/epoch_0001_step_000000.pt", "alphas/epoch_0001.npz", "pictures/cells.svg"]
+
+    def killed(handle: int) -> None:
+        raise SystemExit
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", killed)
+        patch.setattr(Path, "unlink", lambda path, missing_ok=False: None)  # a killed process cleans nothing up
+        for name in names:
+            with pytest.raises(SystemExit):
+                run.write(name, "content")
+    (run.path / ".hidden.yaml").touch()
+    run.close()
+    assert len([path for path in run.path.rglob(".*.*") if path.name != ".hidden.yaml"]) == len(names)
+    RunDir(run.path).close()
+    there = {path.name for path in run.path.rglob("*") if path.is_file()}
+    assert there == {".lock", "log.txt", ".hidden.yaml"}

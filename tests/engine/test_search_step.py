@@ -180,7 +180,7 @@ def test_label_smoothing_spreads_its_share_over_all_classes_in_both_losses() -> 
 
 
 def test_more_images_than_there_are_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"40 \+ 20 images were asked for.*has 48"):
+    with pytest.raises(UsageError, match=r"--train-images 40 and --validation-images 20: .* has 48 images; lower"):
         SearchJob(search_config(train_images=40, validation_images=20), setting())
 
 

@@ -26,6 +26,8 @@ class CsvLogger(Logger):
         self.rows = list(run.rows)
         if self.rows:
             write_atomically(self.path, table(self.rows))
+        else:
+            self.path.unlink(missing_ok=True)
 
     def epoch(self, row: MetricsRow, number: int, figures: Mapping[str, "Figure"]) -> None:
         self.rows.append(row)
