@@ -180,9 +180,10 @@ class RunConfig(metaclass=ConfigType):
         ):  # fmt: skip
             self._at_least(name, 0)
         for name, most in (
-            ("threads", MOST_THREADS), ("seed", 2**63 - 1), ("split_seed", 2**63 - 1), ("nodes", MOST_NODES), ("cells", MOST_CELLS),
+            ("threads", MOST_THREADS), ("workers", MOST_THREADS), ("seed", 2**63 - 1), ("split_seed", 2**63 - 1),
+            ("nodes", MOST_NODES), ("cells", MOST_CELLS),
             ("channels", MOST_CHANNELS), ("stem_multiplier", MOST_CHANNELS), ("partial_channels", MOST_CHANNELS),
-            ("cutout_length", LARGEST_SIDE), ("image_size", LARGEST_SIDE), ("workers", MOST_THREADS),
+            ("cutout_length", LARGEST_SIDE), ("image_size", LARGEST_SIDE),
         ):  # fmt: skip
             value = getattr(self, name, None)
             if isinstance(value, int) and value > most:
