@@ -13,18 +13,28 @@
 
 namespace {
 
-// Calls f with K, the number of channel groups, as a compile-time constant where it is a usual one, otherwise with 0.
-template <class F>
-void with_shuffle(int64_t K, F f) {
-  if (K == 2 || K == 4 || K == 8) return as_constant<2, 4, 8>(K, f);
-  f(std::integral_constant<int64_t, 0>());
-}
+// Rows a[i] and columns a[i][j] of four vectors of four swapped.
+template <class T>
+struct Transpose {
+  typedef T V __attribute__((vector_size(4 * sizeof(T)), aligned(sizeof(T)), may_alias));
+  V a[4];
+  ALWAYS_INLINE void swap() {
+    const V low = __builtin_shufflevector(a[0], a[1], 0, 4, 1, 5), high = __builtin_shufflevector(a[0], a[1], 2, 6, 3, 7);
+    const V lower = __builtin_shufflevector(a[2], a[3], 0, 4, 1, 5);
+    const V higher = __builtin_shufflevector(a[2], a[3], 2, 6, 3, 7);
+    a[0] = __builtin_shufflevector(low, lower, 0, 1, 4, 5);
+    a[1] = __builtin_shufflevector(low, lower, 2, 3, 6, 7);
+    a[2] = __builtin_shufflevector(high, higher, 0, 1, 4, 5);
+    a[3] = __builtin_shufflevector(high, higher, 2, 3, 6, 7);
+  }
+};
 
 // Computes one RouteArgs: see there for the three kinds. A thread works on one image at a time.
 template <class T>
 struct Router {
   typedef Simd<T> Sd;
   typedef typename Sd::V V;
+  typedef typename Transpose<T>::V Four;
   const RouteArgs& r;
   const int64_t Cm;  // channels that go through the operations
   explicit Router(const RouteArgs& route) : r(route), Cm(r.C / r.K) {}
@@ -36,31 +46,41 @@ struct Router {
   }
   int64_t packed_pixel() const { return r.packed * Cm; }
 
-  // to[channel i * K + g] = from[channel g * C / K + i] for W pixels, or with `back` the inverse.
-  void shuffle(const T* from, T* to, bool back) const {
-    const int64_t C = r.C, W = r.W;
-    with_shuffle(r.K, [&](auto constant) {
-      const int64_t K = constant ? static_cast<int64_t>(constant) : r.K, of_group = C / K;
-      for (int64_t w = 0; w < W; ++w, from += C, to += C)
-        for (int64_t i = 0; i < of_group; ++i)
-          for (int64_t g = 0; g < K; ++g) {
-            if (back)
-              to[g * of_group + i] = from[i * K + g];
-            else
-              to[i * K + g] = from[g * of_group + i];
-          }
-    });
+  static Four four(const T* p) { return *reinterpret_cast<const Four*>(p); }
+  static void set_four(T* p, Four v) { *reinterpret_cast<Four*>(p) = v; }
+
+  // W pixels of a node: channel i * K + g from channel g * C / K + i, which `mixed` has for g = 0, `others` for the rest.
+  void shuffle(const T* mixed, const T* others, T* node) const {
+    for (int64_t w = 0; w < r.W; ++w, mixed += packed_pixel(), others += r.C, node += r.C)
+      if (r.K == 4 && Cm % 4 == 0)
+        for (int64_t i = 0; i < Cm; i += 4) {
+          Transpose<T> t{{four(mixed + i), four(others + Cm + i), four(others + 2 * Cm + i), four(others + 3 * Cm + i)}};
+          t.swap();
+          unrolled<4>([&](auto j) ALWAYS { set_four(node + 4 * (i + j), t.a[j]); });
+        }
+      else
+        for (int64_t i = 0; i < Cm; ++i)
+          for (int64_t g = 0; g < r.K; ++g) node[i * r.K + g] = g ? others[g * Cm + i] : mixed[i];
   }
 
-  // Calls f(target of a pixel's first Cm channels in the packed tensor, in the plain one) for W pixels.
-  template <class A, class B>
-  void copy_mixed(const A* from, int64_t from_pixel, B* to, int64_t to_pixel) const {
-    const auto copy = [&](auto count) {
-      for (int64_t w = 0; w < r.W; ++w)
-        for (int64_t c = 0; c < count; ++c) to[w * to_pixel + c] = from[w * from_pixel + c];
-    };
-    if (Cm == 4 || Cm == 8 || Cm == 16) return as_constant<4, 8, 16>(Cm, copy);
-    copy(Cm);
+  // The inverse for a node's gradient; `mixed` may be null, and those channels of `others` are set to zero.
+  void unshuffle(const T* node, T* mixed, T* others) const {
+    const int64_t step = mixed ? packed_pixel() : 0;
+    for (int64_t w = 0; w < r.W; ++w, mixed += step, others += r.C, node += r.C)
+      if (r.K == 4 && Cm % 4 == 0)
+        for (int64_t i = 0; i < Cm; i += 4) {
+          Transpose<T> t{{four(node + 4 * i), four(node + 4 * i + 4), four(node + 4 * i + 8), four(node + 4 * i + 12)}};
+          t.swap();
+          if (mixed) set_four(mixed + i, t.a[0]);
+          set_four(others + i, Four{});
+          unrolled<3>([&](auto g) ALWAYS { set_four(others + (g + 1) * Cm + i, t.a[g + 1]); });
+        }
+      else
+        for (int64_t i = 0; i < Cm; ++i)
+          for (int64_t g = 0; g < r.K; ++g) {
+            others[g * Cm + i] = g ? node[i * r.K + g] : T(0);
+            if (mixed && g == 0) mixed[i] = node[i * r.K];
+          }
   }
 
   void forward() const {
@@ -88,15 +108,23 @@ struct Router {
   }
 
   void take(int64_t n) const {
-    T* out = packed_image(static_cast<T*>(r.node), n);
-    for (int64_t h = 0; h < r.H; ++h) copy_mixed(state(0, n, h), r.C, out + h * r.W * packed_pixel(), packed_pixel());
+    const T* from = state(0, n, 0);
+    T* to = packed_image(static_cast<T*>(r.node), n);
+    for (int64_t p = 0; p < r.H * r.W; ++p, from += r.C, to += packed_pixel())
+      if (Cm % 4 == 0)
+        for (int64_t c = 0; c < Cm; c += 4) set_four(to + c, four(from + c));
+      else
+        for (int64_t c = 0; c < Cm; ++c) to[c] = from[c];
   }
 
   void take_backward(int64_t n) const {
-    const T* g = packed_image(static_cast<const T*>(r.node), n);
+    const T* from = packed_image(static_cast<const T*>(r.node), n);
     T* to = static_cast<T*>(r.to_states[0]) + n * r.H * r.W * r.C;
-    for (int64_t p = 0; p < r.H * r.W; ++p)
-      for (int64_t c = 0; c < Cm; ++c) to[p * r.C + c] += g[p * packed_pixel() + c];
+    for (int64_t p = 0; p < r.H * r.W; ++p, from += packed_pixel(), to += r.C)
+      if (Cm % 4 == 0)
+        for (int64_t c = 0; c < Cm; c += 4) set_four(to + c, four(to + c) + four(from + c));
+      else
+        for (int64_t c = 0; c < Cm; ++c) to[c] += from[c];
   }
 
   // Calls f(offset of the pixel in the image, whether it is the window's first) for the window of output pixel (h, w).
@@ -167,69 +195,66 @@ struct Router {
     for (int64_t h = 0; h < r.H; ++h) {
       for_groups<T>(r.C, [&](auto group) {
         constexpr int B = group.size;
-        for (int64_t w = 0; w < r.W; ++w) {
-          V v[B] = {};
-          for (int64_t i = 1; i < r.num_states; ++i) {
-            const T* from = state(i, n, h) + w * r.C;
-            unrolled<B>([&](auto b) ALWAYS { v[b] += gamma[i - 1] * group.load(from, b); });
+        const int64_t W = r.W, C = r.C;
+        for (int64_t i = 1; i < r.num_states; ++i) {  // the row stays in the L1 cache
+          const T* from = state(i, n, h);
+          const T factor = gamma[i - 1];
+          for (int64_t w = 0; w < W; ++w) {
+            V v[B];
+            unrolled<B>([&](auto b) ALWAYS {
+              v[b] = factor * group.load(from + w * C, b);
+              if (i > 1) v[b] += group.load(row + w * C, b);
+            });
+            unrolled<B>([&](auto b) ALWAYS { group.store(row + w * C, v[b], b); });
           }
-          unrolled<B>([&](auto b) ALWAYS { group.store(row + w * r.C, v[b], b); });
         }
       });
-      copy_mixed(mixed + h * r.W * packed_pixel(), packed_pixel(), row, r.C);
-      shuffle(row, static_cast<T*>(r.node) + (n * r.H + h) * r.W * r.C, false);
+      shuffle(mixed + h * r.W * packed_pixel(), row, static_cast<T*>(r.node) + (n * r.H + h) * r.W * r.C);
     }
   }
 
   // sums: (num_states - 1, C), or null.
   void shuffle_backward(int64_t n, bool all, double* sums) const {
     const T* gamma = static_cast<const T*>(r.gamma);
+    const int64_t pitch = padded<T>(r.C);
     Scratch<T>& scratch = Scratch<T>::of_thread();
     T* row = scratch.take(r.W * r.C + Sd::L);
-    for (int64_t h = 0; h < r.H; ++h) {
+    T* of_image = scratch.zeros(r.num_states * pitch);
+    T* mixed = all ? packed_image(static_cast<T*>(r.to_states[0]), n) : nullptr;
+    for (int64_t h = 0; h < r.H; ++h, mixed += all ? r.W * packed_pixel() : 0) {
       const int64_t at = (n * r.H + h) * r.W * r.C;
-      shuffle(static_cast<const T*>(r.node) + at, row, true);
-      if (all) {
-        T* mixed = packed_image(static_cast<T*>(r.to_states[0]), n);
-        copy_mixed(row, r.C, mixed + h * r.W * packed_pixel(), packed_pixel());
-      }
-      for (int64_t w = 0; w < r.W; ++w)
-        for (int64_t c = 0; c < Cm; ++c) row[w * r.C + c] = 0;
+      unshuffle(static_cast<const T*>(r.node) + at, mixed, row);
       for (int64_t i = 1; i < r.num_states; ++i)
         for_groups<T>(r.C, [&](auto group) {
           constexpr int B = group.size;
+          const int64_t W = r.W, C = r.C;
           if (all) {
+            const T factor = gamma[i - 1];
             T* to = static_cast<T*>(r.to_states[i]) + at;
             const T* onto = static_cast<const T*>(r.onto_states[i]);
-            for (int64_t w = 0; w < r.W; ++w) {
+            if (onto) onto += at;
+            for (int64_t w = 0; w < W; ++w) {
               V v[B];
               unrolled<B>([&](auto b) ALWAYS {
-                v[b] = gamma[i - 1] * group.load(row + w * r.C, b);
-                if (onto) v[b] += group.load(onto + at + w * r.C, b);
+                v[b] = factor * group.load(row + w * C, b);
+                if (onto) v[b] += group.load(onto + w * C, b);
               });
-              unrolled<B>([&](auto b) ALWAYS { group.store(to + w * r.C, v[b], b); });
+              unrolled<B>([&](auto b) ALWAYS { group.store(to + w * C, v[b], b); });
             }
           }
           if (sums) {
             V sum[B];
             const T* from = state(i, n, h);
-            sum_over<T>(r.W, sum, [&](int64_t w, auto b) ALWAYS {
-              return group.load(from + w * r.C, b) * group.load(row + w * r.C, b);
-            });
-            const int64_t lanes = std::min(r.C, Sd::L);
-            for (int b = 0; b < B; ++b)
-              for (int64_t c = 0; c < lanes; ++c) add_once(sums + (i - 1) * r.C, group, b, c, sum[b][c]);
+            sum_over<T>(W, sum, [&](int64_t w, auto b)
+                                    ALWAYS { return group.load(from + w * C, b) * group.load(row + w * C, b); });
+            T* total = of_image + i * pitch;
+            unrolled<B>([&](auto b) ALWAYS { sum[b] += group.load(total, b); });
+            unrolled<B>([&](auto b) ALWAYS { group.store(total, sum[b], b); });
           }
         });
     }
-  }
-
-  // Adds to a channel's sum. The last vector of a group may overlap the one before: its channels count once.
-  template <class G>
-  static void add_once(double* sums, G group, int b, int64_t c, double value) {
-    const int64_t channel = group.at(b) + c;
-    if (b > 0 && channel < group.at(b - 1) + Sd::L) return;
-    sums[channel] += value;
+    for (int64_t i = 1; sums && i < r.num_states; ++i)
+      for (int64_t c = 0; c < r.C; ++c) sums[(i - 1) * r.C + c] = of_image[i * pitch + c];
   }
 };
 

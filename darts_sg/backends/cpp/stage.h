@@ -42,8 +42,9 @@ struct StageKernel {
   const int64_t Cm, Cmp;  // input channels of the 1x1 convolution, and the same padded
   const int64_t R;        // output rows per block
   const int64_t P, ci, co;  // images side by side, and the channels of one of them
+  const int64_t B;          // size of the blocks of the 1x1 convolution if their kernel computes it, otherwise 0
   // Packed for each edge: taps (kk, Cip), the same flipped for the backward pass, matrix (Cm, Cop), its transpose
-  // (Co, Cmp), and the BatchNorm before, (Cip).
+  // (Co, Cmp), in blocks (B, L) both, and the BatchNorm before, (Cip).
   Buffer<T> taps, flipped, matrix, transposed, in_scale, in_shift;
 
   explicit StageKernel(const StageArgs& stage, bool backward)
@@ -62,10 +63,11 @@ struct StageKernel {
         P(s.packed),
         ci(s.Ci / P),
         co(s.Co / P),
+        B(has_blocks() ? ci : 0),
         taps(s.depthwise ? E * kk * Cip : 0),
         flipped(backward && s.k && s.pool != MAX ? E * kk * Cip : 0),
-        matrix(s.pointwise ? E * Cm * Cop : 0),
-        transposed(backward && s.pointwise ? E * s.Co * Cmp : 0),
+        matrix(s.pointwise ? E * (B ? B : Cm) * Cop : 0),
+        transposed(backward && s.pointwise ? E * matrix_rows() * Cmp : 0),
         in_scale(E * Cip),
         in_shift(E * Cip) {
     // the gradient of an average pool is a convolution with ones
@@ -87,6 +89,11 @@ struct StageKernel {
       for (int64_t o = 0; s.pointwise && o < s.Co; ++o) {
         // images side by side: the matrix is block diagonal
         const T* m = weight_row<const T>(s.pointwise, s.odd, e, o % co);
+        for (int64_t c = 0; B && c < ci; ++c) {
+          matrix.get()[(e * B + c) * Cop + o] = m[c];
+          if (backward) transposed.get()[(e * B + o % co) * Cop + o / co * ci + c] = m[c];
+        }
+        if (B) continue;
         const int64_t first = o / co * ci + half(o);
         for (int64_t c = 0; c < ci; ++c) {
           matrix.get()[(e * Cm + first + c) * Cop + o] = m[c];
@@ -96,6 +103,13 @@ struct StageKernel {
     }
   }
 
+  bool has_blocks() const {
+    bool found = false;
+    with_block<T>(ci, [&](auto) { found = P > 1 && !s.odd && s.Ci == Sd::L && s.Co == Sd::L && Cop == Sd::L; });
+    return found;
+  }
+  // Rows of the transposed matrix, and of its gradient.
+  int64_t matrix_rows() const { return B ? B : s.Co; }
   // First input channel of output channel o in the plane of pairs: 0, or Cip for the half that sees odd pixels.
   int64_t half(int64_t o) const { return s.odd && o % co >= co / 2 ? Cip : 0; }
   // Weights of output channel o of an image, ci values, for edge e, in one of the two weight tensors.

@@ -24,7 +24,7 @@ void StageKernel<T>::backward() const {
   const int64_t chunks = std::min(s.N, CHUNKS), channels = E * s.Ci;
   const bool by_taps = s.depthwise_gradient, by_matrix = s.pointwise_gradient;
   Buffer<T> taps_gradient(by_taps ? chunks * E * kk * Cip : 0);
-  Buffer<T> matrix_gradient(by_matrix ? chunks * E * s.Co * Cmp : 0);
+  Buffer<T> matrix_gradient(by_matrix ? chunks * E * matrix_rows() * Cmp : 0);
   Buffer<double> sums(s.first ? 0 : s.N * channels), sums_y(s.first ? 0 : s.N * channels);
   // BatchNorm's backward for each channel: gradient * a + output * b + d
   Buffer<T> a(E * Cop), b_(E * Cop), d(E * Cop);
@@ -113,8 +113,14 @@ void StageKernel<T>::backward() const {
                           s.pointwise ? output_gradient : interior, s.pointwise ? s.Wo : G_row, prefetcher);
             // 1x1 convolution: the middle gradient, row by row where its plane has a border
             if (s.pointwise) {
-              const T* m = transposed.get() + e * s.Co * Cmp;
-              if (border)
+              const T* m = transposed.get() + e * matrix_rows() * Cmp;
+              if (B)
+                with_block<T>(B, [&](auto block) {
+                  const int64_t rows = border ? to - from : 1, count = border ? s.Wo : (to - from) * s.Wo;
+                  for (int64_t h = 0; h < rows; ++h)
+                    block_pointwise<T, block>(output_gradient + h * s.Wo * Cop, m, count, interior + h * G_row * Cip);
+                });
+              else if (border)
                 for (int64_t h = 0; h < to - from; ++h)
                   pointwise<T>(output_gradient + h * s.Wo * Cop, Cop, s.Co, m, Cm, Cip, s.Wo,
                                interior + h * G_row * Cip);
@@ -125,8 +131,11 @@ void StageKernel<T>::backward() const {
             if (by_matrix) {
               const T* in = plane + from * Wp * Cip;
               if (has_middle()) convolve(plane, e, from, to, middle), in = middle;
-              pointwise_weight<T>(output_gradient, Cop, s.Co, in, Cm, Cmp, (to - from) * s.Wo,
-                                  matrix_gradient.get() + (chunk * E + e) * s.Co * Cmp);
+              T* gradient = matrix_gradient.get() + (chunk * E + e) * matrix_rows() * Cmp;
+              if (!B) pointwise_weight<T>(output_gradient, Cop, s.Co, in, Cm, Cmp, (to - from) * s.Wo, gradient);
+              with_block<T>(B, [&](auto block) {
+                block_pointwise_weight<T, block>(output_gradient, in, (to - from) * s.Wo, gradient);
+              });
             }
             const T* in_rows = plane + from * s.stride * Wp * Cip;
             if (by_taps)
@@ -196,6 +205,13 @@ void StageKernel<T>::backward() const {
       }
     for (int64_t o = 0; by_matrix && o < co; ++o) {
       T* gradient = weight_row<T>(s.pointwise_gradient, s.odd_gradient, e, o);
+      for (int64_t c = 0; B && c < ci; ++c) {
+        T sum = 0;
+        for (int64_t q = 0; q < chunks * P; ++q)
+          sum += matrix_gradient.get()[((q / P * E + e) * B + (o - c + B) % B) * Cmp + q % P * ci + c];
+        gradient[c] = sum;
+      }
+      if (B) continue;
       for_groups<T>(ci, [&](auto group) {
         V sum[group.size] = {};
         for (int64_t q = 0; q < chunks * P; ++q) {

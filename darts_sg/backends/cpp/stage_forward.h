@@ -113,7 +113,11 @@ void StageKernel<T>::forward() const {
           convolve(plane, e, from, to, target);
           matrix_input = target;
         }
-        if (s.pointwise) pointwise<T>(matrix_input, Cmp, Cm, matrix.get() + e * Cm * Cop, s.Co, Cop, count, result);
+        if (s.pointwise && !B)
+          pointwise<T>(matrix_input, Cmp, Cm, matrix.get() + e * Cm * Cop, s.Co, Cop, count, result);
+        with_block<T>(s.pointwise ? B : 0, [&](auto block) {
+          block_pointwise<T, block>(matrix_input, matrix.get() + e * B * Cop, count, result);
+        });
         for_groups<T>(C, [&](auto group) {
           constexpr int B = group.size;
           const auto load = [&](int64_t p, int i) ALWAYS { return Sd::load(result + p * apart + group.at(i)); };
