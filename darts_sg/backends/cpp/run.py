@@ -432,18 +432,18 @@ class _RoutePlanner:
         self.results: list[StageResult] = []
         self.live = False
         self.adds: list[bool] = []  # for each state, whether something has been added to its gradient before
-        # the state with all channels: for SHUFFLE the first one has those of the operations
-        whole = planner.layouts[step.states[-1]]
-        if any(planner.layouts[state] != Layout.dense(*whole.shape) for state in step.states[step.kind == SHUFFLE :]):
-            raise ValueError("states with partial channels must be dense, and of one shape in a node")
-        N, C, H, W = whole.shape
-        self.Ho, self.Wo = (-(-H // 2), -(-W // 2)) if step.kind == HALVE else (H, W)
-        node = Layout.dense(N, C, self.Ho, self.Wo)
+        # the kernels know the layouts of states with all channels, and of those with C / K channels
+        self.whole = planner.layouts[step.states[-1]]
+        N, C, H, W = self.whole.shape
         self.packed = images_side_by_side(N, C // step.K, planner.value_size)
-        if step.kind == TAKE:
-            node = Layout.dense(N // self.packed, self.packed * (C // step.K), H, W, self.packed)
-        planner.layouts[step.nodes[0]] = node
-        self.whole = whole
+        partial = Layout.dense(N // self.packed, self.packed * (C // step.K), H, W, self.packed)
+        known = [Layout.dense(N, C, H, W)] * len(step.states)
+        if step.kind == SHUFFLE:
+            known[0] = partial
+        if [planner.layouts[state] for state in step.states] != known:
+            raise ValueError("the states of a RouteStep must be dense and of one size")
+        self.Ho, self.Wo = (-(-H // 2), -(-W // 2)) if step.kind == HALVE else (H, W)
+        planner.layouts[step.nodes[0]] = partial if step.kind == TAKE else Layout.dense(N, C, self.Ho, self.Wo)
         sizes = dict.fromkeys(("states", "to_states", "onto_states"), len(step.states))
         self.places = dict(zip(sizes, np.cumsum([len(ROUTE_FIELDS), *sizes.values()]).tolist(), strict=False))
         self.num_words = len(ROUTE_FIELDS) + sum(sizes.values())
@@ -460,20 +460,21 @@ class _RoutePlanner:
         """The step's words: ROUTE_FIELDS, then the arrays. onto: unused, for no other step adds to its node."""
         states = self.step.states
         arrays: dict[str, list[Value]] = {"states": [Address("states", state) for state in states]}
-        arrays["to_states"] = [Address("state_gradients", state) if backward else 0 for state in states]
-        adds = self.adds or [False] * len(states)
-        arrays["onto_states"] = [
-            Address("state_gradients" if add else "incoming", state) if backward else 0
-            for state, add in zip(states, adds, strict=True)
-        ]
+        arrays["to_states"] = arrays["onto_states"] = [0] * len(states)
+        if backward:
+            adds = self.adds or [False] * len(states)
+            arrays["to_states"] = [Address("state_gradients", state) for state in states]
+            arrays["onto_states"] = [
+                Address("state_gradients" if add else "incoming", state)
+                for state, add in zip(states, adds, strict=True)
+            ]
         N, C, H, W = self.whole.shape
         fields: Fields = {"kind": self.step.kind, "N": N, "H": H, "W": W, "Ho": self.Ho, "Wo": self.Wo, "C": C}
         fields |= {"K": self.step.K, "packed": self.packed, "num_states": len(states), "gamma": self.gamma}
         fields["node"] = Address("state_gradients" if backward else "states", self.step.nodes[0])
-        fields["sum_y"] = self.sums._replace(offset=self.sums.offset + 8 * int(np.prod(self.sums_shape[2:])))
         fields |= {name: Address("table", 0, 8 * (self.start + place)) for name, place in self.places.items()}
-        if not backward:
-            fields["sum_y"] = 0
+        if backward:
+            fields["sum_y"] = self.sums._replace(offset=self.sums.offset + 8 * int(np.prod(self.sums_shape[2:])))
         return [
             *(fields.get(name, 0) for name in ROUTE_FIELDS),
             *(value for array in arrays.values() for value in array),
