@@ -132,14 +132,14 @@ class RouteStep(NamedTuple):
     TAKE: the first C / K channels of a state, which go through the operations. HALVE: a 2×2 max pool of a state, for
     the channels that by-pass operations of stride 2. SHUFFLE: a node. Its first C / K channels are the sum of its
     operations (the first state), the others the sum of the other states' by-passing channels, each times gamma; then
-    all are shuffled in K groups. States with C / K channels have the backend's own layout and stay inside the graph.
+    all are shuffled in K groups. It has a second node if operations read it: what TAKE makes of the first one.
+    States with C / K channels have the backend's own layout and stay inside the graph.
     """
 
     kind: int
     K: int
     states: Sequence[int]
     nodes: Sequence[int]
-    """A single one."""
 
     def inputs(self) -> list[Sequence[int]]:
         return [[state] for state in self.states]

@@ -83,12 +83,13 @@ struct MixArgs {
 //   TAKE     the first C / K channels of a state (N, H, W, C) as (N / packed, H, W, packed * C / K)
 //   HALVE    2x2 max pool of a state, with a last window of one row or column where H or W is odd: (N, Ho, Wo, C)
 //   SHUFFLE  the sum of gamma * state over all states but the first, whose first C / K channels are replaced by those
-//            that TAKE's layout has in the first state; then channel g * C / K + i goes to i * K + g: (N, H, W, C)
+//            that TAKE's layout has in the first state; then channel g * C / K + i goes to i * K + g: (N, H, W, C);
+//            and what TAKE makes of that, unless `taken` is null
 struct RouteArgs {
   int64_t kind, N, H, W, Ho, Wo, C, K, packed, num_states, threads;
   const void* const* states;
   const void* gamma;  // SHUFFLE: (num_states - 1)
-  void* node;         // forward: the output; backward: its gradient
+  void *node, *taken;  // forward: the outputs; backward: their gradients, of which `taken` is added to `node`
   // Backward, for each state: where its gradient goes, and what it is added to (itself, another tensor, or null for
   // nothing). TAKE adds to what is there already.
   void* const* to_states;

@@ -148,12 +148,11 @@ class CppCell(BatchedCell):
                 return None, sums
             steps.append(ir.GraphStep(batch.fused(known), taken, sums[i:]))
             nodes.append(sums[i] if self.K == 1 else next(number))
-            if self.K > 1:
-                steps.append(ir.RouteStep(ir.SHUFFLE, self.K, [sums[i], *states, *nodes[:i]], [nodes[i]]))
             taken = [nodes[i]]
-            if self.K > 1 and i + 1 < self.num_nodes:
-                taken = [next(number)]
-                steps.append(ir.RouteStep(ir.TAKE, self.K, [nodes[i]], taken))
+            if self.K > 1:
+                taken = [next(number)] if i + 1 < self.num_nodes else []
+                read = [sums[i], *states, *nodes[:i]]
+                steps.append(ir.RouteStep(ir.SHUFFLE, self.K, read, [nodes[i], *taken]))
         return steps, nodes
 
     def _gammas(self, weights: CellWeights) -> list[Tensor]:

@@ -85,7 +85,7 @@ struct Router {
 
   void forward() const {
     parallel_for(r.N, r.threads, [&](int64_t n) {
-      if (r.kind == TAKE) take(n);
+      if (r.kind == TAKE) take(n, state(0, n, 0), static_cast<T*>(r.node), 0, r.H);
       if (r.kind == HALVE) halve(n);
       if (r.kind == SHUFFLE) shuffle_node(n);
     });
@@ -96,7 +96,8 @@ struct Router {
     const int64_t channels = (r.num_states - 1) * r.C;
     Buffer<double> parts(r.kind == SHUFFLE && sums ? r.N * channels : 0);
     parallel_for(r.N, r.threads, [&](int64_t n) {
-      if (r.kind == TAKE && all) take_backward(n);
+      if (r.kind == TAKE && all)
+        take_backward(n, static_cast<const T*>(r.node), static_cast<T*>(r.to_states[0]), 0, r.H);
       if (r.kind == HALVE && all) halve_backward(n);
       if (r.kind == SHUFFLE) shuffle_backward(n, all, sums ? parts.get() + n * channels : nullptr);
     });
@@ -107,20 +108,21 @@ struct Router {
     return static_cast<const T*>(r.states[i]) + (n * r.H + h) * r.W * r.C;
   }
 
-  void take(int64_t n) const {
-    const T* from = state(0, n, 0);
-    T* to = packed_image(static_cast<T*>(r.node), n);
-    for (int64_t p = 0; p < r.H * r.W; ++p, from += r.C, to += packed_pixel())
+  // Rows [begin, end) of image n: `from` is the first of them, `taken` the whole tensor.
+  void take(int64_t n, const T* from, T* taken, int64_t begin, int64_t end) const {
+    T* to = packed_image(taken, n) + begin * r.W * packed_pixel();
+    for (int64_t p = begin * r.W; p < end * r.W; ++p, from += r.C, to += packed_pixel())
       if (Cm % 4 == 0)
         for (int64_t c = 0; c < Cm; c += 4) set_four(to + c, four(from + c));
       else
         for (int64_t c = 0; c < Cm; ++c) to[c] = from[c];
   }
 
-  void take_backward(int64_t n) const {
-    const T* from = packed_image(static_cast<const T*>(r.node), n);
-    T* to = static_cast<T*>(r.to_states[0]) + n * r.H * r.W * r.C;
-    for (int64_t p = 0; p < r.H * r.W; ++p, from += packed_pixel(), to += r.C)
+  // Adds rows [begin, end) of the gradient `taken` to that of the state.
+  void take_backward(int64_t n, const T* taken, T* state, int64_t begin, int64_t end) const {
+    const T* from = packed_image(taken, n) + begin * r.W * packed_pixel();
+    T* to = state + (n * r.H + begin) * r.W * r.C;
+    for (int64_t p = begin * r.W; p < end * r.W; ++p, from += packed_pixel(), to += r.C)
       if (Cm % 4 == 0)
         for (int64_t c = 0; c < Cm; c += 4) set_four(to + c, four(to + c) + four(from + c));
       else
@@ -209,7 +211,9 @@ struct Router {
           }
         }
       });
-      shuffle(mixed + h * r.W * packed_pixel(), row, static_cast<T*>(r.node) + (n * r.H + h) * r.W * r.C);
+      T* node = static_cast<T*>(r.node) + (n * r.H + h) * r.W * r.C;
+      shuffle(mixed + h * r.W * packed_pixel(), row, node);
+      if (r.taken) take(n, node, static_cast<T*>(r.taken), h, h + 1);
     }
   }
 
@@ -223,6 +227,7 @@ struct Router {
     T* mixed = all ? packed_image(static_cast<T*>(r.to_states[0]), n) : nullptr;
     for (int64_t h = 0; h < r.H; ++h, mixed += all ? r.W * packed_pixel() : 0) {
       const int64_t at = (n * r.H + h) * r.W * r.C;
+      if (r.taken) take_backward(n, static_cast<const T*>(r.taken), static_cast<T*>(r.node), h, h + 1);
       unshuffle(static_cast<const T*>(r.node) + at, mixed, row);
       for (int64_t i = 1; i < r.num_states; ++i)
         for_groups<T>(r.C, [&](auto group) {

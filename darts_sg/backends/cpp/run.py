@@ -52,7 +52,7 @@ MIX_FIELDS = (
 )  # fmt: skip
 ROUTE_FIELDS = (
     "kind", "N", "H", "W", "Ho", "Wo", "C", "K", "packed", "num_states", "threads", "states", "gamma", "node",
-    "to_states", "onto_states", "sum_y",
+    "taken", "to_states", "onto_states", "sum_y",
 )  # fmt: skip
 CACHE_LINE = 64  # bytes; slices of an arena begin at multiples of it
 Words = NDArray[np.int64]
@@ -252,7 +252,7 @@ class _StepPlanner:
             planner.layouts[node] = self.node
         self.sums_shape = (num_ops, 2, S * T, C)
         self.sums = planner.sums.take(int(np.prod(self.sums_shape)))
-        self.live = False
+        self.live = self.adds_to_node = False
         self.adds: dict[int, bool] = {}  # for each operation, whether it adds to the states' gradients
 
     def plan(self, first_row: int) -> StepPlan:
@@ -430,7 +430,7 @@ class _RoutePlanner:
         self.gamma = Address("gammas", number)
         self.rows: list[Fields] = []
         self.results: list[StageResult] = []
-        self.live = False
+        self.live, self.adds_to_node = False, len(step.nodes) > 1
         self.adds: list[bool] = []  # for each state, whether something has been added to its gradient before
         # the kernels know the layouts of states with all channels, and of those with C / K channels
         self.whole = planner.layouts[step.states[-1]]
@@ -443,7 +443,8 @@ class _RoutePlanner:
         if [planner.layouts[state] for state in step.states] != known:
             raise ValueError("the states of a RouteStep must be dense and of one size")
         self.Ho, self.Wo = (-(-H // 2), -(-W // 2)) if step.kind == HALVE else (H, W)
-        planner.layouts[step.nodes[0]] = partial if step.kind == TAKE else Layout.dense(N, C, self.Ho, self.Wo)
+        nodes = [partial] if step.kind == TAKE else [Layout.dense(N, C, self.Ho, self.Wo), partial]
+        planner.layouts |= dict(zip(step.nodes, nodes, strict=False))
         sizes = dict.fromkeys(("states", "to_states", "onto_states"), len(step.states))
         self.places = dict(zip(sizes, np.cumsum([len(ROUTE_FIELDS), *sizes.values()]).tolist(), strict=False))
         self.num_words = len(ROUTE_FIELDS) + sum(sizes.values())
@@ -471,7 +472,8 @@ class _RoutePlanner:
         N, C, H, W = self.whole.shape
         fields: Fields = {"kind": self.step.kind, "N": N, "H": H, "W": W, "Ho": self.Ho, "Wo": self.Wo, "C": C}
         fields |= {"K": self.step.K, "packed": self.packed, "num_states": len(states), "gamma": self.gamma}
-        fields["node"] = Address("state_gradients" if backward else "states", self.step.nodes[0])
+        nodes = [Address("state_gradients" if backward else "states", node) for node in self.step.nodes]
+        fields |= dict(zip(("node", "taken"), nodes, strict=False))
         fields |= {name: Address("table", 0, 8 * (self.start + place)) for name, place in self.places.items()}
         if backward:
             fields["sum_y"] = self.sums._replace(offset=self.sums.offset + 8 * int(np.prod(self.sums_shape[2:])))
@@ -563,8 +565,10 @@ class _Planner:
         # walk back to see who writes first to each gradient
         for step in reversed(self.steps):
             nodes = set(step.step.nodes)
-            self.direct |= nodes & {*self.graph.outputs} - self.begun
-            step.live = bool(nodes & (self.begun | self.direct))
+            ends = nodes & {*self.graph.outputs} - self.begun
+            step.live = bool(nodes & self.begun or ends)
+            if not step.adds_to_node:
+                self.direct |= ends
             if step.live:
                 self.filled |= nodes - self.begun
                 self.begun |= nodes
