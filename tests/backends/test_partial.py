@@ -210,6 +210,29 @@ def test_channels_that_by_pass_the_operations(K: int, channels: int, size: tuple
     assert_equal_tensors(torch.autograd.grad(loss, gamma), [expected_gamma])
 
 
+def test_the_gradient_of_an_output_that_operations_read_in_part_is_left_alone() -> None:
+    """The kernels add to the gradient of such a node, so it has to be a copy where only autograd gives one."""
+    x = torch.randn(4, 8, 6, 6, dtype=torch.float64, requires_grad=True)
+    one = torch.ones(1, 1, dtype=torch.float64)
+    pool = ir.pool_of([torch.nn.MaxPool2d(3, 1, padding=1)])
+    assert pool is not None
+    steps = [
+        ir.RouteStep(ir.TAKE, 2, [0], [1]),
+        ir.RouteStep(ir.SHUFFLE, 2, [1, 0], [2, 3]),
+        ir.GraphStep(ir.FusedOps(1, 1, [ir.FusedOp([pool])]), [3], [4]),
+    ]
+    node, pooled = cpp.run([x], [one, one, one], ir.CellGraph(1, steps, [2, 4]))
+    shuffled = textbook.channel_shuffle(x, 2)
+    expected = F.max_pool2d(shuffled[:, :4], 3, 1, padding=1)
+    assert_equal_tensors([node, pooled.sum()], [shuffled, expected.sum()])
+    by = torch.randn_like(node).contiguous(memory_format=torch.channels_last)
+    before = by.clone()
+    # 1 for each pixel of `pooled`, whose images stand side by side
+    mine = torch.autograd.grad([node, pooled], [x], [by, torch.ones_like(pooled)])
+    assert_equal_tensors(mine, torch.autograd.grad([shuffled, expected], [x], [before, torch.ones_like(expected)]))
+    assert torch.equal(by, before)
+
+
 def test_how_many_images_share_a_vector() -> None:
     size = build.kernels(real="double").vector_size()
     assert images_side_by_side(12 * size, 1, 8) == size

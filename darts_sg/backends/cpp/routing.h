@@ -13,13 +13,14 @@
 
 namespace {
 
-// Rows a[i] and columns a[i][j] of four vectors of four swapped.
+// Four vectors of four values, whose rows and columns `swap` swaps.
 template <class T>
 struct Transpose {
   typedef T V __attribute__((vector_size(4 * sizeof(T)), aligned(sizeof(T)), may_alias));
   V a[4];
   ALWAYS_INLINE void swap() {
-    const V low = __builtin_shufflevector(a[0], a[1], 0, 4, 1, 5), high = __builtin_shufflevector(a[0], a[1], 2, 6, 3, 7);
+    const V low = __builtin_shufflevector(a[0], a[1], 0, 4, 1, 5);
+    const V high = __builtin_shufflevector(a[0], a[1], 2, 6, 3, 7);
     const V lower = __builtin_shufflevector(a[2], a[3], 0, 4, 1, 5);
     const V higher = __builtin_shufflevector(a[2], a[3], 2, 6, 3, 7);
     a[0] = __builtin_shufflevector(low, lower, 0, 1, 4, 5);
@@ -49,12 +50,13 @@ struct Router {
   static Four four(const T* p) { return *reinterpret_cast<const Four*>(p); }
   static void set_four(T* p, Four v) { *reinterpret_cast<Four*>(p) = v; }
 
-  // W pixels of a node: channel i * K + g from channel g * C / K + i, which `mixed` has for g = 0, `others` for the rest.
+  // W pixels of a node: channel i * K + g from channel g * C / K + i, which `mixed` has for g = 0, `others` otherwise.
   void shuffle(const T* mixed, const T* others, T* node) const {
     for (int64_t w = 0; w < r.W; ++w, mixed += packed_pixel(), others += r.C, node += r.C)
       if (r.K == 4 && Cm % 4 == 0)
         for (int64_t i = 0; i < Cm; i += 4) {
-          Transpose<T> t{{four(mixed + i), four(others + Cm + i), four(others + 2 * Cm + i), four(others + 3 * Cm + i)}};
+          const T* from = others + i;
+          Transpose<T> t{{four(mixed + i), four(from + Cm), four(from + 2 * Cm), four(from + 3 * Cm)}};
           t.swap();
           unrolled<4>([&](auto j) ALWAYS { set_four(node + 4 * (i + j), t.a[j]); });
         }
@@ -69,7 +71,8 @@ struct Router {
     for (int64_t w = 0; w < r.W; ++w, mixed += step, others += r.C, node += r.C)
       if (r.K == 4 && Cm % 4 == 0)
         for (int64_t i = 0; i < Cm; i += 4) {
-          Transpose<T> t{{four(node + 4 * i), four(node + 4 * i + 4), four(node + 4 * i + 8), four(node + 4 * i + 12)}};
+          const T* from = node + 4 * i;
+          Transpose<T> t{{four(from), four(from + 4), four(from + 8), four(from + 12)}};
           t.swap();
           if (mixed) set_four(mixed + i, t.a[0]);
           set_four(others + i, Four{});

@@ -87,7 +87,8 @@ struct StageKernel {
         }
       }
       for (int64_t o = 0; s.pointwise && o < s.Co; ++o) {
-        // images side by side: the matrix is block diagonal
+        // Images side by side: the matrix is block diagonal. Without a kernel for blocks it has zeros between them, so
+        // NaN or infinity in an image reaches those beside it, which a BatchNorm in train mode does anyway.
         const T* m = weight_row<const T>(s.pointwise, s.odd, e, o % co);
         for (int64_t c = 0; B && c < ci; ++c) {
           matrix.get()[(e * B + c) * Cop + o] = m[c];
