@@ -41,6 +41,7 @@ from darts_sg.files import write_atomically
 
 SCALES = {"channels": (8, 16, 32), "cells": (5, 8, 11), "batch": (8, 16, 32, 64)}
 RETRAINING = "retraining step of DARTS_V2, C=36, 20 cells, batch 32"
+PARTIAL = "step with partial channels (K=4) against the full step, batch 64"
 LOADING = "augmentation and loading, share of a step of batch 64"
 ROUNDS = 3  # for steps of seconds; slower ones get two
 
@@ -49,7 +50,8 @@ ROUNDS = 3  # for steps of seconds; slower ones get two
 class BenchRow:
     """A figure: baseline and own value in `unit`, their ratio, and the range of the ratio over rounds.
 
-    The ratio is baseline / own for times (how many times faster), own / baseline for memory and operators.
+    The ratio is baseline / own for times (how many times faster), own / baseline for memory, operators and shares of
+    the time.
     """
 
     name: str
@@ -94,6 +96,16 @@ def row_of(
     return BenchRow(name, "s", *middle, median(ratios), spread, len(ratios), at_least, aim, times=times, **more)
 
 
+def share_of_time(
+    name: str, times: dict[str, list[float]], at_least: float | None, aim: float | None, **more: Any
+) -> BenchRow:
+    """Make a row whose ratio is the part of the baseline's time that our own step takes."""
+    shares = [own / baseline for baseline, own in zip(times["baseline"], times["own"], strict=True)]
+    middle = [median(times[key]) for key in ("baseline", "own")]
+    spread = min(shares), max(shares)
+    return BenchRow(name, "s", *middle, median(shares), spread, len(shares), at_least, aim, times=times, **more)
+
+
 def search_rows(native: bool) -> dict[str, Callable[[], BenchRow]]:
     """The figures of the supernet, by name."""
 
@@ -113,12 +125,18 @@ def search_rows(native: bool) -> dict[str, Callable[[], BenchRow]]:
         name = "first-order step with recomputation, batch 64"
         return timed(name, fast, again, 3, 1 / 1.4, 1.0, baseline_name="without recomputation")
 
+    def partial_channels() -> BenchRow:
+        full, partial = (own_step(Shape("darts", 64, partial_channels=K), native=native) for K in (1, 4))
+        times = interleave({"baseline": full, "own": partial}, ROUNDS)
+        return share_of_time(PARTIAL, times, 0.3, 0.25, baseline_name="the full step")
+
     return {
         "first-order step, batch 16": lambda: first_order(16, "darts+sandglass", ROUNDS, 6, 10),
         "first-order step, batch 16, darts": lambda: first_order(16, "darts", ROUNDS, 6, 10),
         "first-order step, batch 64": lambda: first_order(64, "darts+sandglass", 2, 5, 8),
         "second-order step, batch 16": second_order,
         "first-order step with recomputation, batch 64": recomputation,
+        PARTIAL: partial_channels,
     }
 
 

@@ -54,6 +54,8 @@ class Shape:
     cells: int = 8
     size: int = 32
     device: str = "cpu"
+    partial_channels: int = 1
+    """K of PC-DARTS; above 1 with its edge normalisation."""
 
     def images(self) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(0)
@@ -63,7 +65,9 @@ class Shape:
     def supernet(self, native: bool) -> Supernet:
         torch.manual_seed(0)
         operations = parse_space(self.space).operations
-        net = Supernet(operations, channels=self.channels, cells=self.cells).to(self.device, memory_format=LAST)
+        partial = {"partial_channels": self.partial_channels, "edge_normalization": self.partial_channels > 1}
+        net = Supernet(operations, channels=self.channels, cells=self.cells, **partial)
+        net = net.to(self.device, memory_format=LAST)
         accelerate(net, native_backend(self.device) if native else "batched")
         return net
 

@@ -19,7 +19,7 @@ from tests.data.fakes import write_imagenet
 @dataclass(frozen=True)
 class Toy(subjects.Shape):
     batch: int = 2
-    channels: int = 4
+    channels: int = 8
     cells: int = 3
     size: int = 8
 
@@ -69,6 +69,12 @@ def test_steps_are_interleaved_and_the_first_round_does_not_count() -> None:
 )
 def test_targets(ratio: float, at_least: float, aim: float, expected: str) -> None:
     assert BenchRow("x", "s", 1, 1, ratio, (ratio, ratio), 1, at_least, aim).met() == expected
+
+
+def test_a_share_of_the_time_is_a_part_of_the_baseline() -> None:
+    row = speed.share_of_time("partial", {"baseline": [4.0, 2.0, 8.0], "own": [1.0, 1.0, 1.0]}, 0.3, 0.25)
+    assert (row.baseline, row.value, row.ratio, row.spread) == (4, 1, 0.25, (0.125, 0.5))
+    assert row.met() == "aim"
 
 
 def test_the_steps_that_are_compared_do_the_same() -> None:
@@ -158,7 +164,9 @@ def test_the_whole_bench_prints_every_table(
     assert content["rows"][0]["ratio"] == 0.25
     assert {row["dimension"] for row in content["scaling"]} == {"channels", "cells", "operations", "batch"}
     assert content["ablation"][0]["ratio"] == 1
-    assert len({row["name"] for row in content["rows"]}) == len(content["rows"])
+    names = {row["name"] for row in content["rows"]}
+    assert len(names) == len(content["rows"])
+    assert "step with partial channels (K=4) against the full step, batch 64" in names
 
 
 def test_only_the_figures_asked_for_are_measured(

@@ -21,6 +21,7 @@ POOLS: dict[type[nn.Module], int] = {nn.MaxPool2d: 1, nn.AvgPool2d: 2}
 KERNEL_SIZES = (3, 5, 7)
 DTYPES = {torch.float32: "float", torch.float64: "double"}
 EDGES, NODES, MIXED_NODES = range(3)  # the form in which a stage receives its gradient
+TAKE, HALVE, SHUFFLE = range(3)  # the kinds of a RouteStep
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,51 @@ class GraphStep(NamedTuple):
         size = self.operations.S * self.operations.parts
         return [self.states[i : i + size] for i in range(0, len(self.states), size)]
 
+    def stages(self) -> list[FusedStage]:
+        return self.operations.stages()
+
+    def differentiated(self) -> Sequence[int]:
+        """The states whose values the backward pass reads."""
+        return self.states
+
+    def moved(self, by: int) -> "GraphStep":
+        """The same step between states whose numbers are larger."""
+        return GraphStep(self.operations, *([by + i for i in numbers] for numbers in (self.states, self.nodes)))
+
+
+class RouteStep(NamedTuple):
+    """A step of a cell with partial channels that moves channels (PC-DARTS, section 3.2).
+
+    TAKE: the first C / K channels of a state, which go through the operations. HALVE: a 2×2 max pool of a state, for
+    the channels that by-pass operations of stride 2. SHUFFLE: a node. Its first C / K channels are the sum of its
+    operations (the first state), the others the sum of the other states' by-passing channels, each times gamma; then
+    all are shuffled in K groups. It has a second node if operations read it: what TAKE makes of the first one.
+    States with C / K channels have the backend's own layout and stay inside the graph.
+    """
+
+    kind: int
+    K: int
+    states: Sequence[int]
+    nodes: Sequence[int]
+
+    def inputs(self) -> list[Sequence[int]]:
+        return [[state] for state in self.states]
+
+    def stages(self) -> list[FusedStage]:
+        return []
+
+    def differentiated(self) -> Sequence[int]:
+        """The states whose values the backward pass reads: those that a maximum or gamma's gradient is taken of."""
+        return {TAKE: (), HALVE: self.states, SHUFFLE: self.states[1:]}[self.kind]
+
+    def moved(self, by: int) -> "RouteStep":
+        """The same step between states whose numbers are larger."""
+        return self._replace(states=[by + i for i in self.states], nodes=[by + i for i in self.nodes])
+
+    def describe(self) -> str:
+        """See FusedStage.describe."""
+        return f"route {self.kind}, K {self.K}"
+
 
 @dataclass(frozen=True, eq=False)
 class CellGraph:
@@ -123,7 +169,7 @@ class CellGraph:
     """
 
     num_inputs: int
-    steps: Sequence[GraphStep]
+    steps: Sequence[GraphStep | RouteStep]
     outputs: Sequence[int]
     """Must not contain input states."""
     passed_on: Sequence[int] = ()
@@ -132,16 +178,16 @@ class CellGraph:
 
     @cached_property
     def stages(self) -> list[FusedStage]:
-        return [stage for step in self.steps for stage in step.operations.stages()]
+        return [stage for step in self.steps for stage in step.stages()]
 
     def weights(self) -> list[Tensor]:
         """The weights of all stages, in order."""
         return [weight for stage in self.stages for weight in stage.weights()]
 
     @cached_property
-    def taken(self) -> set[int]:
-        """The states that steps read."""
-        return {state for step in self.steps for state in step.states}
+    def differentiated(self) -> set[int]:
+        """The states whose values the backward pass reads."""
+        return {state for step in self.steps for state in step.differentiated()}
 
     @cached_property
     def together(self) -> list[Sequence[int]]:
@@ -151,7 +197,7 @@ class CellGraph:
         return [states for states in found if states]
 
 
-def digest(kind: str, operations: Iterable[FusedOps]) -> str:
+def digest(kind: str, operations: Iterable[FusedOps | RouteStep]) -> str:
     """A name for what the kernels compute of networks of a kind: equal for equal sets of fused operations."""
     texts = sorted({one.describe() for one in operations})
     return f"{kind}-{hashlib.sha256(chr(10).join(texts).encode()).hexdigest()[:16]}"

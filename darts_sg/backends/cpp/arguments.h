@@ -11,6 +11,8 @@ namespace {
 
 enum Activation : int64_t { NONE = 0, RELU = 1, RELU6 = 2 };
 enum Pool : int64_t { NO_POOL = 0, MAX = 1, AVERAGE = 2 };
+// What a routing step does with the channels (see RouteArgs).
+enum Route : int64_t { TAKE = 0, HALVE = 1, SHUFFLE = 2 };
 // Where a stage's backward pass finds its output's gradient: in a tensor of its own (EDGES), in the node that each edge
 // leads to, times gamma (NODES), or summed over all nodes, each times its gamma (MIXED_NODES: shared operations).
 enum Source : int64_t { EDGES = 0, NODES = 1, MIXED_NODES = 2 };
@@ -20,8 +22,12 @@ enum Source : int64_t { EDGES = 0, NODES = 1, MIXED_NODES = 2 };
 extern "C" {
 
 // One stage on E = S * T edges of N images: from H x W pixels with Ci channels to Ho x Wo pixels with Co channels.
+//
+// With `packed` > 1, `packed` neighbouring images stand side by side in the channels of one: N, Ci and Co count these.
+// Weights and running statistics stay those of a single image, with Ci / packed and Co / packed channels.
 struct StageArgs {
   int64_t N, S, T, H, W, Ho, Wo, Ci, Co, k, stride, dilation, pool, activation, first, norm, training, threads;
+  int64_t packed;
   // Input of a first stage: the states, each in `parts` tensors whose channels follow each other.
   int64_t in_n, in_pixel;  // strides of the states between images and between pixels
   int64_t parts;
@@ -29,7 +35,7 @@ struct StageArgs {
   // Input of a later stage: the output of the stage before, (N, E, H, W, Ci), with its BatchNorm, each (E * Ci).
   const void *in, *in_scale, *in_shift;  // normalised as y * scale + shift
   const void *in_inverse, *in_offset;    // the same without weight and bias; null where they are the same
-  // Weights.
+  // Weights, for packed = 1.
   const void *depthwise, *pointwise;  // (E * Ci, 1, k, k) and (E * Co, Ci, 1, 1)
   const void* odd;                    // of odd pixels, (E * (Co - Co / 2), Ci, 1, 1); pointwise then has even pixels
   void* out;                          // (N, E, Ho, Wo, Co), before BatchNorm
@@ -70,6 +76,25 @@ struct MixArgs {
   // (N, pixels, C), and what it is added to (itself, another tensor, or null for nothing).
   void* const* to_states;
   const void* const* onto_states;
+};
+
+// A step of a cell with partial channels that moves channels: only the first C / K of a state's C channels go through
+// the operations, the others by-pass them (PC-DARTS, section 3.2). `packed` is that of StageArgs.
+//   TAKE     the first C / K channels of a state (N, H, W, C) as (N / packed, H, W, packed * C / K)
+//   HALVE    2x2 max pool of a state, with a last window of one row or column where H or W is odd: (N, Ho, Wo, C)
+//   SHUFFLE  the sum of gamma * state over all states but the first, whose first C / K channels are replaced by those
+//            that TAKE's layout has in the first state; then channel g * C / K + i goes to i * K + g: (N, H, W, C);
+//            and what TAKE makes of that, unless `taken` is null
+struct RouteArgs {
+  int64_t kind, N, H, W, Ho, Wo, C, K, packed, num_states, threads;
+  const void* const* states;
+  const void* gamma;  // SHUFFLE: (num_states - 1)
+  void *node, *taken;  // forward: the outputs; backward: their gradients, of which `taken` is added to `node`
+  // Backward, for each state: where its gradient goes, and what it is added to (itself, another tensor, or null for
+  // nothing). TAKE adds to what is there already.
+  void* const* to_states;
+  const void* const* onto_states;
+  double* sum_y;  // SHUFFLE, backward: (num_states - 1, C), for gamma's gradient
 };
 
 }  // extern "C"

@@ -1,5 +1,6 @@
 """Cells that the C++ kernels compute on a CPU, a whole cell in one call a pass where they know all its operations."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -56,7 +57,7 @@ class CellGraphs:
     """
 
     def __init__(
-        self, layers: Sequence[nn.Module], steps: Sequence[ir.GraphStep] | None, outputs: Sequence[int]
+        self, layers: Sequence[nn.Module], steps: Sequence[ir.GraphStep | ir.RouteStep] | None, outputs: Sequence[int]
     ) -> None:
         """layers: the two input layers. steps: the rest of the cell, None if an operation is unknown to the kernels.
         outputs: the joined nodes. States are numbered from the outputs of the input layers on."""
@@ -87,21 +88,19 @@ class CellGraphs:
             found += [layer(x)] if operations is None else run_ops([x], x.new_ones(1, 1), operations)
         return found
 
-    def fused(self) -> Iterator[ir.FusedOps]:
+    def fused(self) -> Iterator[ir.FusedOps | ir.RouteStep]:
         """All operations that the kernels compute in whole graphs."""
         yield from (operations for operations in self.input_ops if operations is not None)
-        yield from (step.operations for step in self.steps)
+        yield from (step if isinstance(step, ir.RouteStep) else step.operations for step in self.steps)
 
     def _graph(self, *sizes: int) -> ir.CellGraph:
         given = sum(sizes)
         inputs = range(sizes[0]), range(sizes[0], given)
-        steps = []
+        steps: list[ir.GraphStep | ir.RouteStep] = []
         for i, (operations, parts, numbers) in enumerate(zip(self.input_ops, sizes, inputs, strict=True)):
             assert operations is not None
             steps.append(ir.GraphStep(replace(operations, parts=parts), numbers, [given + i]))
-        for step in self.steps:
-            states, nodes = ([given + i for i in numbers] for numbers in (step.states, step.nodes))
-            steps.append(ir.GraphStep(step.operations, states, nodes))
+        steps += [step.moved(given) for step in self.steps]
         return ir.CellGraph(given, steps, [given + state for state in self.outputs], passed_on=inputs[1])
 
 
@@ -114,29 +113,72 @@ class CppCell(BatchedCell):
     def __init__(self, cell: SupernetCell | BatchedCell) -> None:
         super().__init__(cell)
         self._known = [batch.all_known() for batch in self.edge_batches()]
-        outputs = range(NUM_INPUTS, NUM_INPUTS + self.num_nodes)
         layers = self.input_0, self.input_1
-        self.graphs = CellGraphs(layers, self._steps(), outputs)
+        self.graphs = CellGraphs(layers, *self._steps())
         # all that the graph skips but the insides of batches, which `refuse_changes` watches
         self._skipped = Watch(self, [*self.input_0.modules(), *self.input_1.modules(), *self.batches])
 
     def make_kernels(self) -> Kernels | None:
         return CppKernels()
 
-    def _steps(self) -> list[ir.GraphStep] | None:
-        """The graph's steps after the input layers; None if they do not make up the whole cell."""
+    def _steps(self) -> tuple[list[ir.GraphStep | ir.RouteStep] | None, Sequence[int]]:
+        """The graph's steps after the input layers, None if they do not make up the whole cell; and its outputs.
+
+        With partial channels a node has three numbers: the sum of its operations, the node itself, and the channels of
+        it that later operations read.
+        """
+        steps: list[ir.GraphStep | ir.RouteStep] = []
+        number = itertools.count(NUM_INPUTS)
+        sums = [next(number) for _ in range(self.num_nodes)]
+        states = taken = list(range(NUM_INPUTS))
         if self.K > 1:
-            return None
-        steps: list[ir.GraphStep] = []
-        nodes = range(NUM_INPUTS, NUM_INPUTS + self.num_nodes)
+            taken = [next(number) for _ in states]
+            steps += [
+                ir.RouteStep(ir.TAKE, self.K, [state], [first]) for state, first in zip(states, taken, strict=True)
+            ]
+            if self.reduction:
+                halved = [next(number) for _ in states]
+                # after TAKE, so that on the way back it is the first to write these states' gradients
+                pairs = zip(states, halved, strict=True)
+                steps += [ir.RouteStep(ir.HALVE, self.K, [state], [half]) for state, half in pairs]
+                states = halved
+        nodes: list[int] = []
         for i, (batch, known) in enumerate(zip(self.edge_batches(), self._known, strict=True)):
             if known is None:
-                return None
-            states = range(NUM_INPUTS) if i == 0 else [nodes[i - 1]]
-            steps.append(ir.GraphStep(batch.fused(known), states, nodes[i:]))
-        return steps
+                return None, sums
+            steps.append(ir.GraphStep(batch.fused(known), taken, sums[i:]))
+            nodes.append(sums[i] if self.K == 1 else next(number))
+            taken = [nodes[i]]
+            if self.K > 1:
+                taken = [next(number)] if i + 1 < self.num_nodes else []
+                read = [sums[i], *states, *nodes[:i]]
+                steps.append(ir.RouteStep(ir.SHUFFLE, self.K, read, [nodes[i], *taken]))
+        return steps, nodes
 
-    def fused(self) -> Iterator[ir.FusedOps]:
+    def _gammas(self, weights: CellWeights) -> list[Tensor]:
+        """The gamma of each of these steps."""
+        each = weights.once("batches of edges", self.edge_weights)
+        batches = zip(self.edge_batches(), each, self._known, strict=True)
+        of_batches = [batch.gamma(of_batch, known or ()) for batch, of_batch, known in batches]
+        if self.K == 1:
+            return of_batches
+        of_edges = weights.once("edges of each node", self._edges_of_nodes)
+        unused = of_edges[0].detach()
+        operations, nodes = iter(of_batches), iter(of_edges)
+        found: list[Tensor] = []
+        for step in self.graphs.steps:
+            if isinstance(step, ir.GraphStep):
+                found.append(next(operations))
+            else:
+                found.append(next(nodes) if step.kind == ir.SHUFFLE else unused)
+        return found
+
+    def _edges_of_nodes(self, weights: CellWeights) -> Sequence[Tensor]:
+        """For each node the weights of the edges that lead to it, (1, number of edges)."""
+        each = weights.operations.new_ones(len(weights.operations)) if weights.edges is None else weights.edges
+        return each[None].split([NUM_INPUTS + node for node in range(self.num_nodes)], dim=1)
+
+    def fused(self) -> Iterator[ir.FusedOps | ir.RouteStep]:
         """Everything that the kernels compute of this cell."""
         yield from self.graphs.fused()
         yield from (batch.fused(known) for batch in self.edge_batches() if (known := batch.known()))
@@ -145,12 +187,11 @@ class CppCell(BatchedCell):
         if not takes(s0.first) or not self._skipped.unchanged():
             return super().forward(s0, s1, weights, recompute)
         self.refuse_changes()
-        each = weights.once("batches of edges", self.edge_weights)
         if not self.graphs.known:
+            each = weights.once("batches of edges", self.edge_weights)
             xs = self.graphs.entries((s0, s1))
             return State(maybe_recomputed(self, self._by_batches, xs, each, recompute=recompute))
-        batches = zip(self.edge_batches(), each, self._known, strict=True)
-        gammas = [batch.gamma(of_batch, known or ()) for batch, of_batch, known in batches]
+        gammas = self._gammas(weights)
         found, passed_on = maybe_recomputed(self, self.graphs.run, s0.parts, s1.parts, gammas, recompute=recompute)
         s1.pass_on(passed_on)
         return State(*found)
@@ -202,7 +243,7 @@ class CppDerivedCell(DerivedCell):
             steps.append(ir.GraphStep(ir.FusedOps(1, 1, each), inputs, [number]))
         return steps
 
-    def fused(self) -> Iterator[ir.FusedOps]:
+    def fused(self) -> Iterator[ir.FusedOps | ir.RouteStep]:
         """Everything that the kernels compute of this cell."""
         yield from self.graphs.fused()
 

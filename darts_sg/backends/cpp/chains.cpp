@@ -14,6 +14,10 @@
 // missing; and HalvingConv, the skip connection of stride 2: a 1x1 convolution of the even pixels, (0, 0) of each 2x2,
 // beside one of the odd pixels, (1, 1), computed as one matrix product of both side by side.
 //
+// Narrow channels (partial channels, PC-DARTS) would leave most of a vector empty, so neighbouring images stand side by
+// side in it: four images of four channels are one image of 16, with block-diagonal 1x1 convolutions and BatchNorms
+// whose sums run over the four.
+//
 // Tensors: the input of a first stage is a state (N, H, W, C) with any stride between pixels, or several tensors whose
 // channels follow each other. All others are dense: (N, E, H, W, C), and (N, H, W, C) for a node. Edge e = s * T + t
 // leads from state s to node t; for a pool T is 1.
@@ -23,13 +27,14 @@
 //   arguments.h       what Python passes in          depthwise.h, pointwise.h, pools.h   the layers
 //   vectors.h         SIMD vectors, unrolling        stage.h, stage_forward.h, stage_backward.h   a stage
 //   memory.h          scratch memory, prefetching    mixing.h   weighted sums in nodes
-//   threads.h         distribution of work
+//   threads.h         distribution of work             routing.h   channels that by-pass the operations
 
 #include <cstdint>
 #include <new>
 
 #include "arguments.h"
 #include "mixing.h"
+#include "routing.h"
 #include "stage.h"
 #include "stage_backward.h"
 #include "stage_forward.h"
@@ -84,4 +89,13 @@ int forward(const MixArgs* m, const StageArgs* s) {
 int backward(const MixArgs* m, const StageArgs* s, int64_t all) {
   return status_of([&] { backward<REAL>(*m, s, !all); });
 }
+// A routing step, and its gradients: `all` as above; `sums`: gamma's gradient is wanted.
+int route_forward(const RouteArgs* r) {
+  return status_of([&] { Router<REAL>(*r).forward(); });
+}
+int route_backward(const RouteArgs* r, int64_t all, int64_t sums) {
+  return status_of([&] { Router<REAL>(*r).backward(all, sums); });
+}
+// Number of values in a vector.
+int64_t vector_size() { return Simd<REAL>::L; }
 }

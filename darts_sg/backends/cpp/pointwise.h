@@ -1,12 +1,14 @@
 // 1x1 convolutions: matrix products of (pixels, channels) planes, and the gradient of their weights.
 //
-// The kernels hold up to three vectors of output channels for several pixels in registers.
+// The kernels hold up to three vectors of output channels for several pixels in registers. Where several images stand
+// side by side in one vector, B channels each, the matrix is block diagonal, and only its blocks are computed.
 
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 #include <type_traits>
+#include <utility>
 
 #include "vectors.h"
 
@@ -132,6 +134,69 @@ void pointwise_weight(const T* out, int64_t out_Cp, int64_t C, const T* in, int6
     pointwise_weight_vectors<T, Q, B, fraction>(out, out_Cp, C - few, in + b, Cp, pixels, gradient + b);
     pointwise_weight_vectors<T, 4, B, fraction>(out + C - few, out_Cp, few, in + b, Cp, pixels,
                                                 gradient + (C - few) * Cp + b);
+  });
+}
+
+// Calls f with B as a compile-time constant if blocks of B channels have a kernel of their own.
+template <class T, class F>
+ALWAYS_INLINE void with_block(int64_t B, F f) {
+  as_constant<2, 4, 8>(B, [&](auto constant) {
+    if constexpr (constant < Simd<T>::L) f(constant);
+  });
+}
+
+// In each block of B channels, channel `shift` (turn = 0), or the one `shift` further on, around the block (turn = 1).
+template <class T, int B, int shift, int turn, int... I>
+ALWAYS_INLINE typename Simd<T>::V in_blocks(typename Simd<T>::V v, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(v, v, (I / B * B + (turn ? (I + shift) % B : shift))...);
+}
+template <class T, int B, int shift, int turn>
+ALWAYS_INLINE typename Simd<T>::V in_blocks(typename Simd<T>::V v) {
+  return in_blocks<T, B, shift, turn>(v, std::make_integer_sequence<int, Simd<T>::L>());
+}
+
+// out = in * weight for one vector of channels in blocks of B. weight (B, L): input channel c of each block by output
+// channel.
+template <class T, int B>
+void block_pointwise(const T* in, const T* weight, int64_t pixels, T* out) {
+  typedef Simd<T> S;
+  typedef typename S::V V;
+  V w[B];
+  unrolled<B>([&](auto c) ALWAYS {
+    w[c] = S::load(weight + c * S::L);
+    keep(w[c]);
+  });
+  const auto pixels_from = [&](auto P, int64_t p) ALWAYS {
+    V x[P], sum[P] = {};
+    unrolled<P>([&](auto q) ALWAYS { x[q] = S::load(in + (p + q) * S::L); });
+    unrolled<B>([&](auto c) ALWAYS {
+      unrolled<P>([&](auto q) ALWAYS { sum[q] += in_blocks<T, B, c, 0>(x[q]) * w[c]; });
+    });
+    unrolled<P>([&](auto q) ALWAYS { S::store(out + (p + q) * S::L, sum[q]); });
+  };
+  constexpr int P = REGISTERS >= 32 ? 4 : 2;
+  int64_t p = 0;
+  for (; p + P <= pixels; p += P) pixels_from(std::integral_constant<int, P>(), p);
+  for (; p < pixels; ++p) pixels_from(std::integral_constant<int, 1>(), p);
+}
+
+// Gradient of the blocks: gradient[s][c] += the sum over pixels of out[(c + s) % B] * in[c], for each block; (B, L).
+template <class T, int B>
+void block_pointwise_weight(const T* out, const T* in, int64_t pixels, T* gradient) {
+  typedef Simd<T> S;
+  typedef typename S::V V;
+  constexpr int PARTS = B < 8 ? 2 : 1;  // partial sums: each addition waits for the one before
+  V sum[PARTS][B] = {};
+  const auto add = [&](auto part, int64_t p) ALWAYS {
+    const V x = S::load(in + p * S::L), g = S::load(out + p * S::L);
+    unrolled<B>([&](auto s) ALWAYS { sum[part][s] += in_blocks<T, B, s, 1>(g) * x; });
+  };
+  int64_t p = 0;
+  for (; p + PARTS <= pixels; p += PARTS) unrolled<PARTS>([&](auto part) ALWAYS { add(part, p + part); });
+  for (; p < pixels; ++p) add(std::integral_constant<int, 0>(), p);
+  unrolled<B>([&](auto s) ALWAYS {
+    T* to = gradient + s * S::L;
+    S::store(to, S::load(to) + (PARTS == 1 ? sum[0][s] : sum[0][s] + sum[PARTS - 1][s]));
   });
 }
 

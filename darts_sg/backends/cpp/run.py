@@ -20,14 +20,28 @@ from torch.autograd.function import once_differentiable
 
 from darts_sg.backends.cpp.build import kernels
 from darts_sg.backends.cpp.memory import POOL
-from darts_sg.backends.ir import DTYPES, EDGES, MIXED_NODES, NODES, CellGraph, FusedOp, FusedStage, GraphStep, kind_of
+from darts_sg.backends.ir import (
+    DTYPES,
+    EDGES,
+    HALVE,
+    MIXED_NODES,
+    NODES,
+    SHUFFLE,
+    TAKE,
+    CellGraph,
+    FusedOp,
+    FusedStage,
+    GraphStep,
+    RouteStep,
+    kind_of,
+)
 
-# the fields of StageArgs and MixArgs in arguments.h, in the same order
+# the fields of StageArgs, MixArgs and RouteArgs in arguments.h, in the same order
 STAGE_FIELDS = (
     "N", "S", "T", "H", "W", "Ho", "Wo", "Ci", "Co", "k", "stride", "dilation", "pool", "activation", "first",
-    "norm", "training", "threads", "in_n", "in_pixel", "parts", "states", "in", "in_scale", "in_shift", "in_inverse",
-    "in_offset", "depthwise", "pointwise", "odd", "out", "scale", "shift", "inverse", "offset", "running_mean",
-    "running_var", "weight", "bias", "momentum", "eps", "gradient", "given", "source", "nodes", "gamma",
+    "norm", "training", "threads", "packed", "in_n", "in_pixel", "parts", "states", "in", "in_scale", "in_shift",
+    "in_inverse", "in_offset", "depthwise", "pointwise", "odd", "out", "scale", "shift", "inverse", "offset",
+    "running_mean", "running_var", "weight", "bias", "momentum", "eps", "gradient", "given", "source", "nodes", "gamma",
     "gamma_edge", "gamma_image", "sum", "sum_y", "in_gradient", "to_states", "onto_states", "in_sum",
     "in_sum_y", "depthwise_gradient", "pointwise_gradient", "odd_gradient", "weight_gradient", "bias_gradient",
 )  # fmt: skip
@@ -35,6 +49,10 @@ PER_OPERATION = ("scale", "shift", "image", "part", "pixel", "shared", "stages")
 MIX_FIELDS = (
     "operations", "N", "S", "T", "pixels", "C", "threads", "y", *PER_OPERATION, "gamma", "gamma_edge", "gamma_image",
     "nodes", "onto", "sum", "sum_y", "to_states", "onto_states",
+)  # fmt: skip
+ROUTE_FIELDS = (
+    "kind", "N", "H", "W", "Ho", "Wo", "C", "K", "packed", "num_states", "threads", "states", "gamma", "node",
+    "taken", "to_states", "onto_states", "sum_y",
 )  # fmt: skip
 CACHE_LINE = 64  # bytes; slices of an arena begin at multiples of it
 Words = NDArray[np.int64]
@@ -75,15 +93,20 @@ class ArgumentTable:
 
 
 class Layout(NamedTuple):
-    """Shape of a state (N, C, H, W), and its strides between images and between pixels."""
+    """Shape of a state (N, C, H, W), and its strides between images and between pixels.
+
+    With `packed` > 1, as many neighbouring images stand side by side in the channels of one, and N and C count these:
+    few channels alone would leave most of a vector empty.
+    """
 
     shape: tuple[int, ...]
     image: int
     pixel: int
+    packed: int = 1
 
     @classmethod
-    def dense(cls, N: int, C: int, H: int, W: int) -> "Layout":
-        return cls((N, C, H, W), H * W * C, C)
+    def dense(cls, N: int, C: int, H: int, W: int, packed: int = 1) -> "Layout":
+        return cls((N, C, H, W), H * W * C, C, packed)
 
 
 def _channels_last(x: Tensor) -> tuple[Tensor, Layout]:
@@ -130,7 +153,9 @@ class StepPlan(NamedTuple):
     """What a pass has to know about one step of the graph."""
 
     start: int
-    """Its first word in either table: MIX_FIELDS, then the arrays that these and its stages point to."""
+    """Its first word in either table: MIX_FIELDS or ROUTE_FIELDS, then the arrays that they and its stages point to."""
+    routes: bool
+    """Whether it is a RouteStep."""
     first_row: int
     """The row of its first stage in either table."""
     states: Sequence[int]
@@ -143,11 +168,11 @@ class StepPlan(NamedTuple):
     """Whether an output of the graph depends on it, so that it has gradients."""
     sums: Address
     """Where its kernels write, for each operation, edge and channel, the sum of the gradient and the sum of gradient
-    times operation, in float64."""
+    times operation, in float64; for each state that a RouteStep adds up likewise."""
     sums_shape: tuple[int, ...]
 
     def gamma_gradient(self, sums: Tensor) -> Tensor:
-        """The gradient of the step's gamma, (number of operations, E), from the arena of sums."""
+        """The gradient of the step's gamma, (number of operations or 1, E), from the arena of sums."""
         from_here = sums.view(torch.float64)[self.sums.offset // 8 :]
         by_channel = from_here[: int(np.prod(self.sums_shape))].view(self.sums_shape)
         return by_channel[:, 1].sum(dim=-1)
@@ -198,7 +223,7 @@ class _StepPlanner:
         S, T, num_ops = step.operations.S, step.operations.T, len(step.operations.each)
         self.states = step.inputs()
         self.layouts = [planner.layouts[states[0]] for states in self.states]
-        self.N = self.layouts[0].shape[0]
+        self.N, self.packed = self.layouts[0].shape[0], self.layouts[0].packed
         self.gamma_strides: Fields = {"gamma_edge": self.N, "gamma_image": 1} if by_image else {"gamma_edge": 1}
         # the arrays that the fields point to follow the fields themselves
         sizes = dict.fromkeys(("y", "to_states", "onto_states"), num_ops * S) | {"nodes": T, "onto": T}
@@ -222,17 +247,18 @@ class _StepPlanner:
             _, _, H, W, C = self.results[-1].shape
         else:
             _, C, H, W = self.layouts[0].shape
-        self.node = Layout.dense(self.N, C, H, W)
+        self.node = Layout.dense(self.N, C, H, W, self.packed)
         for node in step.nodes:
             planner.layouts[node] = self.node
         self.sums_shape = (num_ops, 2, S * T, C)
         self.sums = planner.sums.take(int(np.prod(self.sums_shape)))
-        self.live = False
+        self.live = self.adds_to_node = False
         self.adds: dict[int, bool] = {}  # for each operation, whether it adds to the states' gradients
 
     def plan(self, first_row: int) -> StepPlan:
         return StepPlan(
             self.start,
+            False,
             first_row,
             self.step.states,
             self.step.nodes,
@@ -255,6 +281,7 @@ class _StepPlanner:
         planner, S, T = self.planner, self.operations.S, 1 if operation.shared else self.operations.T
         layout = self.layouts[operation.input]
         row: Fields = {"S": S, "T": T, "activation": stage.activation, "stride": 1, "dilation": 1}
+        row["packed"] = self.packed
         # input: the states, or the output of the stage before with its BatchNorm
         if before is None:
             _, C, H, W = layout.shape
@@ -278,10 +305,10 @@ class _StepPlanner:
             stride = cast(int, stage.pool.stride)
             row |= {"k": 3, "pool": kind_of(stage.pool)}
         if stage.pointwise is not None:
-            Co = stage.pointwise.out_channels // (S * T)
+            Co = stage.pointwise.out_channels // (S * T) * self.packed
             row["pointwise"] = weights.pop(0)
         if stage.halving is not None:
-            stride, Co = 2, stage.halving.C_out // (S * T)
+            stride, Co = 2, stage.halving.C_out // (S * T) * self.packed
             row |= {"pointwise": weights[0], "odd": weights[1]}
             planner.halves |= {weights[0].number: weights[1].number, weights[1].number: weights[0].number}
             del weights[:2]
@@ -299,6 +326,7 @@ class _StepPlanner:
                 inverse, offset = self._pair(S * T * Co)
                 row |= {"weight": weights.pop(0), "bias": weights.pop(0)}
         planner.num_results += 1
+        planner.too_few.append(self.N * self.packed * Ho * Wo <= 1)
         row |= {"stride": stride, "Ho": Ho, "Wo": Wo, "Co": Co, "out": y}
         row |= {"scale": scale, "shift": shift, "inverse": inverse, "offset": offset}
         return row, StageResult(shape, y, scale, shift, inverse, offset)
@@ -394,6 +422,83 @@ class _StepPlanner:
             done += len(operation.stages)
 
 
+class _RoutePlanner:
+    """Plans a RouteStep; see _StepPlanner."""
+
+    def __init__(self, planner: "_Planner", number: int, step: RouteStep, start: int) -> None:
+        self.planner, self.step, self.start = planner, step, start
+        self.gamma = Address("gammas", number)
+        self.rows: list[Fields] = []
+        self.results: list[StageResult] = []
+        self.live, self.adds_to_node = False, len(step.nodes) > 1
+        self.adds: list[bool] = []  # for each state, whether something has been added to its gradient before
+        # the kernels know the layouts of states with all channels, and of those with C / K channels
+        self.whole = planner.layouts[step.states[-1]]
+        N, C, H, W = self.whole.shape
+        self.packed = images_side_by_side(N, C // step.K, planner.value_size)
+        partial = Layout.dense(N // self.packed, self.packed * (C // step.K), H, W, self.packed)
+        known = [Layout.dense(N, C, H, W)] * len(step.states)
+        if step.kind == SHUFFLE:
+            known[0] = partial
+        if [planner.layouts[state] for state in step.states] != known:
+            raise ValueError("the states of a RouteStep must be dense and of one size")
+        self.Ho, self.Wo = (-(-H // 2), -(-W // 2)) if step.kind == HALVE else (H, W)
+        nodes = [partial] if step.kind == TAKE else [Layout.dense(N, C, self.Ho, self.Wo), partial]
+        planner.layouts |= dict(zip(step.nodes, nodes, strict=False))
+        sizes = dict.fromkeys(("states", "to_states", "onto_states"), len(step.states))
+        self.places = dict(zip(sizes, np.cumsum([len(ROUTE_FIELDS), *sizes.values()]).tolist(), strict=False))
+        self.num_words = len(ROUTE_FIELDS) + sum(sizes.values())
+        self.sums_shape = (1, 2, len(step.states) - 1, C)
+        self.sums = planner.sums.take(int(np.prod(self.sums_shape)))
+
+    def plan(self, first_row: int) -> StepPlan:
+        states, nodes = self.step.states, self.step.nodes
+        weights = range(0)
+        shape = self.sums_shape
+        return StepPlan(self.start, True, first_row, states, nodes, weights, False, self.live, self.sums, shape)
+
+    def words(self, onto: Sequence[bool], *, backward: bool) -> list[Value]:
+        """The step's words: ROUTE_FIELDS, then the arrays. onto: unused, for no other step adds to its node."""
+        states = self.step.states
+        arrays: dict[str, list[Value]] = {"states": [Address("states", state) for state in states]}
+        arrays["to_states"] = arrays["onto_states"] = [0] * len(states)
+        if backward:
+            adds = self.adds or [False] * len(states)
+            arrays["to_states"] = [Address("state_gradients", state) for state in states]
+            arrays["onto_states"] = [
+                Address("state_gradients" if add else "incoming", state)
+                for state, add in zip(states, adds, strict=True)
+            ]
+        N, C, H, W = self.whole.shape
+        fields: Fields = {"kind": self.step.kind, "N": N, "H": H, "W": W, "Ho": self.Ho, "Wo": self.Wo, "C": C}
+        fields |= {"K": self.step.K, "packed": self.packed, "num_states": len(states), "gamma": self.gamma}
+        nodes = [Address("state_gradients" if backward else "states", node) for node in self.step.nodes]
+        fields |= dict(zip(("node", "taken"), nodes, strict=False))
+        fields |= {name: Address("table", 0, 8 * (self.start + place)) for name, place in self.places.items()}
+        if backward:
+            fields["sum_y"] = self.sums._replace(offset=self.sums.offset + 8 * int(np.prod(self.sums_shape[2:])))
+        return [
+            *(fields.get(name, 0) for name in ROUTE_FIELDS),
+            *(value for array in arrays.values() for value in array),
+        ]
+
+    def set_adds(self) -> None:
+        """Find out to which states' gradients something has been added before. TAKE has a gradient for some channels
+        only, and adds it to what is there."""
+        self.adds = [self.planner.adds_to([state]) for state in self.step.states]
+        if self.step.kind == TAKE and not self.adds[0]:
+            self.planner.filled.update(self.step.states)
+
+    def backward_rows(self) -> Iterator[tuple[int, Fields]]:
+        yield from ()
+
+
+def images_side_by_side(N: int, C: int, value_size: int) -> int:
+    """How many of N images with C channels share a vector: the largest divisor of N that fits."""
+    size = kernels(real="float" if value_size == 4 else "double").vector_size()
+    return next(packed for packed in range(max(1, min(N, size // C)), 0, -1) if N % packed == 0)
+
+
 class _Planner:
     """Makes the launch plan of a graph for states of these layouts (those that the graph is given) and such gammas."""
 
@@ -406,9 +511,14 @@ class _Planner:
         self.sums = Arena("sums", 8)
         self.num_weights = self.num_results = self.first_stage = 0
         self.halves: dict[int, int] = {}
-        self.steps: list[_StepPlanner] = []
+        self.too_few: list[bool] = []
+        self.filled: set[int] = set()
+        self.steps: list[_StepPlanner | _RoutePlanner] = []
         for i, (step, gamma) in enumerate(zip(graph.steps, gammas, strict=True)):
-            self.steps.append(_StepPlanner(self, i, step, gamma.dim() == 3, self.first_stage))
+            if isinstance(step, RouteStep):
+                self.steps.append(_RoutePlanner(self, i, step, self.first_stage))
+            else:
+                self.steps.append(_StepPlanner(self, i, step, gamma.dim() == 3, self.first_stage))
             self.first_stage += self.steps[-1].num_words
         num_states = len(self.layouts)
         self.counts = {
@@ -419,13 +529,11 @@ class _Planner:
         self.first_rows = np.cumsum([0, *(len(step.rows) for step in self.steps)]).tolist()
         self.passed_bytes = [0, 0]
         self.begun: set[int] = set()  # states whose gradient something has been written to, on the way back
-        self.filled: set[int] = set()
         self.direct: set[int] = set()
         self.order: list[int] = []
 
     def plan(self) -> LaunchPlan:
         forward, backward = self._forward(), self._backward()
-        shapes = [result.shape for step in self.steps for result in step.results]
         return LaunchPlan(
             steps=[step.plan(first) for step, first in zip(self.steps, self.first_rows, strict=False)],
             layouts=self.layouts,
@@ -438,7 +546,7 @@ class _Planner:
             sums=self.sums,
             passed_bytes=self.passed_bytes,
             norms=[stage.norm for stage in self.graph.stages],
-            too_few=[N * H * W <= 1 for N, _, H, W, _ in shapes],
+            too_few=self.too_few,
             halves=self.halves,
             order=self.order,
             filled=self.filled,
@@ -457,8 +565,10 @@ class _Planner:
         # walk back to see who writes first to each gradient
         for step in reversed(self.steps):
             nodes = set(step.step.nodes)
-            self.direct |= nodes & {*self.graph.outputs} - self.begun
-            step.live = bool(nodes & (self.begun | self.direct))
+            ends = nodes & {*self.graph.outputs} - self.begun
+            step.live = bool(nodes & self.begun or ends)
+            if not step.adds_to_node:
+                self.direct |= ends
             if step.live:
                 self.filled |= nodes - self.begun
                 self.begun |= nodes
@@ -516,18 +626,21 @@ class KernelCalls:
 
     def __init__(self, name: str, plan: LaunchPlan, dtype: torch.dtype, words: Words) -> None:
         self.name, self.plan, self.words = name, plan, words  # the words must outlive the calls
-        self.kernel = getattr(kernels(real=DTYPES[dtype]), name)
+        self.kernels = kernels(real=DTYPES[dtype])
         threads = torch.get_num_threads()
         for step in plan.steps:
-            words[step.start + MIX_FIELDS.index("threads")] = threads
+            words[step.start + (ROUTE_FIELDS if step.routes else MIX_FIELDS).index("threads")] = threads
         self.rows = words[plan.first_stage :].reshape(-1, len(STAGE_FIELDS))
         self.rows[:, STAGE_FIELDS.index("threads")] = threads
 
     def __call__(self, step: StepPlan, *more: int) -> None:
         """Run one step. Raises MemoryError if there is not enough for the kernels' planes."""
-        words = step.start, self.plan.first_stage + len(STAGE_FIELDS) * step.first_row
+        words = [step.start]
+        if not step.routes:
+            words.append(self.plan.first_stage + len(STAGE_FIELDS) * step.first_row)
         start = self.words.ctypes.data
-        if self.kernel(*(ctypes.c_void_p(start + 8 * word) for word in words), *map(ctypes.c_int64, more)):
+        kernel = getattr(self.kernels, f"route_{self.name}" if step.routes else self.name)
+        if kernel(*(ctypes.c_void_p(start + 8 * word) for word in words), *map(ctypes.c_int64, more)):
             raise MemoryError("not enough memory for the planes of the C++ kernels")
 
 
@@ -535,7 +648,8 @@ def run(inputs: Sequence[Tensor], gammas: Sequence[Tensor], graph: CellGraph) ->
     """The outputs of a graph, then the states that it passes on, each (N, C, H, W).
 
     inputs: the states that the graph is given, (N, C, H, W). gammas: for each step (number of operations, E), or
-    (number of operations, E, N) without a gradient. All of one type, float32 or float64, on the CPU. Raises TypeError
+    (number of operations, E, N) without a gradient; for a RouteStep (1, number of states that it adds up), or any. All
+    of one type, float32 or float64, on the CPU. Raises TypeError
     if they are not, ValueError if a BatchNorm in train mode sees one value per channel or has no momentum, Unavailable
     if the kernels cannot be compiled.
     """
@@ -596,7 +710,7 @@ class _GraphFunction(torch.autograd.Function):
         for step in plan.steps:
             call(step)
         ctx.graph, ctx.plan, ctx.training = graph, plan, training
-        kept = [state if number in graph.taken else None for number, state in enumerate(states)]
+        kept = [state if number in graph.differentiated else None for number, state in enumerate(states)]
         ctx.save_for_backward(*kept, *gammas, normalisations, *weights, outputs)
         ctx.set_materialize_grads(False)
         given = tensors[num_gammas:]
@@ -653,7 +767,7 @@ class _GraphFunction(torch.autograd.Function):
         call.rows[:, STAGE_FIELDS.index("training")] = np.array(ctx.training)[plan.order]
         for i in reversed(range(len(steps))):
             if runs[i]:
-                call(steps[i], whole[i])
+                call(steps[i], whole[i], *((gammas_wanted[i],) if steps[i].routes else ()))
 
         gamma_gradients = [
             step.gamma_gradient(sums).to(like.dtype) if wanted and step.live and not step.by_image else None

@@ -41,8 +41,10 @@ struct StageKernel {
   const int64_t E, Cip, Cop, kk, pad, Hp, Wp, pixels;
   const int64_t Cm, Cmp;  // input channels of the 1x1 convolution, and the same padded
   const int64_t R;        // output rows per block
+  const int64_t P, ci, co;  // images side by side, and the channels of one of them
+  const int64_t B;          // size of the blocks of the 1x1 convolution if their kernel computes it, otherwise 0
   // Packed for each edge: taps (kk, Cip), the same flipped for the backward pass, matrix (Cm, Cop), its transpose
-  // (Co, Cmp), and the BatchNorm before, (Cip).
+  // (Co, Cmp), in blocks (B, L) both, and the BatchNorm before, (Cip).
   Buffer<T> taps, flipped, matrix, transposed, in_scale, in_shift;
 
   explicit StageKernel(const StageArgs& stage, bool backward)
@@ -58,10 +60,14 @@ struct StageKernel {
         Cm(s.odd ? 2 * Cip : s.Ci),
         Cmp(s.odd ? 2 * Cip : Cip),
         R(std::clamp<int64_t>(ROW_BLOCK_BYTES / (s.Wo * std::max(Cip, Cop) * sizeof(T)), 1, s.Ho)),
+        P(s.packed),
+        ci(s.Ci / P),
+        co(s.Co / P),
+        B(has_blocks() ? ci : 0),
         taps(s.depthwise ? E * kk * Cip : 0),
         flipped(backward && s.k && s.pool != MAX ? E * kk * Cip : 0),
-        matrix(s.pointwise ? E * Cm * Cop : 0),
-        transposed(backward && s.pointwise ? E * s.Co * Cmp : 0),
+        matrix(s.pointwise ? E * (B ? B : Cm) * Cop : 0),
+        transposed(backward && s.pointwise ? E * matrix_rows() * Cmp : 0),
         in_scale(E * Cip),
         in_shift(E * Cip) {
     // the gradient of an average pool is a convolution with ones
@@ -71,7 +77,7 @@ struct StageKernel {
     for (int64_t e = 0; e < E; ++e) {
       for (int64_t c = 0; c < s.Ci; ++c) {
         for (int64_t i = 0; w && i < kk; ++i) {
-          const T value = w[(e * s.Ci + c) * kk + i];
+          const T value = w[(e * ci + c % ci) * kk + i];
           taps.get()[(e * kk + i) * Cip + c] = value;
           if (backward) flipped.get()[(e * kk + kk - 1 - i) * Cip + c] = value;
         }
@@ -81,23 +87,38 @@ struct StageKernel {
         }
       }
       for (int64_t o = 0; s.pointwise && o < s.Co; ++o) {
-        const T* m = weight_row<const T>(s.pointwise, s.odd, e, o);
-        for (int64_t c = 0; c < s.Ci; ++c) {
-          matrix.get()[(e * Cm + c + half(o)) * Cop + o] = m[c];
-          if (backward) transposed.get()[(e * s.Co + o) * Cmp + c + half(o)] = m[c];
+        // Images side by side: the matrix is block diagonal. Without a kernel for blocks it has zeros between them, so
+        // NaN or infinity in an image reaches those beside it, which a BatchNorm in train mode does anyway.
+        const T* m = weight_row<const T>(s.pointwise, s.odd, e, o % co);
+        for (int64_t c = 0; B && c < ci; ++c) {
+          matrix.get()[(e * B + c) * Cop + o] = m[c];
+          if (backward) transposed.get()[(e * B + o % co) * Cop + o / co * ci + c] = m[c];
+        }
+        if (B) continue;
+        const int64_t first = o / co * ci + half(o);
+        for (int64_t c = 0; c < ci; ++c) {
+          matrix.get()[(e * Cm + first + c) * Cop + o] = m[c];
+          if (backward) transposed.get()[(e * s.Co + o) * Cmp + first + c] = m[c];
         }
       }
     }
   }
 
+  bool has_blocks() const {
+    bool found = false;
+    with_block<T>(ci, [&](auto) { found = P > 1 && !s.odd && s.Ci == Sd::L && s.Co == Sd::L && Cop == Sd::L; });
+    return found;
+  }
+  // Rows of the transposed matrix, and of its gradient.
+  int64_t matrix_rows() const { return B ? B : s.Co; }
   // First input channel of output channel o in the plane of pairs: 0, or Cip for the half that sees odd pixels.
-  int64_t half(int64_t o) const { return s.odd && o >= s.Co / 2 ? Cip : 0; }
-  // Weights of output channel o of edge e, Ci values, in one of the two weight tensors.
+  int64_t half(int64_t o) const { return s.odd && o % co >= co / 2 ? Cip : 0; }
+  // Weights of output channel o of an image, ci values, for edge e, in one of the two weight tensors.
   template <class W, class P>
   W* weight_row(P* even, P* odd, int64_t e, int64_t o) const {
-    const int64_t first = odd ? s.Co / 2 : s.Co;
-    if (o < first) return static_cast<W*>(even) + (e * first + o) * s.Ci;
-    return static_cast<W*>(odd) + (e * (s.Co - first) + o - first) * s.Ci;
+    const int64_t first = odd ? co / 2 : co;
+    if (o < first) return static_cast<W*>(even) + (e * first + o) * ci;
+    return static_cast<W*>(odd) + (e * (co - first) + o - first) * ci;
   }
 
   // Input of edge e for image n; for a state in several parts, one of them.

@@ -24,17 +24,20 @@ void StageKernel<T>::backward() const {
   const int64_t chunks = std::min(s.N, CHUNKS), channels = E * s.Ci;
   const bool by_taps = s.depthwise_gradient, by_matrix = s.pointwise_gradient;
   Buffer<T> taps_gradient(by_taps ? chunks * E * kk * Cip : 0);
-  Buffer<T> matrix_gradient(by_matrix ? chunks * E * s.Co * Cmp : 0);
+  Buffer<T> matrix_gradient(by_matrix ? chunks * E * matrix_rows() * Cmp : 0);
   Buffer<double> sums(s.first ? 0 : s.N * channels), sums_y(s.first ? 0 : s.N * channels);
   // BatchNorm's backward for each channel: gradient * a + output * b + d
   Buffer<T> a(E * Cop), b_(E * Cop), d(E * Cop);
-  const double count = static_cast<double>(s.N * pixels);
-  // `sum` or `sum_y` of one channel; where an operation is shared, the weighted sum over the nodes
+  const double count = static_cast<double>(s.N * P * pixels);
+  // `sum` or `sum_y` of one channel over the images side by side; where an operation is shared, the weighted sum over
+  // the nodes
   const auto total = [&](const double* parts, int64_t e, int64_t c) {
-    if (s.source != MIXED_NODES) return parts[e * s.Co + c];
     double sum = 0;
-    for (int64_t t = e * s.nodes; t < (e + 1) * s.nodes; ++t)
-      sum += (s.gamma_image ? 1.0 : *gamma(0, t)) * parts[t * s.Co + c];
+    for (int64_t at = c % co; at < s.Co; at += co) {
+      if (s.source != MIXED_NODES) sum += parts[e * s.Co + at];
+      for (int64_t t = e * s.nodes; s.source == MIXED_NODES && t < (e + 1) * s.nodes; ++t)
+        sum += (s.gamma_image ? 1.0 : *gamma(0, t)) * parts[t * s.Co + at];
+    }
     return sum;
   };
   for (int64_t e = 0; e < E; ++e)
@@ -42,8 +45,8 @@ void StageKernel<T>::backward() const {
       const double scale = static_cast<const T*>(s.scale)[e * s.Co + c];
       const double of_nodes = s.source == NODES && !s.gamma_image ? *gamma(0, e) : 1.0, factor = scale * of_nodes;
       const double sum = total(s.sum, e, c), sum_y = total(s.sum_y, e, c);
-      if (s.weight_gradient) static_cast<T*>(s.weight_gradient)[e * s.Co + c] = static_cast<T>(of_nodes * sum_y);
-      if (s.bias_gradient) static_cast<T*>(s.bias_gradient)[e * s.Co + c] = static_cast<T>(of_nodes * sum);
+      if (s.weight_gradient) static_cast<T*>(s.weight_gradient)[e * co + c % co] = static_cast<T>(of_nodes * sum_y);
+      if (s.bias_gradient) static_cast<T*>(s.bias_gradient)[e * co + c % co] = static_cast<T>(of_nodes * sum);
       a.get()[e * Cop + c] = static_cast<T>(factor);
       if (!s.training) continue;
       const double inverse = static_cast<const T*>(s.inverse)[e * s.Co + c];
@@ -110,8 +113,14 @@ void StageKernel<T>::backward() const {
                           s.pointwise ? output_gradient : interior, s.pointwise ? s.Wo : G_row, prefetcher);
             // 1x1 convolution: the middle gradient, row by row where its plane has a border
             if (s.pointwise) {
-              const T* m = transposed.get() + e * s.Co * Cmp;
-              if (border)
+              const T* m = transposed.get() + e * matrix_rows() * Cmp;
+              if (B)
+                with_block<T>(B, [&](auto block) {
+                  const int64_t rows = border ? to - from : 1, count = border ? s.Wo : (to - from) * s.Wo;
+                  for (int64_t h = 0; h < rows; ++h)
+                    block_pointwise<T, block>(output_gradient + h * s.Wo * Cop, m, count, interior + h * G_row * Cip);
+                });
+              else if (border)
                 for (int64_t h = 0; h < to - from; ++h)
                   pointwise<T>(output_gradient + h * s.Wo * Cop, Cop, s.Co, m, Cm, Cip, s.Wo,
                                interior + h * G_row * Cip);
@@ -122,8 +131,11 @@ void StageKernel<T>::backward() const {
             if (by_matrix) {
               const T* in = plane + from * Wp * Cip;
               if (has_middle()) convolve(plane, e, from, to, middle), in = middle;
-              pointwise_weight<T>(output_gradient, Cop, s.Co, in, Cm, Cmp, (to - from) * s.Wo,
-                                  matrix_gradient.get() + (chunk * E + e) * s.Co * Cmp);
+              T* gradient = matrix_gradient.get() + (chunk * E + e) * matrix_rows() * Cmp;
+              if (!B) pointwise_weight<T>(output_gradient, Cop, s.Co, in, Cm, Cmp, (to - from) * s.Wo, gradient);
+              with_block<T>(B, [&](auto block) {
+                block_pointwise_weight<T, block>(output_gradient, in, (to - from) * s.Wo, gradient);
+              });
             }
             const T* in_rows = plane + from * s.stride * Wp * Cip;
             if (by_taps)
@@ -181,23 +193,32 @@ void StageKernel<T>::backward() const {
     sum_images(sums.get(), s.N, channels, s.in_sum);
     sum_images(sums_y.get(), s.N, channels, s.in_sum_y);
   }
-  // unpack the weights' gradients, adding up the chunks in order
+  // unpack the weights' gradients, adding up the chunks, and the images side by side, in order
 #pragma omp parallel for schedule(static) num_threads(static_cast<int>(s.threads))
   for (int64_t e = 0; e < E; ++e) {
-    for (int64_t c = 0; by_taps && c < s.Ci; ++c)
+    for (int64_t c = 0; by_taps && c < ci; ++c)
       for (int64_t i = 0; i < kk; ++i) {
         T sum = 0;
-        for (int64_t q = 0; q < chunks; ++q) sum += taps_gradient.get()[((q * E + e) * kk + i) * Cip + c];
-        static_cast<T*>(s.depthwise_gradient)[(e * s.Ci + c) * kk + i] = sum;
-      }
-    for (int64_t o = 0; by_matrix && o < s.Co; ++o) {
-      T* gradient = weight_row<T>(s.pointwise_gradient, s.odd_gradient, e, o);
-      for_groups<T>(s.Ci, [&](auto group) {
-        V sum[group.size] = {};
         for (int64_t q = 0; q < chunks; ++q)
-          unrolled<group.size>([&](auto i) ALWAYS {
-            sum[i] += Sd::load(matrix_gradient.get() + ((q * E + e) * s.Co + o) * Cmp + half(o) + group.at(i));
-          });
+          for (int64_t at = c; at < s.Ci; at += ci) sum += taps_gradient.get()[((q * E + e) * kk + i) * Cip + at];
+        static_cast<T*>(s.depthwise_gradient)[(e * ci + c) * kk + i] = sum;
+      }
+    for (int64_t o = 0; by_matrix && o < co; ++o) {
+      T* gradient = weight_row<T>(s.pointwise_gradient, s.odd_gradient, e, o);
+      for (int64_t c = 0; B && c < ci; ++c) {
+        T sum = 0;
+        for (int64_t q = 0; q < chunks * P; ++q)
+          sum += matrix_gradient.get()[((q / P * E + e) * B + (o - c + B) % B) * Cmp + q % P * ci + c];
+        gradient[c] = sum;
+      }
+      if (B) continue;
+      for_groups<T>(ci, [&](auto group) {
+        V sum[group.size] = {};
+        for (int64_t q = 0; q < chunks * P; ++q) {
+          const int64_t image = q % P, row = (q / P * E + e) * s.Co + image * co + o;
+          const T* from = matrix_gradient.get() + row * Cmp + half(o) + image * ci;
+          unrolled<group.size>([&](auto i) ALWAYS { sum[i] += Sd::load(from + group.at(i)); });
+        }
         unrolled<group.size>([&](auto i) ALWAYS { group.store(gradient, sum[i], i); });
       });
     }

@@ -18,25 +18,27 @@ namespace {
 
 // Scale and shift of the stage's BatchNorm from each image's mean and sum of squared deviations, which are combined as
 // by Chan, Golub and LeVeque (1983); in train mode it also updates the running statistics.
+// channels: of all edges and one image. Scale and shift are written once for each of the images side by side.
 template <class T>
 void finish_statistics(const StageArgs& s, int64_t channels, const double* mean, const double* squares) {
   T *scale = static_cast<T*>(s.scale), *shift = static_cast<T*>(s.shift);
+  const int64_t images = s.N * s.packed, co = s.Co / s.packed;
   if (!s.norm) {
-    std::fill(scale, scale + channels, T(1));
-    std::fill(shift, shift + channels, T(0));
+    std::fill(scale, scale + channels * s.packed, T(1));
+    std::fill(shift, shift + channels * s.packed, T(0));
     return;
   }
   T *inverse = static_cast<T*>(s.inverse), *offset = static_cast<T*>(s.offset);
   const T *weight = static_cast<const T*>(s.weight), *bias = static_cast<const T*>(s.bias);
   T *running_mean = static_cast<T*>(s.running_mean), *running_var = static_cast<T*>(s.running_var);
-  const double pixels = static_cast<double>(s.Ho * s.Wo), count = pixels * static_cast<double>(s.N);
+  const double pixels = static_cast<double>(s.Ho * s.Wo), count = pixels * static_cast<double>(images);
   std::vector<double> means(channels), variances(channels);
   if (s.training) {
     // squared deviations within the images, and of the images' means from the mean of all
-    sum_images(mean, s.N, channels, means.data());
-    sum_images(squares, s.N, channels, variances.data());
-    for (double& m : means) m /= static_cast<double>(s.N);
-    for (int64_t n = 0; n < s.N; ++n)
+    sum_images(mean, images, channels, means.data());
+    sum_images(squares, images, channels, variances.data());
+    for (double& m : means) m /= static_cast<double>(images);
+    for (int64_t n = 0; n < images; ++n)
       for (int64_t c = 0; c < channels; ++c) {
         const double d = mean[n * channels + c] - means[c];
         variances[c] += pixels * d * d;
@@ -53,11 +55,14 @@ void finish_statistics(const StageArgs& s, int64_t channels, const double* mean,
       running_var[c] = static_cast<T>((1 - s.momentum) * running_var[c] + s.momentum * unbiased);
     }
     const double by = 1 / std::sqrt(v + s.eps);
-    inverse[c] = static_cast<T>(by);
-    offset[c] = static_cast<T>(-m * by);
-    if (weight) {
-      scale[c] = static_cast<T>(weight[c] * by);
-      shift[c] = static_cast<T>(bias[c] - m * by * weight[c]);
+    for (int64_t q = 0; q < s.packed; ++q) {
+      const int64_t at = (c / co * s.packed + q) * co + c % co;
+      inverse[at] = static_cast<T>(by);
+      offset[at] = static_cast<T>(-m * by);
+      if (weight) {
+        scale[at] = static_cast<T>(weight[c] * by);
+        shift[at] = static_cast<T>(bias[c] - m * by * weight[c]);
+      }
     }
   }
 }
@@ -65,8 +70,8 @@ void finish_statistics(const StageArgs& s, int64_t channels, const double* mean,
 // Computes `out` and, in train mode, each image's mean and sum of squared deviations.
 template <class T>
 void StageKernel<T>::forward() const {
-  const int64_t channels = E * s.Co;
-  Buffer<double> mean(s.N * channels), squares(s.N * channels);
+  const int64_t channels = E * co;
+  Buffer<double> mean(s.N * P * channels), squares(s.N * P * channels);
   std::atomic<bool> out_of_memory{false};  // an exception must not leave a parallel region
   WorkShares shares(s.N * E, s.threads);
 #pragma omp parallel num_threads(static_cast<int>(s.threads))
@@ -108,7 +113,11 @@ void StageKernel<T>::forward() const {
           convolve(plane, e, from, to, target);
           matrix_input = target;
         }
-        if (s.pointwise) pointwise<T>(matrix_input, Cmp, Cm, matrix.get() + e * Cm * Cop, s.Co, Cop, count, result);
+        if (s.pointwise && !B)
+          pointwise<T>(matrix_input, Cmp, Cm, matrix.get() + e * Cm * Cop, s.Co, Cop, count, result);
+        with_block<T>(s.pointwise ? B : 0, [&](auto block) {
+          block_pointwise<T, block>(matrix_input, matrix.get() + e * B * Cop, count, result);
+        });
         for_groups<T>(C, [&](auto group) {
           constexpr int B = group.size;
           const auto load = [&](int64_t p, int i) ALWAYS { return Sd::load(result + p * apart + group.at(i)); };
@@ -136,8 +145,9 @@ void StageKernel<T>::forward() const {
       }
       for (int64_t c = 0; s.training && c < s.Co; ++c) {
         const double sum = sums[Cop + c], all = static_cast<double>(pixels);
-        mean.get()[n * channels + e * s.Co + c] = sums[c] + sum / all;
-        squares.get()[n * channels + e * s.Co + c] = std::max(0.0, sums[2 * Cop + c] - sum * sum / all);
+        const int64_t at = (n * P + c / co) * channels + e * co + c % co;
+        mean.get()[at] = sums[c] + sum / all;
+        squares.get()[at] = std::max(0.0, sums[2 * Cop + c] - sum * sum / all);
       }
     });
   }
