@@ -251,7 +251,7 @@ class Weights:
         """
         m = self.metadata
         if isinstance(self.trained, Genotype) and m.cells is not None:
-            numbers = {found[1] for name in self.tensors if (found := re.match(r"cells\.(\d{1,9})\.", name))}
+            numbers = {found[1] for name in self.tensors if (found := re.search(r"(?:^|\.)cells\.(\d{1,9})\.", name))}
             if len(numbers) != m.cells:
                 raise UsageError(
                     f"{self.path}: its tensors are not those of {self.title}: they are of {len(numbers)} cells"
