@@ -234,8 +234,8 @@ def test_signals_and_time_budgets_save_and_a_damaged_newest_checkpoint_falls_bac
     process.send_signal(signal.SIGTERM)
     code, out, err = finish(process)
     assert code == 128 + signal.SIGTERM, err
+    monkeypatch.chdir(tmp_path)  # where the process ran: commands are printed for the current directory
     assert f"Continue with: {python()} {ROOT / 'search.py'} --resume run" in out
-    monkeypatch.chdir(tmp_path)
     for _ in range(2):
         code, out, err = in_process(capsys, "search", "--resume", "run", "--time-budget", "0.0001")
         assert code == 0, err
