@@ -39,7 +39,7 @@ def test_the_example_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Monk
     """As it stands, but with smaller runs."""
     monkeypatch.chdir(tmp_path)
     (example,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
-    tiny = "epochs=1, batch_size=8, train_images=16"
+    tiny = "epochs=1, batch_size=8, train_images=16, channels=4, cells=3"
     found: dict[str, Any] = {}
     exec(example.replace('recipe="demo"', f'recipe="demo", {tiny}'), found)
     assert len(found["found"].metrics) == 1
