@@ -29,9 +29,12 @@ UNOPTIMISED = tuple("-O0" if flag == "-O3" else flag for flag in build.FLAGS)  #
 
 @pytest.fixture
 def forgotten(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A process that has no kernels yet, with an empty cache."""
+    """A process that has no kernels yet, with an empty cache, and a source that compiles at once."""
+    sources = tmp_path / "sources"
+    sources.mkdir()
+    (sources / build.MAIN_SOURCE).write_text('extern "C" int forward() { return 0; }\n')
+    monkeypatch.setattr(build, "SOURCES", sources)
     monkeypatch.setattr(build, "_loaded", {})
-    monkeypatch.setattr(build, "FLAGS", UNOPTIMISED)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     return tmp_path / "darts_sg"
 

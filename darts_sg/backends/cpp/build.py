@@ -50,7 +50,7 @@ def compiler_version() -> str:
 def kernels(tell: Callable[[str], None] = lambda message: None, real: str = "float") -> ctypes.CDLL:
     """The kernel library for one C++ number type (`real`: float or double), compiled if it is not in the cache.
 
-    tell: called with a message before compiling, which takes about 15 s. The cache is $XDG_CACHE_HOME/darts_sg
+    tell: called with a message before compiling, which takes about 20 s. The cache is $XDG_CACHE_HOME/darts_sg
     (~/.cache/darts_sg). The library is written atomically, so several processes may compile it at the same time.
     Raises Unavailable if there is no compiler or it cannot compile the kernels.
     """
@@ -112,7 +112,7 @@ def _load(tell: Callable[[str], None], real: str) -> ctypes.CDLL:
     library = library_path(real, compiler_version())
     if library.is_file():
         return ctypes.CDLL(str(library))
-    tell("compiling the C++ kernels for this processor, once (about 15 s)")
+    tell("compiling the C++ kernels for this processor, once (about 20 s)")
     with tempfile.TemporaryDirectory() as folder:
         built = Path(folder) / library.name
         _output([compiler(), *_options(real), str(SOURCES / MAIN_SOURCE), "-o", str(built)])
