@@ -180,7 +180,7 @@ def compared(run: Path) -> Iterator[tuple[str, Any]]:
 
 
 def differences(old: Path, new: Path) -> tuple[int, list[str]]:
-    """How many files of two runs were compared, and what differs. What only the new one holds is no difference."""
+    """The number of files compared, and the differences. Files that only the new run holds do not count."""
     before, after = dict(compared(old)), dict(compared(new))
     found = []
     for name, value in before.items():

@@ -70,7 +70,7 @@ class RunResult:
         return read_run(self.run_dir).options
 
     def facts(self) -> dict[str, str]:
-        """What the result shows of itself, by title."""
+        """Lines of the result's `repr`, by title."""
         return {"run folder": str(self.run_dir)}
 
     def __repr__(self) -> str:

@@ -45,7 +45,7 @@ PARTS = (
     ("test", "test", TEST),
     ("ema_test", "test, EMA", EMA),
 )
-"""What a measure is drawn of: prefix of the column, name and colour of the curve."""
+"""The curves of a measure: prefix of the column, name, colour."""
 SKIPS = Panel(
     "Skip connections in the derived cell",
     (("skips_normal", "normal cell", NORMAL), ("skips_reduce", "reduction cell", REDUCE)),

@@ -55,7 +55,7 @@ class Site(NamedTuple):
 
 
 class Retained(NamedTuple):
-    """How much of the image can be read from the features at a site."""
+    """R² of the linear fit from the features of a site to the pixels they stand for."""
 
     name: str
     depth: float

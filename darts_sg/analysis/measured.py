@@ -119,7 +119,7 @@ def scores(runs: Iterable[Run], compared: Mapping[str, Any]) -> list[Score]:
 
 
 def setting(run: Run, compared: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What trainings must share to be pooled: (data, scale, the other options in `compared`)."""
+    """The key by which trainings are pooled: (data, scale, the other options in `compared`)."""
     return run.data, scale(run), *option_values(run.options, _beside_scale(compared))
 
 

@@ -30,7 +30,7 @@ LARGEST_METRICS = 2**26  # bytes of a metrics.csv: a row has 300
 LARGEST_RESULT = 2**22  # bytes of a result.json
 LARGEST_ARRAY = 2**22  # bytes of an array of mixing weights: DARTS has 14 edges with 8 operations
 DAMAGED = (ValueError, LookupError, TypeError, SyntaxError, OverflowError, MemoryError)
-"""What numpy raises for headers of arrays that are no headers."""
+"""Errors that numpy raises for damaged array headers."""
 MOST_ARRAYS = 64  # in a file of mixing weights
 
 OPTION_TYPES: Mapping[str, Any] = {

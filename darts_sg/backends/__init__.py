@@ -1,4 +1,4 @@
-"""What executes a network: each backend replaces its cells by ones that compute the same function faster.
+"""Backends execute networks: each replaces the cells by ones that compute the same function faster.
 
 Networks know no backend: a network calls its cells with States, whatever they are.
 """
@@ -19,7 +19,7 @@ __all__ = ["BACKENDS", "Backend", "accelerate", "backend_of", "pytorch_backend",
 
 
 class Backend(NamedTuple):
-    """How a backend adopts the cells of a network; None if it executes no such networks."""
+    """Functions that adopt the cells of a network; None if the backend does not execute that kind."""
 
     supernet: Callable[[Any], nn.Module] | None = None
     derived: Callable[[Any], nn.Module] | None = None

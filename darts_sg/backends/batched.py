@@ -41,9 +41,9 @@ class Slice(NamedTuple):
     """Where a layer of the plain supernet lies in a stacked one: slice `number` of `slices` along the channels."""
 
     name: str
-    """Of the plain layer, in its cell."""
+    """Name of the plain layer in its cell."""
     path: str
-    """Of the stacked layer, in its cell."""
+    """Name of the stacked layer in its cell."""
     layer: nn.Module
     number: int = 0
     slices: int = 1
@@ -64,10 +64,10 @@ class Kernels(Protocol):
     """A backend's kernels as a batch of edges calls them."""
 
     side_by_side: bool
-    """Whether `run` takes all states of a batch as one tensor (N, S · C, H, W)."""
+    """True if `run` takes all states of a batch as one tensor (N, S · C, H, W)."""
 
     def computes(self, x: Tensor, stages: Sequence[ir.FusedStage]) -> bool:
-        """Whether the kernels compute these stages for x's device and type."""
+        """True if the kernels compute these stages for x's device and type."""
 
     def run(
         self, states: Sequence[Tensor], gamma: Tensor, operations: ir.FusedOps, onto: Sequence[Tensor] = ()
