@@ -91,11 +91,10 @@ def usable_cores() -> int:
 
 
 def package_version() -> str:
-    """The installed version of darts_sg."""
-    try:
-        return version("darts_sg")
-    except PackageNotFoundError:
-        return "not installed"
+    """The version of the darts_sg that runs: that of a checkout, even if another one is installed."""
+    from darts_sg import __version__  # read from a file: only where it is needed
+
+    return __version__
 
 
 def triton_version() -> str:
