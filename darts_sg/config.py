@@ -16,6 +16,7 @@ import docstring_parser
 from darts_sg import plugins
 from darts_sg.errors import UsageError, cut, quoted
 from darts_sg.genotype import MOST_NODES
+from darts_sg.methods.auxiliary_skips import AUXILIARY_SKIPS
 from darts_sg.methods.method import Method, method_of
 from darts_sg.methods.parts import describe_parts
 from darts_sg.methods.perturbations import PERTURBATIONS
@@ -269,6 +270,9 @@ class SearchConfig(RunConfig):
     """Terms added to the loss of the alphas, joined with +: params:weight=0.1,target=2.45M."""
     perturbation: str = option("none", "Search", parts=PERTURBATIONS)
     """How the mixing weights are perturbed in the step of the weights: random:epsilon_end=0.3."""
+    auxiliary_skip: str = option("none", "Search", parts=AUXILIARY_SKIPS)
+    """Second skip connection on each edge, which the alphas do not weigh and the genotype does not have (DARTS-):
+    linear."""
     selection: str = option("argmax", "Search", parts=SELECTIONS)
     """How the genotype is chosen by the mixing weights: skip-limit:most=2. With --target-params or --target-macs argmax
     becomes bounded."""

@@ -24,13 +24,14 @@ from darts_sg.tasks.columns import cell as column_cell
 
 SHOWN_OPTIONS = (
     "recipe", "space", "genotype", "model", "finetune", "network", "epochs", "batch_size", "channels", "cells", "nodes",
-    "learning_rate", "relaxation", "hypergradient", "regularizer", "perturbation", "selection", "alpha_learning_rate",
-    "alpha_frozen_epochs", "partial_channels", "edge_normalization", "stop_eigenvalue", "stop_skips", "penalty",
-    "target_params", "target_macs",
+    "learning_rate", "relaxation", "hypergradient", "regularizer", "perturbation", "auxiliary_skip", "selection",
+    "alpha_learning_rate", "alpha_frozen_epochs", "partial_channels", "edge_normalization", "stop_eigenvalue",
+    "stop_skips", "penalty", "target_params", "target_macs",
     "cutout_length", "colour_jitter", "drop_path_prob", "auxiliary_weight", "schedule", "warmup_epochs",
     "label_smoothing", "ema", "compile",
 )  # fmt: skip
-UNREMARKABLE = {"relaxation": "softmax", "perturbation": "none", "selection": "argmax"}  # those of DARTS: not shown
+UNREMARKABLE = {"relaxation": "softmax", "perturbation": "none", "auxiliary_skip": "none", "selection": "argmax"}
+"""The parts of DARTS, which are not shown."""
 
 
 def write_report(run_dir: Path, animate: bool = False) -> Path:

@@ -106,8 +106,10 @@ class SearchJob:
             self.alphas, config.alpha_learning_rate, betas=ALPHA_BETAS, weight_decay=config.alpha_weight_decay,
             fused=on_gpu or None, capturable=on_gpu,
         )  # fmt: skip
-        # Both are set before each step, and nowhere else: checkpoints need not hold them, and a CUDA graph reads them.
+        # All are set before each step, and nowhere else, and a captured CUDA graph reads them.
         self.progress = torch.zeros((), device=setting.device)
+        self.epochs_done = torch.zeros((), device=setting.device)
+        """Share of the epochs that were done when the current one began, for schedules that change by epoch."""
         self.generator = torch.Generator(setting.device)
         self.captured = Captured(self._update, [self.generator]) if captures(config, setting) else None
 
@@ -130,6 +132,7 @@ class SearchJob:
         position = epoch * self.steps_per_epoch + step
         set_learning_rate(self.weight_optimizer, self.learning_rate(epoch))
         self.progress.fill_(position / (self.num_epochs * self.steps_per_epoch))
+        self.epochs_done.fill_(epoch / self.num_epochs)
         # The noise of a step depends on seed and position: all ranks draw the same, a resumed run what it would have.
         self.generator.manual_seed(keyed_seed(self.config.seed, "mixing", "noise", position))
         tensors: tuple[Tensor, ...] = self.train[position]
@@ -180,11 +183,16 @@ class SearchJob:
             if perturbed:
                 loss = partial(self._loss_under, batch)
                 mixing = self.method.perturbation(mixing, loss, self.progress, self.generator)
-            outputs = self.supernet(batch[0], mixing)
+            outputs = self._outputs(batch[0], mixing)
             return self.task.loss(outputs, batch[1]), outputs
 
     def _loss_under(self, batch: Batch, mixing: Mixing) -> Tensor:
-        return self.task.loss(self.supernet(batch[0], mixing), batch[1])
+        return self.task.loss(self._outputs(batch[0], mixing), batch[1])
+
+    def _outputs(self, images: Tensor, mixing: Mixing, supernet: Supernet | None = None) -> Any:
+        """The outputs of the supernet, or of a copy, with the auxiliary skip of the current epoch."""
+        mixing = mixing._replace(skip=self.method.auxiliary_skip(self.epochs_done))
+        return (self.supernet if supernet is None else supernet)(images, mixing)
 
     def _draw(self) -> Draw:
         return draw_noise(self.supernet, self.method.relaxation, self.progress, self.generator)
@@ -195,7 +203,7 @@ class SearchJob:
     def expected_loss(self, batch: Batch) -> Tensor:
         """The loss of a batch under the expected mixing weights, which draws no random numbers."""
         with autocast(self.config, self.setting.device):
-            return self.task.loss(self.supernet(batch[0], self._expected(self.supernet)), batch[1])
+            return self._loss_under(batch, self._expected(self.supernet))
 
     def attempt(self, batch_size: int, *, recompute: bool) -> None:
         """Compute a step with `batch_size` images, on this rank alone, and discard it."""
@@ -245,7 +253,7 @@ class SearchJob:
         batch = TrainBatches(images, spec, size, fixed, seed, "eigenvalue", ranks.rank, ranks.size)[0]
 
         def loss(supernet: Supernet, batch: Batch) -> Tensor:
-            return self.task.loss(supernet(batch[0], self._expected(supernet)), batch[1])
+            return self.task.loss(self._outputs(batch[0], self._expected(supernet), supernet), batch[1])
 
         return supernet_eigenvalue(self.supernet, loss, batch, ranks)
 
@@ -295,7 +303,7 @@ class SearchJob:
         mixing = self._expected(self.supernet)
         batches = batches_to_evaluate(self.validation_images, self.config, self.setting)
         evaluator = functools.partial(self.task.evaluator, self.setting.data.spec)
-        found = evaluate(self.supernet, lambda x: self.supernet(x, mixing), batches, evaluator, self.setting.ranks)
+        found = evaluate(self.supernet, lambda x: self._outputs(x, mixing), batches, evaluator, self.setting.ranks)
         self.share()
         return found
 
@@ -308,6 +316,7 @@ class SearchJob:
             "weight_optimizer": self.weight_optimizer.state_dict(),
             "alpha_optimizer": self.alpha_optimizer.state_dict(),
             "unusual_images": dict(self.setting.data.unusual),
+            "epochs_done": self.epochs_done.item(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -319,6 +328,7 @@ class SearchJob:
         load_optimizer(self.weight_optimizer, state["weight_optimizer"])
         load_optimizer(self.alpha_optimizer, state["alpha_optimizer"])
         self.setting.data.unusual.update(state.get("unusual_images", {}))
+        self.epochs_done.fill_(state.get("epochs_done", 0.0))  # the evaluation may follow without another step
 
     def match_files(self, run: RunDir, epoch: int) -> None:
         """Nothing to do: a search has no files of its own that later epochs overwrite."""
@@ -360,6 +370,7 @@ class SearchJob:
             in_channels=spec.in_channels,
             partial_channels=stage.partial_channels,
             edge_normalization=config.edge_normalization,
+            auxiliary_skip=self.method.auxiliary_skip.needed,
             initial_alphas=self.method.relaxation.initial,
         )
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from darts_sg.errors import UsageError, cut
+from darts_sg.methods.auxiliary_skips import AUXILIARY_SKIPS, AuxiliarySkip
 from darts_sg.methods.early_stopping import EarlyStopping
 from darts_sg.methods.hypergradient import HYPERGRADIENTS, HypergradientMethod
 from darts_sg.methods.parts import build_part, build_parts
@@ -40,6 +41,8 @@ class MethodOptions(Protocol):
     @property
     def perturbation(self) -> str: ...
     @property
+    def auxiliary_skip(self) -> str: ...
+    @property
     def selection(self) -> str: ...
     @property
     def epochs(self) -> int: ...
@@ -64,6 +67,7 @@ class Method:
     regularizers: dict[str, Regularizer]
     """By name, to be prepared for the search (`Regularizer.prepare`)."""
     perturbation: Perturbation
+    auxiliary_skip: AuxiliarySkip
     stages: tuple[Stage, ...]
     early_stopping: EarlyStopping
     selection: Selection
@@ -77,6 +81,7 @@ def method_of(options: MethodOptions) -> Method:
         hypergradient=HYPERGRADIENTS[options.hypergradient],
         regularizers=regularizers,
         perturbation=build_part(PERTURBATIONS, options.perturbation, "--perturbation"),
+        auxiliary_skip=build_part(AUXILIARY_SKIPS, options.auxiliary_skip, "--auxiliary-skip"),
         stages=(Stage(options.epochs, options.cells, options.partial_channels, options.alpha_frozen_epochs),),
         early_stopping=EarlyStopping(options.stop_eigenvalue, options.stop_skips),
         selection=_selection(options, any(isinstance(r, Size) and r.target for r in regularizers.values())),

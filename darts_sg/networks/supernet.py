@@ -5,7 +5,8 @@ weights (darts_sg.methods.relaxations). This module is the plain form; darts_sg.
 ones that compute the same function.
 """
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple, TypeVar
 
@@ -34,6 +35,8 @@ from darts_sg.networks.skeleton import (
 from darts_sg.ops import OPERATIONS
 
 ALPHA_INIT_DEVIATION = 1e-3  # alphas start at 1e-3 · N(0, 1)
+AUXILIARY_SKIP = "skip_connect"
+"""The operation behind the last column of the cells' mixing weights in a supernet with an auxiliary skip."""
 T = TypeVar("T")
 
 
@@ -43,16 +46,21 @@ def normal_alphas(num_edges: int, num_operations: int) -> Tensor:
 
 
 class Mixing(NamedTuple):
-    """Mixing weights: (num_edges, num_operations) for either cell type, and with edge normalisation (num_edges,)."""
+    """Mixing weights: (num_edges, num_operations) for either cell type, and with edge normalisation (num_edges,).
+
+    With another dimension in front, (num_cells of the type, num_edges, num_operations), each cell has its own.
+    """
 
     normal: Tensor
     reduce: Tensor
     edge_normal: Tensor | None = None
     edge_reduce: Tensor | None = None
+    skip: Tensor | None = None
+    """The factor β of the auxiliary skip of all edges, a scalar; None for 0."""
 
 
 class CellWeights:
-    """The mixing weights of all cells of one type during one forward pass.
+    """The mixing weights of all cells of one type, or of a single cell, during one forward pass.
 
     operations: (num_edges, num_operations); edges: (num_edges,) with edge normalisation (PC-DARTS, section 3.3).
     """
@@ -194,6 +202,7 @@ class Supernet(nn.Module):
         in_channels: int = 3,
         partial_channels: int = 1,
         edge_normalization: bool = False,
+        auxiliary_skip: bool = False,
         initial_alphas: Callable[[int, int], Tensor] = normal_alphas,
     ) -> None:
         super().__init__()
@@ -211,7 +220,10 @@ class Supernet(nn.Module):
         C_stem = stem_channels(network, channels, stem_multiplier)
         self.stem = (ImageNetStem if large else CifarStem)(in_channels, C_stem)
         self.specs = cell_specs(channels, cells, C_stem, lambda reduction: num_nodes, reduction_before=large)
-        self.cells = nn.ModuleList(SupernetCell(spec, operations, num_nodes, partial_channels) for spec in self.specs)
+        self.auxiliary_skip = auxiliary_skip
+        # the auxiliary skip is a candidate to the cells, so that backends merge it with other identities of an edge
+        candidates = (*operations, AUXILIARY_SKIP) if auxiliary_skip else operations
+        self.cells = nn.ModuleList(SupernetCell(spec, candidates, num_nodes, partial_channels) for spec in self.specs)
         self.head = Head(num_nodes * self.specs[-1].C, num_classes)
 
         for layer in self.modules():
@@ -239,14 +251,27 @@ class Supernet(nn.Module):
         return [p for p in self.parameters() if id(p) not in own]
 
     def forward(self, x: Tensor, mixing: Mixing) -> Tensor:
-        normal = CellWeights(mixing.normal, mixing.edge_normal)
-        reduce = CellWeights(mixing.reduce, mixing.edge_reduce)
         s0, s1 = self.stem(x)
         recompute = self.recompute and torch.is_grad_enabled()
-        for i, cell in enumerate(self.cells):
+        for i, (cell, weights) in enumerate(zip(self.cells, self.cell_weights(mixing), strict=True)):
             last = i == len(self.cells) - 1  # the backward pass begins with it: nothing is gained by forgetting it
-            s0, s1 = s1, cell(s0, s1, reduce if cell.reduction else normal, recompute and not last)
+            s0, s1 = s1, cell(s0, s1, weights, recompute and not last)
         return self.head(s1.joined())
+
+    def cell_weights(self, mixing: Mixing) -> list[CellWeights]:
+        """The mixing weights of each cell: one object for all cells of a type, unless each has its own."""
+        normal = self._of_type(mixing.normal, mixing.edge_normal, mixing.skip)
+        reduce = self._of_type(mixing.reduce, mixing.edge_reduce, mixing.skip)
+        return [next(reduce if spec.reduction else normal) for spec in self.specs]
+
+    def _of_type(self, operations: Tensor, edges: Tensor | None, skip: Tensor | None) -> Iterator[CellWeights]:
+        """The mixing weights of the cells of one type, one after the other, with the auxiliary skip's column."""
+        if self.auxiliary_skip:
+            factor = operations.new_zeros(()) if skip is None else skip.to(operations)
+            operations = torch.cat([operations, factor.expand(*operations.shape[:-1], 1)], dim=-1)
+        if operations.dim() == 2:
+            return itertools.repeat(CellWeights(operations, edges))
+        return (CellWeights(of_cell, edges) for of_cell in operations.unbind())
 
 
 def _without_counters(module: nn.Module, keys: Any) -> None:
