@@ -231,6 +231,12 @@ class SearchConfig(RunConfig):
     subset). The run keeps a copy."""
     epochs: int = option(50, "Training")
     learning_rate_min: float = option(0.001, "Training")
+    cutout_schedule: Literal["constant", "linear"] = option("constant", "Data")
+    """constant: --cutout-length cuts each training image. linear: with a probability that grows by epoch from 0 to 1
+    (R-DARTS)."""
+    drop_path_prob: float | None = option(None, "Training")
+    """Probability of drop path on the edges of the supernet in the last epoch; it grows linearly from 0 (R-DARTS).
+    Default: none."""
     network: NetworkShape = option("cifar", "Network")
     """Shape of the supernet, and of the derived network that --penalty and the targets measure. cifar: stem at full
     resolution. imagenet: stem of three convolutions that reduces by 8, as in PC-DARTS on ImageNet."""
@@ -318,6 +324,8 @@ class SearchConfig(RunConfig):
                     f"--stop-eigenvalue {self.stop_eigenvalue} needs the eigenvalue of every epoch: add "
                     "--eigenvalue-every 1"
                 )
+        if self.cutout_schedule == "linear" and not self.cutout_length:
+            raise UsageError("--cutout-schedule linear has nothing to cut: add --cutout-length, such as 16")
         parse_space(self.space)
         self.method()
 

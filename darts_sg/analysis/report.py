@@ -27,11 +27,14 @@ SHOWN_OPTIONS = (
     "learning_rate", "relaxation", "hypergradient", "regularizer", "perturbation", "auxiliary_skip", "selection",
     "alpha_learning_rate", "alpha_frozen_epochs", "partial_channels", "edge_normalization", "stop_eigenvalue",
     "stop_skips", "penalty", "target_params", "target_macs",
-    "cutout_length", "colour_jitter", "drop_path_prob", "auxiliary_weight", "schedule", "warmup_epochs",
-    "label_smoothing", "ema", "compile",
+    "cutout_length", "cutout_schedule", "colour_jitter", "drop_path_prob", "auxiliary_weight", "schedule",
+    "warmup_epochs", "label_smoothing", "ema", "compile",
 )  # fmt: skip
-UNREMARKABLE = {"relaxation": "softmax", "perturbation": "none", "auxiliary_skip": "none", "selection": "argmax"}
-"""The parts of DARTS, which are not shown."""
+UNREMARKABLE = {
+    "relaxation": "softmax", "perturbation": "none", "auxiliary_skip": "none", "selection": "argmax",
+    "cutout_schedule": "constant",
+}  # fmt: skip
+"""Those of DARTS, which are not shown."""
 
 
 def write_report(run_dir: Path, animate: bool = False) -> Path:

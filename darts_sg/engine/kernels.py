@@ -6,7 +6,7 @@ import torch
 
 from darts_sg.backends import accelerate, check, pytorch_backend
 from darts_sg.backends.cpp import build
-from darts_sg.config import RunConfig
+from darts_sg.config import RunConfig, SearchConfig
 from darts_sg.engine.setup import Setting, is_out_of_memory
 from darts_sg.errors import UsageError
 from darts_sg.networks.derived import DerivedNetwork
@@ -23,12 +23,16 @@ def use_kernels(
 
     The choice is that of --kernels, then that of the resumed run, then native kernels where they are available and
     pass the check. prepare_gpu: compiles the network's Triton kernels and raises Unavailable if it cannot; None for
-    networks without such kernels.
+    networks without such kernels. Drop path in a search is left to PyTorch.
 
     Raises UsageError if native kernels are required, by --kernels or by the resumed run, but not available.
     """
     accelerate(network, pytorch_backend(network))
     asked = wanted = config.kernels
+    if isinstance(config, SearchConfig) and config.drop_path_prob:  # an edge has another factor for each image
+        if asked == "native":
+            raise UsageError("--kernels native computes no drop path in a search; leave one of them out")
+        return "pytorch"
     # kernels exist for CPUs in float32, and for supernets on CUDA GPUs; torch.compile makes its own
     prepare = prepare_gpu if setting.device.type == "cuda" and not config.compile else None
     if prepare is None and (setting.device.type != "cpu" or config.compile or config.precision != "float32"):

@@ -180,22 +180,38 @@ class SearchJob:
         """
         with autocast(self.config, self.setting.device):
             mixing = sampled_mixing(self.supernet, self.method.relaxation, self.progress, draw)
+            kept = self._kept(draw, batch)
             if perturbed:
-                loss = partial(self._loss_under, batch)
+                loss = partial(self._loss_under, batch, kept=kept)
                 mixing = self.method.perturbation(mixing, loss, self.progress, self.generator)
-            outputs = self._outputs(batch[0], mixing)
+            outputs = self._outputs(batch[0], mixing, kept=kept)
             return self.task.loss(outputs, batch[1]), outputs
 
-    def _loss_under(self, batch: Batch, mixing: Mixing) -> Tensor:
-        return self.task.loss(self._outputs(batch[0], mixing), batch[1])
+    def _loss_under(self, batch: Batch, mixing: Mixing, kept: Tensor | None = None) -> Tensor:
+        return self.task.loss(self._outputs(batch[0], mixing, kept=kept), batch[1])
 
-    def _outputs(self, images: Tensor, mixing: Mixing, supernet: Supernet | None = None) -> Any:
-        """The outputs of the supernet, or of a copy, with the auxiliary skip of the current epoch."""
-        mixing = mixing._replace(skip=self.method.auxiliary_skip(self.epochs_done))
+    def _kept(self, draw: Draw, batch: Batch) -> Tensor | None:
+        """The factors of drop path for this rank's share of a batch; None without drop path."""
+        if self.method.drop_path is None or draw.paths is None:
+            return None
+        start = draw.paths.shape[-1] * self.setting.ranks.rank // self.setting.ranks.size
+        return self.method.drop_path.kept(draw.paths[..., start : start + len(batch[0])], self.epochs_done)
+
+    def _outputs(
+        self, images: Tensor, mixing: Mixing, supernet: Supernet | None = None, kept: Tensor | None = None
+    ) -> Any:
+        """The outputs of the supernet, or of a copy, with the auxiliary skip of the current epoch and drop path."""
+        mixing = mixing._replace(skip=self.method.auxiliary_skip(self.epochs_done), kept=kept)
         return (self.supernet if supernet is None else supernet)(images, mixing)
 
-    def _draw(self) -> Draw:
-        return draw_noise(self.supernet, self.method.relaxation, self.progress, self.generator)
+    def _draw(self, num_images: int | None = None) -> Draw:
+        """The random numbers of an objective on batches of up to `num_images`, by default those of --batch-size."""
+        draw = draw_noise(self.supernet, self.method.relaxation, self.progress, self.generator)
+        if self.method.drop_path is None:
+            return draw
+        cells, edges = len(self.supernet.cells), len(self.supernet.alpha_normal)
+        size = self.config.batch_size if num_images is None else num_images
+        return draw._replace(paths=self.method.drop_path.draw(cells, edges, size, self.generator))
 
     def _expected(self, supernet: Supernet) -> Mixing:
         return expected_mixing(supernet, self.method.relaxation)
@@ -210,10 +226,11 @@ class SearchJob:
         self.supernet.recompute = recompute
         batch = trial_batch(self.train_images, self.config, self.setting, batch_size)
         self.weight_optimizer.zero_grad()
-        objective, virtual = partial(self.objective, draw=self._draw()), VirtualStep(learning_rate=0.0)
+        draw, virtual = self._draw(batch_size), VirtualStep(learning_rate=0.0)
+        objective = partial(self.objective, draw=draw)
         self.method.hypergradient(objective, self.weights, self.alphas, batch, batch, virtual)
         with frozen(self.alphas):
-            torch.autograd.grad(self.objective(batch, self._draw(), perturbed=True)[0], self.weights)
+            torch.autograd.grad(self.objective(batch, draw, perturbed=True)[0], self.weights)
 
     def end_epoch(self, epoch: int, means: dict[str, float], run: RunDir) -> dict[str, float]:
         mixing = self.mixing()
@@ -354,6 +371,7 @@ class SearchJob:
             f"supernet: {count_params(self.supernet) - alphas:,} weights, {alphas:,} alphas, "
             f"{human(macs)} MACs an image (C={self.config.channels}, {self.stage.cells} cells)",
             *unfused_facts(self),
+            *(["drop path: PyTorch computes the cells, without kernels of our own"] if self.method.drop_path else []),
             f"images: {len(self.train_images):,} for the weights, {len(self.validation_images):,} for the alphas",
         ]
 

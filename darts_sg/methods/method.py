@@ -7,6 +7,7 @@ from typing import Protocol
 
 from darts_sg.errors import UsageError, cut
 from darts_sg.methods.auxiliary_skips import AUXILIARY_SKIPS, AuxiliarySkip
+from darts_sg.methods.drop_path import EdgeDropPath
 from darts_sg.methods.early_stopping import EarlyStopping
 from darts_sg.methods.hypergradient import HYPERGRADIENTS, HypergradientMethod
 from darts_sg.methods.parts import build_part, build_parts
@@ -43,6 +44,8 @@ class MethodOptions(Protocol):
     @property
     def auxiliary_skip(self) -> str: ...
     @property
+    def drop_path_prob(self) -> float | None: ...
+    @property
     def selection(self) -> str: ...
     @property
     def epochs(self) -> int: ...
@@ -68,6 +71,7 @@ class Method:
     """By name, to be prepared for the search (`Regularizer.prepare`)."""
     perturbation: Perturbation
     auxiliary_skip: AuxiliarySkip
+    drop_path: EdgeDropPath | None
     stages: tuple[Stage, ...]
     early_stopping: EarlyStopping
     selection: Selection
@@ -82,6 +86,7 @@ def method_of(options: MethodOptions) -> Method:
         regularizers=regularizers,
         perturbation=build_part(PERTURBATIONS, options.perturbation, "--perturbation"),
         auxiliary_skip=build_part(AUXILIARY_SKIPS, options.auxiliary_skip, "--auxiliary-skip"),
+        drop_path=EdgeDropPath(options.drop_path_prob, options.epochs) if options.drop_path_prob else None,
         stages=(Stage(options.epochs, options.cells, options.partial_channels, options.alpha_frozen_epochs),),
         early_stopping=EarlyStopping(options.stop_eigenvalue, options.stop_skips),
         selection=_selection(options, any(isinstance(r, Size) and r.target for r in regularizers.values())),

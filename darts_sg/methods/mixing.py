@@ -21,10 +21,13 @@ class Alphas(NamedTuple):
 
 
 class Draw(NamedTuple):
-    """The random numbers of one sample of the mixing weights; None where the relaxation needs none."""
+    """The random numbers of one objective; None where none are needed."""
 
     normal: Tensor | None = None
+    """Those of the relaxation, for the mixing weights of the normal cells."""
     reduce: Tensor | None = None
+    paths: Tensor | None = None
+    """Those of drop path, (num_cells, num_edges, images of a whole batch)."""
 
 
 def alphas_of(supernet: Supernet) -> Alphas:
@@ -51,7 +54,7 @@ def draw_noise(supernet: Supernet, relaxation: Relaxation, progress: Tensor, gen
 
 def sampled_mixing(supernet: Supernet, relaxation: Relaxation, progress: Tensor, draw: Draw) -> Mixing:
     """The mixing weights of a training step, a function of alphas, progress and `draw` alone."""
-    cells = zip((supernet.alpha_normal, supernet.alpha_reduce), draw, strict=True)
+    cells = ((supernet.alpha_normal, draw.normal), (supernet.alpha_reduce, draw.reduce))
     normal, reduce = (relaxation.sample(alpha, progress, drawn) for alpha, drawn in cells)
     return Mixing(normal, reduce, *_edge_weights(supernet))
 

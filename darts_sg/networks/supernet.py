@@ -57,16 +57,19 @@ class Mixing(NamedTuple):
     edge_reduce: Tensor | None = None
     skip: Tensor | None = None
     """The factor β of the auxiliary skip of all edges, a scalar; None for 0."""
+    kept: Tensor | None = None
+    """Factors (num_cells, num_edges, N) of the outputs of edges, for drop path; None for 1."""
 
 
 class CellWeights:
     """The mixing weights of all cells of one type, or of a single cell, during one forward pass.
 
-    operations: (num_edges, num_operations); edges: (num_edges,) with edge normalisation (PC-DARTS, section 3.3).
+    operations: (num_edges, num_operations); edges: (num_edges,) with edge normalisation (PC-DARTS, section 3.3); kept:
+    (num_edges, N) with drop path.
     """
 
-    def __init__(self, operations: Tensor, edges: Tensor | None = None) -> None:
-        self.operations, self.edges = operations, edges
+    def __init__(self, operations: Tensor, edges: Tensor | None = None, kept: Tensor | None = None) -> None:
+        self.operations, self.edges, self.kept = operations, edges, kept
         self._derived: dict[object, Any] = {}
 
     def once(self, key: object, make: Callable[["CellWeights"], T]) -> T:
@@ -142,9 +145,16 @@ class SupernetCell(nn.Module):
             for state, x in enumerate(states):
                 e = num_edges(node) + state
                 y = self.edges[e](x, weights.operations[e])
+                if weights.kept is not None:
+                    y = y * per_image(weights.kept[e], y)
                 terms.append(y if weights.edges is None else weights.edges[e] * y)
             states.append(sum(terms[1:], terms[0]))
         return states[NUM_INPUTS:]
+
+
+def per_image(factors: Tensor, like: Tensor) -> Tensor:
+    """Factors (N,) as (N, 1, 1, 1), in the type of the tensor (N, C, H, W) that they multiply."""
+    return factors.to(like.dtype)[:, None, None, None]
 
 
 def maybe_recomputed(cell: nn.Module, compute: Callable[..., T], *inputs: object, recompute: bool) -> T:
@@ -262,7 +272,11 @@ class Supernet(nn.Module):
         """The mixing weights of each cell: one object for all cells of a type, unless each has its own."""
         normal = self._of_type(mixing.normal, mixing.edge_normal, mixing.skip)
         reduce = self._of_type(mixing.reduce, mixing.edge_reduce, mixing.skip)
-        return [next(reduce if spec.reduction else normal) for spec in self.specs]
+        each = [next(reduce if spec.reduction else normal) for spec in self.specs]
+        if mixing.kept is None:
+            return each
+        pairs = zip(each, mixing.kept.unbind(), strict=True)
+        return [CellWeights(weights.operations, weights.edges, kept) for weights, kept in pairs]
 
     def _of_type(self, operations: Tensor, edges: Tensor | None, skip: Tensor | None) -> Iterator[CellWeights]:
         """The mixing weights of the cells of one type, one after the other, with the auxiliary skip's column."""

@@ -95,3 +95,36 @@ def compare_ten_steps(job: SearchJob, textbook: TextbookSearch, relative: float 
                 torch.testing.assert_close(mine, expected, rtol=relative, atol=1e-2 * relative)
     for mine, expected in zip(plain_tensors(job.supernet).values(), textbook.weights, strict=True):
         torch.testing.assert_close(mine, expected, rtol=relative, atol=1e-2 * relative, check_stride=False)
+
+
+class UnrolledTextbook(TextbookSearch):
+    """Second-order DARTS: the alphas' gradient looks through one step of SGD (DARTS paper, equations 7 and 8)."""
+
+    def step(self, epoch: int, step: int) -> None:
+        self.train_batch = self.job.train[epoch * self.job.steps_per_epoch + step]
+        super().step(epoch, step)
+
+    def alpha_gradients(self, batch: tuple[Tensor, Tensor]) -> list[Tensor]:
+        start = [weight.detach().clone() for weight in self.weights]
+        rate, decay = self.job.learning_rate(self.epoch), self.config.weight_decay
+
+        def move_to(weights: list[Tensor]) -> None:
+            for weight, value in zip(self.weights, weights, strict=True):
+                weight.data.copy_(value)
+
+        def at(weights: list[Tensor]) -> list[Tensor]:
+            move_to(weights)
+            return list(torch.autograd.grad(self.loss(self.train_batch), self.alphas))
+
+        gradients = torch.autograd.grad(self.loss(self.train_batch), self.weights)
+        buffers = [self.sgd.state[weight].get("momentum_buffer") for weight in self.weights]
+        velocities = [torch.zeros_like(w) if b is None else b for w, b in zip(start, buffers, strict=True)]
+        moves = [0.9 * v + g + decay * w for v, g, w in zip(velocities, gradients, start, strict=True)]
+        move_to([w - rate * move for w, move in zip(start, moves, strict=True)])
+        found = torch.autograd.grad(self.loss(batch), [*self.alphas, *self.weights])
+        direct, direction = found[: len(self.alphas)], found[len(self.alphas) :]
+        eps = 0.01 / torch.sqrt(sum((d**2).sum() for d in direction))
+        plus = at([w + eps * d for w, d in zip(start, direction, strict=True)])
+        minus = at([w - eps * d for w, d in zip(start, direction, strict=True)])
+        move_to(start)
+        return [g - rate * (p - m) / (2 * eps) for g, p, m in zip(direct, plus, minus, strict=True)]
