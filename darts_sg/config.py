@@ -18,11 +18,13 @@ from darts_sg.errors import UsageError, cut, quoted
 from darts_sg.genotype import MOST_NODES
 from darts_sg.methods.auxiliary_skips import AUXILIARY_SKIPS
 from darts_sg.methods.method import Method, method_of
+from darts_sg.methods.operation_freezing import OPERATION_FREEZING
 from darts_sg.methods.parts import describe_parts
 from darts_sg.methods.perturbations import PERTURBATIONS
 from darts_sg.methods.regularizers import REGULARIZERS
 from darts_sg.methods.relaxations import RELAXATIONS
 from darts_sg.methods.selection import SELECTIONS
+from darts_sg.methods.weight_regularizers import WEIGHT_REGULARIZERS
 from darts_sg.networks.derived import NetworkShape
 from darts_sg.networks.mobile import find_model
 from darts_sg.networks.skeleton import MOST_CELLS, MOST_CHANNELS
@@ -279,6 +281,11 @@ class SearchConfig(RunConfig):
     auxiliary_skip: str = option("none", "Search", parts=AUXILIARY_SKIPS)
     """Second skip connection on each edge, which the alphas do not weigh and the genotype does not have (DARTS-):
     linear."""
+    weight_regularizer: str = option("none", "Search", parts=WEIGHT_REGULARIZERS)
+    """Term beside the loss in the step of the weights, of which only a gradient is computed:
+    alignment:strength=0.25."""
+    freeze_operations: str = option("none", "Search", parts=OPERATION_FREEZING)
+    """When the weights of an operation stop learning while it goes on computing: oles:threshold=0.4,window=20."""
     selection: str = option("argmax", "Search", parts=SELECTIONS)
     """How the genotype is chosen by the mixing weights: skip-limit:most=2. With --target-params or --target-macs argmax
     becomes bounded."""

@@ -621,7 +621,13 @@ def plain_tensors(
     With batched cells they are views; writing into them writes the weights. Alphas are left out. `of` maps a stored
     tensor to another of its shape that is sliced in its stead, such as its gradient.
     """
-    found: dict[str, Tensor] = {}
+    values = ((name, one, of(tensor)) for name, one, tensor in plain_slices(network, kind))
+    return {name: one.of(value) for name, one, value in values if value is not None}
+
+
+def plain_slices(network: Supernet, kind: str = "parameters") -> Iterator[tuple[str, Slice, Tensor]]:
+    """(plain name, slice, stored tensor) of all weights (kind `parameters`) or statistics (`buffers`), without alphas,
+    in the order of the plain supernet."""
     alphas = {id(alpha) for alpha in network.alphas()}
     children: list[tuple[str, nn.Module]] = [("stem", network.stem)]
     children += [(f"cells.{i}", cell) for i, cell in enumerate(network.cells)]
@@ -629,10 +635,8 @@ def plain_tensors(
         slices = module.slices() if isinstance(module, BatchedCell) else _slices("", "", module)
         for one in slices:
             for plain, _, tensor in one.tensors(kind):
-                value = None if id(tensor) in alphas else of(tensor)
-                if value is not None:
-                    found[f"{name}.{plain}"] = one.of(value)
-    return found
+                if id(tensor) not in alphas:
+                    yield f"{name}.{plain}", one, tensor
 
 
 def repeat(x: Tensor, S: int, T: int) -> Tensor:

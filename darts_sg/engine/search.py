@@ -64,6 +64,8 @@ from darts_sg.invocation import retrain_command
 from darts_sg.methods.early_stopping import EarlyStop
 from darts_sg.methods.hypergradient import Hypergradient, VirtualStep, frozen
 from darts_sg.methods.mixing import Draw, alphas_of, draw_noise, expected_mixing, sampled_mixing
+from darts_sg.methods.operation_freezing import FrozenOperations
+from darts_sg.methods.operation_freezing.weights import OperationWeights
 from darts_sg.methods.regularizers import Problem
 from darts_sg.methods.selection import Searched
 from darts_sg.networks.supernet import Mixing, Supernet
@@ -102,6 +104,8 @@ class SearchJob:
         if config.eigenvalue_every and setting.device.type == "mps":
             raise UsageError("--eigenvalue-every needs float64, which mps does not have; leave it out, or --device cpu")
         self.weight_optimizer = weight_optimizer(self.weights, config, setting.device)
+        rule = self.method.operation_freezing
+        self.freezing = rule.watch(OperationWeights(self.supernet)) if rule.needed else None
         on_gpu = setting.device.type == "cuda"
         self.alpha_optimizer = torch.optim.Adam(
             self.alphas, config.alpha_learning_rate, betas=ALPHA_BETAS, weight_decay=config.alpha_weight_decay,
@@ -133,7 +137,7 @@ class SearchJob:
         position = epoch * self.steps_per_epoch + step
         set_learning_rate(self.weight_optimizer, self.learning_rate(epoch))
         self.progress.fill_(position / (self.num_epochs * self.steps_per_epoch))
-        self.epochs_done.fill_(epoch / self.num_epochs)
+        self.epochs_done.fill_(min(1.0, epoch / self.stage.epochs))
         # The noise of a step depends on seed and position: all ranks draw the same, a resumed run what it would have.
         self.generator.manual_seed(keyed_seed(self.config.seed, "mixing", "noise", position))
         tensors: tuple[Tensor, ...] = self.train[position]
@@ -150,13 +154,35 @@ class SearchJob:
         train_batch, validation_batch = (tensors[0], tensors[1]), tensors[2:]
         num_images, ranks = len(train_batch[1]), self.setting.ranks
         means: dict[str, Tensor] = {}
+        validation_gradients = None
         if len(validation_batch) == 2:
             found = self._hypergradient(train_batch, validation_batch)
             means |= self._regularize(found)
             means |= self._measured("validation", found.loss, found.outputs, validation_batch[1])
             self._alpha_step(found)
+            validation_gradients = found.weight_gradients
+        loss, outputs = self._weight_step(train_batch, validation_gradients)
+        ranks.average_statistics(self.supernet, num_images)
+        return means | self._measured("train", loss, outputs, train_batch[1])
+
+    def _weight_step(self, batch: Batch, validation_gradients: Sequence[Tensor] | None) -> tuple[Tensor, Tensor]:
+        """Update the weights on a batch; returns its loss and outputs before. validation_gradients: those of the
+        validation loss in the weights, where a rule for freezing operations needs them."""
+        ranks, num_images = self.setting.ranks, len(batch[1])
+        regularizer, draw = self.method.weight_regularizer, self._draw()
         with frozen(self.alphas):
-            loss, outputs = self.objective(train_batch, self._draw(), perturbed=True)
+            add = None
+            mixing, kept = self._mixing(batch, draw, perturbed=True), self._kept(draw, batch)
+            if regularizer.needed:
+                mixing = regularizer.prepared(mixing, sum(not spec.reduction for spec in self.supernet.specs))
+                loss_under = partial(self._loss_under, batch, kept=kept)
+                mean = partial(ranks.mean, num_images=num_images)
+                add = partial(regularizer.gradients, mixing, loss_under, self.weights, self._growth(), mean)
+            loss, outputs = self._loss_of(batch, mixing, kept)
+            adjust, before = None, []
+            if self.freezing is not None:
+                adjust = partial(self._freeze, self.freezing, validation_gradients)
+                before = [weight.detach().clone() for weight in self.freezing.operations.of(self.weights)]
             apply_weight_step(
                 self.weight_optimizer,
                 self.weights,
@@ -164,9 +190,21 @@ class SearchJob:
                 self.config.gradient_clip,
                 ranks,
                 num_images,
+                add=add,
+                adjust=adjust,
             )
-        ranks.average_statistics(self.supernet, num_images)
-        return means | self._measured("train", loss, outputs, train_batch[1])
+            if self.freezing is not None:  # momentum and weight decay would move frozen weights without a gradient
+                state = [self.weight_optimizer.state[weight] for weight in self.weights]
+                buffers = [each.get("momentum_buffer") for each in state]
+                self.freezing.restore(self.weights, before, buffers)
+        return loss, outputs
+
+    def _freeze(self, freezing: FrozenOperations, validation_gradients: Sequence[Tensor] | None) -> None:
+        """Freeze operations by the gradients of both losses, and take the gradients of frozen ones away."""
+        gradients = [torch.zeros_like(w) if w.grad is None else w.grad for w in self.weights]
+        if validation_gradients is not None:
+            freezing.observe(gradients, validation_gradients)
+        freezing.clear(gradients)
 
     def _measured(self, part: str, loss: Tensor, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Loss and metrics of a batch by column, as means over the ranks."""
@@ -179,24 +217,36 @@ class SearchJob:
 
         perturbed: under the mixing weights that the step of the weights sees.
         """
+        return self._loss_of(batch, self._mixing(batch, draw, perturbed), self._kept(draw, batch))
+
+    def _mixing(self, batch: Batch, draw: Draw, perturbed: bool) -> Mixing:
+        """The mixing weights of a step, perturbed for that of the weights."""
         with autocast(self.config, self.setting.device):
             mixing = sampled_mixing(self.supernet, self.method.relaxation, self.progress, draw)
-            kept = self._kept(draw, batch)
-            if perturbed:
-                loss = partial(self._loss_under, batch, kept=kept)
-                mixing = self.method.perturbation(mixing, loss, self.progress, self.generator)
+            if not perturbed:
+                return mixing
+            loss = partial(self._loss_under, batch, kept=self._kept(draw, batch))
+            return self.method.perturbation(mixing, loss, self.progress, self.generator)
+
+    def _loss_of(self, batch: Batch, mixing: Mixing, kept: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        with autocast(self.config, self.setting.device):
             outputs = self._outputs(batch[0], mixing, kept=kept)
             return self.task.loss(outputs, batch[1]), outputs
 
     def _loss_under(self, batch: Batch, mixing: Mixing, kept: Tensor | None = None) -> Tensor:
-        return self.task.loss(self._outputs(batch[0], mixing, kept=kept), batch[1])
+        return self._loss_of(batch, mixing, kept)[0]
+
+    def _growth(self) -> Tensor:
+        """What schedules by epoch multiply that grow from 0 in the first epoch to 1 in the last."""
+        epochs = self.stage.epochs
+        return (self.epochs_done * (epochs / max(1, epochs - 1))).clamp_max(1.0)
 
     def _kept(self, draw: Draw, batch: Batch) -> Tensor | None:
         """The factors of drop path for this rank's share of a batch; None without drop path."""
         if self.method.drop_path is None or draw.paths is None:
             return None
         start = draw.paths.shape[-1] * self.setting.ranks.rank // self.setting.ranks.size
-        return self.method.drop_path.kept(draw.paths[..., start : start + len(batch[0])], self.epochs_done)
+        return self.method.drop_path.kept(draw.paths[..., start : start + len(batch[0])], self._growth())
 
     def _outputs(
         self, images: Tensor, mixing: Mixing, supernet: Supernet | None = None, kept: Tensor | None = None
@@ -219,8 +269,7 @@ class SearchJob:
 
     def expected_loss(self, batch: Batch) -> Tensor:
         """The loss of a batch under the expected mixing weights, which draws no random numbers."""
-        with autocast(self.config, self.setting.device):
-            return self._loss_under(batch, self._expected(self.supernet))
+        return self._loss_under(batch, self._expected(self.supernet))
 
     def attempt(self, batch_size: int, *, recompute: bool, side: int | None = None) -> int:
         """Compute a step with `batch_size` images, on this rank alone, and discard it."""
@@ -251,6 +300,8 @@ class SearchJob:
             row |= term.metrics({title: torch.from_numpy(weights) for title, weights in mixing.items()})
             row[f"penalty_{name}"] = means.get(f"penalty_{name}", float("nan"))
         row |= {name: means.get(name, float("nan")) for name in names}
+        if self.freezing is not None:
+            row["frozen_operations"] = float(self.freezing.num_frozen())
         for title, skips in zip(("normal", "reduce"), genotype.count("skip_connect"), strict=True):
             row[f"skips_{title}"] = float(skips)
         for title in ("normal", "reduce"):
@@ -341,6 +392,7 @@ class SearchJob:
             "alpha_optimizer": self.alpha_optimizer.state_dict(),
             "unusual_images": dict(self.setting.data.unusual),
             "epochs_done": self.epochs_done.item(),
+            **({} if self.freezing is None else {"freezing": self.freezing.state_dict()}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -352,6 +404,8 @@ class SearchJob:
         load_optimizer(self.weight_optimizer, state["weight_optimizer"])
         load_optimizer(self.alpha_optimizer, state["alpha_optimizer"])
         self.setting.data.unusual.update(state.get("unusual_images", {}))
+        if self.freezing is not None:
+            self.freezing.load_state_dict(state["freezing"])
         self.epochs_done.fill_(state.get("epochs_done", 0.0))  # the evaluation may follow without another step
 
     def match_files(self, run: RunDir, epoch: int) -> None:

@@ -97,17 +97,26 @@ def apply_weight_step(
     clip: float,
     ranks: Ranks = ALONE,
     num_terms: int = 1,
+    *,
+    add: Callable[[], Sequence[Tensor]] | None = None,
+    adjust: Callable[[], None] | None = None,
 ) -> None:
     """One step down the gradient of `loss`, whose norm over all `parameters` is clipped.
 
     The loss of several ranks is the mean over their terms, of which this one has `num_terms` (by default images).
+    add: called after the backward pass, gives what is added to the gradient of each of the parameters on this rank.
+    adjust: called once the parameters have the gradients of all ranks, before these are clipped.
     """
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
+    for p, more in zip(parameters, add(), strict=True) if add is not None else ():
+        p.grad = more if p.grad is None else p.grad.add_(more)
     reached = [p for p in parameters if p.grad is not None]
     gradients = ranks.mean([p.grad for p in reached if p.grad is not None], num_terms)
     for p, gradient in zip(reached, gradients, strict=True):
         p.grad = gradient
+    if adjust is not None:
+        adjust()
     nn.utils.clip_grad_norm_(parameters, clip)
     optimizer.step()
 

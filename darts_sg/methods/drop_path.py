@@ -18,7 +18,6 @@ class EdgeDropPath:
     """
 
     prob: float
-    epochs: int
 
     def __post_init__(self) -> None:
         if not 0 <= self.prob < 1:
@@ -28,9 +27,9 @@ class EdgeDropPath:
         """The random numbers of a step, (num_cells, num_edges, num_images), on the generator's device."""
         return torch.rand(num_cells, num_edges, num_images, generator=generator, device=generator.device)
 
-    def kept(self, drawn: Tensor, epochs_done: Tensor) -> Tensor:
+    def kept(self, drawn: Tensor, growth: Tensor) -> Tensor:
         """The factor of each edge and image, 0 or 1 / (1 - p), from random numbers.
 
-        epochs_done: e / E, a scalar tensor on the device.
+        growth: e / (E - 1), from 0 in the first epoch to 1 in the last, a scalar tensor on the device.
         """
-        return kept_factors(drawn, self.prob * epochs_done * (self.epochs / max(1, self.epochs - 1)))
+        return kept_factors(drawn, self.prob * growth)

@@ -9,7 +9,8 @@ from darts_sg.errors import UsageError, cut
 from darts_sg.methods.auxiliary_skips import AUXILIARY_SKIPS, AuxiliarySkip
 from darts_sg.methods.drop_path import EdgeDropPath
 from darts_sg.methods.early_stopping import EarlyStopping
-from darts_sg.methods.hypergradient import HYPERGRADIENTS, HypergradientMethod
+from darts_sg.methods.hypergradient import HYPERGRADIENTS, HypergradientMethod, first_order_with_weights
+from darts_sg.methods.operation_freezing import OPERATION_FREEZING, OperationFreezing
 from darts_sg.methods.parts import build_part, build_parts
 from darts_sg.methods.perturbations import PERTURBATIONS, Perturbation
 from darts_sg.methods.regularizers import REGULARIZERS, Regularizer
@@ -19,8 +20,10 @@ from darts_sg.methods.selection import SELECTIONS, Selection
 from darts_sg.methods.selection.argmax import Argmax
 from darts_sg.methods.selection.bounded import Bounded
 from darts_sg.methods.stages import Stage
+from darts_sg.methods.weight_regularizers import WEIGHT_REGULARIZERS, WeightRegularizer
 from darts_sg.quantity import parse_quantity
 
+NUM_REDUCTIONS = 2  # cells of a network that are reductions
 PENALTIES: dict[str, type[Size]] = {"params": Params, "macs": Macs}
 
 
@@ -43,6 +46,10 @@ class MethodOptions(Protocol):
     def perturbation(self) -> str: ...
     @property
     def auxiliary_skip(self) -> str: ...
+    @property
+    def weight_regularizer(self) -> str: ...
+    @property
+    def freeze_operations(self) -> str: ...
     @property
     def drop_path_prob(self) -> float | None: ...
     @property
@@ -72,6 +79,8 @@ class Method:
     perturbation: Perturbation
     auxiliary_skip: AuxiliarySkip
     drop_path: EdgeDropPath | None
+    weight_regularizer: WeightRegularizer
+    operation_freezing: OperationFreezing
     stages: tuple[Stage, ...]
     early_stopping: EarlyStopping
     selection: Selection
@@ -80,17 +89,42 @@ class Method:
 def method_of(options: MethodOptions) -> Method:
     """The method that the options of a search describe; UsageError in one line if they describe none."""
     regularizers = _regularizers(options)
+    freezing = build_part(OPERATION_FREEZING, options.freeze_operations, "--freeze-operations")
     return Method(
         relaxation=build_part(RELAXATIONS, options.relaxation, "--relaxation"),
-        hypergradient=HYPERGRADIENTS[options.hypergradient],
+        hypergradient=_hypergradient(options, freezing),
         regularizers=regularizers,
         perturbation=build_part(PERTURBATIONS, options.perturbation, "--perturbation"),
         auxiliary_skip=build_part(AUXILIARY_SKIPS, options.auxiliary_skip, "--auxiliary-skip"),
-        drop_path=EdgeDropPath(options.drop_path_prob, options.epochs) if options.drop_path_prob else None,
+        drop_path=EdgeDropPath(options.drop_path_prob) if options.drop_path_prob else None,
+        weight_regularizer=_weight_regularizer(options),
+        operation_freezing=freezing,
         stages=(Stage(options.epochs, options.cells, options.partial_channels, options.alpha_frozen_epochs),),
         early_stopping=EarlyStopping(options.stop_eigenvalue, options.stop_skips),
         selection=_selection(options, any(isinstance(r, Size) and r.target for r in regularizers.values())),
     )
+
+
+def _hypergradient(options: MethodOptions, freezing: OperationFreezing) -> HypergradientMethod:
+    if not freezing.needed:
+        return HYPERGRADIENTS[options.hypergradient]
+    if options.hypergradient != "first_order":
+        raise UsageError(
+            f"--freeze-operations {cut(options.freeze_operations)} compares both gradients at the same weights, "
+            f"which --hypergradient {options.hypergradient} does not take; choose first_order"
+        )
+    return first_order_with_weights
+
+
+def _weight_regularizer(options: MethodOptions) -> WeightRegularizer:
+    found = build_part(WEIGHT_REGULARIZERS, options.weight_regularizer, "--weight-regularizer")
+    least = found.min_normal_cells + NUM_REDUCTIONS
+    if options.cells < least:
+        raise UsageError(
+            f"--weight-regularizer {cut(options.weight_regularizer)} compares normal cells, of which --cells "
+            f"{options.cells} leaves {options.cells - NUM_REDUCTIONS}; give --cells {least} or more"
+        )
+    return found
 
 
 def _regularizers(options: MethodOptions) -> dict[str, Regularizer]:

@@ -1,6 +1,8 @@
 """Auxiliary skips: a second skip connection on each edge, beside its candidate operations. Each lives in a file of this
 package and registers itself."""
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from darts_sg.methods.parts import import_parts
@@ -15,6 +17,9 @@ class AuxiliarySkip:
     entry for s, and neither have logs and genotypes; training steps, evaluation and the eigenvalue compute it.
     """
 
+    needed: ClassVar[bool] = True
+    """Whether edges have the operation s at all."""
+
     def __call__(self, epochs_done: Tensor) -> Tensor | None:
         """The factor β, a scalar on the device; None for no auxiliary skip.
 
@@ -22,11 +27,6 @@ class AuxiliarySkip:
         a scalar tensor on the device, so that a captured CUDA graph sees it change.
         """
         raise NotImplementedError
-
-    @property
-    def needed(self) -> bool:
-        """Whether edges have the operation s at all."""
-        return True
 
 
 AUXILIARY_SKIPS: Registry[type[AuxiliarySkip]] = Registry("auxiliary skip")

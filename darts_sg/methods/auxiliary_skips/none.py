@@ -1,6 +1,7 @@
 """No auxiliary skip."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -11,12 +12,10 @@ from darts_sg.methods.auxiliary_skips import AUXILIARY_SKIPS, AuxiliarySkip
 class NoAuxiliarySkip(AuxiliarySkip):
     """Edges have their candidate operations only."""
 
+    needed: ClassVar[bool] = False
+
     def __call__(self, epochs_done: Tensor) -> None:
         return None
-
-    @property
-    def needed(self) -> bool:
-        return False
 
 
 AUXILIARY_SKIPS.add("none", NoAuxiliarySkip)
