@@ -50,7 +50,7 @@ def write_report(run_dir: Path, animate: bool = False) -> Path:
     if run.genotype is not None:
         caption = _cost_line(run, run.genotype)
         save_figure(draw_genotype(run.genotype, caption), pictures / "cells")
-        sections += _genotype(run, run.genotype, caption)
+        sections += [*_genotype(run, run.genotype, caption), *_decisions(run.genotype)]
     if run.options.get("model"):
         sections += _model(run, find_model(run.options["model"]))
     epochs = read_search_epochs(run_dir) if run.job == "search" else []
@@ -63,7 +63,7 @@ def write_report(run_dir: Path, animate: bool = False) -> Path:
 
 
 def _head(run: Run) -> list[str]:
-    done, planned = (int(run.rows[-1]["epoch"]) if run.rows else 0), run.options.get("epochs")
+    done, planned = (int(run.rows[-1]["epoch"]) if run.rows else 0), run.planned
     spent = f" in {duration(run.rows[-1]['seconds'])}" if run.rows and "seconds" in run.rows[-1] else ""
     if run.finished and run.stopped is not None:
         state = (
@@ -211,6 +211,24 @@ def _genotype(run: Run, genotype: Genotype, caption: str) -> list[str]:
         heading = {"normal": "Normal cell", "reduce": "Reduction cell"}[title]
         parts += [f"**{heading}**", cell_table(cell)]
     return [*parts, f"![Both cells of {genotype.name}](pictures/cells.svg)"]
+
+
+def _decisions(genotype: Genotype) -> list[str]:
+    """The decisions of a selection that is a phase of the search, in the order in which they were made."""
+    made = genotype.provenance.get("decisions")
+    if not isinstance(made, list) or not all(isinstance(each, dict) for each in made) or not made:
+        return []
+    columns = list(dict.fromkeys(key for each in made for key in each))
+    rows = [["" if each.get(column) is None else str(each[column]) for column in columns] for each in made]
+    text = (
+        "The selection measured the supernet without each alternative, on validation images. The margin is the "
+        "difference of the score to the next alternative."
+    )
+    return [
+        "## Decisions of the selection",
+        text,
+        markdown_table([column.replace("_", " ") for column in columns], rows),
+    ]
 
 
 def _model(run: Run, model: Model) -> list[str]:

@@ -7,7 +7,7 @@ import functools
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from darts_sg.data import Images, count_unusual
 from darts_sg.engine.checkpoint import checkpoints
 from darts_sg.engine.distributed import without_sync_batchnorm
 from darts_sg.engine.kernels import use_kernels
-from darts_sg.engine.loop import Loop, StepResult
+from darts_sg.engine.loop import Loop, Piece, StepResult
 from darts_sg.engine.output import lenient_output
 from darts_sg.engine.run_dir import RunDir
 from darts_sg.engine.setup import (
@@ -150,6 +150,10 @@ class AugmentJob:
         with without_sync_batchnorm(self.network), autocast(self.config, self.setting.device):
             losses = [self.task.loss(outputs, targets) for outputs in self.network(x) if outputs is not None]
         torch.autograd.grad(torch.stack(losses).sum(), self.weights)
+
+    def after_steps(self, epoch: int) -> Iterator[Piece]:
+        """Nothing: the tests belong to the end of the epoch."""
+        return iter(())
 
     def end_epoch(self, epoch: int, means: dict[str, float], run: RunDir) -> dict[str, float]:
         row = {"learning_rate": self.learning_rate(epoch)}

@@ -4,7 +4,7 @@ import errno
 import json
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from darts_sg.engine import environment, setup
 from darts_sg.engine.augment import AugmentJob, run_augment
 from darts_sg.engine.checkpoint import checkpoints, read_torch, write_torch
 from darts_sg.engine.loggers import LOGGERS, Logger
-from darts_sg.engine.loop import StepResult, stop_signals
+from darts_sg.engine.loop import Piece, StepResult, stop_signals
 from darts_sg.engine.run_dir import OthersRunDir, RunDir
 from darts_sg.engine.setup import Setting, dry_run, run_job
 from darts_sg.errors import RunError, Stopped
@@ -49,6 +49,9 @@ class CountingJob:
         return StepResult(8, {"train_loss": torch.tensor(1.0 / self.steps)})
 
     def attempt(self, batch_size: int, *, recompute: bool) -> None: ...
+
+    def after_steps(self, epoch: int) -> Iterator[Piece]:
+        return iter(())
 
     def end_epoch(self, epoch: int, means: dict[str, float], run: RunDir) -> dict[str, float]:
         return means
