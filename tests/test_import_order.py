@@ -33,6 +33,7 @@ ORDER = (
     "networks",
     "backends",
     "methods",
+    "baselines",
     "tasks",
     "config",
     "engine",

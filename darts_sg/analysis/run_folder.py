@@ -78,6 +78,11 @@ class Run:
         return self.environment.get("epochs") or self.options.get("epochs")
 
     @property
+    def baseline(self) -> bool:
+        """Whether this is a search without alphas, and so without mixing weights."""
+        return self.job == "search" and str(self.options.get("strategy") or "gradient") != "gradient"
+
+    @property
     def stopped(self) -> Mapping[str, Any] | None:
         """`after_epoch`, `chosen_epoch` and `reason` of a search that was stopped early; None otherwise."""
         if self.job != "search" or self.genotype is None:
@@ -320,6 +325,8 @@ def read_search_epoch(run_dir: Path, epoch: int | None = None) -> SearchEpoch:
     run = read_run(run_dir)
     if run.job != "search":
         raise UsageError(f"{run_dir} is the folder of a retraining; mixing weights are in that of a search")
+    if run.baseline:
+        raise UsageError(f"{run_dir} is a search without alphas ({run.options['strategy']}): it has no mixing weights")
     there = search_epochs(run_dir)
     if not there:
         raise UsageError(f"{run_dir} has no finished epoch yet")

@@ -22,6 +22,7 @@ from darts_sg.config import SearchConfig
 from darts_sg.data import Augment, TrainBatches
 from darts_sg.data.generator import keyed_seed
 from darts_sg.derive import Array, Costs, entropy
+from darts_sg.engine.baselines import run_baseline
 from darts_sg.engine.eigenvalue import supernet_eigenvalue
 from darts_sg.engine.graphs import WARM_UP, Captured, compile_step
 from darts_sg.engine.kernels import use_kernels
@@ -504,6 +505,16 @@ def run_search(
     if run is not None and config.split is not None:
         config = replace(config, split=run.path / "split.json")
     setting = prepare(config, earlier)
+
+    def keep_split(run: RunDir) -> None:
+        if config.split is not None:
+            run.write("split.json", config.split.read_bytes())
+
+    if (strategy := config.baseline()) is not None:
+        return run_baseline(
+            strategy, config, setting, run, dry=dry,
+            prepare_run=keep_split, callbacks=callbacks, stop=stop, started=started,
+        )  # fmt: skip
     job = SearchJob(config, setting)
     title = job.space.name
     for batches in (job.train, job.validation):
@@ -514,10 +525,6 @@ def run_search(
         first = job.stage.alpha_frozen_epochs
         dry_run(job, config, setting, run, title=title, first_epoch=first, facts=job.facts(), writes=writes)
         return None
-
-    def keep_split(run: RunDir) -> None:
-        if config.split is not None:
-            run.write("split.json", config.split.read_bytes())
 
     def finish(run: RunDir, config: SearchConfig, loop: Loop) -> None:
         found = job.evaluate()  # on all ranks

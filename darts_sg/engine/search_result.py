@@ -47,11 +47,12 @@ def searched_genotype(
     stopped: EarlyStop | None,
     num_epochs: int,
     decisions: Sequence[Mapping[str, Any]] | None = None,
+    candidates: Sequence[Mapping[str, Any]] | None = None,
 ) -> Genotype:
     """The genotype of the (normal, reduction) cell derived after `epoch`, with its provenance.
 
     run: the name of the run folder. images: how many trained the weights and the alphas. num_epochs: of the whole
-    search. decisions: of a selection phase so far.
+    search. decisions: of a selection phase so far. candidates: the best of a search that compares them.
     """
     provenance = {
         "kind": "searched",
@@ -69,6 +70,7 @@ def searched_genotype(
         **({"plugins": credits} if (credits := plugins.credits()) else {}),
         "measured": dict(measured),
         **({} if decisions is None else {"decisions": [dict(made) for made in decisions]}),
+        **({} if candidates is None else {"candidates": [dict(each) for each in candidates]}),
         "options": {name: value for name, value in config.as_dict().items() if name not in NOT_RECORDED},
     }
     name = "".join(c if c.isalnum() or c in "_.+-" else "_" for c in f"{space.name}_seed{config.seed}")
