@@ -145,7 +145,7 @@ def linear_for_positive(network: nn.Module) -> nn.Module:
 class _Activations(TorchFunctionMode):
     """Context that adds up, in `kernel`, the images whose units are in the same state, over all ReLUs run within it.
 
-    Counts `F.relu`, `relu6` and the methods of tensors, in place or not: a unit is on if its output is above 0.
+    Counts ReLU and ReLU6, as modules, functions or methods, in place or not: a unit is on if its output is above 0.
     """
 
     def __init__(self, num_images: int) -> None:
@@ -153,8 +153,10 @@ class _Activations(TorchFunctionMode):
         self.kernel = torch.zeros(num_images, num_images, dtype=torch.float64)
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = function(*args, **(kwargs or {}))
-        if function in RELUS:
+        options = kwargs or {}
+        out = function(*args, **options)
+        # nn.ReLU6 is a hardtanh from 0
+        if function in RELUS or (function is F.hardtanh and (*args[1:2], options.get("min_val"))[0] == 0):
             on = (out.detach() > 0).flatten(1).double()  # (N, units)
             self.kernel += (on @ on.T + (1 - on) @ (1 - on).T).cpu()
         return out
