@@ -25,6 +25,7 @@ from darts_sg.config import SearchConfig
 from darts_sg.data.generator import keyed_seed
 from darts_sg.engine.kernels import use_kernels
 from darts_sg.engine.loop import Loop, Piece, StepResult
+from darts_sg.engine.memory import buffers_kept
 from darts_sg.engine.run_dir import RunDir
 from darts_sg.engine.scoring import probe_of, seeded
 from darts_sg.engine.search_data import search_parts
@@ -241,13 +242,15 @@ class CandidateJob(BaselineJob):
         self.tried = [*self.tried[:number], Candidate(cells, value, {self.strategy.proxy: value}, parent)]
         return StepResult(self.train.num_images(0), {"score": torch.tensor(value)})
 
-    def attempt(self, batch_size: int, *, recompute: bool) -> None:
+    def attempt(self, batch_size: int, *, recompute: bool, side: int | None = None) -> int:
         """Compute the gradients of a step with `batch_size` images on this rank alone and discard them."""
         x, targets = trial_batch(self.train_images, self.config, self.setting, batch_size)
+        x = x[..., :side, :side]
         training = self.begin(0, *self.propose(0))
         with autocast(self.config, self.setting.device):
             loss = self.task.loss(training.network(x)[0], targets)
         torch.autograd.grad(loss, training.weights, materialize_grads=True)
+        return x[:, 0].numel()
 
     def after_steps(self, epoch: int) -> Iterator[Piece]:
         """Nothing: a candidate is evaluated at the end of its last epoch."""
@@ -377,12 +380,15 @@ class RspsJob(BaselineJob):
         means = ranks.means(num_terms, **{f"train_{name}": value for name, value in found.items()})
         return StepResult(self.train.num_images(position), means)
 
-    def attempt(self, batch_size: int, *, recompute: bool) -> None:
+    def attempt(self, batch_size: int, *, recompute: bool, side: int | None = None) -> int:
         """Compute the gradients of a step with `batch_size` images on this rank alone and discard them."""
         x, targets = trial_batch(self.train_images, self.config, self.setting, batch_size)
-        with autocast(self.config, self.setting.device):
-            loss = self.task.loss(path_outputs(self.supernet, x, self.random_cells("path", 0)), targets)
-        torch.autograd.grad(loss, self.weights, materialize_grads=True)
+        x = x[..., :side, :side]
+        with buffers_kept(self.supernet):
+            with autocast(self.config, self.setting.device):
+                loss = self.task.loss(path_outputs(self.supernet, x, self.random_cells("path", 0)), targets)
+            torch.autograd.grad(loss, self.weights, materialize_grads=True)
+        return x[:, 0].numel()
 
     # --- the rounds
 
@@ -503,7 +509,7 @@ def run_baseline(
     title = f"{strategy_name(config)}-{job.space.name}"
     if dry:
         writes = "genotype.yaml, candidates.json, config.yaml, metrics.csv, tensorboard/, checkpoints/, report.md"
-        dry_run(job, config, setting, run, title=title, first_epoch=0, facts=job.facts(), writes=writes)
+        dry_run(job, config, setting, run, title=title, first_epoch=0, facts=job.facts, writes=writes)
         return None
 
     def finish(run: RunDir, config: SearchConfig, loop: Loop) -> None:

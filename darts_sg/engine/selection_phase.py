@@ -4,27 +4,16 @@ The phase (`darts_sg.methods.selection.SelectionPhase`) says what to measure; th
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
 from darts_sg.engine.distributed import Ranks
 from darts_sg.engine.loop import Piece
+from darts_sg.engine.memory import buffers_kept
 from darts_sg.engine.steps import evaluate
 from darts_sg.methods.selection import SelectionPhase, Trial
 from darts_sg.tasks import Batches, Evaluator
-
-
-@contextmanager
-def statistics_kept(network: nn.Module) -> Iterator[None]:
-    """Within the context forward passes may change running statistics; then they are as before."""
-    before = [buffer.clone() for buffer in network.buffers()]
-    try:
-        yield
-    finally:
-        for buffer, kept in zip(network.buffers(), before, strict=True):
-            buffer.copy_(kept)
 
 
 def measure(
@@ -43,7 +32,7 @@ def measure(
     are left as they are.
     """
     first = number * len(batches)
-    with statistics_kept(network):
+    with buffers_kept(network):
         found = (batches[first + i] for i in range(num_batches))
         return evaluate(network, outputs_of, found, evaluator, ranks, batch_statistics=True)
 

@@ -48,7 +48,8 @@ class CountingJob:
         self.steps += 1
         return StepResult(8, {"train_loss": torch.tensor(1.0 / self.steps)})
 
-    def attempt(self, batch_size: int, *, recompute: bool) -> None: ...
+    def attempt(self, batch_size: int, *, recompute: bool, side: int | None = None) -> int:
+        return 0
 
     def after_steps(self, epoch: int) -> Iterator[Piece]:
         return iter(())
@@ -240,7 +241,7 @@ def test_a_dry_run_times_the_step_after_those_that_warm_up(runner: Runner, capsy
     job = CountingJob(lambda number: time.sleep(0.3 if number < 3 else 0))
     job.warm_up_steps = 3
     dry_run(
-        job, SearchConfig(dataset="synthetic"), runner.setting, None, title="counting", first_epoch=0, facts=[],
+        job, SearchConfig(dataset="synthetic"), runner.setting, None, title="counting", first_epoch=0, facts=list,
         writes="",
     )  # fmt: skip
     assert "one step of batch 8: 0.00 s (" in capsys.readouterr().out
