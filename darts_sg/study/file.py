@@ -506,7 +506,9 @@ def _genotypes(study: StudyFile) -> Iterator[StudyGenotype]:
 
 
 def _refuse_equal_names(study: StudyFile) -> None:
-    """UsageError if two spaces, methods or genotypes have one name, or names that differ in case only."""
+    """UsageError if two spaces, methods, runs or genotypes have one name, or names that differ in case only."""
+    _refuse_repeated(study, "spaces", [space.name for space in study.spaces])
+    _refuse_repeated(study, "methods", [method.name for method in study.methods])
     pairs: dict[str, tuple[str, str]] = {}
     for one, two in itertools.product(study.spaces, study.methods):
         space, method = one.name, two.name
@@ -514,20 +516,18 @@ def _refuse_equal_names(study: StudyFile) -> None:
         if other != (space, method):
             both = f"{other[1]} in {other[0]} and {method} in {space}"
             raise study.source.error(("methods",), f"the runs of {both} have one name, {space}_{method}; rename one")
-    groups = {
-        "spaces": [space.name for space in study.spaces],
-        "methods": [method.name for method in study.methods],
-        "genotypes": [genotype.name for genotype in study.genotypes()],
-    }
-    for key, names in groups.items():
-        seen: dict[str, str] = {}
-        for name in names:
-            if name.lower() in seen:
-                way_out = ": each needs {space}, {method} and {seed} in its name" if key == "genotypes" else ""
-                raise study.source.error((key,), f"two are called {name}{way_out}")
-            if len(name) > LONGEST_NAME:
-                raise study.source.error((key,), f"a name has more than {LONGEST_NAME} characters: {name}")
-            seen[name.lower()] = name
+    way_out = ": each needs {space}, {method} and {seed} in its name"
+    _refuse_repeated(study, "genotypes", [genotype.name for genotype in study.genotypes()], way_out)
+
+
+def _refuse_repeated(study: StudyFile, key: str, names: Sequence[str], way_out: str = "") -> None:
+    seen = set()
+    for name in names:
+        if name.lower() in seen:
+            raise study.source.error((key,), f"two are called {name}{way_out}")
+        if len(name) > LONGEST_NAME:
+            raise study.source.error((key,), f"a name has more than {LONGEST_NAME} characters: {name}")
+        seen.add(name.lower())
 
 
 def _named(node: Node, study: StudyFile, kinds: Mapping[Subject, Sequence[str]]) -> tuple[Subject, str]:
