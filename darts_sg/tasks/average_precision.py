@@ -136,6 +136,41 @@ def coco_figures(objects: ObjectTable, detections: Detections, num_classes: int)
     return CocoFigures(precision, recall)
 
 
+@dataclass(frozen=True, eq=False)
+class Precision:
+    """All figures of a set of detections; shares, not percent."""
+
+    voc: list[Curve]
+    """For each class."""
+    coco: CocoFigures
+
+    def figures(self) -> dict[str, float]:
+        """Means over the classes, by name; NaN where there are no objects of a size, otherwise never."""
+        coco = self.coco.figures()
+        found = {
+            "map_voc07": mean_over_classes(np.array([curve.eleven_points() for curve in self.voc])),
+            "map_area": mean_over_classes(np.array([curve.area() for curve in self.voc])),
+            "map_coco": coco["ap"], "map_50": coco["ap50"], "map_75": coco["ap75"],
+        }  # fmt: skip
+        found = {name: 0.0 if np.isnan(value) else value for name, value in found.items()}
+        return found | {f"map_{size}": coco[f"ap_{size}"] for size in COCO_AREAS if size} | {"recall": coco["ar"]}
+
+    def by_class(self) -> list[dict[str, float]]:
+        """For each class: ap_voc07, ap_area, ap_coco, ap_50, NaN without objects, and the number of objects."""
+        found = zip(self.voc, self.coco.by_class().tolist(), self.coco.precision[0, 0].tolist(), strict=True)
+        return [
+            {"ap_voc07": curve.eleven_points(), "ap_area": curve.area(), "ap_coco": coco, "ap_50": at_50,
+             "objects": curve.num_objects}
+            for curve, coco, at_50 in found
+        ]  # fmt: skip
+
+
+def average_precision(objects: ObjectTable, detections: Detections, num_classes: int) -> Precision:
+    """All figures of detections in these images, rounded as predictions.json holds them."""
+    found = detections.rounded()
+    return Precision(voc_curves(objects, found, num_classes), coco_figures(objects, found, num_classes))
+
+
 def confusion(
     objects: ObjectTable, detections: Detections, num_classes: int, *, score: float = 0.5, iou: float = 0.5
 ) -> np.ndarray:
