@@ -56,7 +56,7 @@ def derive_cell(
 
 
 def connected_cell(chosen: Mapping[int, int], strength: Array, operations: Sequence[str]) -> Cell:
-    """The cell of some edges of a supernet's cell, without the nodes that no edge reaches and the edges that leave them.
+    """The cell of some edges of a supernet's cell, without nodes that no edge reaches and the edges that leave them.
 
     Nodes keep their numbers; those that are left out have no edges and are not joined at the output. If none is
     left, the strongest choosable operation on an edge from one of the two inputs makes up the cell.

@@ -143,10 +143,10 @@ class SearchJob:
         self.progress.fill_(position / (self.num_epochs * self.steps_per_epoch))
         # The noise of a step depends on seed and position: all ranks draw the same, a resumed run what it would have.
         self.generator.manual_seed(keyed_seed(self.config.seed, "mixing", "noise", position))
-        tensors: tuple[Tensor, ...] = self.train[position]
+        tensors: tuple[Tensor, ...] = (batch := self.train[position])
         if self.stage.alphas_learn(epoch):
             if self.method.is_single_level:
-                return StepResult(self.train.num_images(position), self._update_together(tensors))
+                return StepResult(self.train.num_images(position), self._update_together(batch))
             tensors += self.validation[position]
         means = self._update(*tensors) if self.captured is None else self.captured(None, *tensors)
         return StepResult(self.train.num_images(position), means)

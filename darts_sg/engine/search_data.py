@@ -12,8 +12,8 @@ def search_parts(config: SearchConfig, setting: Setting) -> list[Images]:
     """
     train = setting.data.train
     if config.split is None:
-        parts = split_training_set(setting.data, split_sizes(config, len(train)), config)
-        return parts if len(parts) > 1 else parts * 2
+        split = split_training_set(setting.data, split_sizes(config, len(train)), config)
+        return split if len(split) > 1 else split * 2
     if not isinstance(train, ImageFiles):
         raise UsageError(f"--split {config.split} is for --dataset imagenet, not {config.dataset}")
     parts = read_split(config.split, train)

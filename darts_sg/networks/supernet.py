@@ -72,9 +72,7 @@ class CellWeights:
     all operations.
     """
 
-    def __init__(
-        self, operations: Tensor, edges: Tensor | None = None, chosen: Sequence[int] | None = None
-    ) -> None:
+    def __init__(self, operations: Tensor, edges: Tensor | None = None, chosen: Sequence[int] | None = None) -> None:
         self.operations, self.edges, self.chosen = operations, edges, chosen
         self._derived: dict[object, Any] = {}
 

@@ -205,9 +205,7 @@ class CppCell(BatchedCell):
             each.append(ir.FusedOp(stages, inputs.index(state)))
         return ir.GraphStep(ir.FusedOps(1, 1, each), [taken[state] for state in inputs], [to])
 
-    def _sampled_terms(
-        self, edges: SampledEdges, chosen: Sequence[int], node: int
-    ) -> Iterator[tuple[int, int, bool]]:
+    def _sampled_terms(self, edges: SampledEdges, chosen: Sequence[int], node: int) -> Iterator[tuple[int, int, bool]]:
         """The terms of a node, (state, edge, whether it is the input that a residual block adds to its output)."""
         for state in range(NUM_INPUTS + node):
             edge = num_edges(node) + state
@@ -340,7 +338,7 @@ class CppDerivedCell(DerivedCell):
         return cell
 
     def _steps(self) -> list[ir.GraphStep] | None:
-        """The graph's steps after the input layers, one for each node with edges; None if an operation is unknown to the
+        """The graph's steps after the input layers, one a node with edges; None if an operation is unknown to the
         kernels."""
         steps: list[ir.GraphStep] = []
         ops = iter(self.ops)

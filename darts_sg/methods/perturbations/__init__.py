@@ -42,8 +42,8 @@ class Perturbation:
 def project(moved: Tensor, weights: Tensor) -> Tensor:
     """Perturbed mixing weights as distributions: clipped to [0, 1], then divided by their sum for each edge.
 
-    An edge on which nothing is left keeps its strongest operation in `weights`, those before the perturbation. As in the
-    authors' code of SDARTS.
+    An edge on which nothing is left keeps its strongest operation in `weights`, those before the perturbation. The
+    authors' code of SDARTS does the same.
     """
     moved = moved.clamp(0, 1)
     total = moved.sum(dim=-1, keepdim=True)

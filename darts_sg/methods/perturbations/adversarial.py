@@ -21,8 +21,8 @@ class Adversarial(Perturbation):
     section 4.2, with the settings of the authors' code: `steps` steps of 2 · epsilon / steps along the sign of the
     gradient, from a uniform random start. After each step the perturbation is limited to ±epsilon, then the mixing
     weights are clipped to [0, 1] and normalised for each edge. If the result does not raise the loss, the weights see
-    the mixing weights as they are. epsilon grows linearly to epsilon_end; edge weights are not perturbed. A step costs `steps` + 2
-    forward and `steps` backward passes more, in eval mode, so that running statistics stay.
+    the mixing weights as they are. epsilon grows linearly to epsilon_end; edge weights are not perturbed. The attack
+    takes `steps` + 2 forward and `steps` backward passes in eval mode, which leaves running statistics alone.
     """
 
     attacks: ClassVar[bool] = True
@@ -50,7 +50,7 @@ class Adversarial(Perturbation):
         for _ in range(self.steps):
             with torch.enable_grad():
                 inputs = [each.detach().requires_grad_() for each in moved]
-                gradients = torch.autograd.grad(loss(self._replaced(mixing, inputs)), inputs)
+                gradients = torch.autograd.grad(loss(self._replaced(mixing, inputs)), inputs, materialize_grads=True)
             moved = [
                 self._limited(each + 2 / self.steps * epsilon * gradient.sign(), before, epsilon)
                 for each, gradient, before in zip(moved, gradients, weights, strict=True)
