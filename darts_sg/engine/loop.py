@@ -69,10 +69,12 @@ class Job(Protocol):
     def step(self, epoch: int, step: int) -> StepResult:
         """One training step."""
 
-    def attempt(self, batch_size: int, *, recompute: bool) -> None:
-        """Compute a step with `batch_size` images and discard the result, to see whether it fits into memory.
+    def attempt(self, batch_size: int, *, recompute: bool, side: int | None = None) -> int:
+        """Compute a step with `batch_size` images and discard the result, to see what memory it takes.
 
-        On this rank alone: without collectives, which the other ranks would have to join.
+        Leaves the state of the job as it was. On this rank alone: without collectives, which the other ranks would have
+        to join. side: the images are cropped to this many pixels a side where the network takes images of any size.
+        Returns the pixels of the batch.
         """
 
     def end_epoch(self, epoch: int, means: dict[str, float], run: RunDir) -> dict[str, float]:

@@ -27,6 +27,7 @@ from darts_sg.engine.eigenvalue import supernet_eigenvalue
 from darts_sg.engine.graphs import WARM_UP, Captured, compile_step
 from darts_sg.engine.kernels import use_kernels
 from darts_sg.engine.loop import Loop, StepResult
+from darts_sg.engine.memory import buffers_kept
 from darts_sg.engine.output import lenient_output
 from darts_sg.engine.run_dir import RunDir
 from darts_sg.engine.search_data import search_parts
@@ -252,16 +253,22 @@ class SearchJob:
         with autocast(self.config, self.setting.device):
             return self.task.loss(self.supernet(batch[0], self._expected(self.supernet)), batch[1])
 
-    def attempt(self, batch_size: int, *, recompute: bool) -> None:
+    def attempt(self, batch_size: int, *, recompute: bool, side: int | None = None) -> int:
         """Compute a step with `batch_size` images, on this rank alone, and discard it."""
-        self.supernet.recompute = recompute
-        batch = trial_batch(self.train_images, self.config, self.setting, batch_size)
+        x, targets = trial_batch(self.train_images, self.config, self.setting, batch_size)
+        batch = x[..., :side, :side], targets
         self.weight_optimizer.zero_grad()
         objective, virtual = partial(self.objective, draw=self._draw()), VirtualStep(learning_rate=0.0)
-        self.method.hypergradient(objective, self.weights, self.alphas, batch, batch, virtual)
-        with frozen(self.alphas):
-            loss = self.objective(batch, self._draw(), perturbed=True)[0]
-            torch.autograd.grad(loss, self.weights, materialize_grads=True)
+        as_before, self.supernet.recompute = self.supernet.recompute, recompute
+        try:
+            with buffers_kept(self.supernet):
+                self.method.hypergradient(objective, self.weights, self.alphas, batch, batch, virtual)
+                with frozen(self.alphas):
+                    loss = self.objective(batch, self._draw(), perturbed=True)[0]
+                    torch.autograd.grad(loss, self.weights, materialize_grads=True)
+        finally:
+            self.supernet.recompute = as_before
+        return batch[0][:, 0].numel()
 
     def end_epoch(self, epoch: int, means: dict[str, float], run: RunDir) -> dict[str, float]:
         mixing = self.mixing()

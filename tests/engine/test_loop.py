@@ -48,7 +48,8 @@ class CountingJob:
         self.steps += 1
         return StepResult(8, {"train_loss": torch.tensor(1.0 / self.steps)})
 
-    def attempt(self, batch_size: int, *, recompute: bool) -> None: ...
+    def attempt(self, batch_size: int, *, recompute: bool, side: int | None = None) -> int:
+        return 0
 
     def end_epoch(self, epoch: int, means: dict[str, float], run: RunDir) -> dict[str, float]:
         return means
