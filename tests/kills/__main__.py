@@ -43,7 +43,7 @@ def main() -> None:
         print(_row(name, tally))
         total += tally
     print(_row("all", total))
-    print("starting: before the first checkpoint; finishing: after the last one; ended: the run was faster than the kill")
+    print("starting: before the first checkpoint; finishing: after the last one; ended: the run was faster")
     sys.exit(bool(total.different))
 
 

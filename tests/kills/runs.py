@@ -21,13 +21,15 @@ SEARCH = (
     "--train-images 24 --validation-images 24 --space sep_conv_3x3+sandglass_3x3+skip_connect --threads 1 "
     "--checkpoint-minutes 1e-9"
 )
-TRAINING = "augment --dataset synthetic --epochs 3 --batch-size 8 --train-images 24 --threads 1 --checkpoint-minutes 1e-9"
+TRAINING = (
+    "augment --dataset synthetic --epochs 3 --batch-size 8 --train-images 24 --threads 1 --checkpoint-minutes 1e-9"
+)
 NETWORK = "--genotype DARTS_V2 --channels 4 --cells 3 --ema 0.9 --drop-path-prob 0.2"
 
 
 @dataclass
 class Tally:
-    """What happened to the runs of a kind."""
+    """Counts of what the runs of a kind met."""
 
     runs: int = 0
     kills: int = 0
