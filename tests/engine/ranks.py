@@ -36,7 +36,7 @@ def in_double(network: nn.Module, *, frozen: bool) -> None:
 def search_job(ranks: Ranks, method: str, relaxation: str = "softmax", perturbation: str = "none") -> SearchJob:
     torch.manual_seed(0)
     space = "sandglass_3x3+sep_conv_3x3+max_pool_3x3+skip_connect+none"
-    small = {"space": space, "nodes": 1, "kernels": "pytorch", **BATCH}
+    small = {"space": space, "nodes": 1, "kernels": "pytorch", "train_images": 24, **BATCH}
     parts = {"hypergradient": method, "relaxation": relaxation, "perturbation": perturbation}
     config = search_config(**parts, alpha_learning_rate=0.01, **small)
     job = SearchJob(config, dataclasses.replace(setting(), ranks=ranks))
