@@ -15,10 +15,12 @@ from typing import Any, Literal
 import docstring_parser
 
 from darts_sg import plugins
+from darts_sg.baselines import STRATEGIES, Strategy
+from darts_sg.baselines.gradient import Gradient
 from darts_sg.errors import UsageError, cut, quoted
 from darts_sg.genotype import MOST_NODES
 from darts_sg.methods.method import Method, method_of
-from darts_sg.methods.parts import describe_parts
+from darts_sg.methods.parts import build_part, describe_parts
 from darts_sg.methods.perturbations import PERTURBATIONS
 from darts_sg.methods.regularizers import REGULARIZERS
 from darts_sg.methods.relaxations import RELAXATIONS
@@ -33,6 +35,12 @@ from darts_sg.spaces import parse_space
 from darts_sg.tasks import DEFAULT_TASK, TASKS
 from darts_sg.yaml_files import read_mapping
 
+OF_ALPHAS = (
+    "hypergradient", "penalty", "target_params", "target_macs", "recompute", "relaxation", "regularizer",
+    "perturbation", "selection", "partial_channels", "edge_normalization", "alpha_frozen_epochs", "eigenvalue_every",
+    "stop_eigenvalue", "stop_skips", "compile",
+)  # fmt: skip
+"""Options that only a search by the gradient of alphas has."""
 RECIPES = Path(__file__).parent / "recipes"
 LARGEST_SIDE = 2**15  # pixels; Pillow refuses images that are larger
 MOST_THREADS = 1024  # more than any machine has cores; the system may end a process that asks for too many
@@ -249,6 +257,9 @@ class SearchConfig(RunConfig):
     """Nodes of a cell."""
     stem_multiplier: int = option(3, "Search")
     """Channels of the stem of the cifar shape, as a multiple of --channels."""
+    strategy: str = option("gradient", "Search", parts=STRATEGIES)
+    """How to search: by the gradient of alphas, or a baseline without them, such as random:epochs=5 or
+    evolution:score=synflow. Candidates are networks of --channels and --cells, and --epochs is the budget of all."""
     hypergradient: str = option("first_order", "Search")
     """How to compute the gradient of the alphas: first_order, unrolled (second order), or single_level: weights and
     alphas learn from the same batch in one pass, by default of all training images (SNAS). --validation-images are then
@@ -339,10 +350,29 @@ class SearchConfig(RunConfig):
                 )
         parse_space(self.space)
         self.method()
+        if self.baseline() is not None:
+            self._refuse_alphas()
 
     def method(self) -> Method:
         """The search method that the options name; UsageError if there is no such one."""
         return method_of(self)
+
+    def baseline(self) -> Strategy | None:
+        """The strategy of a search without alphas; None for one by their gradient. UsageError if there is none."""
+        found = build_part(STRATEGIES, self.strategy, "--strategy")
+        return None if isinstance(found, Gradient) else found
+
+    def _refuse_alphas(self) -> None:
+        """UsageError if an option of the search by gradient is given beside another strategy."""
+        defaults = {f.name: f.default for f in fields(self)}
+        for name in OF_ALPHAS:
+            if (value := getattr(self, name)) != defaults[name]:
+                way_out = "choose another recipe" if name in load_recipe("search", self.recipe) else "leave it out"
+                given = str(value).lower() if isinstance(value, bool) else value
+                raise UsageError(
+                    f"{flag(name)} {given} is for a search by gradient, not for --strategy {cut(self.strategy)}; "
+                    f"{way_out}"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)

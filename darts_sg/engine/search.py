@@ -4,7 +4,7 @@ import functools
 import math
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -23,15 +23,17 @@ from darts_sg.config import SearchConfig
 from darts_sg.data import Augment, TrainBatches
 from darts_sg.data.generator import keyed_seed
 from darts_sg.derive import Array, Costs, entropy
+from darts_sg.engine.baselines import run_baseline
 from darts_sg.engine.eigenvalue import supernet_eigenvalue
 from darts_sg.engine.graphs import WARM_UP, Captured, compile_step
 from darts_sg.engine.kernels import use_kernels
-from darts_sg.engine.loop import Loop, StepResult
+from darts_sg.engine.loop import Loop, Piece, StepResult
 from darts_sg.engine.memory import buffers_kept
 from darts_sg.engine.output import lenient_output
 from darts_sg.engine.run_dir import RunDir
 from darts_sg.engine.search_data import search_parts
 from darts_sg.engine.search_result import npz_bytes, searched_genotype
+from darts_sg.engine.selection_phase import measure, num_batches, run_phase
 from darts_sg.engine.setup import (
     Setting,
     already_finished,
@@ -67,7 +69,7 @@ from darts_sg.methods.early_stopping import EarlyStop
 from darts_sg.methods.hypergradient import Hypergradient, VirtualStep, frozen
 from darts_sg.methods.mixing import Draw, alphas_of, draw_noise, expected_mixing, sampled_mixing
 from darts_sg.methods.regularizers import Problem
-from darts_sg.methods.selection import Searched
+from darts_sg.methods.selection import Searched, Setup, Trial
 from darts_sg.networks.supernet import ALPHA_INIT_DEVIATION, Mixing, Supernet, chosen_by
 from darts_sg.records import MetricsRow
 from darts_sg.spaces import parse_space
@@ -95,13 +97,25 @@ class SearchJob:
         self.validation_images = parts[1].to(setting.device) if self.holds_out else self.train_images
         self.train = train_batches(self.train_images, config, setting, "weights")
         self.validation = train_batches(self.validation_images, config, setting, "alphas")
+        self.phase = self.method.selection.phase(
+            Setup(self.space.operations, config.nodes, self.stage.epochs, config.seed)
+        )
+        """The selection, if it goes on after the supernet's epochs."""
         self.num_epochs, self.steps_per_epoch = self.stage.epochs, len(self.train)
+        if self.phase is not None:
+            self.num_epochs += self.phase.epochs
+            setting.environment["epochs"] = self.num_epochs  # for reports: more than --epochs
+            self.trial_batches = train_batches(self.validation_images, config, setting, "selection")
         self.supernet = to_device(self._build(), setting.device)
         setting.environment["kernels"] = use_kernels(self.supernet, config, setting, self._prepare_gpu)
         self.supernet.recompute = config.recompute
         if config.compile:
             compile_parts(edge_batches(self.supernet), setting.device)
         self.weights, self.alphas = self.supernet.weights(), self.supernet.alphas()
+        if self.phase is not None and self.phase.fixed_alphas:
+            with torch.no_grad():
+                for alpha in self.alphas:
+                    alpha.zero_()
         problem = problem_of(config, self.space.operations)
         self.regularizers = {name: term.prepare(problem) for name, term in self.method.regularizers.items()}
         if config.eigenvalue_every and setting.device.type == "mps":
@@ -136,16 +150,23 @@ class SearchJob:
         return 1 if self.captured is None else WARM_UP + 1
 
     def learning_rate(self, epoch: int) -> float:
+        if self.phase is not None and epoch >= self.stage.epochs:
+            return self.phase.learning_rate
         return cosine_learning_rate(self.config, epoch)
+
+    def _alphas_learn(self, epoch: int) -> bool:
+        """Whether the alphas learn in `epoch`; in the epochs of a selection phase, as in the last one before it."""
+        fixed = self.phase is not None and self.phase.fixed_alphas
+        return not fixed and self.stage.alphas_learn(min(epoch, self.stage.epochs - 1))
 
     def step(self, epoch: int, step: int) -> StepResult:
         position = epoch * self.steps_per_epoch + step
         set_learning_rate(self.weight_optimizer, self.learning_rate(epoch))
-        self.progress.fill_(position / (self.num_epochs * self.steps_per_epoch))
+        self.progress.fill_(min(1.0, position / (self.stage.epochs * self.steps_per_epoch)))
         # The noise of a step depends on seed and position: all ranks draw the same, a resumed run what it would have.
         self.generator.manual_seed(keyed_seed(self.config.seed, "mixing", "noise", position))
         tensors: tuple[Tensor, ...] = (batch := self.train[position])
-        if self.stage.alphas_learn(epoch):
+        if self._alphas_learn(epoch):
             if self.method.is_single_level:
                 return StepResult(self.train.num_images(position), self._update_together(batch))
             tensors += self.validation[position]
@@ -218,8 +239,8 @@ class SearchJob:
                 mixing = self._perturbed(sampled, batch)
             # the step of the weights never needs more than the chosen operations; the alphas' gradient may
             one = relaxation.is_one_hot and (perturbed or not relaxation.needs_all_operations)
-            chosen = chosen_by(mixing) if one and mixing is sampled else None
-            outputs = self.supernet(batch[0], mixing, chosen)
+            chosen = chosen_by(mixing) if one and mixing is sampled and self.phase is None else None
+            outputs = self.supernet(batch[0], self._decided(mixing), chosen)
             return self.task.loss(outputs, batch[1]), outputs
 
     def _perturbed(self, mixing: Mixing, batch: Batch) -> Mixing:
@@ -237,16 +258,20 @@ class SearchJob:
         if ranks.size > 1:
             parts = ranks.share_gradients((mixing.normal, mixing.reduce), num_images)
             mixing = mixing._replace(normal=parts[0], reduce=parts[1])
-        loss = self.task.loss(self.supernet(batch[0], mixing), batch[1])
+        loss = self.task.loss(self.supernet(batch[0], self._decided(mixing)), batch[1])
         if ranks.size > 1:
             loss = loss + (ranks.means(num_images, loss=loss)["loss"] - loss.detach())
         return loss
+
+    def _decided(self, mixing: Mixing) -> Mixing:
+        """The mixing weights under what a selection phase has decided so far."""
+        return mixing if self.phase is None else self.phase.mixing(mixing)
 
     def _draw(self) -> Draw:
         return draw_noise(self.supernet, self.method.relaxation, self.progress, self.generator)
 
     def _expected(self, supernet: Supernet) -> Mixing:
-        return expected_mixing(supernet, self.method.relaxation)
+        return self._decided(expected_mixing(supernet, self.method.relaxation))
 
     def expected_loss(self, batch: Batch) -> Tensor:
         """The loss of a batch under the expected mixing weights, which draws no random numbers."""
@@ -270,6 +295,30 @@ class SearchJob:
             self.supernet.recompute = as_before
         return batch[0][:, 0].numel()
 
+    def after_steps(self, epoch: int) -> Iterator[Piece]:
+        """The measurements of a selection phase that are due after `epoch`."""
+        due = epoch + 1 - self.stage.epochs
+        if self.phase is not None and due >= 0:
+            yield from run_phase(self.phase, due, self._measure, self.task.score)
+
+    def _measure(self, trial: Trial, batches: int | None = None) -> dict[str, float]:
+        """The task's measures of the supernet under the mixing weights of a trial, on validation images.
+
+        batches: how many of them, by default as many as the selection asks for.
+        """
+        assert self.phase is not None
+        with torch.no_grad():
+            mixing = trial.mixing(expected_mixing(self.supernet, self.method.relaxation))
+        return measure(
+            self.supernet,
+            lambda x: self.supernet(x, mixing),
+            self.trial_batches,
+            trial.decision,
+            batches or num_batches(self.trial_batches, self.phase.num_images),
+            functools.partial(self.task.evaluator, self.setting.data.spec),
+            self.setting.ranks,
+        )
+
     def end_epoch(self, epoch: int, means: dict[str, float], run: RunDir) -> dict[str, float]:
         mixing = self.mixing()
         run.write(f"alphas/epoch_{epoch + 1:04d}.npz", npz_bytes(mixing | self._raw_alphas()))
@@ -288,8 +337,10 @@ class SearchJob:
             row[f"entropy_{title}"] = float(entropy(mixing[title]).mean())
         if self.config.eigenvalue_every:
             due = (epoch + 1) % self.config.eigenvalue_every == 0 or epoch + 1 == self.num_epochs
-            due = due and self.stage.alphas_learn(epoch)
+            due = due and self._alphas_learn(epoch)
             row["eigenvalue"] = self.eigenvalue() if due else float("nan")
+        if self.phase is not None:
+            row["decisions"] = float(len(self.phase.decisions()))
         return row
 
     def early_stop(self, rows: Sequence[MetricsRow]) -> EarlyStop | None:
@@ -328,6 +379,8 @@ class SearchJob:
 
     def select(self, mixing: Mapping[str, Array]) -> tuple[Cell, Cell]:
         """The (normal, reduction) cell that the method selects by expected mixing weights; UsageError if none fits."""
+        if self.phase is not None:
+            return self.phase.cells(mixing)
         bounds = [bound for term in self.regularizers.values() for bound in term.bounds()]
         return self.method.selection(Searched(mixing, self.space.operations, bounds))
 
@@ -346,7 +399,8 @@ class SearchJob:
         return searched_genotype(
             self.select(self.mixing() if mixing is None else mixing), self.space, self.config, self.setting,
             run=run.path.name, epoch=epoch, images=(len(self.train_images), self._num_alpha_images),
-            measured=measured or {}, stopped=stopped,
+            measured=measured or {}, stopped=stopped, num_epochs=self.num_epochs,
+            decisions=None if self.phase is None else self.phase.decisions(),
         )  # fmt: skip
 
     def evaluate(self) -> dict[str, float]:
@@ -371,6 +425,7 @@ class SearchJob:
             "weight_optimizer": self.weight_optimizer.state_dict(),
             "alpha_optimizer": self.alpha_optimizer.state_dict(),
             "unusual_images": dict(self.setting.data.unusual),
+            **({} if self.phase is None else {"selection": self.phase.state_dict()}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -382,6 +437,8 @@ class SearchJob:
         load_optimizer(self.weight_optimizer, state["weight_optimizer"])
         load_optimizer(self.alpha_optimizer, state["alpha_optimizer"])
         self.setting.data.unusual.update(state.get("unusual_images", {}))
+        if self.phase is not None:
+            self.phase.load_state_dict(state["selection"])
 
     def match_files(self, run: RunDir, epoch: int) -> None:
         """Nothing to do: a search has no files of its own that later epochs overwrite."""
@@ -407,7 +464,25 @@ class SearchJob:
             f"supernet: {count_params(self.supernet) - alphas:,} weights, {alphas:,} alphas, "
             f"{human(macs)} MACs an image (C={self.config.channels}, {self.stage.cells} cells)",
             *unfused_facts(self),
+            *self._phase_facts(),
             f"images: {len(self.train_images):,} for the weights, {self._num_alpha_images:,} for the alphas",
+        ]
+
+    def _phase_facts(self) -> list[str]:
+        """A line of a dry run about a selection phase: what it does, and the time of its measurements."""
+        if self.phase is None:
+            return []
+        batches = num_batches(self.trial_batches, self.phase.num_images)
+        trial = self.phase.next_trial(0)
+        assert trial is not None
+        self._measure(trial, 1)  # the first forward pass is slower than the others
+        begun = time.perf_counter()
+        self._measure(trial, 1)
+        seconds = (time.perf_counter() - begun) * batches
+        images = min(batches * self.config.batch_size, len(self.validation_images))
+        return [
+            f"selection {self.config.selection}: {self.phase.facts()} on {images:,} images each, about "
+            f"{columns.clock(seconds * self.phase.num_trials())} (h:mm:ss) beside its epochs"
         ]
 
     def _build(self) -> Supernet:
@@ -503,6 +578,16 @@ def run_search(
     if run is not None and config.split is not None:
         config = replace(config, split=run.path / "split.json")
     setting = prepare(config, earlier)
+
+    def keep_split(run: RunDir) -> None:
+        if config.split is not None:
+            run.write("split.json", config.split.read_bytes())
+
+    if (strategy := config.baseline()) is not None:
+        return run_baseline(
+            strategy, config, setting, run, dry=dry,
+            prepare_run=keep_split, callbacks=callbacks, stop=stop, started=started,
+        )  # fmt: skip
     job = SearchJob(config, setting)
     title = job.space.name
     for batches in (job.train, job.validation):
@@ -511,12 +596,8 @@ def run_search(
     if dry:
         writes = "genotype.yaml, config.yaml, metrics.csv, tensorboard/, checkpoints/, genotypes/, alphas/, report.md"
         first = job.stage.alpha_frozen_epochs
-        dry_run(job, config, setting, run, title=title, first_epoch=first, facts=job.facts(), writes=writes)
+        dry_run(job, config, setting, run, title=title, first_epoch=first, facts=job.facts, writes=writes)
         return None
-
-    def keep_split(run: RunDir) -> None:
-        if config.split is not None:
-            run.write("split.json", config.split.read_bytes())
 
     def finish(run: RunDir, config: SearchConfig, loop: Loop) -> None:
         found = job.evaluate()  # on all ranks
@@ -537,7 +618,7 @@ def _write_results(job: SearchJob, run: RunDir, loop: Loop, found: Mapping[str, 
     measured = {**job.task.searched(found), "search_seconds": round(loop.seconds, 1)}
     stopped = job.early_stop(loop.rows)
     if stopped is None:
-        genotype = job.derive(run, config.epochs, measured)
+        genotype = job.derive(run, job.num_epochs, measured)
     else:
         measured["after_epoch"] = stopped.after_epoch
         chosen = read_search_epoch(run.path, stopped.chosen_epoch)

@@ -168,12 +168,15 @@ def evaluate(
     batches: Iterable[tuple[Tensor, Any]],
     evaluator: Callable[[], Evaluator],
     ranks: Ranks = ALONE,
+    *,
+    batch_statistics: bool = False,
 ) -> dict[str, float]:
     """The measures of `outputs_of` over the batches of all ranks, with `model` in eval mode meanwhile.
 
+    batch_statistics: in train mode instead, where BatchNorm takes the statistics of each batch.
     Raises RunError if there is no image.
     """
-    return evaluate_all({model: outputs_of}, batches, evaluator, ranks)[0].measures
+    return evaluate_all({model: outputs_of}, batches, evaluator, ranks, batch_statistics=batch_statistics)[0].measures
 
 
 @torch.no_grad()
@@ -182,6 +185,8 @@ def evaluate_all(
     batches: Iterable[tuple[Tensor, Any]],
     evaluator: Callable[[], Evaluator],
     ranks: Ranks = ALONE,
+    *,
+    batch_statistics: bool = False,
 ) -> list[Evaluation]:
     """`evaluate` of several models on the same batches, each with its function to outputs and an evaluator of its own.
 
@@ -189,7 +194,7 @@ def evaluate_all(
     """
     was_training = [model.training for model in models]
     for model in models:
-        model.eval()
+        model.train(batch_statistics)
     evaluators = [evaluator() for _ in models]
     count = 0
     for x, targets in batches:

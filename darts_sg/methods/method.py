@@ -89,6 +89,13 @@ class Method:
 def method_of(options: MethodOptions) -> Method:
     """The method that the options of a search describe; UsageError in one line if they describe none."""
     regularizers = _regularizers(options)
+    selection = _selection(options, any(isinstance(r, Size) and r.target for r in regularizers.values()))
+    if selection.has_phase and (options.stop_eigenvalue is not None or options.stop_skips is not None):
+        early = "--stop-eigenvalue" if options.stop_eigenvalue is not None else "--stop-skips"
+        raise UsageError(
+            f"{early} returns the genotype of an earlier epoch, and --selection {cut(options.selection)} selects on "
+            "the supernet of the last one; leave one of them out"
+        )
     method = Method(
         relaxation=build_part(RELAXATIONS, options.relaxation, "--relaxation"),
         hypergradient=HYPERGRADIENTS[options.hypergradient],
@@ -96,7 +103,7 @@ def method_of(options: MethodOptions) -> Method:
         perturbation=build_part(PERTURBATIONS, options.perturbation, "--perturbation"),
         stages=(Stage(options.epochs, options.cells, options.partial_channels, options.alpha_frozen_epochs),),
         early_stopping=EarlyStopping(options.stop_eigenvalue, options.stop_skips),
-        selection=_selection(options, any(isinstance(r, Size) and r.target for r in regularizers.values())),
+        selection=selection,
     )
     _refuse_combinations(method, options)
     return method
