@@ -103,6 +103,8 @@ class SearchResult(RunResult):
         With edge normalisation also beta_normal and beta_reduce. Read from the newest checkpoint: UsageError if there
         is none.
         """
+        if (run := read_run(self.run_dir)).baseline:
+            raise UsageError(f"{self.run_dir} is a search without alphas ({run.options['strategy']})")
         found = load_newest(self.run_dir / "checkpoints", lambda warning: None)
         if found is None:
             raise UsageError(f"{self.run_dir} has no checkpoint, which holds the alphas; see mixing_weights")

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from darts_sg.analysis.run_folder import read_metrics, read_run, read_search_epoch
+from darts_sg.api import SearchResult
 from darts_sg.config import load_recipe, recipe_names
 from darts_sg.engine import baselines
 from darts_sg.engine.baselines import CandidateJob, RspsJob, baseline_job
@@ -161,6 +162,8 @@ def test_a_run_that_is_killed_among_the_rounds_ends_with_the_same_genotype(
     assert read_run(whole).finished
     with pytest.raises(UsageError, match="has no mixing weights"):
         read_search_epoch(whole)
+    with pytest.raises(UsageError, match="is a search without alphas"):
+        _ = SearchResult(whole).alphas
     retrain = ["augment", f"--genotype={whole / 'genotype.yaml'}", "--dataset=synthetic", "--channels=4", "--cells=3"]
     code, out, err = in_process(capsys, *retrain, "--dry-run", "--train-images=8", "--batch-size=8")
     assert code == 0, err

@@ -1,6 +1,7 @@
 """A search whose selection is a phase of the run: what it leaves, and that a kill in the phase changes nothing."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +9,14 @@ import pytest
 
 from darts_sg.analysis.run_folder import read_metrics, read_run, read_search_epoch
 from darts_sg.config import load_recipe
+from darts_sg.derive import Array, derive_cell
 from darts_sg.engine.checkpoint import checkpoints, position
 from darts_sg.engine.search import SearchJob
-from darts_sg.genotype import load_genotype
+from darts_sg.genotype import Cell, load_genotype
+from darts_sg.methods.selection import SELECTIONS, Selection, SelectionPhase, Setup, Trial
+from darts_sg.methods.selection.projection import CELLS
+from darts_sg.networks.supernet import Mixing
+from tests.engine.test_search_method import job_of, mixings_of_a_step
 from tests.test_command_line import assert_same, in_process, newest_state
 
 pytestmark = pytest.mark.usefixtures("rendered_once")
@@ -90,9 +96,67 @@ def test_a_dry_run_tells_how_long_the_phase_takes(capsys: pytest.CaptureFixture[
     assert "whole run: 11 epochs of 1 steps" in out
 
 
-def test_fixed_alphas_stay_equal(tmp_path: Path) -> None:
-    from tests.engine.test_search_method import job_of
+class LossPhase(SelectionPhase):
+    """A phase from outside: after one epoch of tuning it keeps all, or only the first edges, whichever is better."""
 
+    epochs, learning_rate = 1, 0.01
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+
+    def mixing(self, mixing: Mixing) -> Mixing:
+        return mixing
+
+    def next_trial(self, due: int) -> Trial | None:
+        number = len(self.losses)
+        if due < 1 or number == 2:
+            return None
+        return Trial(0, number, 2, lambda mixing: mixing._replace(normal=mixing.normal * (1 - number)))
+
+    def note(self, trial: Trial, measures: Mapping[str, float], score: str) -> list[str]:
+        self.losses.append(measures["loss"])
+        return [f"measured {trial.number}"]
+
+    def cells(self, mixing: Mapping[str, Array]) -> tuple[Cell, Cell]:
+        normal, reduce = (derive_cell(mixing[name], ("sep_conv_3x3", "skip_connect", "none")) for name in CELLS)
+        return normal, reduce
+
+    def state_dict(self) -> dict[str, object]:
+        return {"losses": list(self.losses)}
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        self.losses = list(state["losses"])  # type: ignore[call-overload]
+
+
+@dataclass(frozen=True)
+class LossSelection(Selection):
+    """The selection of LossPhase."""
+
+    has_phase = True
+
+    def phase(self, setup: Setup) -> LossPhase:
+        return LossPhase()
+
+
+def test_another_phase_is_one_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SELECTIONS._entries, "loss", LossSelection)
+    job = job_of(selection="loss")
+    assert job.num_epochs == 5 + 1
+    assert job.learning_rate(5) == 0.01
+    assert not list(job.after_steps(4))
+    pieces = list(job.after_steps(5))
+    assert [(piece.done, piece.total, piece.lines) for piece in pieces] == [
+        (1, 2, ("measured 0",)), (2, 2, ("measured 1",)),
+    ]  # fmt: skip
+    assert isinstance(job.phase, LossPhase)
+    assert job.phase.losses[0] != job.phase.losses[1]
+    resumed = job_of(selection="loss")
+    resumed.load_state_dict(job.state_dict())
+    assert not list(resumed.after_steps(5))
+    assert any("selection loss: 1 epochs, 0 measurements" in fact for fact in job_of(selection="loss").facts())
+
+
+def test_fixed_alphas_stay_equal() -> None:
     job = job_of(selection="projection:blank=true")
     for epoch in (0, 5):  # of the supernet, and of the tuning
         means = job.step(epoch, 0).means
@@ -102,8 +166,6 @@ def test_fixed_alphas_stay_equal(tmp_path: Path) -> None:
 
 
 def test_steps_see_the_decisions_and_their_edges_have_no_gradient() -> None:
-    from tests.engine.test_search_method import job_of, mixings_of_a_step
-
     job = job_of(selection="projection:tuning_epochs=1", perturbation="random", relaxation="gumbel")
     for _ in job.after_steps(4):
         pass
