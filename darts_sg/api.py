@@ -115,7 +115,8 @@ class SearchResult(RunResult):
     def mixing_weights(self) -> dict[str, np.ndarray]:
         """The mixing weights that the genotype was derived from: normal, reduce (num_edges, num_operations).
 
-        Each row sums to 1, except those of edges that a selection by perturbation removed. With edge normalisation also edge_normal and edge_reduce (num_edges,).
+        Each row sums to 1, except those of edges that a selection by perturbation removed. With edge normalisation also
+        edge_normal and edge_reduce (num_edges,).
         """
         return dict(read_search_epoch(self.run_dir).weights)
 
