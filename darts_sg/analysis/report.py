@@ -267,7 +267,7 @@ def cell_table(cell: Cell) -> str:
     most = max(len(node) for node in cell.nodes)
     rows = []
     for i, node in enumerate(cell.nodes):
-        edges = [f"{edge.operation} of {state_name(edge.state)}" for edge in node]
+        edges = [f"{edge.operation} of {state_name(edge.state)}" for edge in node] or ["left out: no edges"]
         rows.append((f"node {i}", *edges, *[""] * (most - len(edges))))
     joined = ", ".join(state_name(state) for state in cell.concat)
     rows.append(("output c_k", f"concat of {joined}", *[""] * (most - 1)))

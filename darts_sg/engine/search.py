@@ -1,6 +1,7 @@
 """The search: alphas and weights learn in turns, each on its own half of the training images (DARTS, algorithm 1)."""
 
 import functools
+import math
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -54,6 +55,7 @@ from darts_sg.engine.setup import (
 from darts_sg.engine.steps import (
     apply_weight_step,
     cosine_learning_rate,
+    eval_mode,
     evaluate,
     load_optimizer,
     set_learning_rate,
@@ -68,12 +70,11 @@ from darts_sg.methods.hypergradient import Hypergradient, VirtualStep, frozen
 from darts_sg.methods.mixing import Draw, alphas_of, draw_noise, expected_mixing, sampled_mixing
 from darts_sg.methods.regularizers import Problem
 from darts_sg.methods.selection import Searched, Setup, Trial
-from darts_sg.networks.supernet import Mixing, Supernet
+from darts_sg.networks.supernet import ALPHA_INIT_DEVIATION, Mixing, Supernet, chosen_by
 from darts_sg.records import MetricsRow
 from darts_sg.spaces import parse_space
 from darts_sg.tasks import columns, task_of
 
-ALPHA_BETAS = (0.5, 0.999)
 EIGENVALUE_IMAGES = 64  # one batch, as in the code of RobustDARTS
 
 Batch = tuple[Tensor, Tensor]
@@ -89,7 +90,11 @@ class SearchJob:
         [self.stage] = self.method.stages
         self.space = parse_space(config.space)
         self.task = task_of(config.as_dict())
-        self.train_images, self.validation_images = (part.to(setting.device) for part in search_parts(config, setting))
+        parts = search_parts(config, setting)
+        self.holds_out = parts[0] is not parts[1]
+        """Whether there are images that the weights do not see."""
+        self.train_images = parts[0].to(setting.device)
+        self.validation_images = parts[1].to(setting.device) if self.holds_out else self.train_images
         self.train = train_batches(self.train_images, config, setting, "weights")
         self.validation = train_batches(self.validation_images, config, setting, "alphas")
         self.phase = self.method.selection.phase(
@@ -118,13 +123,19 @@ class SearchJob:
         self.weight_optimizer = weight_optimizer(self.weights, config, setting.device)
         on_gpu = setting.device.type == "cuda"
         self.alpha_optimizer = torch.optim.Adam(
-            self.alphas, config.alpha_learning_rate, betas=ALPHA_BETAS, weight_decay=config.alpha_weight_decay,
+            self.alphas, config.alpha_learning_rate, betas=(config.alpha_beta1, config.alpha_beta2),
+            weight_decay=config.alpha_weight_decay,
             fused=on_gpu or None, capturable=on_gpu,
         )  # fmt: skip
         # Both are set before each step, and nowhere else: checkpoints need not hold them, and a CUDA graph reads them.
         self.progress = torch.zeros((), device=setting.device)
         self.generator = torch.Generator(setting.device)
         self.captured = Captured(self._update, [self.generator]) if captures(config, setting) else None
+
+    @property
+    def _num_alpha_images(self) -> int:
+        """How many images the alphas learn from."""
+        return len(self.train_images if self.method.is_single_level else self.validation_images)
 
     def _prepare_gpu(self) -> None:
         config, setting = self.config, self.setting
@@ -154,8 +165,10 @@ class SearchJob:
         self.progress.fill_(min(1.0, position / (self.stage.epochs * self.steps_per_epoch)))
         # The noise of a step depends on seed and position: all ranks draw the same, a resumed run what it would have.
         self.generator.manual_seed(keyed_seed(self.config.seed, "mixing", "noise", position))
-        tensors: tuple[Tensor, ...] = self.train[position]
+        tensors: tuple[Tensor, ...] = (batch := self.train[position])
         if self._alphas_learn(epoch):
+            if self.method.is_single_level:
+                return StepResult(self.train.num_images(position), self._update_together(batch))
             tensors += self.validation[position]
         means = self._update(*tensors) if self.captured is None else self.captured(None, *tensors)
         return StepResult(self.train.num_images(position), means)
@@ -182,9 +195,31 @@ class SearchJob:
                 self.config.gradient_clip,
                 ranks,
                 num_images,
+                all_decay=self.method.relaxation.is_one_hot,
             )
         ranks.average_statistics(self.supernet, num_images)
         return means | self._measured("train", loss, outputs, train_batch[1])
+
+    def _update_together(self, batch: Batch) -> dict[str, Tensor]:
+        """Update weights and alphas by the gradients of one pass over a batch (SNAS). Returns means over the images."""
+        num_images, ranks = len(batch[1]), self.setting.ranks
+        self.alpha_optimizer.zero_grad(set_to_none=True)
+        loss, outputs = self.objective(batch, self._draw())
+        apply_weight_step(
+            self.weight_optimizer,
+            self.weights,
+            loss,
+            self.config.gradient_clip,
+            ranks,
+            num_images,
+            all_decay=self.method.relaxation.is_one_hot,
+        )
+        gradients = [torch.zeros_like(alpha) if alpha.grad is None else alpha.grad for alpha in self.alphas]
+        found = Hypergradient(loss.detach(), outputs.detach(), ranks.mean(gradients, num_images))
+        means = self._regularize(found)
+        self._alpha_step(found)
+        ranks.average_statistics(self.supernet, num_images)
+        return means | self._measured("train", loss, outputs, batch[1])
 
     def _measured(self, part: str, loss: Tensor, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Loss and metrics of a batch by column, as means over the ranks."""
@@ -198,15 +233,35 @@ class SearchJob:
         perturbed: under the mixing weights that the step of the weights sees.
         """
         with autocast(self.config, self.setting.device):
-            mixing = sampled_mixing(self.supernet, self.method.relaxation, self.progress, draw)
+            relaxation = self.method.relaxation
+            mixing = sampled = sampled_mixing(self.supernet, relaxation, self.progress, draw)
             if perturbed:
-                loss = partial(self._loss_under, batch)
-                mixing = self.method.perturbation(mixing, loss, self.progress, self.generator)
-            outputs = self.supernet(batch[0], self._decided(mixing))
+                mixing = self._perturbed(sampled, batch)
+            # the step of the weights never needs more than the chosen operations; the alphas' gradient may
+            one = relaxation.is_one_hot and (perturbed or not relaxation.needs_all_operations)
+            chosen = chosen_by(mixing) if one and mixing is sampled and self.phase is None else None
+            outputs = self.supernet(batch[0], self._decided(mixing), chosen)
             return self.task.loss(outputs, batch[1]), outputs
 
+    def _perturbed(self, mixing: Mixing, batch: Batch) -> Mixing:
+        """The mixing weights of the weights' step."""
+        perturbation, loss = self.method.perturbation, partial(self._loss_under, batch)
+        if not perturbation.attacks:
+            return perturbation(mixing, loss, self.progress, self.generator)
+        with frozen(self.weights), eval_mode(self.supernet):
+            return perturbation(mixing, loss, self.progress, self.generator)
+
     def _loss_under(self, batch: Batch, mixing: Mixing) -> Tensor:
-        return self.task.loss(self.supernet(batch[0], self._decided(mixing)), batch[1])
+        """The loss of a training batch under other mixing weights; that of the whole batch, and its gradient, on
+        several ranks."""
+        ranks, num_images = self.setting.ranks, len(batch[1])
+        if ranks.size > 1:
+            parts = ranks.share_gradients((mixing.normal, mixing.reduce), num_images)
+            mixing = mixing._replace(normal=parts[0], reduce=parts[1])
+        loss = self.task.loss(self.supernet(batch[0], self._decided(mixing)), batch[1])
+        if ranks.size > 1:
+            loss = loss + (ranks.means(num_images, loss=loss)["loss"] - loss.detach())
+        return loss
 
     def _decided(self, mixing: Mixing) -> Mixing:
         """The mixing weights under what a selection phase has decided so far."""
@@ -234,7 +289,8 @@ class SearchJob:
             with buffers_kept(self.supernet):
                 self.method.hypergradient(objective, self.weights, self.alphas, batch, batch, virtual)
                 with frozen(self.alphas):
-                    torch.autograd.grad(self.objective(batch, self._draw(), perturbed=True)[0], self.weights)
+                    loss = self.objective(batch, self._draw(), perturbed=True)[0]
+                    torch.autograd.grad(loss, self.weights, materialize_grads=True)
         finally:
             self.supernet.recompute = as_before
         return batch[0][:, 0].numel()
@@ -342,7 +398,7 @@ class SearchJob:
         """
         return searched_genotype(
             self.select(self.mixing() if mixing is None else mixing), self.space, self.config, self.setting,
-            run=run.path.name, epoch=epoch, images=(len(self.train_images), len(self.validation_images)),
+            run=run.path.name, epoch=epoch, images=(len(self.train_images), self._num_alpha_images),
             measured=measured or {}, stopped=stopped, num_epochs=self.num_epochs,
             decisions=None if self.phase is None else self.phase.decisions(),
         )  # fmt: skip
@@ -409,7 +465,7 @@ class SearchJob:
             f"{human(macs)} MACs an image (C={self.config.channels}, {self.stage.cells} cells)",
             *unfused_facts(self),
             *self._phase_facts(),
-            f"images: {len(self.train_images):,} for the weights, {len(self.validation_images):,} for the alphas",
+            f"images: {len(self.train_images):,} for the weights, {self._num_alpha_images:,} for the alphas",
         ]
 
     def _phase_facts(self) -> list[str]:
@@ -442,8 +498,16 @@ class SearchJob:
             in_channels=spec.in_channels,
             partial_channels=stage.partial_channels,
             edge_normalization=config.edge_normalization,
-            initial_alphas=self.method.relaxation.initial,
+            initial_alphas=self._initial_alphas,
         )
+
+    def _initial_alphas(self, num_edges: int, num_operations: int) -> Tensor:
+        """The alphas to start from: those of the relaxation unless the options set their mean or deviation."""
+        mean, deviation = self.config.alpha_mean, self.config.alpha_deviation
+        if mean is None and deviation is None:
+            return self.method.relaxation.initial(num_edges, num_operations)
+        deviation = ALPHA_INIT_DEVIATION if deviation is None else deviation
+        return (mean or 0.0) + deviation * torch.randn(num_edges, num_operations)
 
     def _hypergradient(self, train_batch: Batch, validation_batch: Batch) -> Hypergradient:
         buffers = [self.weight_optimizer.state[w].get("momentum_buffer") for w in self.weights]
@@ -473,6 +537,8 @@ class SearchJob:
     def _alpha_step(self, found: Hypergradient) -> None:
         for alpha, gradient in zip(self.alphas, found.gradients, strict=True):
             alpha.grad = gradient
+        if math.isfinite(self.config.alpha_gradient_clip):
+            torch.nn.utils.clip_grad_norm_(self.alphas, self.config.alpha_gradient_clip)
         self.alpha_optimizer.step()
         self.alpha_optimizer.zero_grad(set_to_none=True)
 
@@ -568,7 +634,8 @@ def _write_results(job: SearchJob, run: RunDir, loop: Loop, found: Mapping[str, 
     shape = config.network
     cost = derived_cost(genotype, shape)
     title, score = job.task.score.replace("_", " "), columns.cell(job.task.score, found[job.task.score])
-    print(f"supernet {title} on the {len(job.validation_images)} validation images: {score}")
+    part = "validation" if job.holds_out else "training"
+    print(f"supernet {title} on the {len(job.validation_images)} {part} images: {score}")
     print(
         f"derived network at C={CHANNELS[shape]}, {CELLS[shape]} cells: {human(cost.params)} parameters, "
         f"{human(cost.macs)} MACs ({shape} shape)"

@@ -475,7 +475,7 @@ def compile_parts(parts: Iterable[torch.nn.Module], device: torch.device) -> Non
 
 def captures(config: SearchConfig, setting: Setting) -> bool:
     """Whether steps are captured as CUDA graphs: on a CUDA GPU, unless --capture or another option forbids it."""
-    alone = setting.ranks.size == 1 and not config.method().regularizers and not config.compile
+    alone = setting.ranks.size == 1 and config.method().is_capturable and not config.compile
     return config.capture and alone and setting.device.type == "cuda"
 
 
