@@ -478,12 +478,12 @@ class SearchJob:
         if self.phase is None:
             return []
         batches = num_batches(self.trial_batches, self.phase.num_images)
-        trial = self.phase.next_trial(0)
-        assert trial is not None
-        self._measure(trial, 1)  # the first forward pass is slower than the others
-        begun = time.perf_counter()
-        self._measure(trial, 1)
-        seconds = (time.perf_counter() - begun) * batches
+        seconds = 0.0
+        if (trial := self.phase.next_trial(self.phase.epochs)) is not None:
+            self._measure(trial, 1)  # the first forward pass is slower than the others
+            begun = time.perf_counter()
+            self._measure(trial, 1)
+            seconds = (time.perf_counter() - begun) * batches
         images = min(batches * self.config.batch_size, len(self.validation_images))
         return [
             f"selection {self.config.selection}: {self.phase.facts()} on {images:,} images each, about "
