@@ -34,6 +34,7 @@ ORDER = (
     "networks",
     "backends",
     "methods",
+    "baselines",
     "tasks",
     "config",
     "engine",
