@@ -7,7 +7,7 @@ import functools
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from darts_sg.data import Images, count_unusual
 from darts_sg.engine.checkpoint import checkpoints
 from darts_sg.engine.distributed import without_sync_batchnorm
 from darts_sg.engine.kernels import use_kernels
-from darts_sg.engine.loop import Loop, StepResult
+from darts_sg.engine.loop import Loop, Piece, StepResult
 from darts_sg.engine.memory import buffers_kept
 from darts_sg.engine.output import lenient_output
 from darts_sg.engine.run_dir import RunDir
@@ -156,6 +156,10 @@ class AugmentJob:
                 losses = [self.task.loss(outputs, targets) for outputs in self.network(x) if outputs is not None]
             torch.autograd.grad(torch.stack(losses).sum(), self.weights)
         return x[:, 0].numel()
+
+    def after_steps(self, epoch: int) -> Iterator[Piece]:
+        """Nothing: the tests belong to the end of the epoch."""
+        return iter(())
 
     def end_epoch(self, epoch: int, means: dict[str, float], run: RunDir) -> dict[str, float]:
         row = {"learning_rate": self.learning_rate(epoch)}
@@ -456,7 +460,7 @@ def run_augment(
     refuse_single_images(job.train, lambda x: job.subject.build()(x))
     if dry:
         writes = _written(config)
-        dry_run(job, config, setting, run, title=trained.name, first_epoch=0, facts=job.facts(), writes=writes)
+        dry_run(job, config, setting, run, title=trained.name, first_epoch=0, facts=job.facts, writes=writes)
         return None
     for line in filter(None, [job.started, job.averaged()]):
         print(line)

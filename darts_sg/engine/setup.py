@@ -384,12 +384,12 @@ def dry_run(
     *,
     title: str,
     first_epoch: int,
-    facts: list[str],
+    facts: Callable[[], list[str]],
     writes: str,
 ) -> None:
     """Time a step, and print what the whole run would take and write. Leaves nothing behind.
 
-    Raises RunError if a step does not fit into memory.
+    facts: lines about the job, asked for once a step has been taken. Raises RunError if it does not fit into memory.
     """
     _refuse_too_large(job, config, setting)
     exhausted = False
@@ -403,7 +403,7 @@ def dry_run(
         raise out_of_memory(job, config, again(job.name, setting.ranks.launcher if setting.ranks.size > 1 else ""))
     folder = config.run_dir or default_run_dir(job.name, config, title) if run is None else run.path
     lines = [
-        *facts,
+        *facts(),
         f"device: {setting.device} ({environment.machine(setting.device)})"
         + (f", {setting.ranks.size} processes like it" if setting.ranks.size > 1 else ""),
         f"data: {config.dataset}{', ' + setting.data.remark if setting.data.remark else ''}",
@@ -475,7 +475,7 @@ def compile_parts(parts: Iterable[torch.nn.Module], device: torch.device) -> Non
 
 def captures(config: SearchConfig, setting: Setting) -> bool:
     """Whether steps are captured as CUDA graphs: on a CUDA GPU, unless --capture or another option forbids it."""
-    alone = setting.ranks.size == 1 and not config.method().regularizers and not config.compile
+    alone = setting.ranks.size == 1 and config.method().is_capturable and not config.compile
     return config.capture and alone and setting.device.type == "cuda"
 
 

@@ -112,7 +112,7 @@ def test_cells_with_the_same_mixing_weights_of_their_own_compute_the_same(backen
 def test_a_resumed_job_goes_on_to_the_same_bits_beside_other_parts() -> None:
     options = {
         "weight_regularizer": "alignment:signs=true", "auxiliary_skip": "linear", "perturbation": "random",
-        "relaxation": "gumbel", "drop_path_prob": 0.2, "hypergradient": "unrolled", **SMALL,
+        "relaxation": "gumbel:hard=true", "drop_path_prob": 0.2, "hypergradient": "unrolled", **SMALL,
     }  # fmt: skip
     whole, resumed = job_of(**options), job_of(**options)
     whole.step(2, 0)
