@@ -722,7 +722,7 @@ def run_search(
 def _write_results(job: SearchJob, run: RunDir, loop: Loop, found: Mapping[str, float]) -> None:
     """Derive and write the final genotype and the report, and print a summary."""
     config = job.config
-    measured = {**job.task.searched(found), "search_seconds": round(loop.seconds, 1)}
+    measured: dict[str, Any] = {**job.task.searched(found), "search_seconds": round(loop.seconds, 1)}
     stopped = job.early_stop(loop.rows)
     chosen_epoch = job.num_epochs if stopped is None else stopped.chosen_epoch
     measured["alpha_steps"] = job.alpha_steps(chosen_epoch)
