@@ -356,8 +356,8 @@ class SearchJob:
         chosen: Chosen | None = None,
     ) -> Any:
         """The outputs of the supernet, or of a copy, with the auxiliary skip of the current epoch and drop path."""
-        mixing = mixing._replace(skip=self.method.auxiliary_skip(self.epochs_done), kept=kept)
-        return (self.supernet if supernet is None else supernet)(images, mixing, chosen)
+        skip = self.method.auxiliary_skip(self.epochs_done)
+        return (self.supernet if supernet is None else supernet)(images, mixing, chosen, skip=skip, kept=kept)
 
     def _draw(self, num_images: int | None = None) -> Draw:
         """The random numbers of an objective on batches of up to `num_images`, by default those of --batch-size."""

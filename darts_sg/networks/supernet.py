@@ -55,10 +55,6 @@ class Mixing(NamedTuple):
     reduce: Tensor
     edge_normal: Tensor | None = None
     edge_reduce: Tensor | None = None
-    skip: Tensor | None = None
-    """The factor β of the auxiliary skip of all edges, a scalar; None for 0."""
-    kept: Tensor | None = None
-    """Factors (num_cells, num_edges, N) of the outputs of edges, for drop path; None for 1."""
 
 
 class Chosen(NamedTuple):
@@ -294,23 +290,40 @@ class Supernet(nn.Module):
         own = {id(p) for p in self.alphas()}
         return [p for p in self.parameters() if id(p) not in own]
 
-    def forward(self, x: Tensor, mixing: Mixing, chosen: Chosen | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        mixing: Mixing,
+        chosen: Chosen | None = None,
+        *,
+        skip: Tensor | None = None,
+        kept: Tensor | None = None,
+    ) -> Tensor:
+        """Images (N, in_channels, H, W) to logits (N, num_classes).
+
+        skip: the factor β of the auxiliary skip, a scalar; None for 0. kept: factors (num_cells, num_edges, N) of the
+        outputs of edges, for drop path; None for 1.
+        """
         s0, s1 = self.stem(x)
         recompute = self.recompute and torch.is_grad_enabled()
-        for i, (cell, weights) in enumerate(zip(self.cells, self.cell_weights(mixing, chosen), strict=True)):
+        for i, (cell, weights) in enumerate(
+            zip(self.cells, self.cell_weights(mixing, chosen, skip, kept), strict=True)
+        ):
             last = i == len(self.cells) - 1  # the backward pass begins with it: nothing is gained by forgetting it
             s0, s1 = s1, cell(s0, s1, weights, recompute and not last)
         return self.head(s1.joined())
 
-    def cell_weights(self, mixing: Mixing, chosen: Chosen | None = None) -> list[CellWeights]:
+    def cell_weights(
+        self, mixing: Mixing, chosen: Chosen | None, skip: Tensor | None, kept: Tensor | None
+    ) -> list[CellWeights]:
         """The mixing weights of each cell: one object for all cells of a type, unless each has its own."""
-        normal = self._of_type(mixing.normal, mixing.edge_normal, mixing.skip, chosen and chosen.normal)
-        reduce = self._of_type(mixing.reduce, mixing.edge_reduce, mixing.skip, chosen and chosen.reduce)
+        normal = self._of_type(mixing.normal, mixing.edge_normal, skip, chosen and chosen.normal)
+        reduce = self._of_type(mixing.reduce, mixing.edge_reduce, skip, chosen and chosen.reduce)
         each = [next(reduce if spec.reduction else normal) for spec in self.specs]
-        if mixing.kept is None:
+        if kept is None:
             return each
-        pairs = zip(each, mixing.kept.unbind(), strict=True)
-        return [CellWeights(weights.operations, weights.edges, weights.chosen, kept) for weights, kept in pairs]
+        pairs = zip(each, kept.unbind(), strict=True)
+        return [CellWeights(weights.operations, weights.edges, weights.chosen, own) for weights, own in pairs]
 
     def _of_type(
         self, operations: Tensor, edges: Tensor | None, skip: Tensor | None, chosen: Sequence[int] | None

@@ -67,7 +67,7 @@ def test_an_edge_adds_beta_times_the_skip(backend: str, partial_channels: int) -
     weights = [torch.randn(5, 4, dtype=torch.float64).softmax(dim=1).requires_grad_() for _ in range(2)]
     edges = [torch.rand(5, dtype=torch.float64).requires_grad_() for _ in range(2)] if edge_weighted else []
     x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
-    found = net(x, Mixing(*weights, *edges, skip=beta))
+    found = net(x, Mixing(*weights, *edges), skip=beta)
     expected = exact(x, *weights, *edges)
     assert_equal_tensors([found], [expected])
     wanted = [*weights, *edges]
@@ -82,8 +82,8 @@ def test_without_a_factor_the_skip_adds_nothing() -> None:
     torch.manual_seed(0)
     net = Supernet(OPERATIONS, channels=4, cells=3, num_nodes=1, auxiliary_skip=True).eval()
     x, weights = torch.randn(2, 3, 8, 8), torch.rand(2, 4)
-    assert torch.equal(net(x, Mixing(weights, weights)), net(x, Mixing(weights, weights, skip=torch.zeros(()))))
-    assert not torch.equal(net(x, Mixing(weights, weights)), net(x, Mixing(weights, weights, skip=torch.ones(()))))
+    assert torch.equal(net(x, Mixing(weights, weights)), net(x, Mixing(weights, weights), skip=torch.zeros(())))
+    assert not torch.equal(net(x, Mixing(weights, weights)), net(x, Mixing(weights, weights), skip=torch.ones(())))
 
 
 def test_the_skip_of_stride_1_is_one_more_coefficient_of_the_identity() -> None:
@@ -142,12 +142,12 @@ def test_logs_genotypes_and_sizes_do_not_know_the_skip() -> None:
 def test_evaluation_and_eigenvalue_see_the_factor_of_the_epoch() -> None:
     job = job_of(auxiliary_skip="linear", relaxation="gumbel", partial_channels=2, edge_normalization=True)
     job.step(1, 0)
-    seen: list[Mixing] = []
-    job.supernet.register_forward_pre_hook(lambda net, inputs: seen.append(inputs[1]))
+    seen: list[Tensor] = []
+    job.supernet.register_forward_pre_hook(lambda net, inputs, named: seen.append(named["skip"]), with_kwargs=True)
     job.evaluate()
     job.eigenvalue()
     assert len(seen) > 5
-    assert {mixing.skip.item() for mixing in seen} == {0.75}
+    assert {skip.item() for skip in seen} == {0.75}
 
 
 @pytest.mark.parametrize("perturbation", ["none", "random"])

@@ -101,12 +101,12 @@ def test_cells_with_the_same_mixing_weights_of_their_own_compute_the_same(backen
     net = Supernet(("sep_conv_3x3", "skip_connect"), channels=4, cells=5, num_nodes=2, auxiliary_skip=True).eval()
     accelerate(net, backend)
     x, normal, reduce, beta = torch.randn(2, 3, 8, 8), torch.rand(5, 2), torch.rand(5, 2), torch.tensor(0.5)
-    shared = net(x, Mixing(normal, reduce, skip=beta))
-    own = Mixing(normal.expand(3, 5, 2), reduce.expand(2, 5, 2), skip=beta)
-    assert torch.equal(shared, net(x, own))
+    shared = net(x, Mixing(normal, reduce), skip=beta)
+    own = Mixing(normal.expand(3, 5, 2), reduce.expand(2, 5, 2))
+    assert torch.equal(shared, net(x, own, skip=beta))
     changed = own.normal.clone()
     changed[1] += 0.5
-    assert not torch.equal(shared, net(x, own._replace(normal=changed)))
+    assert not torch.equal(shared, net(x, own._replace(normal=changed), skip=beta))
 
 
 def test_a_resumed_job_goes_on_to_the_same_bits_beside_other_parts() -> None:

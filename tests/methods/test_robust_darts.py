@@ -68,7 +68,7 @@ def test_each_image_of_an_edge_has_its_factor(backend: str, partial_channels: in
     if partial_channels > 1:
         inputs += [torch.rand(5, dtype=torch.float64).requires_grad_() for _ in range(2)]
     x = torch.randn(4, 3, 8, 8, dtype=torch.float64)
-    found, expected = net(x, Mixing(*inputs, kept=kept)), exact(x, *inputs)
+    found, expected = net(x, Mixing(*inputs), kept=kept), exact(x, *inputs)
     assert_equal_tensors([found], [expected])
     found.square().sum().backward()
     theirs = torch.autograd.grad(expected.square().sum(), [*inputs, *exact.parameters()])
@@ -127,7 +127,7 @@ def test_ten_steps_of_a_larger_weight_decay_are_those_of_the_textbook() -> None:
 def test_the_passes_of_a_finite_difference_see_one_draw_and_evaluation_none() -> None:
     job = job_of(hypergradient="unrolled", drop_path_prob=0.5, perturbation="random")
     seen: list[Tensor | None] = []
-    job.supernet.register_forward_pre_hook(lambda net, inputs: seen.append(inputs[1].kept))
+    job.supernet.register_forward_pre_hook(lambda net, inputs, named: seen.append(named["kept"]), with_kwargs=True)
     job.step(3, 0)
     *hypergradient, weights = seen
     assert len(hypergradient) == 4
