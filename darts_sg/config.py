@@ -290,7 +290,8 @@ class SearchConfig(RunConfig):
     bits, somewhat more time."""
     capture: bool = option(True, "Search", free=True)
     """On a CUDA GPU, capture the launches of a step as a CUDA graph and replay it: the same bits, without waiting for
-    Python. Steps with several processes, regularizers, penalties or --compile are launched one kernel at a time."""
+    Python. Steps with several processes, regularizers of alphas or weights, penalties, frozen operations or --compile
+    are launched one kernel at a time."""
     relaxation: str = option("softmax", "Search", parts=RELAXATIONS)
     """How alphas become mixing weights: NAME, or NAME:OPTION=VALUE,OPTION=VALUE such as
     gumbel:temperature=10,hard=true."""
