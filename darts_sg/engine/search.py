@@ -205,8 +205,10 @@ class SearchJob:
         return means | self._measured("train", loss, outputs, train_batch[1])
 
     def _weight_step(self, batch: Batch, validation_gradients: Sequence[Tensor] | None) -> tuple[Tensor, Tensor]:
-        """Update the weights on a batch; returns its loss and outputs before. validation_gradients: those of the
-        validation loss in the weights, where a rule for freezing operations needs them."""
+        """Update the weights on a batch; returns its loss and outputs before the update.
+
+        validation_gradients: the gradients of the validation loss in the weights, if a rule for freezing needs them.
+        """
         ranks, num_images = self.setting.ranks, len(batch[1])
         regularizer, draw = self.method.weight_regularizer, self._draw()
         with frozen(self.alphas):
@@ -285,7 +287,7 @@ class SearchJob:
         return self._loss_of(batch, mixing, self._kept(draw, batch), chosen)
 
     def _mixing(self, batch: Batch, draw: Draw, perturbed: bool) -> tuple[Mixing, Chosen | None]:
-        """The mixing weights of a step, perturbed for that of the weights, and what `_chosen` says of them."""
+        """The mixing weights of a step, perturbed for that of the weights, and the only operations to compute."""
         with autocast(self.config, self.setting.device):
             mixing = sampled = sampled_mixing(self.supernet, self.method.relaxation, self.progress, draw)
             if perturbed:
@@ -335,7 +337,7 @@ class SearchJob:
         return mixing if self.phase is None else self.phase.mixing(mixing)
 
     def _growth(self) -> Tensor:
-        """What schedules by epoch multiply that grow from 0 in the first epoch to 1 in the last."""
+        """The factor of schedules that grow by epoch: 0 in the first epoch, 1 in the last."""
         epochs = self.stage.epochs
         return (self.epochs_done * (epochs / max(1, epochs - 1))).clamp_max(1.0)
 

@@ -40,7 +40,7 @@ class Hypergradient(NamedTuple):
     outputs: Tensor
     gradients: list[Tensor]
     weight_gradients: list[Tensor] | None = None
-    """Those of the validation loss in the weights as they are, where they were asked for."""
+    """Gradients of the validation loss in the current weights; None unless the method computes them."""
 
 
 def of_one_process(gradients: Sequence[Tensor], batch: Batch) -> Sequence[Tensor]:

@@ -24,10 +24,10 @@ class Draw(NamedTuple):
     """The random numbers of one objective; None where none are needed."""
 
     normal: Tensor | None = None
-    """Those of the relaxation, for the mixing weights of the normal cells."""
+    """For the relaxation of the normal cells' alphas."""
     reduce: Tensor | None = None
     paths: Tensor | None = None
-    """Those of drop path, (num_cells, num_edges, images of a whole batch)."""
+    """For drop path, (num_cells, num_edges, images of a whole batch)."""
 
 
 def alphas_of(supernet: Supernet) -> Alphas:

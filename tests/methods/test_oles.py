@@ -58,7 +58,7 @@ def test_the_weights_of_each_operation_are_found_on_every_backend(backend: str) 
 
 
 def observed(rule: Oles, cosines: list[list[float]]) -> list[list[bool]]:
-    """What is frozen after each step in which the gradients of the operations have these cosines; nan: one is zero."""
+    """The frozen operations after steps with these cosines for each operation; nan: one of both gradients is zero."""
     net = Supernet(("dil_conv_3x3",), channels=4, cells=3, num_nodes=1)
     watched = rule.watch(OperationWeights(net))
     places, found = watched.operations.places, []

@@ -18,7 +18,7 @@ class AuxiliarySkip:
     """
 
     needed: ClassVar[bool] = True
-    """Whether edges have the operation s at all."""
+    """False if edges do not have the operation s at all."""
 
     def __call__(self, epochs_done: Tensor) -> Tensor | None:
         """The factor β, a scalar on the device; None for no auxiliary skip.

@@ -12,10 +12,10 @@ from darts_sg.registry import Registry
 
 
 class FrozenOperations:
-    """Which operations of one supernet are frozen; its tensors are its state.
+    """The frozen operations of one supernet. All its tensors are state.
 
-    All of it runs on the device, so that a captured CUDA graph can hold it. `weights` are those of the supernet, and
-    lists of tensors have one for each of them.
+    Everything is computed on the device, without waiting for it. Lists of tensors have one for each weight of the
+    supernet.
     """
 
     def __init__(self, operations: OperationWeights) -> None:
@@ -57,10 +57,10 @@ class OperationFreezing:
     """Base class of the rules for freezing: a frozen dataclass whose fields are its options."""
 
     needed: ClassVar[bool] = True
-    """Whether it freezes anything, for which it needs the gradients of the validation loss in the weights."""
+    """False if it never freezes anything. A rule that does needs the gradients of the validation loss in the weights."""
 
     def watch(self, operations: OperationWeights) -> FrozenOperations:
-        """What the rule knows of one supernet as the search goes on."""
+        """The state of the rule for one supernet, updated by each step."""
         raise NotImplementedError
 
 

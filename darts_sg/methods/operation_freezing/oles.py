@@ -41,7 +41,7 @@ class _Watched(FrozenOperations):
         super().__init__(operations)
         self._threshold, self._window = threshold, window
         self.sums, self.counts = operations.per_operation(), operations.per_operation(dtype="int")
-        """Of the cosines in the window that has begun."""
+        """Sum and number of the cosines in the current window."""
 
     @torch.no_grad()
     def observe(self, train: Sequence[Tensor], validation: Sequence[Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""Where the weights of each candidate operation lie, on whichever backend: backends stack those of several edges."""
+"""The weights of each candidate operation as slices of tensors, since backends stack the weights of several edges."""
 
 import re
 from collections.abc import Sequence

@@ -18,7 +18,7 @@ class WeightRegularizer:
     """Base class of the weight regularizers: a frozen dataclass whose fields are its options."""
 
     needed: ClassVar[bool] = True
-    """Whether it adds anything."""
+    """False if it adds nothing."""
     min_normal_cells: ClassVar[int] = 0
     """The fewest normal cells that it is defined for."""
 
@@ -38,8 +38,9 @@ class WeightRegularizer:
         growth: Tensor,
         mean: Callable[[Sequence[Tensor]], Sequence[Tensor]],
     ) -> Sequence[Tensor]:
-        """What is added to the gradients of this process's share of the loss, before the mean over processes and the
-        clipping; called after the backward pass.
+        """The gradients to add to those of this process's share of the loss, one for each weight.
+
+        Called after the backward pass, before the mean over processes and the clipping.
 
         mixing: what `prepared` returned. loss: the loss of the training batch under other mixing weights. growth: 0 in
         the first epoch, 1 in the last, a scalar tensor on the device. mean: the mean of gradients over all processes.
