@@ -14,6 +14,7 @@ from darts_sg.backends.cpp import build
 from darts_sg.config import SearchConfig, load_recipe
 from darts_sg.errors import UsageError
 from darts_sg.methods.auxiliary_skips import AUXILIARY_SKIPS
+from darts_sg.methods.perturbations import PERTURBATIONS
 from darts_sg.networks.supernet import Mixing, Supernet
 from tests.methods.textbook_search import TextbookSearch, compare_ten_steps, job_of
 from tests.reference import textbook
@@ -139,14 +140,20 @@ def test_logs_genotypes_and_sizes_do_not_know_the_skip() -> None:
     assert job.select(job.mixing())
 
 
-def test_evaluation_and_eigenvalue_see_the_factor_of_the_epoch() -> None:
-    job = job_of(auxiliary_skip="linear", relaxation="gumbel", partial_channels=2, edge_normalization=True)
-    job.step(1, 0)
+@pytest.mark.parametrize("perturbation", PERTURBATIONS)
+def test_every_pass_of_an_epoch_sees_its_factor(perturbation: str) -> None:
+    """The passes of an attack, the evaluation and the eigenvalue included."""
+    job = job_of(
+        auxiliary_skip="linear", relaxation="gumbel", partial_channels=2, edge_normalization=True,
+        hypergradient="unrolled", perturbation=perturbation,
+    )  # fmt: skip
     seen: list[Tensor] = []
     job.supernet.register_forward_pre_hook(lambda net, inputs, named: seen.append(named["skip"]), with_kwargs=True)
+    job.step(1, 0)
     job.evaluate()
-    job.eigenvalue()
-    assert len(seen) > 5
+    if perturbation == "none":
+        job.eigenvalue()
+    assert len(seen) > 9
     assert {skip.item() for skip in seen} == {0.75}
 
 

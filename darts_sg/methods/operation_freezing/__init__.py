@@ -57,7 +57,7 @@ class OperationFreezing:
     """Base class of the rules for freezing: a frozen dataclass whose fields are its options."""
 
     needed: ClassVar[bool] = True
-    """False if it never freezes anything. A rule that does needs the gradients of the validation loss in the weights."""
+    """False if it never freezes anything, and so needs no gradients of the validation loss in the weights."""
 
     def watch(self, operations: OperationWeights) -> FrozenOperations:
         """The state of the rule for one supernet, updated by each step."""
