@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from darts_sg.backends import accelerate
-from darts_sg.backends.batched import plain_tensors
+from darts_sg.backends.batched import plain_slices, plain_tensors
 from darts_sg.backends.cpp import build
 from darts_sg.config import SearchConfig, load_recipe
 from darts_sg.engine.search import SearchJob
@@ -48,13 +48,19 @@ def test_the_weights_of_each_operation_are_found_on_every_backend(backend: str) 
         if not name.endswith("ops.4")  # the auxiliary skip
     }
     assert [f"cells.{cell}.edges.{edge}.ops.{place}" for cell, edge, place in operations.places] == list(expected)
-    torch.testing.assert_close(operations.dot(weights, other), torch.tensor([*expected.values()]))
+    torch.testing.assert_close(
+        operations.dot(operations.grouped(weights), operations.grouped(other)), torch.tensor([*expected.values()])
+    )
     chosen = torch.arange(len(operations.places)) % 3 == 1
     before = {name: tensor.clone() for name, tensor in first.items()}
-    operations.select(chosen, operations.of(weights), [0.0] * len(operations.of(weights)))
-    cleared = {one for name, flag in zip(expected, chosen, strict=True) if flag for one in operations_of(first)[name]}
+    others = {name: tensor.clone() for name, tensor in second.items()}
+    of_chosen = {one for name, flag in zip(expected, chosen, strict=True) if flag for one in operations_of(first)[name]}
+    operations.copy(chosen, operations.of(weights), operations.of(other))
     for name, tensor in plain_tensors(net).items():
-        assert torch.equal(tensor, torch.zeros_like(tensor) if name in cleared else before[name])
+        assert torch.equal(tensor, (others if name in of_chosen else before)[name])
+    operations.clear(chosen, operations.of(weights))
+    for name, tensor in plain_tensors(net).items():
+        assert torch.equal(tensor, torch.zeros_like(tensor) if name in of_chosen else before[name])
 
 
 def observed(rule: Oles, cosines: list[list[float]]) -> list[list[bool]]:
@@ -62,15 +68,17 @@ def observed(rule: Oles, cosines: list[list[float]]) -> list[list[bool]]:
     net = Supernet(("dil_conv_3x3",), channels=4, cells=3, num_nodes=1)
     watched = rule.watch(OperationWeights(net))
     places, found = watched.operations.places, []
+    numbers = {id(weight): i for i, weight in enumerate(net.weights())}
+    by_name = {name: numbers[id(tensor)] for name, _, tensor in plain_slices(net)}
     for step in cosines:
         train = [torch.zeros_like(weight) for weight in net.weights()]
         validation = [torch.zeros_like(weight) for weight in net.weights()]
-        stacks = watched.operations.stacks
         for number, cosine in enumerate(step):
             if cosine == cosine:
-                [first, *_] = [s for s in stacks if number in s.operations.tolist()]
-                train[first.number].flatten()[0] = 2.0
-                of = validation[first.number].flatten()
+                cell, edge, place = places[number]
+                first = by_name[f"cells.{cell}.edges.{edge}.ops.{place}.1.weight"]
+                train[first].flatten()[0] = 2.0
+                of = validation[first].flatten()
                 of[0], of[1] = 3 * cosine, 3 * (1 - cosine**2) ** 0.5
         watched.observe(train, validation)
         assert len(places) >= len(step)

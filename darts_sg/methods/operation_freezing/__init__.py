@@ -4,6 +4,7 @@ file of this package and registers itself."""
 from collections.abc import Sequence
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from darts_sg.methods.operation_freezing.weights import OperationWeights
@@ -20,7 +21,7 @@ class FrozenOperations:
 
     def __init__(self, operations: OperationWeights) -> None:
         self.operations = operations
-        self.frozen = operations.per_operation(dtype="bool")
+        self.frozen = operations.per_operation(torch.bool)
         """bool (num_operations,), in the order of the operations' names in the plain supernet."""
 
     def observe(self, train: Sequence[Tensor], validation: Sequence[Tensor]) -> None:
@@ -29,8 +30,7 @@ class FrozenOperations:
 
     def clear(self, gradients: Sequence[Tensor]) -> None:
         """Take the gradients of frozen operations away, so that they do not count in the clipping."""
-        parts = self.operations.of(gradients)
-        self.operations.select(self.frozen, parts, [0.0] * len(parts))
+        self.operations.clear(self.frozen, self.operations.of(gradients))
 
     def restore(self, weights: Sequence[Tensor], before: Sequence[Tensor], buffers: Sequence[Tensor | None]) -> None:
         """Undo a step of the frozen operations' weights, and stop their momentum.
@@ -38,9 +38,8 @@ class FrozenOperations:
         before: the weights of operations before the step, as `operations.of` returns them. buffers: those of the
         momentum, None where there is none.
         """
-        self.operations.select(self.frozen, self.operations.of(weights), before)
-        moving = self.operations.of(buffers)
-        self.operations.select(self.frozen, moving, [0.0] * len(moving))
+        self.operations.copy(self.frozen, self.operations.of(weights), before)
+        self.operations.clear(self.frozen, self.operations.of(buffers))
 
     def num_frozen(self) -> int:
         return int(self.frozen.sum())

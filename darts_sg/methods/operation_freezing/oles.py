@@ -40,13 +40,13 @@ class _Watched(FrozenOperations):
     def __init__(self, operations: OperationWeights, threshold: float, window: int) -> None:
         super().__init__(operations)
         self._threshold, self._window = threshold, window
-        self.sums, self.counts = operations.per_operation(), operations.per_operation(dtype="int")
+        self.sums, self.counts = operations.per_operation(), operations.per_operation(torch.long)
         """Sum and number of the cosines in the current window."""
 
     @torch.no_grad()
     def observe(self, train: Sequence[Tensor], validation: Sequence[Tensor]) -> None:
-        product = self.operations.dot(train, validation)
-        norms = (self.operations.dot(train, train) * self.operations.dot(validation, validation)).sqrt()
+        dot, a, b = self.operations.dot, self.operations.grouped(train), self.operations.grouped(validation)
+        product, norms = dot(a, b), (dot(a, a) * dot(b, b)).sqrt()
         counted = norms > 0
         self.sums += torch.where(counted, product / norms, 0.0)
         self.counts += counted

@@ -1,8 +1,9 @@
 """The weights of each candidate operation as slices of tensors, since backends stack the weights of several edges."""
 
+import itertools
 import re
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,8 +20,10 @@ class _Stack(NamedTuple):
 
     number: int
     """Its number among the weights of the supernet."""
-    operations: Tensor
-    """int64 (slices,): the number of each slice's operation."""
+    operations: list[int]
+    """The number of each slice's operation."""
+    shape: tuple[int, int]
+    """Slices, and weights of a slice."""
 
 
 class OperationWeights:
@@ -32,7 +35,8 @@ class OperationWeights:
 
     def __init__(self, supernet: Supernet) -> None:
         candidates = [name for name in supernet.operations if name != "none"]
-        numbers = {id(weight): i for i, weight in enumerate(supernet.weights())}
+        weights = supernet.weights()
+        numbers = {id(weight): i for i, weight in enumerate(weights)}
         self.places: list[tuple[int, int, int]] = []
         """(cell, edge, place among the candidates without `none`) of each operation."""
         slices: dict[int, dict[int, tuple[int, int, int]]] = {}
@@ -44,56 +48,72 @@ class OperationWeights:
             if place not in self.places[-1:]:
                 self.places.append(place)
             slices.setdefault(numbers[id(tensor)], {})[one.number] = place
-        self.device, self.dtype = supernet.alpha_normal.device, supernet.alpha_normal.dtype
         index = {place: i for i, place in enumerate(self.places)}
-        self.stacks = [
-            _Stack(i, torch.tensor([index[each[k]] for k in range(len(each))], device=self.device))
+        stacks = [
+            _Stack(i, [index[each[k]] for k in range(len(each))], (len(each), weights[i].numel() // len(each)))
             for i, each in slices.items()
         ]
-        self._gather = self._places_of_sums()
+        # stacks of one shape are summed together: there are hundreds of small tensors
+        self._stacks = sorted(stacks, key=lambda stack: stack.shape)
+        self._groups = [list(group) for _, group in itertools.groupby(self._stacks, key=lambda stack: stack.shape)]
+        self._device, self._dtype = supernet.alpha_normal.device, supernet.alpha_normal.dtype
+        of_slices = [number for stack in self._stacks for number in stack.operations]
+        self._of_slices = torch.tensor(of_slices, dtype=torch.long, device=self._device)
+        self._gather = self._places_of_sums(of_slices)
 
-    def _places_of_sums(self) -> Tensor:
-        """(num_operations, most tensors of one): where an operation's slices are among those of all stacks.
+    def _places_of_sums(self, of_slices: Sequence[int]) -> Tensor:
+        """(num_operations, most slices of one): where an operation's slices are among those of all stacks.
 
-        The last place, that of a zero, fills up rows of fewer tensors.
+        The last place, that of a zero, fills up rows of fewer slices. A sum along rows has the same bits each time, as
+        adding to an index has not on a GPU.
         """
         rows: list[list[int]] = [[] for _ in self.places]
-        position = 0
-        for stack in self.stacks:
-            for number in stack.operations.tolist():
-                rows[number].append(position)
-                position += 1
+        for position, number in enumerate(of_slices):
+            rows[number].append(position)
         most = max(map(len, rows), default=0)
-        filled = [row + [position] * (most - len(row)) for row in rows]
-        return torch.tensor(filled, dtype=torch.long, device=self.device).view(len(rows), most)
+        filled = [row + [len(of_slices)] * (most - len(row)) for row in rows]
+        return torch.tensor(filled, dtype=torch.long, device=self._device).view(len(rows), most)
 
-    def per_operation(self, dtype: Literal["bool", "int", "float"] = "float") -> Tensor:
-        """Zeros, one for each operation."""
-        kinds = {"bool": torch.bool, "int": torch.long, "float": self.dtype}
-        return torch.zeros(len(self.places), dtype=kinds[dtype], device=self.device)
+    def per_operation(self, dtype: torch.dtype | None = None) -> Tensor:
+        """Zeros, one for each operation; by default of the alphas' type."""
+        return torch.zeros(len(self.places), dtype=dtype or self._dtype, device=self._device)
+
+    def grouped(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Copies of tensors, one for each weight of the supernet, in the form that `dot` takes: those of operations by
+        shape, (number of tensors, slices, weights of a slice)."""
+        return [torch.stack([tensors[one.number].reshape(one.shape) for one in group]) for group in self._groups]
 
     def dot(self, first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
-        """The inner product of two lists of tensors, one for each weight of the supernet, by operation."""
-        sums = [first[0].new_zeros(1)]
-        for stack in reversed(self.stacks):
-            product = first[stack.number] * second[stack.number]
-            sums.append(product.unflatten(0, (len(stack.operations), -1)).flatten(1).sum(dim=1))
-        return torch.cat(sums[::-1])[self._gather].sum(dim=1).to(self.dtype)
+        """The inner product of two lists of tensors by operation; both lists as `grouped` returns them."""
+        sums = [(a * b).sum(dim=-1).flatten() for a, b in zip(first, second, strict=True)]
+        sums.append(torch.zeros(1, dtype=self._dtype, device=self._device))
+        return torch.cat([each.to(self._dtype) for each in sums])[self._gather].sum(dim=1)
 
     def of(self, tensors: Sequence[T]) -> list[T]:
         """The items for tensors that hold weights of operations, from one for each weight of the supernet."""
-        return [tensors[stack.number] for stack in self.stacks]
+        return [tensors[stack.number] for stack in self._stacks]
 
     @torch.no_grad()
-    def select(self, chosen: Tensor, first: Sequence[Tensor | None], second: Sequence[Tensor | float]) -> None:
-        """Overwrite the tensors in `first` by those in `second` where `chosen` (num_operations,) is true.
+    def clear(self, chosen: Tensor, tensors: Sequence[Tensor | None]) -> None:
+        """Zero the slices of the operations that `chosen` (num_operations,) marks, in tensors as `of` returns them."""
+        for target, where in zip(tensors, self._marks(chosen), strict=True):
+            if target is not None:
+                parts, mark = _by_slice(target, where)
+                parts.masked_fill_(mark, 0.0)
 
-        Both lists are as `of` returns them; a None stays.
-        """
-        for stack, target, source in zip(self.stacks, first, second, strict=True):
-            if target is None:
-                continue
-            parts = target.unflatten(0, (len(stack.operations), -1))
-            where = chosen[stack.operations].view(-1, *[1] * (parts.dim() - 1))
-            other = source.unflatten(0, (len(stack.operations), -1)) if isinstance(source, Tensor) else source
-            parts.copy_(torch.where(where, other, parts))
+    @torch.no_grad()
+    def copy(self, chosen: Tensor, targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+        """Copy the slices of the operations that `chosen` marks, between tensors as `of` returns them."""
+        for target, source, where in zip(targets, sources, self._marks(chosen), strict=True):
+            parts, mark = _by_slice(target, where)
+            parts.copy_(torch.where(mark, _by_slice(source, where)[0], parts))
+
+    def _marks(self, chosen: Tensor) -> Sequence[Tensor]:
+        """For each stack, which of its slices are of chosen operations, (slices,)."""
+        return chosen[self._of_slices].split([len(stack.operations) for stack in self._stacks])
+
+
+def _by_slice(tensor: Tensor, marks: Tensor) -> tuple[Tensor, Tensor]:
+    """A view of the tensor with its slices in front, and their marks in a shape that goes with it."""
+    parts = tensor.unflatten(0, (len(marks), -1))
+    return parts, marks.view(-1, *[1] * (parts.dim() - 1))
