@@ -325,7 +325,7 @@ class CandidateJob(BaselineJob):
         """Lines of a dry run about the candidates."""
         plan, _ = self.network_of(self.propose(0)[0])
         cost: Cost = network_cost(self.task, plan, self.setting.data.spec)
-        how = f"scored by {self.strategy.proxy}" if self.strategy.proxy else f"{self.strategy.epochs} epochs each"
+        how = f"scored by {self.strategy.proxy}" if self.strategy.proxy else f"epochs of each: {self.strategy.epochs}"
         return [
             f"search space {self.space.name}: {len(self.space.operations)} operations "
             f"({', '.join(self.space.operations)})",
@@ -489,8 +489,9 @@ class RspsJob(BaselineJob):
             f"search space {self.space.name}: {len(self.space.operations)} operations "
             f"({', '.join(self.space.operations)})",
             f"supernet: {count_params(self.supernet) - alphas:,} weights, of which a step trains one path",
-            f"strategy {self.config.strategy}: {self.rounds} rounds of {self.strategy.samples} paths, each on "
-            f"{min(self.strategy.batches, len(self.validation))} batches, and {self.strategy.finalists} of them on all",
+            f"strategy {self.config.strategy}: {self.strategy.samples} paths a round, measured on batches: "
+            f"{min(self.strategy.batches, len(self.validation))}, the best {self.strategy.finalists} on all; "
+            f"rounds: {self.rounds}",
             f"images: {len(self.train_images):,} for the weights, {len(self.validation_images):,} to compare paths on",
         ]
 

@@ -103,7 +103,7 @@ class SelectionPhase(ABC):
 
     def facts(self) -> str:
         """What the phase will do, for a dry run."""
-        return f"{self.epochs} epochs, {self.num_trials()} measurements of the supernet"
+        return f"epochs: {self.epochs}, measurements of the supernet: {self.num_trials()}"
 
 
 class Selection:

@@ -210,9 +210,10 @@ class ProjectionPhase(SelectionPhase):
         return len(CELLS) * (of_edges + of_nodes)
 
     def facts(self) -> str:
+        epochs = "1 epoch" if self.tuning_epochs == 1 else f"{self.tuning_epochs} epochs"
         return (
-            f"{self.num_decisions} decisions on each cell with {self.tuning_epochs} epochs between them, "
-            f"{self.num_trials()} measurements of the supernet"
+            f"{self.num_decisions} decisions on each cell with {epochs} between them, {self.num_trials()} measurements "
+            "of the supernet"
         )
 
     def state_dict(self) -> dict[str, Any]:
