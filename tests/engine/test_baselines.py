@@ -163,3 +163,4 @@ def test_a_run_that_is_killed_among_the_rounds_ends_with_the_same_genotype(
         read_search_epoch(whole)
     with pytest.raises(UsageError, match="is a search without alphas"):
         _ = SearchResult(whole).alphas
+    assert "validation accuracy of the best candidate" in SearchResult(whole).facts()
