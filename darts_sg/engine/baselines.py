@@ -81,7 +81,7 @@ class BaselineJob:
     def __init__(self, config: SearchConfig, setting: Setting) -> None:
         self.config, self.setting = config, setting
         self.space = parse_space(config.space)
-        self.problem = Problem(self.space.operations, config.nodes)
+        self.problem = Problem(self.space.operations, config.nodes, self.space.allowed)
         self.task = task_of(config.as_dict())
         self.train_images, self.validation_images = (part.to(setting.device) for part in search_parts(config, setting))
         self.train = train_batches(self.train_images, config, setting, "weights")
@@ -374,6 +374,7 @@ class RspsJob(BaselineJob):
             num_nodes=config.nodes,
             stem_multiplier=config.stem_multiplier,
             in_channels=spec.in_channels,
+            allowed=self.space.allowed,
         )
 
     def learning_rate(self, epoch: int) -> float:
