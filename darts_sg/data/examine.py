@@ -31,10 +31,12 @@ MOST_PAIRS = 4 * 10**9
 """Pairs of images that are compared for near duplicates; beyond, only identical files are found."""
 CHUNK = 2**24
 """Pairs compared at once."""
+AT_ONCE = 256
+"""Files that are handed to the threads before the next ones."""
 EXIF_ORIENTATION = 0x0112
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ImageFacts:
     """What a file is."""
 
@@ -78,11 +80,13 @@ def image_facts(path: Path) -> ImageFacts:
 
 def examine(paths: Sequence[Path], threads: int) -> list[ImageFacts]:
     """What each of the files is."""
+    found: list[ImageFacts] = []
+    starts = range(0, len(paths), AT_ONCE)
+    console, hidden = Console(stderr=True), len(paths) < MANY_FILES
     with ThreadPoolExecutor(threads) as pool:  # Pillow decodes without holding Python's lock
-        found = pool.map(image_facts, paths, chunksize=16)
-        console = Console(stderr=True)
-        hidden = len(paths) < MANY_FILES
-        return list(track(found, "reading images", total=len(paths), console=console, transient=True, disable=hidden))
+        for start in track(starts, "reading images", console=console, transient=True, disable=hidden):
+            found += pool.map(image_facts, paths[start : start + AT_ONCE])
+    return found
 
 
 def identical(facts: Sequence[ImageFacts]) -> list[list[int]]:

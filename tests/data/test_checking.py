@@ -210,7 +210,8 @@ def test_the_command_prints_json_and_draws(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_class_folders_are_checked_by_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_image_folder(tmp_path / "own", {"a": 10, "b": 10})
+    """Also with names that can be neither printed nor drawn as they are."""
+    write_image_folder(tmp_path / "own", {"$a\x1b[31m\n\udcff": 10, "猫": 10})
     run(["data", "check", str(tmp_path / "own"), "--strict", "-o", str(tmp_path / "x.png")])
     assert "layout folder, 2 classes" in capsys.readouterr().out
     assert (tmp_path / "x.png").stat().st_size > 10000
