@@ -6,7 +6,8 @@ jobs/ID.json          a JobState for each job: waiting, running, done or failed;
 claims/ID.N           who runs a job, or ran it; see claims.py
 genotypes/NAME.yaml   each genotype of the study once it is known: found, derived, drawn, or of the zoo
 log.txt               what the coordinators and workers did, with the time, host and process
-stop                  while it exists, jobs save and end, and none is started
+jobs/ID.out           what the worker of a job printed
+stop                  while it exists, jobs save and end, and none is started; jobs/ID.stop for one job alone
 results.json          statistics of the finished study; report.md and its pictures stand beside it
 """
 
@@ -120,6 +121,10 @@ class StudyFolder:
         """While it exists, jobs save and end, and none is started."""
         return self.path / "stop"
 
+    def job_stop_file(self, job_id: str) -> Path:
+        """While it exists, that job saves and ends."""
+        return self.path / "jobs" / f"{job_id}.stop"
+
     def state_file(self, job_id: str) -> Path:
         """jobs/ID.json."""
         return self.path / "jobs" / f"{job_id}.json"
@@ -138,10 +143,15 @@ class StudyFolder:
         """Replace the state of a job; only for the owner of its claim."""
         write_atomically(self.state_file(state.id), _json(state))
 
+    @staticmethod
+    def first_state(job: StudyJob) -> JobState:
+        """The state of a job that has not begun."""
+        values = {f.name: getattr(job, f.name) for f in fields(StudyJob) if f.name not in ("options", "found")}
+        return JobState(**values, options={name: _plain(value) for name, value in job.options.items()})
+
     def add_state(self, job: StudyJob) -> None:
         """Write the first state of a job, unless it has one. Several coordinators may try at once."""
-        values = {f.name: getattr(job, f.name) for f in fields(StudyJob) if f.name not in ("options", "found")}
-        state = JobState(**values, options={name: _plain(value) for name, value in job.options.items()})
+        state = self.first_state(job)
         path = self.state_file(job.id)
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
