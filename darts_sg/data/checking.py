@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from darts_sg.data.detection.assemble import CUT, LEFT_OUT, counted
+from darts_sg.data.detection.annotations import CUT, LEFT_OUT, counted
 from darts_sg.data.detection.coco import is_coco
 from darts_sg.data.detection.objects import DetectionImages
 from darts_sg.data.detection.voc import is_voc

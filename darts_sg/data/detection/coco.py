@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from darts_sg.data.detection.assemble import (
+from darts_sg.data.detection.annotations import (
     MOST_OBJECTS,
     Annotated,
     DamagedAnnotation,

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from xml.parsers import expat
 
-from darts_sg.data.detection.assemble import (
+from darts_sg.data.detection.annotations import (
     MOST_ANNOTATION_BYTES,
     MOST_OBJECTS,
     Annotated,

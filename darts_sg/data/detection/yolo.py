@@ -14,7 +14,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from darts_sg.data.detection.assemble import (
+from darts_sg.data.detection.annotations import (
     MOST_ANNOTATION_BYTES,
     MOST_CLASSES,
     MOST_OBJECTS,
