@@ -4,9 +4,11 @@
 problem if results would be wrong or lower for it, and a note if it is good to know.
 """
 
+import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -213,7 +215,9 @@ def check_detection(
     _find_in_files(check, {name: [part.name(i) for i in range(len(part))] for name, part in images.items()})
     _find_wrong_sizes(check, images)
     _find_doubled_boxes(check, images)
+    _find_similar_names(check)
     _find_rare_classes(check, "objects")
+    _find_unused_files(check, dataset, {part.name(index) for part in images.values() for index in range(len(part))})
     _find_difficult_to_detect(check)
     return check
 
@@ -242,6 +246,7 @@ def check_folders(directory: Path, threads: int, *, look: bool = True) -> Check:
         check.add(False, f"{counted(len(strange), 'file', 'is')} no image ({' '.join(sorted(SUFFIXES))})", strange)
     _find_in_files(check, shown)
     _find_label_conflicts(check, shown, labels)
+    _find_similar_names(check)
     _find_rare_classes(check, "images")
 
     def is_small(one: ImageFacts) -> bool:
@@ -380,6 +385,28 @@ def _find_doubled_boxes(check: Check, images: Mapping[str, DetectionImages]) -> 
         check.add(True, f"{counted(len(doubled), 'image', 'has')} the same box of one class twice", doubled)
     if ambiguous:
         check.add(False, f"{counted(len(ambiguous), 'image', 'has')} the same box for two classes", ambiguous)
+
+
+def _find_similar_names(check: Check) -> None:
+    """Classes whose names differ in case, blanks, hyphens or underscores only, such as of two annotators."""
+    groups: dict[str, list[str]] = {}
+    for name in check.class_names:
+        groups.setdefault(re.sub(r"[\s_-]+", "", name.casefold()), []).append(name)
+    if similar := [" ~ ".join(names) for names in groups.values() if len(names) > 1]:
+        check.add(True, f"{counted(len(similar), 'class', 'has')} several spellings", similar)
+
+
+def _find_unused_files(check: Check, dataset: Dataset, used: set[str]) -> None:
+    """Image files beside those of the data that belong to no part, such as those that nobody has annotated."""
+    unused: list[str] = []
+    for folder in sorted({PurePosixPath(name).parent for name in used}):
+        names = (
+            entry.name for entry in os.scandir(check.directory / folder) if Path(entry.name).suffix.lower() in SUFFIXES
+        )
+        found = ((folder / name).as_posix() for name in sorted(names) if Path(name).suffix.lower() in SUFFIXES)
+        unused += [name for name in found if name not in used and name not in dataset.unusual]
+    if unused:
+        check.add(False, f"{counted(len(unused), 'image file', 'is')} in no part of the data", unused)
 
 
 def _find_rare_classes(check: Check, what: str) -> None:
