@@ -140,8 +140,8 @@ class RunConfig(metaclass=ConfigType):
     """Seed of the test part that --dataset folder, voc, coco or yolo splits off where there is none. It belongs to the
     data: runs with different --seed test on the same images."""
     reduced_decoding: bool = option(False, "Data")
-    """Decode the JPEGs of --dataset imagenet at 1/2, 1/4 or 1/8 of their size where that is still larger than the crop:
-    faster, with slightly different pixels."""
+    """Decode the JPEGs of --dataset imagenet, voc, coco or yolo at 1/2, 1/4 or 1/8 of their size where that is still
+    larger than the crop: faster, with slightly different pixels."""
     train_images: int | None = option(None, "Data")
     """Number of training images, a seeded, class-balanced subset. Default: all."""
     validation_images: int | None = option(None, "Data")
