@@ -19,7 +19,7 @@ COLOURS = {"train": TRAIN, "test": TEST}
 OTHER = "#3C8A3F"
 SAMPLES_IN_A_ROW, SAMPLE_ROWS = 6, 2
 SAMPLE_HEIGHT = 2.3
-"""Of a row of images, in inches."""
+"""Height of a row of images in inches."""
 MOST_NAMED = 40
 """Classes whose bars have names."""
 MOST_LEVEL = 8
@@ -40,7 +40,7 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True)
 class BoxPlots:
-    """What is shown of the boxes, one entry an object; see `darts_sg.data.checking.BoxFacts`."""
+    """Figures of the boxes to plot, one entry an object; see `darts_sg.data.checking.BoxFacts`."""
 
     shares: NDArray[np.float32]
     side: NDArray[np.float64]

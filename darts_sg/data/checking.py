@@ -60,7 +60,7 @@ class Finding:
 
 @dataclass(frozen=True, eq=False)
 class PartCounts:
-    """What a part of a data set has."""
+    """Numbers of images and objects in one part of a data set."""
 
     images: int
     images_by_class: np.ndarray
@@ -105,7 +105,7 @@ class Check:
     image_size: int | None
     """Side of the network's input that objects are judged at; None for class folders."""
     facts: dict[str, list[ImageFacts]]
-    """What each file is, by part; empty if files were not looked into."""
+    """Facts about each file, by part; empty if files were not decoded."""
     boxes: BoxFacts | None = None
     samples: list[tuple[Path, str]] = field(default_factory=list)
     """Some training images of class folders, and their classes."""
@@ -467,7 +467,7 @@ def _class_files(root: Path, class_names: Sequence[str]) -> list[list[Path]]:
 
 
 def _other_files(root: Path) -> list[Path]:
-    """What lies in the class folders and is no image."""
+    """Files in the class folders that are no images."""
     return [
         path for name in subfolders(root) for path in sorted((root / name).iterdir())
         if path.name[0] != "." and path.suffix.lower() not in SUFFIXES

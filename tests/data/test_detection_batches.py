@@ -258,7 +258,7 @@ def test_ranks_share_a_batch(images: DetectionImages) -> None:
 
 
 def test_a_reader_gives_the_same_in_another_process(images: DetectionImages) -> None:
-    """What a worker does, without starting one."""
+    """Pickled and read, as in a worker, but without starting one."""
     reader = BoxReader(images, SSD, 1, "weights")
     there = pickle.loads(pickle.dumps(reader))
     for key in ((0, 1), (3, 0)):

@@ -34,7 +34,7 @@ def load(name: str, directory: Path, **options: Any) -> Dataset:
 
 
 def short(value: object) -> str | None:
-    """What names a case of a test: hostile content can be long."""
+    """The name of a test case: hostile content can be long."""
     return repr(value)[:30] if isinstance(value, str | bytes) else None
 
 
@@ -60,7 +60,7 @@ def annotate(folder: Path, stem: str, content: str | bytes) -> None:
 
 
 def test_all_four_coordinates_of_voc_become_one_less(tmp_path: Path) -> None:
-    """As in the SSD codebases: x2 and y2 then are the last column and row of the object, counted from 0."""
+    """The convention of the SSD codebases: x2 and y2 are the last column and row of the object, counted from 0."""
     dataset = load("voc", write_voc(tmp_path))
     found = boxes_of(dataset) | boxes_of(dataset, "test")
     assert found == {

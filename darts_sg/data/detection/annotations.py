@@ -25,10 +25,10 @@ logger = logging.getLogger(__name__)
 SIZE = 320
 """Default side of the images in pixels, that of SSDLite-320."""
 MOST_OBJECTS = 10_000
-"""In one image; COCO has up to 93, aerial images up to 2,000."""
+"""Limit for one image; COCO has up to 93, aerial images up to 2,000."""
 MOST_CLASSES = 10_000
 MOST_ANNOTATION_BYTES = 2**24
-"""Of the annotation of one image."""
+"""Size limit for the annotation of one image."""
 TOLERANCE = 1.0
 """Pixels that a box may reach beyond its image without being reported: some tools count from 0, others from 1."""
 LEFT_OUT, CUT = "boxes left out", "boxes cut at the border"

@@ -24,7 +24,7 @@ ROUNDS = 50
 
 @dataclass(frozen=True)
 class BoxAugment:
-    """What is done to training images and their boxes, each step with its probability."""
+    """The augmentation of training images and their boxes: steps and their probabilities."""
 
     photometric: float = 0.0
     """Probability of each of: brightness, contrast, saturation, hue, channel order."""
@@ -51,7 +51,7 @@ class BoxAugment:
 NONE = BoxAugment()
 SSD = BoxAugment(photometric=0.5, expansion=0.5, overlaps=(None, 0.1, 0.3, 0.7, 0.9, 0.0), mirror=0.5)
 CROP_AND_FLIP = BoxAugment(overlaps=(None, 0.0, 0.1, 0.3, 0.5, 0.7, 0.9), tries=40, mirror=0.5)
-"""As torchvision trains its SSDLite."""
+"""The augmentation of torchvision's SSDLite."""
 
 BOX_AUGMENTS: Registry[BoxAugment] = Registry("augmentation of boxes")
 BOX_AUGMENTS.add("ssd", SSD)
@@ -69,7 +69,7 @@ class View(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What becomes of an image of a certain size, decided before it is decoded."""
+    """The random choices for one image, made before it is decoded."""
 
     view: View
     mirrored: bool
@@ -236,7 +236,7 @@ class Colours(NamedTuple):
     brightness: float
     contrast: float
     contrast_first: bool
-    """Whether contrast changes before saturation and hue."""
+    """True: contrast changes before saturation and hue; false: after them."""
     saturation: float
     hue: float
     """In degrees."""
