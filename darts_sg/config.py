@@ -135,14 +135,14 @@ class RunConfig(metaclass=ConfigType):
     """Worker processes that prefetch the files of --dataset imagenet, voc, coco or yolo, per stream of batches; 0 for
     none. Fewer start where their batches would take more than 1/8 of the available memory. Default: one per core."""
     damaged: Literal["skip", "stop"] = option("skip", "Data", free=True)
-    """How to treat an image of --dataset imagenet, voc, coco or yolo that cannot be decoded. skip: report it, train on the next image
-    instead, leave it out of the test. stop: report it and end the run."""
+    """How to treat an image of --dataset imagenet, voc, coco or yolo that cannot be decoded. skip: report it, train on
+    the next image instead, leave it out of the test. stop: report it and end the run."""
     split_seed: int = option(0, "Data")
-    """Seed of the test part that --dataset folder, voc, coco or yolo splits off where there is none. It belongs to the data: runs with
-    different --seed test on the same images."""
+    """Seed of the test part that --dataset folder, voc, coco or yolo splits off where there is none. It belongs to the
+    data: runs with different --seed test on the same images."""
     reduced_decoding: bool = option(False, "Data")
-    """Decode the JPEGs of --dataset imagenet at 1/2, 1/4 or 1/8 of their size where that is still larger than the crop:
-    faster, with slightly different pixels."""
+    """Decode the JPEGs of --dataset imagenet, voc, coco or yolo at 1/2, 1/4 or 1/8 of their size where that is still
+    larger than the crop: faster, with slightly different pixels."""
     train_images: int | None = option(None, "Data")
     """Number of training images, a seeded, class-balanced subset. Default: all."""
     validation_images: int | None = option(None, "Data")
