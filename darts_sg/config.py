@@ -121,22 +121,23 @@ class RunConfig(metaclass=ConfigType):
     task: str = option(DEFAULT_TASK, "Data")
     """What the network is trained for: classification (one label for each image)."""
     dataset: str = option("cifar10", "Data")
-    """Data set; folder: class folders of your own images; synthetic: rendered figures, always there."""
+    """Data set; folder: class folders of your own images; voc, coco, yolo: images with objects in boxes, in the layout
+    of that name; synthetic: rendered figures, always there."""
     data: Path = option(Path("data"), "Data", free=True)
     """Folder of the data set, and where to download it."""
     data_note: str = option("", "Data")
     """Remark to print beside every figure measured on this data, such as 'CIFAR-10 (JPEG q75)'."""
     image_size: int | None = option(None, "Data")
-    """Side in pixels to resize the images of --dataset folder or imagenet to. Default: chosen from the images; 224 for
-    imagenet."""
+    """Side in pixels to resize the images of --dataset folder, imagenet, voc, coco or yolo to. Default: chosen from the
+    images; 224 for imagenet; 320 for images with boxes."""
     workers: int | None = option(None, "Data", free=True)
-    """Worker processes that prefetch the files of --dataset imagenet, per stream of batches; 0 for none. Fewer start
-    where their batches would take more than 1/8 of the available memory. Default: one per core."""
+    """Worker processes that prefetch the files of --dataset imagenet, voc, coco or yolo, per stream of batches; 0 for
+    none. Fewer start where their batches would take more than 1/8 of the available memory. Default: one per core."""
     damaged: Literal["skip", "stop"] = option("skip", "Data", free=True)
-    """How to treat an image of --dataset imagenet that cannot be decoded. skip: report it, train on the next image
+    """How to treat an image of --dataset imagenet, voc, coco or yolo that cannot be decoded. skip: report it, train on the next image
     instead, leave it out of the test. stop: report it and end the run."""
     split_seed: int = option(0, "Data")
-    """Seed of the test part that --dataset folder splits off where there is none. It belongs to the data: runs with
+    """Seed of the test part that --dataset folder, voc, coco or yolo splits off where there is none. It belongs to the data: runs with
     different --seed test on the same images."""
     reduced_decoding: bool = option(False, "Data")
     """Decode the JPEGs of --dataset imagenet at 1/2, 1/4 or 1/8 of their size where that is still larger than the crop:

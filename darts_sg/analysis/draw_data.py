@@ -20,6 +20,8 @@ SAMPLE_HEIGHT = 2.3
 """Of a row of images, in inches."""
 MOST_NAMED = 40
 """Classes whose bars have names."""
+MOST_LEVEL = 8
+"""Classes whose names fit beside each other."""
 LONGEST_NAME = 18
 
 
@@ -100,10 +102,11 @@ def _draw_classes(axes: Axes, names: Sequence[str], counts: Mapping[str, NDArray
     axes.set_xlim(-0.3, len(names))
     if len(names) <= MOST_NAMED:
         short = [name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…" for name in names]
-        axes.set_xticks(places + 0.4, [name.replace("$", r"\$") for name in short], rotation=40, ha="right", fontsize=8)
+        turned = {"rotation": 40, "ha": "right"} if len(names) > MOST_LEVEL else {}
+        axes.set_xticks(places + 0.4, [name.replace("$", r"\$") for name in short], fontsize=8, **turned)
     else:
         axes.set_xlabel(f"{len(names)} classes")
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1, 0.98), ncols=len(counts))
     _finish(axes, f"{what.capitalize()} of each class")
 
 
