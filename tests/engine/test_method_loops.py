@@ -34,10 +34,6 @@ METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"relaxation": "gumbel:temperature=10,temperature_end=0.1,hard=true", **NATIVE, **PARTIAL},
         {"sample": methods.hard_gumbel(10, 0.1, only_chosen=True)},
     ),
-    "hard gumbel, all operations": (
-        {"relaxation": "gumbel:temperature=5,temperature_end=1,hard=true,gradient=all"},
-        {"sample": methods.hard_gumbel(5, 1, only_chosen=False)},
-    ),
     "snas": (
         {
             "relaxation": "gumbel:temperature=1,temperature_end=0.03", "hypergradient": "single_level",
