@@ -31,6 +31,7 @@ from darts_sg.methods.weight_regularizers import WEIGHT_REGULARIZERS
 from darts_sg.networks.derived import NetworkShape
 from darts_sg.networks.mobile import find_model
 from darts_sg.networks.skeleton import MOST_CELLS, MOST_CHANNELS
+from darts_sg.ops import OPERATIONS
 from darts_sg.options import flag, read_options
 from darts_sg.quantity import parse_quantity
 from darts_sg.registry import Registry, unknown_name
@@ -138,14 +139,14 @@ class RunConfig(metaclass=ConfigType):
     """Worker processes that prefetch the files of --dataset imagenet, voc, coco or yolo, per stream of batches; 0 for
     none. Fewer start where their batches would take more than 1/8 of the available memory. Default: one per core."""
     damaged: Literal["skip", "stop"] = option("skip", "Data", free=True)
-    """How to treat an image of --dataset imagenet, voc, coco or yolo that cannot be decoded. skip: report it, train on the next image
-    instead, leave it out of the test. stop: report it and end the run."""
+    """How to treat an image of --dataset imagenet, voc, coco or yolo that cannot be decoded. skip: report it, train on
+    the next image instead, leave it out of the test. stop: report it and end the run."""
     split_seed: int = option(0, "Data")
-    """Seed of the test part that --dataset folder, voc, coco or yolo splits off where there is none. It belongs to the data: runs with
-    different --seed test on the same images."""
+    """Seed of the test part that --dataset folder, voc, coco or yolo splits off where there is none. It belongs to the
+    data: runs with different --seed test on the same images."""
     reduced_decoding: bool = option(False, "Data")
-    """Decode the JPEGs of --dataset imagenet at 1/2, 1/4 or 1/8 of their size where that is still larger than the crop:
-    faster, with slightly different pixels."""
+    """Decode the JPEGs of --dataset imagenet, voc, coco or yolo at 1/2, 1/4 or 1/8 of their size where that is still
+    larger than the crop: faster, with slightly different pixels."""
     train_images: int | None = option(None, "Data")
     """Number of training images, a seeded, class-balanced subset. Default: all."""
     validation_images: int | None = option(None, "Data")
@@ -370,7 +371,20 @@ class SearchConfig(RunConfig):
                 )
         if self.cutout_schedule == "linear" and not self.cutout_length:
             raise UsageError("--cutout-schedule linear has nothing to cut: add --cutout-length, such as 16")
-        parse_space(self.space)
+        space = parse_space(self.space)
+        if space.num_nodes not in (None, self.nodes):
+            raise UsageError(
+                f"--nodes {self.nodes}: space {space.name} has lists for the edges of {space.num_nodes} nodes; give "
+                f"--nodes {space.num_nodes}"
+            )
+        random = [name for name in space.operations if OPERATIONS[name].is_random]
+        if self.recompute and random:
+            raise UsageError("--recompute would draw the noise of an operation a second time; leave it out")
+        if random and self.method().weight_regularizer.needed:
+            raise UsageError(
+                f"--weight-regularizer {cut(self.weight_regularizer)} takes the difference of two passes, and the "
+                f"operation {random[0]} draws anew in each; leave one of them out"
+            )
         self.method()
         if self.baseline() is not None:
             self._refuse_alphas()

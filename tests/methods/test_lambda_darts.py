@@ -127,6 +127,7 @@ def test_a_resumed_job_goes_on_to_the_same_bits_beside_other_parts() -> None:
     [
         ({"cells": 3}, "compares normal cells, of which --cells 3 leaves 1; give --cells 4 or more"),
         ({"weight_regularizer": "alignment:0"}, "strength must be above 0, found 0.0"),
+        ({"space": "S4", "cells": 8}, "takes the difference of two passes, and the operation noise draws anew in each"),
         ({"weight_regularizer": "align"}, "unknown weight regularizer 'align'"),
     ],
 )

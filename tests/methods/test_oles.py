@@ -197,3 +197,14 @@ def test_what_cannot_be_is_refused(options: dict[str, object], said: str) -> Non
     with pytest.raises(UsageError) as caught:
         SearchConfig(**{"recipe": "oles", "data": Path(), **options})
     assert said in str(caught.value)
+
+
+def test_edges_with_lists_of_their_own_have_an_auxiliary_skip_drop_path_and_freezing_too() -> None:
+    rule = "oles:threshold=1,window=1"
+    job = job_of(space="S1", nodes=4, auxiliary_skip="linear", drop_path_prob=0.5, freeze_operations=rule)
+    job.step(1, 0)
+    places = job.freezing.operations.places
+    assert len(places) == job.freezing.num_frozen() > 0
+    for cell, edge, place in places:
+        columns = job.supernet.cells[cell].edges[edge].columns
+        assert columns[-1] == len(job.space.operations) > columns[place]

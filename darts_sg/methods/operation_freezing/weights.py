@@ -34,7 +34,6 @@ class OperationWeights:
     """
 
     def __init__(self, supernet: Supernet) -> None:
-        candidates = [name for name in supernet.operations if name != "none"]
         weights = supernet.weights()
         numbers = {id(weight): i for i, weight in enumerate(weights)}
         self.places: list[tuple[int, int, int]] = []
@@ -42,9 +41,11 @@ class OperationWeights:
         slices: dict[int, dict[int, tuple[int, int, int]]] = {}
         for name, one, tensor in plain_slices(supernet):
             found = PLACE.match(name)
-            if found is None or int(found[3]) >= len(candidates):
+            if found is None:
                 continue
             place = int(found[1]), int(found[2]), int(found[3])
+            if place[2] == _num_candidates(supernet, *place[:2]):  # the auxiliary skip stands behind the candidates
+                continue
             if place not in self.places[-1:]:
                 self.places.append(place)
             slices.setdefault(numbers[id(tensor)], {})[one.number] = place
@@ -111,6 +112,14 @@ class OperationWeights:
     def _marks(self, chosen: Tensor) -> Sequence[Tensor]:
         """For each stack, which of its slices are of chosen operations, (slices,)."""
         return chosen[self._of_slices].split([len(stack.operations) for stack in self._stacks])
+
+
+def _num_candidates(supernet: Supernet, cell: int, edge: int) -> int:
+    """The number of modules of an edge for candidate operations; `none` has no module."""
+    allowed = [True] * len(supernet.operations)
+    if supernet.choices is not None:
+        allowed = supernet.choices[supernet.specs[cell].reduction].of_edge(edge)
+    return sum(name != "none" and has for name, has in zip(supernet.operations, allowed, strict=True))
 
 
 def _by_slice(tensor: Tensor, marks: Tensor) -> tuple[Tensor, Tensor]:
