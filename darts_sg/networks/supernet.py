@@ -177,7 +177,7 @@ class MixedOp(nn.Module):
         partial_channels: int,
         allowed: Sequence[bool] | None = None,
     ) -> None:
-        """allowed: which of the operations this edge has, None for all; an auxiliary skip behind them is on every edge."""
+        """allowed: which of the operations this edge has, None for all; every edge has an auxiliary skip."""
         super().__init__()
         self.stride, self.K, self.C_mixed = stride, partial_channels, C // partial_channels
         self.columns = [  # of the mixing weights
