@@ -369,8 +369,6 @@ class SearchConfig(RunConfig):
                     f"--stop-eigenvalue {self.stop_eigenvalue} needs the eigenvalue of every epoch: add "
                     "--eigenvalue-every 1"
                 )
-        if self.cutout_schedule == "linear" and not self.cutout_length:
-            raise UsageError("--cutout-schedule linear has nothing to cut: add --cutout-length, such as 16")
         space = parse_space(self.space)
         if space.num_nodes not in (None, self.nodes):
             raise UsageError(
@@ -385,6 +383,8 @@ class SearchConfig(RunConfig):
                 f"--weight-regularizer {cut(self.weight_regularizer)} takes the difference of two passes, and the "
                 f"operation {random[0]} draws anew in each; leave one of them out"
             )
+        if self.cutout_schedule == "linear" and not self.cutout_length:
+            raise UsageError("--cutout-schedule linear has nothing to cut: add --cutout-length, such as 16")
         self.method()
         if self.baseline() is not None:
             self._refuse_alphas()

@@ -30,16 +30,16 @@ def use_kernels(
     """
     accelerate(network, pytorch_backend(network))
     asked = wanted = config.kernels
-    if isinstance(config, SearchConfig) and config.drop_path_prob:  # an edge has another factor for each image
-        if asked == "native":
-            raise UsageError("--kernels native computes no drop path in a search; leave one of them out")
-        return "pytorch"
     if isinstance(network, Supernet) and network.choices is not None:
         if asked == "native":
             raise UsageError(
                 "--kernels native computes edges that all have the same operations, and those of this space have lists "
                 "of their own; leave it out"
             )
+        return "pytorch"
+    if isinstance(config, SearchConfig) and config.drop_path_prob:  # an edge has another factor for each image
+        if asked == "native":
+            raise UsageError("--kernels native computes no drop path in a search; leave one of them out")
         return "pytorch"
     # kernels exist for CPUs in float32, and for supernets on CUDA GPUs; torch.compile makes its own
     prepare = prepare_gpu if setting.device.type == "cuda" and not config.compile else None

@@ -31,7 +31,7 @@ class Draw(NamedTuple):
 
 
 Drawn = Tensor | tuple[Tensor | None, ...] | None
-"""Of one cell type; a tuple where edges have lists of their own, one entry for each number of operations."""
+"""For one cell type; a tuple where edges have lists of their own, one entry for each number of operations."""
 
 
 def alphas_of(supernet: Supernet) -> Alphas:

@@ -114,10 +114,6 @@ class EdgeChoices:
         found: list[bool] = self.allowed[edge].tolist()
         return found
 
-    def with_another(self) -> "EdgeChoices":
-        """The lists with one more operation, the last one, on every edge."""
-        return EdgeChoices(torch.cat([self.allowed, self.allowed.new_ones(len(self.allowed), 1)], dim=1))
-
     def groups(self, device: torch.device) -> list[tuple[Tensor, Tensor]]:
         """For each number of operations k that edges have: their rows (E_k, 1) and columns (E_k, k)."""
         if device not in self._groups:
@@ -181,11 +177,13 @@ class MixedOp(nn.Module):
         partial_channels: int,
         allowed: Sequence[bool] | None = None,
     ) -> None:
-        """allowed: which of the operations this edge has; None for all."""
+        """allowed: which of the operations this edge has, None for all; every edge has an auxiliary skip."""
         super().__init__()
         self.stride, self.K, self.C_mixed = stride, partial_channels, C // partial_channels
         self.columns = [  # of the mixing weights
-            i for i, name in enumerate(operations) if name != "none" and (allowed is None or allowed[i])
+            i
+            for i, name in enumerate(operations)
+            if name != "none" and (allowed is None or i >= len(allowed) or allowed[i])
         ]
         self.ops = nn.ModuleList(candidate(operations[i], self.C_mixed, stride) for i in self.columns)
 
@@ -348,16 +346,13 @@ class Supernet(nn.Module):
         C_stem = stem_channels(network, channels, stem_multiplier)
         self.stem = (ImageNetStem if large else CifarStem)(in_channels, C_stem)
         self.specs = cell_specs(channels, cells, C_stem, lambda reduction: num_nodes, reduction_before=large)
-        self.auxiliary_skip = auxiliary_skip
         self.choices = None if allowed is None else Choices(*(EdgeChoices(torch.from_numpy(each)) for each in allowed))
         """Which operations the edges have, where they have lists of their own."""
+        self.auxiliary_skip = auxiliary_skip
         # the auxiliary skip is a candidate to the cells, so that backends merge it with other identities of an edge
-        candidates, lists = tuple(operations), self.choices
-        if auxiliary_skip:
-            candidates = (*candidates, AUXILIARY_SKIP)
-            lists = None if lists is None else Choices(*(each.with_another() for each in lists))
+        candidates = (*operations, AUXILIARY_SKIP) if auxiliary_skip else operations
         self.cells = nn.ModuleList(
-            SupernetCell(spec, candidates, num_nodes, partial_channels, lists and lists[spec.reduction])
+            SupernetCell(spec, candidates, num_nodes, partial_channels, self.choices and self.choices[spec.reduction])
             for spec in self.specs
         )
         self.head = Head(num_nodes * self.specs[-1].C, num_classes)
