@@ -316,10 +316,12 @@ class SearchJob:
     def _perturbed(self, mixing: Mixing, batch: Batch, kept: Tensor | None) -> Mixing:
         """The mixing weights of the weights' step."""
         perturbation, loss = self.method.perturbation, partial(self._loss_under, batch, kept=kept)
-        if not perturbation.attacks:
-            return restricted(self.supernet, perturbation(mixing, loss, self.progress, self.generator))
-        with frozen(self.weights), eval_mode(self.supernet):
-            return restricted(self.supernet, perturbation(mixing, loss, self.progress, self.generator))
+        if perturbation.attacks:
+            with frozen(self.weights), eval_mode(self.supernet):
+                found = perturbation(mixing, loss, self.progress, self.generator)
+        else:
+            found = perturbation(mixing, loss, self.progress, self.generator)
+        return mixing if found is mixing else restricted(self.supernet, found)
 
     def _loss_of(
         self, batch: Batch, mixing: Mixing, kept: Tensor | None = None, chosen: Chosen | None = None

@@ -210,10 +210,18 @@ def test_every_relaxation_combines_with_all_parts_that_have_a_meaning_with_it(
     assert job.select(job.mixing())
 
 
-@pytest.mark.parametrize("relaxation", [HARD, "reinmax", "gumbel:hard=true,gradient=all"])
-def test_hard_samples_compute_the_chosen_operations_alone(relaxation: str) -> None:
+@pytest.mark.parametrize(
+    ("relaxation", "options"),
+    [
+        (HARD, {}),
+        (HARD, {"space": "S1", "nodes": 4}),
+        ("reinmax", {}),
+        ("gumbel:hard=true,gradient=all", {}),
+    ],
+)
+def test_hard_samples_compute_the_chosen_operations_alone(relaxation: str, options: dict[str, object]) -> None:
     """In the weights' step always, in that of the alphas unless their gradient is to see all operations."""
-    job = job_of(relaxation=relaxation)
+    job = job_of(relaxation=relaxation, **options)
     seen: list[bool] = []
     job.supernet.register_forward_pre_hook(lambda net, inputs: seen.append(inputs[2:] not in ((), (None,))))
     job.step(0, 0)
