@@ -50,7 +50,9 @@ def add_parser(commands: Any) -> None:
     check.add_argument("--json", action="store_true", help="print JSON, with up to 1,000 names for each finding")
     check.add_argument("-o", "--output", type=Path, metavar="PNG", help="also draw a picture of the data")
     score = actions.add_parser("score", help="compute the figures of a detector from its predictions.json")
-    score.add_argument("predictions", metavar="PREDICTIONS", type=Path, help="predictions.json")
+    score.add_argument(
+        "predictions", metavar="PREDICTIONS", type=Path, help="predictions.json, or a run folder with it"
+    )
     score.add_argument("--data", type=Path, required=True, help="folder of the data")
     score.add_argument("--dataset", choices=DETECTION, help="layout of the folder (default: detected)")
     score.add_argument("--part", choices=["test", "train"], default="test", help="part to score on (default: test)")
@@ -246,7 +248,8 @@ def score_predictions(arguments: argparse.Namespace) -> None:
     dataset = load_dataset(layout, directory, split_seed=arguments.split_seed)
     images = dataset.test if arguments.part == "test" else dataset.train
     assert isinstance(images, DetectionImages)
-    detections = read_predictions(arguments.predictions, images)
+    path = arguments.predictions.expanduser()
+    detections = read_predictions(path / "predictions.json" if path.is_dir() else path, images)
     names = images.class_names
     precision = average_precision(images.table, detections, len(names))
     figures, by_class = precision.figures(), dict(zip(names, precision.by_class(), strict=True))

@@ -267,7 +267,7 @@ def test_figures_of_predictions_are_computed_again_from_their_file(
     assert scored["by_class"]["red"]["objects"] == 1
     assert len(scored["curves"]["green"]["recall"]) == 2
     assert np.sum(scored["confusion"]["counts"]) >= 3
-    run(["data", "score", str(path), "--data", str(tmp_path), "--confusion"])
+    run(["data", "score", str(path.parent), "--data", str(tmp_path), "--confusion"])
     out = capsys.readouterr().out
     assert "3 predictions on the 2 test images" in out
     assert f"{100 * first.figures()['map_voc07']:.2f}" in out
