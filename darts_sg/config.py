@@ -28,6 +28,7 @@ from darts_sg.methods.selection import SELECTIONS
 from darts_sg.networks.derived import NetworkShape
 from darts_sg.networks.mobile import find_model
 from darts_sg.networks.skeleton import MOST_CELLS, MOST_CHANNELS
+from darts_sg.ops import OPERATIONS
 from darts_sg.options import flag, read_options
 from darts_sg.quantity import parse_quantity
 from darts_sg.registry import Registry, unknown_name
@@ -349,7 +350,14 @@ class SearchConfig(RunConfig):
                     f"--stop-eigenvalue {self.stop_eigenvalue} needs the eigenvalue of every epoch: add "
                     "--eigenvalue-every 1"
                 )
-        parse_space(self.space)
+        space = parse_space(self.space)
+        if space.num_nodes not in (None, self.nodes):
+            raise UsageError(
+                f"--nodes {self.nodes}: space {space.name} has lists for the edges of {space.num_nodes} nodes; give "
+                f"--nodes {space.num_nodes}"
+            )
+        if self.recompute and any(OPERATIONS[name].is_random for name in space.operations):
+            raise UsageError("--recompute would draw the noise of an operation a second time; leave it out")
         self.method()
         if self.baseline() is not None:
             self._refuse_alphas()

@@ -56,7 +56,9 @@ def write_report(run_dir: Path, animate: bool = False) -> Path:
     if run.genotype is not None:
         caption = _cost_line(run, run.genotype)
         save_figure(draw_genotype(run.genotype, caption), pictures / "cells")
-        sections += [*_genotype(run, run.genotype, caption), *_decisions(run.genotype), *_candidates(run.genotype)]
+        sections += _genotype(run, run.genotype, caption)
+        if run.job == "search":  # a retraining's genotype remembers them, too
+            sections += [*_decisions(run.genotype), *_candidates(run.genotype)]
     if run.options.get("model"):
         sections += _model(run, find_model(run.options["model"]))
     epochs = read_search_epochs(run_dir) if run.job == "search" else []

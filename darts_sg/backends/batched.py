@@ -440,6 +440,8 @@ class BatchedCell(nn.Module):
         if isinstance(cell, BatchedCell):
             self.batches = cell.batches
         else:
+            if cell.allowed is not None:
+                raise UsageError("edges with lists of operations of their own cannot be stacked: leave them eager")
             edges = [[cast(MixedOp, cell.edges[num_edges(n) + s]) for s, n in each] for each in self.edge_lists]
             if any(type(edge) is not MixedOp or any(getattr(edge, name) for name in HOOKS) for edge in cell.edges):
                 raise UsageError("edges that are hooked or replaced cannot be stacked: leave this supernet eager")

@@ -68,14 +68,23 @@ from darts_sg.genotype import Cell, Genotype
 from darts_sg.invocation import retrain_command
 from darts_sg.methods.early_stopping import EarlyStop
 from darts_sg.methods.hypergradient import Hypergradient, VirtualStep, frozen
-from darts_sg.methods.mixing import Draw, alphas_of, draw_noise, expected_mixing, sampled_mixing
+from darts_sg.methods.mixing import (
+    Draw,
+    alphas_of,
+    draw_noise,
+    expected_mixing,
+    masked_alphas_of,
+    restricted,
+    sampled_mixing,
+)
 from darts_sg.methods.regularizers import Problem
 from darts_sg.methods.selection import Searched, Setup, Trial
 from darts_sg.networks.supernet import ALPHA_INIT_DEVIATION, Mixing, Supernet, chosen_by
 from darts_sg.records import MetricsRow
-from darts_sg.spaces import parse_space
+from darts_sg.spaces import Space, parse_space
 from darts_sg.tasks import columns, task_of
 
+EDGE_BY_EDGE = "edges have lists of operations of their own: PyTorch computes them edge by edge, without kernels"
 EIGENVALUE_IMAGES = 64  # one batch, as in the code of RobustDARTS
 
 Batch = tuple[Tensor, Tensor]
@@ -99,7 +108,7 @@ class SearchJob:
         self.train = train_batches(self.train_images, config, setting, "weights")
         self.validation = train_batches(self.validation_images, config, setting, "alphas")
         self.phase = self.method.selection.phase(
-            Setup(self.space.operations, config.nodes, self.stage.epochs, config.seed)
+            Setup(self.space.operations, config.nodes, self.stage.epochs, config.seed, self.space.allowed)
         )
         """The selection, if it goes on after the supernet's epochs."""
         self.num_epochs, self.steps_per_epoch = self.stage.epochs, len(self.train)
@@ -117,7 +126,7 @@ class SearchJob:
             with torch.no_grad():
                 for alpha in self.alphas:
                     alpha.zero_()
-        problem = problem_of(config, self.space.operations)
+        problem = problem_of(config, self.space)
         self.regularizers = {name: term.prepare(problem) for name, term in self.method.regularizers.items()}
         if config.eigenvalue_every and setting.device.type == "mps":
             raise UsageError("--eigenvalue-every needs float64, which mps does not have; leave it out, or --device cpu")
@@ -252,14 +261,15 @@ class SearchJob:
         """The mixing weights of the weights' step."""
         perturbation, loss = self.method.perturbation, partial(self._loss_under, batch)
         if not perturbation.attacks:
-            return perturbation(mixing, loss, self.progress, self.generator)
+            return restricted(self.supernet, perturbation(mixing, loss, self.progress, self.generator))
         with frozen(self.weights), eval_mode(self.supernet):
-            return perturbation(mixing, loss, self.progress, self.generator)
+            return restricted(self.supernet, perturbation(mixing, loss, self.progress, self.generator))
 
     def _loss_under(self, batch: Batch, mixing: Mixing) -> Tensor:
         """The loss of a training batch under other mixing weights; that of the whole batch, and its gradient, on
         several ranks."""
         ranks, num_images = self.setting.ranks, len(batch[1])
+        mixing = restricted(self.supernet, mixing)
         if ranks.size > 1:
             parts = ranks.share_gradients((mixing.normal, mixing.reduce), num_images)
             mixing = mixing._replace(normal=parts[0], reduce=parts[1])
@@ -387,7 +397,7 @@ class SearchJob:
         if self.phase is not None:
             return self.phase.cells(mixing)
         bounds = [bound for term in self.regularizers.values() for bound in term.bounds()]
-        return self.method.selection(Searched(mixing, self.space.operations, bounds))
+        return self.method.selection(Searched(mixing, self.space.operations, bounds, self.space.allowed))
 
     def derive(
         self,
@@ -468,6 +478,7 @@ class SearchJob:
             f"({', '.join(self.space.operations)})",
             f"supernet: {count_params(self.supernet) - alphas:,} weights, {alphas:,} alphas, "
             f"{human(macs)} MACs an image (C={self.config.channels}, {self.stage.cells} cells)",
+            *(() if self.supernet.choices is None else (EDGE_BY_EDGE,)),
             *unfused_facts(self),
             *self._phase_facts(),
             f"images: {len(self.train_images):,} for the weights, {self._num_alpha_images:,} for the alphas",
@@ -504,6 +515,7 @@ class SearchJob:
             partial_channels=stage.partial_channels,
             edge_normalization=config.edge_normalization,
             initial_alphas=self._initial_alphas,
+            allowed=self.space.allowed,
         )
 
     def _initial_alphas(self, num_edges: int, num_operations: int) -> Tensor:
@@ -532,7 +544,7 @@ class SearchJob:
         """Add the gradients of the regularizers to those of the alphas; returns the regularizers by column."""
         values = {}
         for name, term in self.regularizers.items():
-            value = term(alphas_of(self.supernet), self._expected(self.supernet), self.progress)
+            value = term(masked_alphas_of(self.supernet), self._expected(self.supernet), self.progress)
             gradients = torch.autograd.grad(value, self.alphas, materialize_grads=True)
             for gradient, more in zip(found.gradients, gradients, strict=True):
                 gradient += more
@@ -548,15 +560,15 @@ class SearchJob:
         self.alpha_optimizer.zero_grad(set_to_none=True)
 
 
-def problem_of(config: SearchConfig, operations: tuple[str, ...]) -> Problem:
+def problem_of(config: SearchConfig, space: Space) -> Problem:
     """The search as its regularizers see it, with the costs of networks of the papers' size (CIFAR: C=36, 20 cells)."""
 
     @cache
     def tables() -> dict[str, Costs]:
-        costs = choice_costs(operations, config.network, num_nodes=config.nodes)
+        costs = choice_costs(space.operations, config.network, num_nodes=config.nodes)
         return dict(zip(("params", "macs"), costs, strict=True))
 
-    return Problem(operations, config.nodes, lambda unit: tables()[unit])
+    return Problem(space.operations, config.nodes, lambda unit: tables()[unit], space.allowed)
 
 
 @lenient_output()

@@ -9,8 +9,10 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -84,6 +86,62 @@ class CellWeights:
         return found
 
 
+class EdgeChoices:
+    """Which operations each edge of a cell type has, where edges have lists of their own.
+
+    A relaxation sees tables of edges with as many operations each; `apply` takes them out of the alphas and puts its
+    mixing weights back, 0 for an operation that an edge does not have.
+    """
+
+    def __init__(self, allowed: Tensor) -> None:
+        """allowed: bool (num_edges, num_operations), on the CPU."""
+        self.allowed = allowed
+        self._groups: dict[torch.device, list[tuple[Tensor, Tensor]]] = {}  # cache, by device
+
+    def of_edge(self, edge: int) -> list[bool]:
+        found: list[bool] = self.allowed[edge].tolist()
+        return found
+
+    def groups(self, device: torch.device) -> list[tuple[Tensor, Tensor]]:
+        """For each number of operations k that edges have: their rows (E_k, 1) and columns (E_k, k)."""
+        if device not in self._groups:
+            found = []
+            counts = self.allowed.sum(dim=1)
+            for k in counts.unique().tolist():
+                rows = (counts == k).nonzero()
+                columns = self.allowed[rows[:, 0]].nonzero()[:, 1].view(-1, k)
+                found.append((rows.to(device), columns.to(device)))
+            self._groups[device] = found
+        return self._groups[device]
+
+    def compact(self, table: Tensor) -> list[Tensor]:
+        """(num_edges, num_operations) to one (E_k, k) for each group."""
+        return [table[rows, columns] for rows, columns in self.groups(table.device)]
+
+    def whole(self, parts: Sequence[Tensor]) -> Tensor:
+        """The inverse of `compact`, with 0 for an operation that an edge does not have."""
+        table = parts[0].new_zeros(self.allowed.shape)
+        for (rows, columns), part in zip(self.groups(table.device), parts, strict=True):
+            table = table.index_put((rows, columns), part)
+        return table
+
+    def restrict(self, weights: Tensor) -> Tensor:
+        """Mixing weights without those of operations that an edge does not have, summing to 1 on each edge."""
+        kept = weights * self.allowed.to(weights.device)
+        return kept / kept.sum(dim=1, keepdim=True)
+
+    def masked(self, alphas: Tensor) -> Tensor:
+        """Alphas with minus infinity for an operation that an edge does not have."""
+        return torch.where(self.allowed.to(alphas.device), alphas, -torch.inf)
+
+
+class Choices(NamedTuple):
+    """The lists of the edges of the normal and of the reduction cells."""
+
+    normal: EdgeChoices
+    reduce: EdgeChoices
+
+
 def candidate(name: str, C: int, stride: int) -> nn.Module:
     """A candidate operation of a supernet: no BatchNorm has affine parameters, and a pool is followed by one, so
     that all operations give outputs of one scale (DARTS paper, appendix A.1.1)."""
@@ -99,10 +157,20 @@ class MixedOp(nn.Module):
     (N, C, H, W) to (N, C, H / stride, W / stride). `none` has no module: it adds nothing.
     """
 
-    def __init__(self, operations: Sequence[str], C: int, stride: int, partial_channels: int) -> None:
+    def __init__(
+        self,
+        operations: Sequence[str],
+        C: int,
+        stride: int,
+        partial_channels: int,
+        allowed: Sequence[bool] | None = None,
+    ) -> None:
+        """allowed: which of the operations this edge has; None for all."""
         super().__init__()
         self.stride, self.K, self.C_mixed = stride, partial_channels, C // partial_channels
-        self.columns = [i for i, name in enumerate(operations) if name != "none"]  # of the mixing weights
+        self.columns = [  # of the mixing weights
+            i for i, name in enumerate(operations) if name != "none" and (allowed is None or allowed[i])
+        ]
         self.ops = nn.ModuleList(candidate(operations[i], self.C_mixed, stride) for i in self.columns)
 
     def forward(self, x: Tensor, weights: Tensor, chosen: int | None = None) -> Tensor:
@@ -132,14 +200,28 @@ class SupernetCell(nn.Module):
     ordered by node, then by state, as are the rows of the mixing weights.
     """
 
-    def __init__(self, spec: CellSpec, operations: Sequence[str], num_nodes: int, partial_channels: int) -> None:
+    def __init__(
+        self,
+        spec: CellSpec,
+        operations: Sequence[str],
+        num_nodes: int,
+        partial_channels: int,
+        allowed: "EdgeChoices | None" = None,
+    ) -> None:
+        """allowed: which of the operations each edge has; None if every edge has all."""
         super().__init__()
-        self.spec, self.operations = spec, tuple(operations)
+        self.spec, self.operations, self.allowed = spec, tuple(operations), allowed
         self.num_nodes, self.K = num_nodes, partial_channels
         self.reduction = spec.reduction
         self.input_0, self.input_1 = input_layers(spec, affine=False)
         self.edges = nn.ModuleList(
-            MixedOp(operations, spec.C, edge_stride(spec.reduction, state), partial_channels)
+            MixedOp(
+                operations,
+                spec.C,
+                edge_stride(spec.reduction, state),
+                partial_channels,
+                None if allowed is None else allowed.of_edge(num_edges(node) + state),
+            )
             for node in range(num_nodes)
             for state in range(NUM_INPUTS + node)
         )
@@ -224,7 +306,9 @@ class Supernet(nn.Module):
         partial_channels: int = 1,
         edge_normalization: bool = False,
         initial_alphas: Callable[[int, int], Tensor] = normal_alphas,
+        allowed: tuple[NDArray[np.bool_], NDArray[np.bool_]] | None = None,
     ) -> None:
+        """allowed: which operations each edge of the normal and of the reduction cell has; None for all."""
         super().__init__()
         if channels % partial_channels or channels // partial_channels < 2:
             raise UsageError(
@@ -240,7 +324,12 @@ class Supernet(nn.Module):
         C_stem = stem_channels(network, channels, stem_multiplier)
         self.stem = (ImageNetStem if large else CifarStem)(in_channels, C_stem)
         self.specs = cell_specs(channels, cells, C_stem, lambda reduction: num_nodes, reduction_before=large)
-        self.cells = nn.ModuleList(SupernetCell(spec, operations, num_nodes, partial_channels) for spec in self.specs)
+        self.choices = None if allowed is None else Choices(*(EdgeChoices(torch.from_numpy(each)) for each in allowed))
+        """Which operations the edges have, where they have lists of their own."""
+        self.cells = nn.ModuleList(
+            SupernetCell(spec, operations, num_nodes, partial_channels, self.choices and self.choices[spec.reduction])
+            for spec in self.specs
+        )
         self.head = Head(num_nodes * self.specs[-1].C, num_classes)
 
         for layer in self.modules():
