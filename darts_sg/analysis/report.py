@@ -24,18 +24,22 @@ from darts_sg.tasks.columns import cell as column_cell
 
 SHOWN_OPTIONS = (
     "recipe", "strategy", "space", "genotype", "model", "finetune", "network", "epochs", "batch_size", "channels",
-    "cells", "nodes", "learning_rate", "relaxation", "hypergradient", "regularizer", "perturbation", "selection",
-    "alpha_learning_rate",
-    "alpha_frozen_epochs", "partial_channels", "edge_normalization", "stop_eigenvalue", "stop_skips", "penalty",
-    "target_params", "target_macs",
-    "cutout_length", "colour_jitter", "drop_path_prob", "auxiliary_weight", "schedule", "warmup_epochs",
-    "label_smoothing", "ema", "compile",
+    "cells", "nodes", "learning_rate", "relaxation", "hypergradient", "regularizer", "perturbation", "auxiliary_skip",
+    "weight_regularizer", "freeze_operations", "selection", "alpha_learning_rate", "alpha_frozen_epochs",
+    "partial_channels", "edge_normalization", "stop_eigenvalue", "stop_skips", "penalty", "target_params",
+    "target_macs",
+    "cutout_length", "cutout_schedule", "colour_jitter", "drop_path_prob", "auxiliary_weight", "schedule",
+    "warmup_epochs", "label_smoothing", "ema", "compile",
 )  # fmt: skip
 UNREMARKABLE = {
     "strategy": "gradient",
     "relaxation": "softmax",
     "perturbation": "none",
+    "auxiliary_skip": "none",
+    "weight_regularizer": "none",
+    "freeze_operations": "none",
     "selection": "argmax",
+    "cutout_schedule": "constant",
 }  # those of DARTS: not shown
 
 

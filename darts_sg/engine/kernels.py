@@ -24,7 +24,7 @@ def use_kernels(
 
     The choice is that of --kernels, then that of the resumed run, then native kernels where they are available and
     pass the check. prepare_gpu: compiles the network's Triton kernels and raises Unavailable if it cannot; None for
-    networks without such kernels.
+    networks without such kernels. Drop path in a search is left to PyTorch.
 
     Raises UsageError if native kernels are required, by --kernels or by the resumed run, but not available.
     """
@@ -36,6 +36,10 @@ def use_kernels(
                 "--kernels native computes edges that all have the same operations, and those of this space have lists "
                 "of their own; leave it out"
             )
+        return "pytorch"
+    if isinstance(config, SearchConfig) and config.drop_path_prob:  # an edge has another factor for each image
+        if asked == "native":
+            raise UsageError("--kernels native computes no drop path in a search; leave one of them out")
         return "pytorch"
     # kernels exist for CPUs in float32, and for supernets on CUDA GPUs; torch.compile makes its own
     prepare = prepare_gpu if setting.device.type == "cuda" and not config.compile else None

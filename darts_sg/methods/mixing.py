@@ -21,14 +21,17 @@ class Alphas(NamedTuple):
 
 
 class Draw(NamedTuple):
-    """The random numbers of one sample of the mixing weights; None where the relaxation needs none."""
+    """The random numbers of one objective; None where none are needed."""
 
     normal: "Drawn" = None
+    """For the relaxation of the normal cells' alphas."""
     reduce: "Drawn" = None
+    paths: Tensor | None = None
+    """For drop path, (num_cells, num_edges, images of a whole batch)."""
 
 
 Drawn = Tensor | tuple[Tensor | None, ...] | None
-"""Of one cell type; a tuple where edges have lists of their own, one entry for each number of operations."""
+"""For one cell type; a tuple where edges have lists of their own, one entry for each number of operations."""
 
 
 def alphas_of(supernet: Supernet) -> Alphas:
@@ -67,18 +70,17 @@ def draw_noise(supernet: Supernet, relaxation: Relaxation, progress: Tensor, gen
         def draw(alpha: Tensor) -> Tensor | None:
             return relaxation.draw(alpha.detach(), progress, generator)
 
-        return Draw(
-            *(
-                draw(alpha) if choices is None else tuple(map(draw, choices.compact(alpha)))
-                for alpha, choices in _cells(supernet)
-            )
+        normal, reduce = (
+            draw(alpha) if choices is None else tuple(map(draw, choices.compact(alpha)))
+            for alpha, choices in _cells(supernet)
         )
+        return Draw(normal, reduce)
 
 
 def sampled_mixing(supernet: Supernet, relaxation: Relaxation, progress: Tensor, draw: Draw) -> Mixing:
     """The mixing weights of a training step, a function of alphas, progress and `draw` alone."""
     tables = []
-    for (alpha, choices), drawn in zip(_cells(supernet), draw, strict=True):
+    for (alpha, choices), drawn in zip(_cells(supernet), (draw.normal, draw.reduce), strict=True):
         if choices is None:
             assert not isinstance(drawn, tuple)
             tables.append(relaxation.sample(alpha, progress, drawn))

@@ -156,3 +156,9 @@ def test_a_search_of_such_a_space_ends_with_a_genotype_of_it(
 def test_what_has_no_meaning_is_refused(options: dict[str, object], told: str) -> None:
     with pytest.raises(UsageError, match=told.replace("+", r"\+")):
         SearchConfig(**options)
+
+
+def test_an_auxiliary_skip_is_on_every_edge() -> None:
+    net = Supernet(S1.operations, **SHAPE, allowed=S1.allowed, auxiliary_skip=True)
+    for cell in net.cells:
+        assert all(edge.columns[-1] == len(S1.operations) and len(edge.columns) == 3 for edge in cell.edges)
