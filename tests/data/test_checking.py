@@ -230,6 +230,8 @@ def test_class_folders_are_checked_by_the_command(tmp_path: Path, capsys: pytest
         (["--image-size", "64"], "leave it out"),
         (["-o", "x.jpg"], "let its name end in .png"),
         (["--dataset", "coco"], "no coco in"),
+        (["--dataset", "vocs"], "did you mean 'voc'"),
+        (["--dataset", "synthetic"], "--dataset synthetic has no boxes|leave the image size out"),
     ):
         with pytest.raises(UsageError, match=message):
             run(["data", "check", str(tmp_path / "own"), *words])
