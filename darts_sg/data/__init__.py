@@ -25,6 +25,7 @@ from darts_sg.registry import Registry
 
 __all__ = [
     "DATASETS",
+    "SPLIT_DATASETS",
     "Augment",
     "DataSpec",
     "Dataset",
@@ -55,6 +56,8 @@ DATASETS.add("synthetic", load_synthetic)
 DATASETS.add("voc", load_voc)
 DATASETS.add("coco", load_coco)
 DATASETS.add("yolo", load_yolo)
+SPLIT_DATASETS = ("folder", "voc", "coco", "yolo")
+"""The data sets that split off a test part by a seed of its own, where there is none."""
 
 
 def load_dataset(
