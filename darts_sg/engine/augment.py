@@ -505,8 +505,8 @@ def _other_split(config: AugmentConfig, weights: Weights) -> str:
         return ""
     return (
         f"{weights.path} was trained on {'a class folder' if dataset == 'folder' else dataset} split by "
-        f"--split-seed {weights.split_seed}, and this one is split by {config.split_seed}: if they are the same images, "
-        "some that are tested on were trained on"
+        f"--split-seed {weights.split_seed}, and this one is split by {config.split_seed}: if they are the same "
+        "images, some that are tested on were trained on"
     )
 
 
