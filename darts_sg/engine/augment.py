@@ -91,6 +91,7 @@ class AugmentJob:
         self.network = to_device(self.subject.build(), setting.device)
         # before BatchNorm is converted and kernels and average look at the network: they see its real weights
         self.started = "" if weights is None else weights.start(self.network, self.task, spec)
+        self.task.prepare(self.network)
         if config.sync_batchnorm and setting.ranks.size > 1:
             if setting.device.type != "cuda":
                 raise UsageError("--sync-batchnorm is for GPUs, PyTorch has it for no CPU; leave it out")
@@ -105,7 +106,7 @@ class AugmentJob:
             self.tested[EMA] = self.ema.module
         if config.compile:
             compile_parts([self.network], setting.device)
-        self.weights = list(self.network.parameters())
+        self.weights = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         self.optimizer = weight_optimizer(self.weights, config, setting.device)
         self.best: dict[str, float] = {}
         """The best epoch so far: its number, its score (`judged`) and its columns of the test. The entries of the
@@ -170,6 +171,11 @@ class AugmentJob:
                 self.details[kind] = evaluation.evaluator.details()
                 for name, content in evaluation.evaluator.files().items():
                     run.write(f"{kind}{name}", content)
+                if run.writes and not kind:
+                    for name, picture in self.task.pictures(
+                        self.train, self.test_images, evaluation.evaluator
+                    ).items():
+                        run.write(name, picture)
         return row
 
     def _is_best(self, kind: str, row: MetricsRow, epoch: int) -> bool:

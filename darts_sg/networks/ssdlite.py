@@ -221,7 +221,8 @@ class SSDLite(nn.Module):
 
     `forward(x)` maps images (N, in_channels, H, W) to (Detections, None) for the prior boxes of `prior_boxes`. Style `authors`: the last level, a single place, has
     plain 1×1 heads. Style `torchvision`: all heads are separable, and the BN of extra levels and heads has eps 1e-3 and
-    momentum 0.03. Extra levels start like the backbone, the heads with Xavier-uniform weights and zero biases.
+    momentum 0.03. Extra levels start like the backbone, the heads with Xavier-uniform weights and zero biases. After
+    `freeze_backbone()` only extra levels and heads are trained.
     """
 
     def __init__(
@@ -255,7 +256,21 @@ class SSDLite(nn.Module):
             )
             for size in (1 + num_classes, 4)
         )
+        self.frozen = False
         self._initialise(style)
+
+    def freeze_backbone(self) -> None:
+        """Keep weights and BatchNorm statistics of the backbone as they are."""
+        self.frozen = True
+        self.backbone.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "SSDLite":
+        """Train mode, of a frozen backbone's BatchNorm and drop path never."""
+        super().train(mode)
+        if self.frozen:
+            self.backbone.eval()
+        return self
 
     def _initialise(self, style: PriorStyle) -> None:
         for layer in self.extras.modules():

@@ -1,6 +1,7 @@
 """What networks are trained for: see `task.py` for the seam, and one module for each task."""
 
 from darts_sg.tasks.classification import Classification
+from darts_sg.tasks.detection import Detection
 from darts_sg.tasks.task import (
     DEFAULT_TASK,
     TASKS,
@@ -18,6 +19,7 @@ __all__ = [
     "TASKS",
     "Batches",
     "Classification",
+    "Detection",
     "Evaluator",
     "Figure",
     "InferenceModel",

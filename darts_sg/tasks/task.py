@@ -170,6 +170,16 @@ class Task(ABC):
     head_name: ClassVar[str] = "output layer"
     output_unit: ClassVar[str] = "outputs"
     """What `num_outputs` counts."""
+    layers_after: ClassVar[str] = "Pooling, dropout and a linear layer follow."
+    """The layers behind the stages of a model, as a sentence."""
+    searchable: ClassVar[bool] = True
+    """Whether a supernet can be trained for it."""
+    has_auxiliary: ClassVar[bool] = True
+    """Whether its networks of cells can have an auxiliary head."""
+    is_mobile: ClassVar[bool] = True
+    """Whether the limit of the mobile setting (600M MACs at 224×224) is for its networks."""
+    own_options: ClassVar[tuple[str, ...]] = ()
+    """The options of a run that are for this task alone."""
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         """`options`: those of a run by field name; options that are missing have their defaults."""
@@ -178,6 +188,9 @@ class Task(ABC):
         )
 
     # --- training and evaluation
+
+    def prepare(self, network: nn.Module) -> None:
+        """Make a network ready for training, after it has its first weights. Called once, before the first step."""
 
     @abstractmethod
     def loss(self, outputs: Any, targets: Any) -> Tensor:
@@ -317,6 +330,13 @@ class Task(ABC):
             for part, measured in (("test", test), ("validation", validation))
             if measured
         }
+
+    def pictures(self, batches: Batches, images: Images, evaluator: Evaluator) -> dict[str, bytes]:
+        """Pictures of the training batches and of the test of `images`, by path in the run folder, for `sections`.
+
+        Asked for on rank 0 after the last epoch, when `evaluator` has measured the test.
+        """
+        return {}
 
     def sections(self, folder: Path, data: str) -> list[str]:
         """Markdown paragraphs for report.md below the table of results, about the run in `folder` on `data`; pictures

@@ -1,0 +1,315 @@
+"""Object detection: boxes and classes of the objects in each image, by SSDLite (`darts_sg.networks.ssdlite`).
+
+The loss is that of SSD (`darts_sg.tasks.matching`), the measures are mean average precisions
+(`darts_sg.data.detection.precision`).
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from darts_sg.data import DataSpec, Images
+from darts_sg.data.detection.augment import BOX_AUGMENTS
+from darts_sg.data.detection.batches import DetectionBatches, detection_evaluation_batches
+from darts_sg.data.detection.objects import DetectionImages, Objects
+from darts_sg.data.detection.precision_stub import Precision, average_precision
+from darts_sg.errors import UsageError
+from darts_sg.networks.build import NetworkPlan
+from darts_sg.networks.ssdlite import Detections, PriorStyle, SSDLite, prior_boxes
+from darts_sg.options import flag
+from darts_sg.tasks.columns import FORMATS, PERCENT
+from darts_sg.tasks.detections import SELECTIONS, FoundObjects, decoded, select_objects
+from darts_sg.tasks.matching import Matched, match, multibox_losses
+from darts_sg.tasks.task import TASKS, Batches, Evaluator, Figure, Plot, Task
+
+MEASURES = {"map_voc07": "mAP (VOC07)", "map_area": "mAP (area)", "map_50": "AP50", "map_coco": "mAP (COCO)"}
+for _measure in MEASURES:
+    FORMATS.add(_measure, PERCENT)
+
+
+@dataclass(frozen=True)
+class MatchedObjects:
+    """The targets of some images: their objects, and what each prior box has to predict."""
+
+    objects: Sequence[Objects]
+    """Boxes as shares of the sides."""
+    matched: Matched
+    num_positives: int
+    """Prior boxes of all images that are matched with an object."""
+
+    def __len__(self) -> int:
+        return len(self.objects)
+
+
+def match_objects(objects: Sequence[Objects], style: PriorStyle, image_size: int) -> MatchedObjects:
+    """Match objects, boxes as shares of the sides, with the prior boxes; done on the CPU, the result is on the device of
+    the objects. Objects that are marked difficult or a crowd, and those without an area, match none."""
+    priors, found = prior_boxes(style, image_size), []
+    device = objects[0].labels.device
+    for one in objects:
+        boxes, labels = one.boxes.cpu(), one.labels.cpu()
+        wanted = ~(one.difficult | one.crowd).cpu() & (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+        found.append(match(boxes[wanted], labels[wanted], priors))
+    matched = Matched(*(torch.stack(parts) for parts in zip(*found, strict=True)))
+    num_positives = int((matched.labels > 0).sum())
+    return MatchedObjects(objects, Matched(*(part.to(device, non_blocking=True) for part in matched)), num_positives)
+
+
+class MatchedBatches:
+    """Training batches with the objects matched; see `Batches`."""
+
+    def __init__(self, plain: Batches, style: PriorStyle) -> None:
+        self.plain, self.style = plain, style
+        self.images, self.spec, self.batch_size = plain.images, plain.spec, plain.batch_size
+
+    def __len__(self) -> int:
+        return len(self.plain)
+
+    def num_images(self, position: int) -> int:
+        return self.plain.num_images(position)
+
+    def __getitem__(self, position: int) -> tuple[Tensor, MatchedObjects]:
+        x, objects = self.plain[position]
+        return x, match_objects(objects, self.style, self.spec.image_size)
+
+
+@dataclass(frozen=True)
+class ImageResult:
+    """What was found in one test image, and what is in it; boxes in pixels of the original."""
+
+    truth: Objects
+    found: FoundObjects
+
+    @property
+    def name(self) -> str:
+        return self.truth.image
+
+
+def in_pixels(boxes: Tensor, width: int, height: int) -> Tensor:
+    """Boxes as shares of the sides, (n, 4), in pixels of an image of this size."""
+    return boxes * boxes.new_tensor([width, height, width, height])
+
+
+class DetectionEvaluator(Evaluator):
+    """The loss of SSD and the mean average precisions of the objects found."""
+
+    gathers = True
+
+    def __init__(self, spec: DataSpec, style: PriorStyle) -> None:
+        self.spec, self.style = spec, style
+        self.losses = torch.zeros(2, dtype=torch.float64)
+        self.num_positives = 0
+        self.own: list[ImageResult] = []
+        self.results: list[ImageResult] = []
+        """Of all ranks, after `measures`; sorted by the names of the images."""
+        self.precision: Precision | None = None
+
+    def update(self, outputs: Detections, targets: Sequence[Objects]) -> None:
+        size = self.spec.image_size
+        matched = match_objects(targets, self.style, size)
+        losses = multibox_losses(outputs, matched.matched, 1)
+        self.losses += torch.stack(losses).double().cpu()
+        self.num_positives += matched.num_positives
+        for boxes, scores, truth in zip(*decoded(outputs, self.style, size), targets, strict=True):
+            found = select_objects(boxes, scores, SELECTIONS[self.style])
+            whole = truth.width, truth.height
+            found = FoundObjects(in_pixels(found.boxes, *whole).cpu(), found.labels.cpu(), found.scores.cpu())
+            truth = replace(truth.to("cpu"), boxes=in_pixels(truth.boxes.cpu(), *whole))
+            self.own.append(ImageResult(truth, found))
+
+    def sums(self) -> list[float]:
+        return [*self.losses.tolist(), self.num_positives]
+
+    def records(self) -> list[ImageResult]:
+        return self.own
+
+    def measures(self, sums: Sequence[float], records: Sequence[Any], num_images: int) -> dict[str, float]:
+        class_loss, box_loss, num_positives = sums
+        # by name: the order does not depend on the number of ranks
+        self.results = sorted((one for part in records for one in part), key=lambda one: one.name)
+        self.precision = average_precision(self.results, self.spec.num_classes)
+        loss = (class_loss + box_loss) / max(1, num_positives)
+        return {"loss": loss, **{name: getattr(self.precision, name) for name in MEASURES}}
+
+    def details(self) -> dict[str, Any]:
+        """Average precision by class, in percent; null for a class without an object in the test."""
+        assert self.precision is not None
+        return {
+            "average_precision": {
+                name: {measure: percent(value) for measure, value in by_class.items()}
+                for name, by_class in zip(self.spec.class_names, self.precision.by_class(), strict=True)
+            }
+        }
+
+    def files(self) -> dict[str, str]:
+        """predictions.json: for each image the objects found, boxes in pixels, scores as probabilities."""
+        images = [
+            {
+                "image": one.name,
+                "width": one.truth.width,
+                "height": one.truth.height,
+                "objects": [
+                    {"class": self.spec.class_names[label], "score": round(score, 5), "box": [round(x, 2) for x in box]}
+                    for box, label, score in zip(*(part.tolist() for part in one.found), strict=True)
+                ],
+            }
+            for one in self.results
+        ]
+        return {"predictions.json": json.dumps({"classes": self.spec.class_names, "images": images}) + "\n"}
+
+
+def percent(share: float) -> float | None:
+    """A share in percent, as it is reported; None for NaN."""
+    return None if share != share else round(100 * share, 4)
+
+
+class Detection(Task):
+    """Objects in boxes. Options: detector, freeze_backbone, and box_augment for the training images."""
+
+    name = "detection"
+    loss_name = "multibox loss"
+    score = "map_voc07"
+    figures = tuple(
+        Figure(name, f"test {title}", name, lambda value: round(100 * value, 4), "{:.2f}%", "{:+.4f} points", title)
+        for name, title in MEASURES.items()
+    )
+    plots = (
+        Plot(f"Loss ({loss_name})", "loss"),
+        Plot("Cross-entropy of the classes", "class_loss"),
+        Plot("Smooth L1 of the boxes", "box_loss"),
+        Plot("mAP (VOC07)", "map_voc07", percent=True),
+        Plot("mAP (COCO)", "map_coco", percent=True),
+    )
+    output_names = ("boxes", "scores")
+    head_name = "class heads"
+    output_unit = "classes"
+    layers_after = "Four extra levels and the heads of SSDLite follow, on maps at 1/16 and 1/32 and on the levels."
+    searchable = False
+    has_auxiliary = False
+    is_mobile = False
+    own_options = ("detector", "freeze_backbone", "box_augment")
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        super().__init__(options)
+        for name, way_out in (
+            ("cutout_length", "--cutout-length 0"), ("colour_jitter", "--colour-jitter 0"),
+            ("label_smoothing", "--label-smoothing 0"), ("auxiliary_weight", "--auxiliary-weight 0"),
+        ):  # fmt: skip
+            if options.get(name):
+                raise UsageError(
+                    f"{flag(name)} {options[name]} is for classification: give {way_out}, or --recipe voc, which has it"
+                )
+        self.style: PriorStyle = options.get("detector") or "authors"
+        self.freeze_backbone = bool(options.get("freeze_backbone"))
+        self.box_augment = BOX_AUGMENTS[options.get("box_augment") or "ssd"]
+
+    # --- training and evaluation
+
+    def prepare(self, network: nn.Module) -> None:
+        """Freeze the backbone, if asked to."""
+        if self.freeze_backbone:
+            assert isinstance(network, SSDLite)
+            network.freeze_backbone()
+
+    def losses(self, outputs: Detections, targets: MatchedObjects) -> dict[str, Tensor]:
+        class_loss, box_loss = multibox_losses(outputs, targets.matched, targets.num_positives)
+        return {"loss": class_loss + box_loss, "class_loss": class_loss, "box_loss": box_loss}
+
+    def loss(self, outputs: Detections, targets: MatchedObjects) -> Tensor:
+        """Cross-entropy + smooth L1, means over the positive prior boxes of the batch (SSD, equation 1)."""
+        return self.losses(outputs, targets)["loss"]
+
+    def num_terms(self, targets: MatchedObjects) -> int:
+        return targets.num_positives
+
+    def evaluator(self, spec: DataSpec) -> DetectionEvaluator:
+        return DetectionEvaluator(spec, self.style)
+
+    # --- data
+
+    def train_batches(
+        self,
+        images: Images,
+        spec: DataSpec,
+        batch_size: int,
+        seed: int,
+        stream: str,
+        rank: int = 0,
+        num_ranks: int = 1,
+        *,
+        plain: bool = False,
+    ) -> Batches:
+        augment = BOX_AUGMENTS["none"] if plain else self.box_augment
+        batches = DetectionBatches(
+            with_boxes(images, spec), spec, batch_size, augment, seed, stream, rank, num_ranks
+        )
+        return MatchedBatches(batches, self.style)
+
+    def evaluation_batches(
+        self, images: Images, spec: DataSpec, batch_size: int, rank: int = 0, num_ranks: int = 1
+    ) -> Iterator[tuple[Tensor, Any]]:
+        return detection_evaluation_batches(with_boxes(images, spec), spec, batch_size, rank, num_ranks)
+
+    # --- network
+
+    def num_outputs(self, spec: DataSpec) -> int:
+        """Classes without the background."""
+        return spec.num_classes
+
+    def build(self, plan: NetworkPlan, spec: DataSpec) -> SSDLite:
+        return SSDLite(plan, num_classes=spec.num_classes, style=self.style, in_channels=spec.in_channels)
+
+    def network_options(self) -> dict[str, Any]:
+        return {} if self.style == "authors" else {"detector": self.style}
+
+    def output_layers(self, network: nn.Module) -> list[str]:
+        """The last 1×1 convolution of each class head."""
+        heads = network.get_submodule("class_heads")
+        last: dict[str, str] = {}
+        for name, module in heads.named_modules(prefix="class_heads"):
+            if isinstance(module, nn.Conv2d):
+                last[name.split(".")[1]] = name
+        return list(last.values())
+
+    def start_state(
+        self, network: nn.Module, spec: DataSpec, tensors: Mapping[str, Tensor], of: Task, of_spec: DataSpec
+    ) -> tuple[dict[str, Tensor], list[str]]:
+        """A detector goes on, with new class heads for other classes; a classifier becomes the backbone."""
+        if of.name == self.name:
+            return super().start_state(network, spec, tensors, of, of_spec)
+        own = network.state_dict()
+        given = {f"backbone.{name}": tensor for name, tensor in tensors.items()}
+        return own | {name: t for name, t in given.items() if name in own}, ["extra levels and heads new"]
+
+    def inference(self, network: nn.Module) -> nn.Module:
+        """Boxes, corners as shares of the sides (N, P, 4), and scores of the classes (N, P, num_classes)."""
+        return DecodingModel(network, self.style)
+
+    def difference(self, found: Any, expected: Any) -> Tensor:
+        """The largest difference of a score, or of a box's coordinate as a share of the side."""
+        return torch.stack([(a - b).abs().max() for a, b in zip(found, expected, strict=True)]).max()
+
+
+class DecodingModel(nn.Module):
+    """A detector with softmax and decoding, without non-maximum suppression."""
+
+    def __init__(self, network: nn.Module, style: PriorStyle) -> None:
+        super().__init__()
+        self.network, self.style = network, style
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        return decoded(self.network(images)[0], self.style, images.shape[-1])
+
+
+def with_boxes(images: Images, spec: DataSpec) -> DetectionImages:
+    """The images, if they have boxes; UsageError for images with one label each."""
+    if not isinstance(images, DetectionImages):
+        raise UsageError(f"--task detection: the images of {spec.name} have no boxes; choose --dataset voc, coco or yolo")
+    return images
+
+
+TASKS.add(Detection.name, Detection)
