@@ -10,6 +10,7 @@ from darts_sg.tasks.task import (
     Figure,
     InferenceModel,
     Plot,
+    Prediction,
     Task,
     task_of,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "Figure",
     "InferenceModel",
     "Plot",
+    "Prediction",
     "Task",
     "task_of",
 ]

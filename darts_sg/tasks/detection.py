@@ -4,17 +4,20 @@ The loss is that of SSD (`darts_sg.tasks.matching`), the measures are mean avera
 (`darts_sg.data.detection.precision`).
 """
 
+import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from darts_sg.data import DataSpec, Images
-from darts_sg.data.detection.augment import BOX_AUGMENTS
-from darts_sg.data.detection.batches import DetectionBatches, detection_evaluation_batches
+from darts_sg.data.detection.augment import BOX_AUGMENTS, warp
+from darts_sg.data.detection.batches import DetectionBatches, detection_evaluation_batches, read_image
 from darts_sg.data.detection.objects import DetectionImages, Objects
 from darts_sg.data.detection.precision_stub import Precision, average_precision
 from darts_sg.errors import UsageError
@@ -22,10 +25,21 @@ from darts_sg.networks.build import NetworkPlan
 from darts_sg.networks.ssdlite import Detections, PriorStyle, SSDLite, prior_boxes
 from darts_sg.options import flag
 from darts_sg.tasks.columns import FORMATS, PERCENT
-from darts_sg.tasks.detections import SELECTIONS, FoundObjects, decoded, select_objects
+from darts_sg.tasks.detections import (
+    SELECTIONS,
+    DecodingModel,
+    FoundObjects,
+    SelectingModel,
+    decoded,
+    onnx_operators,
+    select_objects,
+    selection_difference,
+)
 from darts_sg.tasks.matching import Matched, match, multibox_losses
-from darts_sg.tasks.task import TASKS, Batches, Evaluator, Figure, Plot, Task
+from darts_sg.tasks.task import TASKS, Batches, Evaluator, Figure, Plot, Prediction, Selecting, Task
 
+SHOWN_SCORE = 0.3
+"""The lowest score of a box in predictions and pictures; measures take all of them."""
 MEASURES = {"map_voc07": "mAP (VOC07)", "map_area": "mAP (area)", "map_50": "AP50", "map_coco": "mAP (COCO)"}
 for _measure in MEASURES:
     FORMATS.add(_measure, PERCENT)
@@ -111,10 +125,11 @@ class DetectionEvaluator(Evaluator):
     def update(self, outputs: Detections, targets: Sequence[Objects]) -> None:
         size = self.spec.image_size
         matched = match_objects(targets, self.style, size)
+        priors = prior_boxes(self.style, size, outputs.offsets.device)
         losses = multibox_losses(outputs, matched.matched, 1)
         self.losses += torch.stack(losses).double().cpu()
         self.num_positives += matched.num_positives
-        for boxes, scores, truth in zip(*decoded(outputs, self.style, size), targets, strict=True):
+        for boxes, scores, truth in zip(*decoded(outputs, priors), targets, strict=True):
             found = select_objects(boxes, scores, SELECTIONS[self.style])
             whole = truth.width, truth.height
             found = FoundObjects(in_pixels(found.boxes, *whole).cpu(), found.labels.cpu(), found.scores.cpu())
@@ -254,6 +269,32 @@ class Detection(Task):
     ) -> Iterator[tuple[Tensor, Any]]:
         return detection_evaluation_batches(with_boxes(images, spec), spec, batch_size, rank, num_ranks)
 
+    # --- single images
+
+    def read(self, path: Path, spec: DataSpec) -> np.ndarray:
+        return read_image(str(path))[0]
+
+    def square(self, pixels: np.ndarray, spec: DataSpec) -> np.ndarray:
+        return warp(pixels, spec.image_size)
+
+    def predictions(
+        self, outputs: Detections, spec: DataSpec, images: Sequence[tuple[str, int, int]], least: float | None
+    ) -> list[Prediction]:
+        """The objects found in each image; the default of the lowest score is 0.3."""
+        selection = replace(SELECTIONS[self.style], score=SHOWN_SCORE if least is None else least)
+        found = []
+        priors = prior_boxes(self.style, spec.image_size, outputs.offsets.device)
+        parts = zip(*decoded(outputs, priors), images, strict=True)
+        for boxes, scores, (name, width, height) in parts:
+            objects = FoundObjects(*(part.cpu() for part in select_objects(boxes, scores, selection)))
+            found.append(
+                Prediction(
+                    name, width, height, objects.labels.numpy(), objects.scores.numpy(), spec.class_names,
+                    in_pixels(objects.boxes, width, height).numpy(),
+                )
+            )  # fmt: skip
+        return found
+
     # --- network
 
     def num_outputs(self, spec: DataSpec) -> int:
@@ -261,7 +302,10 @@ class Detection(Task):
         return spec.num_classes
 
     def build(self, plan: NetworkPlan, spec: DataSpec) -> SSDLite:
-        return SSDLite(plan, num_classes=spec.num_classes, style=self.style, in_channels=spec.in_channels)
+        return SSDLite(
+            plan, num_classes=spec.num_classes, style=self.style, image_size=spec.image_size,
+            in_channels=spec.in_channels,
+        )  # fmt: skip
 
     def network_options(self) -> dict[str, Any]:
         return {} if self.style == "authors" else {"detector": self.style}
@@ -287,22 +331,35 @@ class Detection(Task):
 
     def inference(self, network: nn.Module) -> nn.Module:
         """Boxes, corners as shares of the sides (N, P, 4), and scores of the classes (N, P, num_classes)."""
-        return DecodingModel(network, self.style)
+        assert isinstance(network, SSDLite)
+        return DecodingModel(network)
+
+    def selecting(self, network: nn.Module) -> Selecting:
+        """With non-maximum suppression inside."""
+        selection = SELECTIONS[self.style]
+        described = [
+            "image: int64 (M,), the image of each of the M objects found in all N images; the best of an image first",
+            "boxes: float32 (M, 4), x1, y1, x2, y2 as shares of the image's sides",
+            "labels: int64 (M,), classes from 0",
+            f"scores: float32 (M,), above {selection.score:g}; overlaps above {selection.iou:g} of boxes of a class are "
+            f"suppressed, at most {selection.most} objects an image",
+            "all_boxes, all_scores: boxes (N, P, 4) and class probabilities (N, P, C) of all prior boxes, before that",
+        ]
+        names = ("image", "boxes", "labels", "scores", "all_boxes", "all_scores")
+        assert isinstance(network, SSDLite)
+        difference = functools.partial(selection_difference, selection=selection)
+        return Selecting(SelectingModel(network), names, described, difference, onnx_operators)
+
+    def described_outputs(self, spec: DataSpec) -> list[str]:
+        num_priors = len(prior_boxes(self.style, spec.image_size))
+        return [
+            f"boxes: float32 (N, {num_priors}, 4), x1, y1, x2, y2 of each prior box as shares of the image's sides",
+            f"scores: float32 (N, {num_priors}, {spec.num_classes}), probabilities of the classes without background",
+        ]
 
     def difference(self, found: Any, expected: Any) -> Tensor:
         """The largest difference of a score, or of a box's coordinate as a share of the side."""
         return torch.stack([(a - b).abs().max() for a, b in zip(found, expected, strict=True)]).max()
-
-
-class DecodingModel(nn.Module):
-    """A detector with softmax and decoding, without non-maximum suppression."""
-
-    def __init__(self, network: nn.Module, style: PriorStyle) -> None:
-        super().__init__()
-        self.network, self.style = network, style
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        return decoded(self.network(images)[0], self.style, images.shape[-1])
 
 
 def with_boxes(images: Images, spec: DataSpec) -> DetectionImages:
