@@ -16,6 +16,7 @@ LEFTMOST = (
     "registry",
     "files",
     "records",
+    "boxes",
     "process",
     "invocation",
     "quantity",

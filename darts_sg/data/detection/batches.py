@@ -130,8 +130,3 @@ def prepared(stream: Stream, position: int, spec: DataSpec) -> tuple[Tensor, lis
         for index, (size, arrays) in zip(batch.indices, batch.targets, strict=True)
     ]
     return x, targets
-
-
-def whole_image(images: DetectionImages, index: int) -> np.ndarray:
-    """Image `index` at its original size, uint8 (H, W, 3); raises one of UNREADABLE."""
-    return read_image(str(images.path(index)))[0]

@@ -144,6 +144,15 @@ def make_table(images: Sequence[Sequence[Sequence[Any]]]) -> ObjectTable:
     )
 
 
+def join_objects(images: Sequence[Objects]) -> ObjectTable:
+    """The objects of several images as a table; boxes must be in pixels."""
+    starts = np.concatenate([[0], np.cumsum([len(one) for one in images], dtype=np.int64)]).astype(np.int64)
+    if not images:
+        return make_table([])
+    columns = zip(*((one.boxes, one.labels, one.difficult, one.crowd, one.area) for one in images), strict=True)
+    return ObjectTable(starts, *(torch.cat(column).cpu().numpy() for column in columns))
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class DetectionImages(ImageFiles):
     """A set of image files and their objects, read on demand.
