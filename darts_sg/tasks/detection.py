@@ -1,15 +1,14 @@
 """Object detection: boxes and classes of the objects in each image, by SSDLite (`darts_sg.networks.ssdlite`).
 
 The loss is that of SSD (`darts_sg.tasks.matching`), the measures are mean average precisions
-(`darts_sg.data.detection.precision`).
+(`darts_sg.tasks.average_precision`).
 """
 
 import functools
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,12 +17,14 @@ from torch import Tensor, nn
 from darts_sg.data import DataSpec, Images
 from darts_sg.data.detection.augment import BOX_AUGMENTS, warp
 from darts_sg.data.detection.batches import DetectionBatches, detection_evaluation_batches, read_image
-from darts_sg.data.detection.objects import DetectionImages, Objects
-from darts_sg.data.detection.precision_stub import Precision, average_precision
+from darts_sg.data.detection.objects import DetectionImages, Objects, ObjectTable
+from darts_sg.data.detection.predictions import Detections as Found
+from darts_sg.data.detection.predictions import join_detections, predictions_text
 from darts_sg.errors import UsageError
 from darts_sg.networks.build import NetworkPlan
 from darts_sg.networks.ssdlite import Detections, PriorStyle, SSDLite, prior_boxes
 from darts_sg.options import flag
+from darts_sg.tasks.average_precision import Precision, average_precision
 from darts_sg.tasks.columns import FORMATS, PERCENT
 from darts_sg.tasks.detections import (
     SELECTIONS,
@@ -91,21 +92,41 @@ class MatchedBatches:
         return x, match_objects(objects, self.style, self.spec.image_size)
 
 
-@dataclass(frozen=True)
-class ImageResult:
+class ImageResult(NamedTuple):
     """What was found in one test image, and what is in it; boxes in pixels of the original."""
 
     truth: Objects
-    found: FoundObjects
-
-    @property
-    def name(self) -> str:
-        return self.truth.image
+    boxes: np.ndarray
+    """float32 (n, 4)."""
+    labels: np.ndarray
+    """int64 (n,)."""
+    scores: np.ndarray
+    """float32 (n,), falling."""
 
 
 def in_pixels(boxes: Tensor, width: int, height: int) -> Tensor:
     """Boxes as shares of the sides, (n, 4), in pixels of an image of this size."""
     return boxes * boxes.new_tensor([width, height, width, height])
+
+
+def original(truth: Objects) -> Objects:
+    """The objects of an evaluation batch with boxes in pixels, on the CPU.
+
+    Rounded to a thousandth, which undoes the rounding of the shares where annotations have up to three decimals:
+    measures are then those of `data score`.
+    """
+    boxes = in_pixels(truth.boxes.cpu().double(), truth.width, truth.height).round(decimals=3).float()
+    return replace(truth.to("cpu"), boxes=boxes)
+
+
+class TestResults(NamedTuple):
+    """All that was found in a test."""
+
+    names: list[str]
+    """Of the images, sorted."""
+    objects: ObjectTable
+    found: Found
+    precision: Precision
 
 
 class DetectionEvaluator(Evaluator):
@@ -118,9 +139,8 @@ class DetectionEvaluator(Evaluator):
         self.losses = torch.zeros(2, dtype=torch.float64)
         self.num_positives = 0
         self.own: list[ImageResult] = []
-        self.results: list[ImageResult] = []
-        """Of all ranks, after `measures`; sorted by the names of the images."""
-        self.precision: Precision | None = None
+        self.results: TestResults | None = None
+        """Of the images of all ranks, after `measures`."""
 
     def update(self, outputs: Detections, targets: Sequence[Objects]) -> None:
         size = self.spec.image_size
@@ -131,10 +151,9 @@ class DetectionEvaluator(Evaluator):
         self.num_positives += matched.num_positives
         for boxes, scores, truth in zip(*decoded(outputs, priors), targets, strict=True):
             found = select_objects(boxes, scores, SELECTIONS[self.style])
-            whole = truth.width, truth.height
-            found = FoundObjects(in_pixels(found.boxes, *whole).cpu(), found.labels.cpu(), found.scores.cpu())
-            truth = replace(truth.to("cpu"), boxes=in_pixels(truth.boxes.cpu(), *whole))
-            self.own.append(ImageResult(truth, found))
+            pixels = in_pixels(found.boxes, truth.width, truth.height)
+            parts = (part.cpu().numpy() for part in (pixels, found.labels, found.scores))
+            self.own.append(ImageResult(original(truth), *parts))
 
     def sums(self) -> list[float]:
         return [*self.losses.tolist(), self.num_positives]
@@ -144,37 +163,53 @@ class DetectionEvaluator(Evaluator):
 
     def measures(self, sums: Sequence[float], records: Sequence[Any], num_images: int) -> dict[str, float]:
         class_loss, box_loss, num_positives = sums
-        # by name: the order does not depend on the number of ranks
-        self.results = sorted((one for part in records for one in part), key=lambda one: one.name)
-        self.precision = average_precision(self.results, self.spec.num_classes)
+        # by name: then the order, which decides between equal scores, does not depend on the number of ranks
+        images = sorted((one for part in records for one in part), key=lambda one: one.truth.image)
+        objects = table_of([one.truth for one in images])
+        found = join_detections(
+            [
+                Found(np.full(len(one.scores), i), one.boxes.astype(np.float64), one.labels, one.scores)
+                for i, one in enumerate(images)
+            ]
+        )
+        precision = average_precision(objects, found, self.spec.num_classes)
+        self.results = TestResults([one.truth.image for one in images], objects, found, precision)
+        figures = precision.figures()
         loss = (class_loss + box_loss) / max(1, num_positives)
-        return {"loss": loss, **{name: getattr(self.precision, name) for name in MEASURES}}
+        return {"loss": loss, **{name: figures[name] for name in MEASURES}}
 
     def details(self) -> dict[str, Any]:
-        """Average precision by class, in percent; null for a class without an object in the test."""
-        assert self.precision is not None
-        return {
-            "average_precision": {
-                name: {measure: percent(value) for measure, value in by_class.items()}
-                for name, by_class in zip(self.spec.class_names, self.precision.by_class(), strict=True)
-            }
+        """Further figures in percent, and those of each class; null where there are no objects."""
+        assert self.results is not None
+        precision = self.results.precision
+        more = {name: percent(value) for name, value in precision.figures().items() if name not in MEASURES}
+        by_class = {
+            name: {key: int(value) if key == "objects" else percent(value) for key, value in figures.items()}
+            for name, figures in zip(self.spec.class_names, precision.by_class(), strict=True)
         }
+        return {"test_details": more, "by_class": by_class}
 
     def files(self) -> dict[str, str]:
-        """predictions.json: for each image the objects found, boxes in pixels, scores as probabilities."""
-        images = [
-            {
-                "image": one.name,
-                "width": one.truth.width,
-                "height": one.truth.height,
-                "objects": [
-                    {"class": self.spec.class_names[label], "score": round(score, 5), "box": [round(x, 2) for x in box]}
-                    for box, label, score in zip(*(part.tolist() for part in one.found), strict=True)
-                ],
-            }
-            for one in self.results
-        ]
-        return {"predictions.json": json.dumps({"classes": self.spec.class_names, "images": images}) + "\n"}
+        """predictions.json: all objects found, see `darts_sg.data.detection.predictions`."""
+        assert self.results is not None
+        return {"predictions.json": predictions_text(self.results.found, self.results.names, self.spec.class_names)}
+
+
+def table_of(images: Sequence[Objects]) -> ObjectTable:
+    """The objects of several images as one table."""
+    starts = np.concatenate([[0], np.cumsum([len(one) for one in images], dtype=np.int64)]).astype(np.int64)
+
+    def joined(name: str, empty: np.ndarray) -> np.ndarray:
+        return np.concatenate([empty, *(getattr(one, name).numpy() for one in images)])
+
+    return ObjectTable(
+        starts,
+        joined("boxes", np.empty((0, 4), np.float32)),
+        joined("labels", np.empty(0, np.int64)),
+        joined("difficult", np.empty(0, np.bool_)),
+        joined("crowd", np.empty(0, np.bool_)),
+        joined("area", np.empty(0, np.float32)),
+    )
 
 
 def percent(share: float) -> float | None:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from darts_sg.boxes import suppress
 from darts_sg.networks.ssdlite import Detections, PriorStyle, SSDLite, decode, prior_boxes
 
 
@@ -51,21 +52,6 @@ def decoded(outputs: Detections, priors: Tensor) -> tuple[Tensor, Tensor]:
     return boxes, outputs.logits.float().softmax(dim=2)[:, :, 1:]
 
 
-def greedy_keep(suppresses: Tensor) -> Tensor:
-    """Which boxes non-maximum suppression keeps, bool (…, K), of K boxes in the order of falling scores.
-
-    suppresses: bool (…, K, K), whether box i, if it is kept, suppresses the worse box j. Each round decides at least
-    the first box that is still open, and usually nearly all: the result is that of taking one box after another.
-    """
-    suppresses = suppresses.triu(1)
-    keep = torch.ones_like(suppresses[..., 0])
-    while True:
-        after = ~(suppresses & keep.unsqueeze(-1)).any(dim=-2)
-        if torch.equal(after, keep):
-            return keep
-        keep = after
-
-
 def select_objects(boxes: Tensor, scores: Tensor, selection: Selection) -> FoundObjects:
     """The objects of one image, from boxes (P, 4) and scores (P, C).
 
@@ -76,21 +62,10 @@ def select_objects(boxes: Tensor, scores: Tensor, selection: Selection) -> Found
     best, places = scores.where(above, 0).T.sort(dim=1, descending=True, stable=True)  # (C, P)
     best, places = best[:, :K], places[:, :K]
     candidates = boxes[places]  # (C, K, 4)
-    found = best > 0
-    overlaps = pairwise_iou(candidates) > selection.iou
-    keep = greedy_keep(overlaps & found.unsqueeze(-1)) & found
+    keep = suppress(candidates, best, torch.zeros_like(places), selection.iou) & (best > 0)
     labels = torch.arange(len(best), device=boxes.device)[:, None].expand_as(best)[keep]
     order = best[keep].sort(descending=True, stable=True).indices[: selection.most]
     return FoundObjects(candidates[keep][order], labels[order], best[keep][order])
-
-
-def pairwise_iou(boxes: Tensor) -> Tensor:
-    """Intersection over union of all pairs, (…, K, 4) to (…, K, K); 0 for boxes without an area."""
-    first = torch.maximum(boxes[..., :, None, :2], boxes[..., None, :, :2])
-    last = torch.minimum(boxes[..., :, None, 2:], boxes[..., None, :, 2:])
-    shared = (last - first).clamp(min=0).prod(dim=-1)
-    area = (boxes[..., 2:] - boxes[..., :2]).prod(dim=-1)
-    return shared / (area[..., :, None] + area[..., None, :] - shared).clamp(min=1e-12)
 
 
 # --- selection within an exported model
@@ -109,7 +84,8 @@ def nms(boxes: Tensor, scores: Tensor, iou: float, score: float, most: int) -> T
             places = (scores[image, label] > score).nonzero().flatten()
             order = scores[image, label, places].sort(descending=True, stable=True).indices
             places = places[order]
-            kept = places[greedy_keep(pairwise_iou(boxes[image, places]) > iou)][:most]
+            stays = suppress(boxes[image, places], scores[image, label, places], torch.zeros_like(places), iou)
+            kept = places[stays][:most]
             where = [torch.full_like(kept, image), torch.full_like(kept, label), kept]
             found.append(torch.stack(where, dim=1))
     return torch.cat(found)
