@@ -354,7 +354,9 @@ class AugmentConfig(RunConfig):
     have no cells, no auxiliary head and no drop path."""
     finetune: str = option("", "Network")
     """Weights file (weights.safetensors of an earlier run), or run folder, to start from, on another data set or with
-    other options. The network is the file's; its output layer is new if the task or the number of classes differs."""
+    other options. The network is the file's; its output layer is new if the task or the number of classes differs. A
+    classifier becomes the backbone of a detector. Published checkpoints (.pth, .tar) of MobileNeXt and of torchvision's
+    MobileNetV2 are read, too."""
     network: NetworkShape = option("cifar", "Network")
     """Shape of the network. cifar: stem at full resolution; a model ends at 1/8 of the resolution. imagenet: the stem
     of cells reduces by 8; a model ends at 1/32 of the resolution."""

@@ -24,6 +24,7 @@ from darts_sg.errors import UsageError
 from darts_sg.registry import Registry
 
 __all__ = [
+    "BOX_DATASETS",
     "DATASETS",
     "Augment",
     "DataSpec",
@@ -55,6 +56,8 @@ DATASETS.add("synthetic", load_synthetic)
 DATASETS.add("voc", load_voc)
 DATASETS.add("coco", load_coco)
 DATASETS.add("yolo", load_yolo)
+BOX_DATASETS = ("voc", "coco", "yolo")
+"""The data sets with objects in boxes; they take images of any size."""
 
 
 def load_dataset(

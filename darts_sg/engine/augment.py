@@ -21,6 +21,7 @@ from darts_sg.engine.distributed import without_sync_batchnorm
 from darts_sg.engine.kernels import use_kernels
 from darts_sg.engine.loop import Loop, StepResult
 from darts_sg.engine.output import lenient_output
+from darts_sg.engine.published import Start, read_start
 from darts_sg.engine.run_dir import RunDir
 from darts_sg.engine.setup import (
     Setting,
@@ -75,7 +76,7 @@ class AugmentJob:
     warm_up_steps = 1
 
     def __init__(
-        self, config: AugmentConfig, trained: Genotype | Model, setting: Setting, weights: Weights | None = None
+        self, config: AugmentConfig, trained: Genotype | Model, setting: Setting, weights: Start | None = None
     ) -> None:
         self.config, self.trained, self.setting = config, trained, setting
         self.task, spec = task_of(config.as_dict()), setting.data.spec
@@ -479,7 +480,7 @@ def run_augment(
 
 def _start(
     config: AugmentConfig, run: RunDir | None, earlier: Mapping[str, Any]
-) -> tuple[Weights | None, dict[str, Any] | None]:
+) -> tuple[Start | None, dict[str, Any] | None]:
     """The weights of --finetune, and what the run records of them.
 
     A run with a checkpoint goes on from that, and the weights file may be gone: then it is not read.
@@ -487,16 +488,16 @@ def _start(
     origin: dict[str, Any] | None = earlier.get("environment", {}).get("finetuned_from")
     if not config.finetune or (run is not None and checkpoints(run.path / "checkpoints")):
         return None, origin
-    weights = read_weights(Path(config.finetune))
+    weights = read_start(Path(config.finetune), config.model)
     if origin and origin["checksum"] != weights.checksum:
         assert run is not None
         raise UsageError(f"{config.finetune} is not the file that {run.path} was started from; start a new run")
     return weights, weights.origin()
 
 
-def _other_split(config: AugmentConfig, weights: Weights) -> str:
+def _other_split(config: AugmentConfig, weights: Start) -> str:
     """What is doubtful about testing weights on another split of a class folder than they were trained on, or empty."""
-    if config.dataset != "folder" or weights.metadata.dataset != "folder" or config.split_seed == weights.split_seed:
+    if config.dataset != "folder" or weights.spec.name != "folder" or config.split_seed == weights.split_seed:
         return ""
     return (
         f"{weights.path} was trained on a class folder split by --split-seed {weights.split_seed}, and this one is "
@@ -504,7 +505,7 @@ def _other_split(config: AugmentConfig, weights: Weights) -> str:
     )
 
 
-def _subject(config: AugmentConfig, run: RunDir | None, weights: Weights | None) -> Genotype | Model:
+def _subject(config: AugmentConfig, run: RunDir | None, weights: Start | None) -> Genotype | Model:
     """The genotype or model to train; a resumed run has a copy of its genotype, which may have left the zoo."""
     if config.model:
         return find_model(config.model)

@@ -5,6 +5,7 @@ The loss is that of SSD (`darts_sg.tasks.matching`), the measures are mean avera
 """
 
 import functools
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +27,13 @@ from darts_sg.networks.ssdlite import Detections, PriorStyle, SSDLite, prior_box
 from darts_sg.options import flag
 from darts_sg.tasks.average_precision import Precision, average_precision
 from darts_sg.tasks.columns import FORMATS, PERCENT
+from darts_sg.tasks.detection_pictures import (
+    SHOWN_SCORE,
+    confusion_matrix,
+    precision_recall,
+    predictions,
+    training_batch,
+)
 from darts_sg.tasks.detections import (
     SELECTIONS,
     DecodingModel,
@@ -39,8 +47,8 @@ from darts_sg.tasks.detections import (
 from darts_sg.tasks.matching import Matched, match, multibox_losses
 from darts_sg.tasks.task import TASKS, Batches, Evaluator, Figure, Plot, Prediction, Selecting, Task
 
-SHOWN_SCORE = 0.3
-"""The lowest score of a box in predictions and pictures; measures take all of them."""
+TRAINING_PICTURE = "pictures/training_batch.png"
+CURVES_PICTURE, CONFUSION_PICTURE = "pictures/precision_recall.png", "pictures/confusion.png"
 MEASURES = {"map_voc07": "mAP (VOC07)", "map_area": "mAP (area)", "map_50": "AP50", "map_coco": "mAP (COCO)"}
 for _measure in MEASURES:
     FORMATS.add(_measure, PERCENT)
@@ -330,6 +338,46 @@ class Detection(Task):
             )  # fmt: skip
         return found
 
+    # --- results
+
+    def pictures(self, batches: Batches, images: Images, evaluator: Evaluator) -> dict[str, bytes]:
+        """A training batch, images with objects and predictions, curves of precision and recall, confusion matrix."""
+        assert isinstance(evaluator, DetectionEvaluator)
+        assert evaluator.results is not None
+        spec, results = batches.spec, evaluator.results
+        x, matched = batches[0]
+        priors = prior_boxes(self.style, spec.image_size)
+        found = {TRAINING_PICTURE: training_batch(x, matched, priors, spec)}
+        shown = predictions(with_boxes(images, spec), results.names, results.objects, results.found)
+        found |= {f"pictures/predictions_{which}.png": picture for which, picture in shown.items()}
+        found[CURVES_PICTURE] = precision_recall(results.precision.voc, spec.class_names)
+        found[CONFUSION_PICTURE] = confusion_matrix(results.objects, results.found, spec.class_names)
+        return found
+
+    def sections(self, folder: Path, data: str) -> list[str]:
+        """The figures by class, and the pictures that are there."""
+        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        paragraphs = _by_class(result)
+        if (folder / "predictions.json").is_file():
+            paragraphs.append("All objects found in the test images are in [predictions.json](predictions.json).")
+        captions = {
+            CURVES_PICTURE: "Precision and recall of each class, IoU 0.5",
+            CONFUSION_PICTURE: f"Classes that were found as others; boxes with a score of {SHOWN_SCORE} or more",
+            **{
+                f"pictures/predictions_{which}.png": f"{title}: objects in green (above), predictions with a score of "
+                f"{SHOWN_SCORE} or more (below), right ones in blue, wrong ones in red"
+                for which, title in (
+                    ("best", "The best images"), ("worst", "The worst images"), ("random", "Random images"),
+                )
+            },
+            TRAINING_PICTURE: "Images of the first training batch after augmentation: objects in green, prior boxes "
+            "that are matched with them in orange",
+        }  # fmt: skip
+        for name, caption in captions.items():
+            if (folder / name).is_file():
+                paragraphs += [f"{caption}, {data}:", f"![{caption}]({name})"]
+        return paragraphs
+
     # --- network
 
     def num_outputs(self, spec: DataSpec) -> int:
@@ -395,6 +443,19 @@ class Detection(Task):
     def difference(self, found: Any, expected: Any) -> Tensor:
         """The largest difference of a score, or of a box's coordinate as a share of the side."""
         return torch.stack([(a - b).abs().max() for a, b in zip(found, expected, strict=True)]).max()
+
+
+def _by_class(result: Mapping[str, Any]) -> list[str]:
+    """The table of the figures by class, from result.json."""
+    rows = result.get("by_class")
+    if not isinstance(rows, dict):
+        return []
+    columns = {"ap_voc07": "AP (VOC07)", "ap_area": "AP (area)", "ap_50": "AP50", "ap_coco": "AP (COCO)"}
+    lines = [f"| class | objects | {' | '.join(columns.values())} |", "| --- " * (2 + len(columns)) + "|"]
+    for name, figures in rows.items():
+        texts = ["–" if figures.get(key) is None else f"{figures[key]:.2f}%" for key in columns]
+        lines.append(f"| {name.replace('|', '¦')} | {figures.get('objects', 0):,} | {' | '.join(texts)} |")
+    return ["**By class, after the last epoch**", "\n".join(lines)]
 
 
 def with_boxes(images: Images, spec: DataSpec) -> DetectionImages:
