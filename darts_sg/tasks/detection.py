@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -414,8 +414,7 @@ class Detection(Task):
 
     def inference(self, network: nn.Module) -> nn.Module:
         """Boxes, corners as shares of the sides (N, P, 4), and scores of the classes (N, P, num_classes)."""
-        assert isinstance(network, SSDLite)
-        return DecodingModel(network)
+        return DecodingModel(cast(SSDLite, network))
 
     def selecting(self, network: nn.Module) -> Selecting:
         """With non-maximum suppression inside."""
@@ -429,9 +428,8 @@ class Detection(Task):
             "all_boxes, all_scores: boxes (N, P, 4) and class probabilities (N, P, C) of all prior boxes, before that",
         ]
         names = ("image", "boxes", "labels", "scores", "all_boxes", "all_scores")
-        assert isinstance(network, SSDLite)
         difference = functools.partial(selection_difference, selection=selection)
-        return Selecting(SelectingModel(network), names, described, difference, onnx_operators)
+        return Selecting(SelectingModel(cast(SSDLite, network)), names, described, difference, onnx_operators)
 
     def described_outputs(self, spec: DataSpec) -> list[str]:
         num_priors = len(prior_boxes(self.style, spec.image_size))

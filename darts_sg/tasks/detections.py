@@ -97,14 +97,17 @@ def _nms_shape(boxes: Tensor, scores: Tensor, iou: float, score: float, most: in
 
 
 def onnx_operators() -> dict[Any, Callable[..., Any]]:
-    """How ONNX computes the operators that are defined here."""
+    """How ONNX computes the operators of `selected` that PyTorch's exporter does not know."""
     from onnxscript import opset18 as onnx
 
     def suppress(boxes: Any, scores: Any, iou: float, score: float, most: int) -> Any:
         limits = onnx.Constant(value_int=most), onnx.Constant(value_float=iou), onnx.Constant(value_float=score)
         return onnx.NonMaxSuppression(boxes, scores, *limits)
 
-    return {torch.ops.darts_sg.nms.default: suppress}
+    def stable_sort(x: Any, stable: bool, dim: int = -1, descending: bool = False) -> Any:
+        return onnx.TopK(x, onnx.Shape(x), axis=dim, largest=int(descending), sorted=1)  # keeps the order of equal values
+
+    return {torch.ops.darts_sg.nms.default: suppress, torch.ops.aten.sort.stable: stable_sort}
 
 
 class DecodingModel(nn.Module):
@@ -143,14 +146,13 @@ def selected(boxes: Tensor, scores: Tensor, selection: Selection) -> tuple[Tenso
     chosen = torch.ops.darts_sg.nms(boxes, scores, selection.iou, selection.score, selection.candidates)
     image, label, place = chosen.unbind(dim=1)
     found = scores[image, label, place]
-    # not by a stable sort, which the exporter does not know; ONNX keeps the order of equal values
-    order = found.sort(descending=True).indices
+    order = found.sort(descending=True, stable=True).indices
     image, label, place, found = image[order], label[order], place[order], found[order]
     of_image = (image[:, None] == torch.arange(boxes.shape[0], device=image.device)).long()  # (M, N)
     rank = (of_image.cumsum(dim=0) * of_image).sum(dim=1)
     among_best = rank <= selection.most
     image, label, place, found = image[among_best], label[among_best], place[among_best], found[among_best]
-    order = image.sort().indices
+    order = image.sort(stable=True).indices
     image, label, place, found = image[order], label[order], place[order], found[order]
     return image, boxes[image, place], label, found
 
