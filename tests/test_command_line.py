@@ -183,7 +183,7 @@ def test_a_found_genotype_is_retrained_with_a_held_out_part(
     assert "validation_accuracy" in (run_dir / "metrics.csv").read_text().splitlines()[0]
 
 
-@pytest.mark.parametrize("job", JOBS)
+@pytest.mark.parametrize("job", ["search", "augment"])
 def test_killed_anywhere_and_continued_gives_the_same_bits(
     job: str,
     undisturbed: dict[str, Path],
@@ -213,8 +213,7 @@ def test_killed_anywhere_and_continued_gives_the_same_bits(
     for weights in run_dir.glob("*.safetensors"):
         assert read_weights(weights).checksum == read_weights(undisturbed[job] / weights.name).checksum
     genotype = run_dir / "genotype.yaml"
-    assert genotype.exists() == (job != "model")
-    assert job == "model" or load_genotype(undisturbed[job] / "genotype.yaml") == load_genotype(genotype)
+    assert load_genotype(undisturbed[job] / "genotype.yaml") == load_genotype(genotype)
 
 
 def test_signals_and_time_budgets_save_and_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
@@ -329,7 +328,7 @@ BAD = {
         "choices: darts-es, darts-first, darts-second, demo, dirichlet, gumbel, imagenet",
     ),
     "unknown data set": (["search", "--dataset", "cifar"], "cifar10"),
-    "unknown hypergradient": (["search", "--hypergradient", "second"], "choices: first_order, unrolled"),
+    "unknown hypergradient": (["search", "--hypergradient", "second"], "choices: first_order, unrolled, single_level"),
     "unknown device": (["search", "--dataset", "synthetic", "--device", "cuda:7"], "there is: cpu"),
     "device without values": (["search", "--dataset", "synthetic", "--device", "meta"], "there is: cpu"),
     "too many threads": (["search", "--threads", "100000"], "--threads must be at most 1024"),

@@ -38,13 +38,13 @@ def depth(cell: Cell) -> int:
     """Number of nodes on the longest path from an input to the output."""
     longest = [0] * NUM_INPUTS
     for node in cell.nodes:
-        longest.append(1 + max(longest[edge.state] for edge in node))
+        longest.append(1 + max((longest[edge.state] for edge in node), default=-1))
     return max(longest[state] for state in cell.concat)
 
 
 def width(cell: Cell) -> float:
     """Sum over nodes of the share of their edges that come from the inputs (Shu, Wang, Cai 2020, section 2.2)."""
-    return sum(sum(edge.state < NUM_INPUTS for edge in node) / len(node) for node in cell.nodes)
+    return sum(sum(edge.state < NUM_INPUTS for edge in node) / len(node) for node in cell.nodes if node)
 
 
 def shared_edges(a: Genotype, b: Genotype) -> int:

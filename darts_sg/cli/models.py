@@ -86,9 +86,7 @@ def run(arguments: argparse.Namespace) -> None:
         out.print(f"\nTime of {batch} images on {environment.machine(device)}:", highlight=False)
         out.print(speed)
     classes = f"{NUM_CLASSES[arguments.network]} classes{' and the background' if detectors else ''}"
-    source = (
-        "Published mAP is in percent, trained on VOC07+12" if detectors else "Published accuracies are on ImageNet"
-    )
+    source = "Published mAP is in percent, trained on VOC07+12" if detectors else "Published accuracies are on ImageNet"
     out.print(
         f"\nParameters and MACs (convolutions and linear layers) are counted here, {arguments.network} shape: "
         f"{size}×{size} pixels, {classes}. {source}.\n"

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from darts_sg.errors import UsageError
-from darts_sg.genotype import Cell, Genotype
+from darts_sg.genotype import NUM_INPUTS, Cell, Genotype
 from darts_sg.networks.skeleton import (
     CellSpec,
     CifarStem,
@@ -28,7 +28,8 @@ class DerivedCell(nn.Module):
     """A cell of a genotype: each node is the sum of the operations on its edges; the nodes in `concat` are joined.
 
     States s0 (N, C_pp, …) and s1 (N, C_p, H, W) to (N, len(concat) · C, H, W), halved by a reduction cell. `ops` has
-    one operation an edge, in the order of `Cell.edges`.
+    one operation an edge, in the order of `Cell.edges`. Nodes without edges are not computed, because nothing reads
+    them.
     """
 
     def __init__(self, cell: Cell, spec: CellSpec) -> None:
@@ -47,13 +48,15 @@ class DerivedCell(nn.Module):
     def nodes(self, states: list[Tensor], drop_path_prob: float | Tensor | None) -> list[Tensor]:
         """The joined nodes, from the outputs of the two input layers, (N, C, H, W) each."""
         ops = iter(self.ops)
-        for node in self.cell.nodes:
+        found = dict(enumerate(states))
+        for number, node in enumerate(self.cell.nodes, start=NUM_INPUTS):
             terms: list[Tensor] = []
             for edge in node:
                 op = next(ops)
-                terms.append(drop_path(op(states[edge.state]), drop_prob_of(op, drop_path_prob)))
-            states.append(sum(terms[1:], terms[0]))
-        return [states[i] for i in self.cell.concat]
+                terms.append(drop_path(op(found[edge.state]), drop_prob_of(op, drop_path_prob)))
+            if terms:
+                found[number] = sum(terms[1:], terms[0])
+        return [found[i] for i in self.cell.concat]
 
 
 def drop_prob_of(op: nn.Module, drop_path_prob: float | Tensor | None) -> float | Tensor | None:

@@ -281,9 +281,7 @@ class MobileNetwork(nn.Module):
         self.features = nn.Sequential(*features)
         self.map_channels = C_fine, C, C
         """Channels of the three `maps`."""
-        self.classifier = (
-            None if num_classes is None else nn.Sequential(nn.Dropout(DROPOUT), nn.Linear(C, num_classes))
-        )
+        self.classifier = None if num_classes is None else nn.Sequential(nn.Dropout(DROPOUT), nn.Linear(C, num_classes))
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out")

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from darts_sg.errors import UsageError
 from darts_sg.networks.build import NetworkPlan, build_backbone
 from darts_sg.networks.mobile import Model, depthwise, relu6
-from darts_sg.ops.depthwise import DepthwiseConv2d
 from darts_sg.ops.primitives import ConvBN
 
 IMAGE_SIZE = 320
@@ -111,7 +110,9 @@ def map_sides(image_size: int) -> tuple[int, ...]:
 
 @functools.cache
 def prior_boxes(
-    style: PriorStyle, image_size: int = IMAGE_SIZE, device: torch.device = torch.device("cpu")  # noqa: B008
+    style: PriorStyle,
+    image_size: int = IMAGE_SIZE,
+    device: torch.device = torch.device("cpu"),  # noqa: B008
 ) -> Tensor:
     """Centres of the prior boxes for images of this size, float32 (P, 4); 3,234 at 320 pixels.
 
@@ -181,9 +182,7 @@ def sandglass_extra(C_in: int, level: LevelShape) -> nn.Sequential:
 def inverted_extra(C_in: int, level: LevelShape) -> nn.Sequential:
     """1×1 to h - BN - ReLU6 - 3×3 dw /2 - BN - ReLU6 - 1×1 - BN: an inverted residual without a shortcut."""
     hidden = round(C_in * level.ratio)
-    return nn.Sequential(
-        ConvBN(C_in, hidden), relu6(), *depthwise(hidden, 2), relu6(), ConvBN(hidden, level.channels)
-    )
+    return nn.Sequential(ConvBN(C_in, hidden), relu6(), *depthwise(hidden, 2), relu6(), ConvBN(hidden, level.channels))
 
 
 class Extras(NamedTuple):
@@ -255,9 +254,7 @@ class SSDLite(nn.Module):
             channels.append(C := level.channels)
         separable = [style != "authors" or level < NUM_LEVELS - 1 for level in range(NUM_LEVELS)]
         self.class_heads, self.box_heads = (
-            nn.ModuleList(
-                head(C, BOXES_PER_PLACE * size, whole) for C, whole in zip(channels, separable, strict=True)
-            )
+            nn.ModuleList(head(C, BOXES_PER_PLACE * size, whole) for C, whole in zip(channels, separable, strict=True))
             for size in (1 + num_classes, 4)
         )
         self.frozen = False

@@ -203,8 +203,8 @@ def test_a_damaged_annotation_is_named_and_left_out(
     assert list(boxes_of(dataset)) == ["b", "c"]
     assert dataset.unusual["JPEGImages/a.jpg"].startswith("damaged: annotation: ")
     assert reason in dataset.unusual["JPEGImages/a.jpg"]
-    assert "1 damaged images left out" in dataset.remark
-    assert "1 images are left out" in caplog.text
+    assert "1 damaged image left out" in dataset.remark
+    assert "1 image is left out, with a damaged file or annotation" in caplog.text
     with pytest.raises(UsageError, match=r"a\.jpg is damaged: annotation: .*repair it, or choose --damaged skip"):
         dataset.read_by(Reading(0, "stop"))
 
@@ -229,7 +229,7 @@ def test_pipes_and_missing_files_are_named_and_left_out(tmp_path: Path) -> None:
         ("ImageSets/Main/trainval.txt", "../../secret\n", "no path below the folder"),
         ("ImageSets/Main/trainval.txt", "/etc/passwd\n", "no path below the folder"),
         ("ImageSets/Main/trainval.txt", b"\xff\xfe", "cannot read .*it is no text"),
-        ("ImageSets/Main/trainval.txt", "d\n", "1 images stand in a training set and in the test set"),
+        ("ImageSets/Main/trainval.txt", "d\n", "1 image is in a training set and in the test set"),
         ("ImageSets/Main/trainval.txt", "x\n", "the training part|annotated"),
     ],
     ids=short,
@@ -290,7 +290,7 @@ def test_crowds_bad_boxes_and_missing_images_of_coco(tmp_path: Path) -> None:
         (lambda c: c["categories"].append({"id": 10, "name": "x"}), "two categories with the id or name"),
         (lambda c: c["categories"].append({"id": 1}), "an object has no class name"),
         (lambda c: c["images"].append(c["images"][0]), "two images with the id 0"),
-        (lambda c: c["annotations"].append({"image_id": 9}), "annotations of 1 images that it does not list"),
+        (lambda c: c["annotations"].append({"image_id": 9}), "annotations of 1 image that it does not list"),
         (lambda c: c["annotations"].append([]), "an annotation without image_id"),
         (lambda c: c["images"][0].update(file_name="../x.jpg"), "no path below the folder"),
         (lambda c: c["categories"].pop(0), "has the category 'blue', which"),
@@ -413,7 +413,7 @@ def test_a_folder_of_another_layout_is_refused(tmp_path: Path, name: str) -> Non
 def test_nothing_left_is_an_error_that_names_the_damage(tmp_path: Path) -> None:
     write_voc(tmp_path, {"a": BOXES["a"], "d": BOXES["d"]}, {"trainval": ["a"], "test": ["d"]})
     annotate(tmp_path, "d", "<svg/>")
-    with pytest.raises(UsageError, match=r"no image in the test part .* can be used, 1 are damaged, such as .*d\.jpg"):
+    with pytest.raises(UsageError, match=r"no image in the test part .* can be used, 1 damaged, such as .*d\.jpg"):
         load("voc", tmp_path)
     annotate(tmp_path, "d", voc_xml(""))
     annotate(tmp_path, "a", voc_xml(""))
