@@ -1,8 +1,10 @@
 """The picture of a data set: classes, sizes and places of objects, prior boxes, and some images with their boxes."""
 
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -17,7 +19,7 @@ COLOURS = {"train": TRAIN, "test": TEST}
 OTHER = "#3C8A3F"
 SAMPLES_IN_A_ROW, SAMPLE_ROWS = 6, 2
 SAMPLE_HEIGHT = 2.3
-"""Of a row of images, in inches."""
+"""Height of a row of images in inches."""
 MOST_NAMED = 40
 """Classes whose bars have names."""
 MOST_LEVEL = 8
@@ -25,8 +27,7 @@ MOST_LEVEL = 8
 LONGEST_NAME = 18
 
 
-@dataclass(frozen=True)
-class Sample:
+class Sample(NamedTuple):
     """An image to show, with its objects."""
 
     pixels: NDArray[np.uint8]
@@ -39,7 +40,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class BoxPlots:
-    """What is shown of the boxes, one entry an object; see `darts_sg.data.checking.BoxFacts`."""
+    """Figures of the boxes to plot, one entry an object; see `darts_sg.data.checking.BoxFacts`."""
 
     shares: NDArray[np.float32]
     side: NDArray[np.float64]
@@ -87,7 +88,9 @@ def draw_data(
         row, column = divmod(number, SAMPLES_IN_A_ROW)
         _draw_sample(figure.add_subplot(grid[row, column]), sample, class_names)
     content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=100)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph", UserWarning)  # letters that the font lacks become boxes
+        figure.savefig(content, format="png", dpi=100)
     return content.getvalue()
 
 
@@ -102,7 +105,7 @@ def _draw_classes(axes: Axes, names: Sequence[str], counts: Mapping[str, NDArray
     axes.set_xlim(-0.3, len(names))
     if len(names) <= MOST_NAMED:
         short = [name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…" for name in names]
-        turned = {"rotation": 40, "ha": "right"} if len(names) > MOST_LEVEL else {}
+        turned: dict[str, Any] = {"rotation": 40, "ha": "right"} if len(names) > MOST_LEVEL else {}
         axes.set_xticks(places + 0.4, [name.replace("$", r"\$") for name in short], fontsize=8, **turned)
     else:
         axes.set_xlabel(f"{len(names)} classes")

@@ -19,8 +19,10 @@ def add_parser(commands: Any) -> None:
     )
     export.add_argument("--format", choices=["onnx", "torch"], required=True, help="onnx, or torch: torch.export")
     export.add_argument(
-        "--no-nms", action="store_true", help="a detector's boxes and scores of all prior boxes, without the selection "
-        "of objects (non-maximum suppression), which onnx holds by default and torch never"
+        "--no-nms",
+        action="store_true",
+        help="a detector's boxes and scores of all prior boxes, without the selection "
+        "of objects (non-maximum suppression), which onnx holds by default and torch never",
     )
     export.add_argument("-o", "--output", type=Path, help="file to write (default: NAME.onnx or NAME.pt2)")
 

@@ -52,7 +52,7 @@ from darts_sg.engine.steps import (
     weight_optimizer,
 )
 from darts_sg.engine.subject import subject_of, with_channels
-from darts_sg.engine.weights import Metadata, Weights, read_weights, weights_bytes
+from darts_sg.engine.weights import Metadata, read_weights, weights_bytes
 from darts_sg.errors import UsageError
 from darts_sg.genotype import Genotype, load_genotype
 from darts_sg.invocation import evaluate_command
@@ -183,9 +183,7 @@ class AugmentJob:
                 for name, content in evaluation.evaluator.files().items():
                     run.write(f"{kind}{name}", content)
                 if run.writes and not kind:
-                    for name, picture in self.task.pictures(
-                        self.train, self.test_images, evaluation.evaluator
-                    ).items():
+                    for name, picture in self.task.pictures(self.train, self.test_images, evaluation.evaluator).items():
                         run.write(name, picture)
         return row
 

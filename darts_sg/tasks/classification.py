@@ -115,9 +115,7 @@ class Classification(Task):
         found = []
         for (name, width, height), scores, labels in zip(images, best.values.cpu(), best.indices.cpu(), strict=True):
             kept = scores >= (least or 0.0)
-            found.append(
-                Prediction(name, width, height, labels[kept].numpy(), scores[kept].numpy(), spec.class_names)
-            )
+            found.append(Prediction(name, width, height, labels[kept].numpy(), scores[kept].numpy(), spec.class_names))
         return found
 
     def mismatch(self, own: DataSpec, other: DataSpec) -> str:

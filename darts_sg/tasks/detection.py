@@ -302,9 +302,7 @@ class Detection(Task):
         plain: bool = False,
     ) -> Batches:
         augment = BOX_AUGMENTS["none"] if plain else self.box_augment
-        batches = DetectionBatches(
-            with_boxes(images, spec), spec, batch_size, augment, seed, stream, rank, num_ranks
-        )
+        batches = DetectionBatches(with_boxes(images, spec), spec, batch_size, augment, seed, stream, rank, num_ranks)
         return MatchedBatches(batches, self.style)
 
     def evaluation_batches(
@@ -459,7 +457,9 @@ def _by_class(result: Mapping[str, Any]) -> list[str]:
 def with_boxes(images: Images, spec: DataSpec) -> DetectionImages:
     """The images, if they have boxes; UsageError for images with one label each."""
     if not isinstance(images, DetectionImages):
-        raise UsageError(f"--task detection: the images of {spec.name} have no boxes; choose --dataset voc, coco or yolo")
+        raise UsageError(
+            f"--task detection: the images of {spec.name} have no boxes; choose --dataset voc, coco or yolo"
+        )
     return images
 
 

@@ -15,7 +15,7 @@ from darts_sg.data.detection.predictions import Detections
 from darts_sg.data.stream import UNREADABLE
 from darts_sg.networks.ssdlite import to_corners
 from darts_sg.tasks.average_precision import Curve, confusion, overlapping
-from darts_sg.tasks.drawing import Drawn, class_colour, draw_boxes, png, scaled, sheet
+from darts_sg.tasks.drawing import Drawn, draw_boxes, png, scaled, sheet
 
 SHOWN_SCORE = 0.3
 """The lowest score of a box in predictions and pictures; measures take all of them."""
@@ -166,9 +166,7 @@ def confusion_matrix(objects: ObjectTable, found: Detections, class_names: Seque
     if len(class_names) <= MOST_CLASSES:
         for row, column in np.argwhere(counts).tolist():
             colour = "white" if shares[row, column] > 0.6 else INK
-            axes.text(
-                column, row, f"{counts[row, column]:,}", ha="center", va="center", fontsize=7, color=colour
-            )
+            axes.text(column, row, f"{counts[row, column]:,}", ha="center", va="center", fontsize=7, color=colour)
         axes.set_xticks(range(len(columns)), [_plain(name) for name in columns], rotation=60, ha="right", fontsize=8)
         axes.set_yticks(range(len(rows)), [_plain(name) for name in rows], fontsize=8)
     axes.set_xlabel("found as", fontsize=9, color=INK)

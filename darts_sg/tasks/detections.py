@@ -105,7 +105,9 @@ def onnx_operators() -> dict[Any, Callable[..., Any]]:
         return onnx.NonMaxSuppression(boxes, scores, *limits)
 
     def stable_sort(x: Any, stable: bool, dim: int = -1, descending: bool = False) -> Any:
-        return onnx.TopK(x, onnx.Shape(x), axis=dim, largest=int(descending), sorted=1)  # keeps the order of equal values
+        return onnx.TopK(
+            x, onnx.Shape(x), axis=dim, largest=int(descending), sorted=1
+        )  # keeps the order of equal values
 
     return {torch.ops.darts_sg.nms.default: suppress, torch.ops.aten.sort.stable: stable_sort}
 
