@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
 from darts_sg.data.batches import Augment, TrainBatches, normalise
 from darts_sg.data.detection.augment import SSD, BoxAugment, carry_out, make_plan, warp
-from darts_sg.data.detection.objects import DetectionImages, Objects, as_objects
+from darts_sg.data.detection.objects import DetectionImages, Objects
 from darts_sg.data.generator import keyed_seed
 from darts_sg.data.spec import DataSpec
 from darts_sg.data.stream import USUAL, FileReader, ImageFiles, Key, Stream, refuse_bomb, to_rgb
@@ -153,8 +154,17 @@ def prepared(stream: Stream, position: int, spec: DataSpec) -> tuple[Tensor, lis
     assert isinstance(images, DetectionImages)
     batch = stream.read(position)
     x = normalise(batch.pixels.to(images.device, non_blocking=True), spec)
+    if not batch.targets:
+        return x, []
+    sizes, arrays = zip(*batch.targets, strict=True)
+    counts = [len(labels) for _, labels, *_ in arrays]
+    # one copy to the device for each column of the whole batch; the images' objects are views of it
+    columns = [torch.from_numpy(np.concatenate(column)) for column in zip(*arrays, strict=True)]
+    boxes, labels, difficult, crowd, area = (
+        column.to(images.device, non_blocking=True).split(counts) for column in columns
+    )
     targets = [
-        as_objects(arrays, images.name(index), *size).to(images.device)
-        for index, (size, arrays) in zip(batch.indices, batch.targets, strict=True)
+        Objects(boxes[i], labels[i], difficult[i], crowd[i], area[i], images.name(index), *sizes[i])
+        for i, index in enumerate(batch.indices)
     ]
     return x, targets
