@@ -1,4 +1,4 @@
-"""The jobs as Python functions: search, retrain, evaluate and predict, with the options of the command line as keywords.
+"""The jobs as Python functions: search, retrain, evaluate and predict, with options of the command line as keywords.
 
 >>> from darts_sg import retrain, search
 >>> found = search(recipe="demo", epochs=2)  # doctest: +SKIP

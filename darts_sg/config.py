@@ -474,8 +474,8 @@ class AugmentConfig(RunConfig):
     """Prior boxes and heads of a detector. authors: those of MobileNeXt's authors. torchvision: sides from 0.2 to 0.95
     of the image, separable heads on all levels, more candidates in the test."""
     box_augment: str = option("ssd", "Data")
-    """Augmentation of the training images of a detector. ssd: colours, expansion, crops and flips as in SSD. crop: crops
-    and flips as in torchvision's SSDLite. none: only brought to size."""
+    """Augmentation of the training images of a detector. ssd: colours, expansion, crops and flips as in SSD. crop:
+    crops and flips as in torchvision's SSDLite. none: only brought to size."""
     freeze_backbone: bool = option(False, "Training")
     """Train only the extra levels and heads of a detector: the weights and BatchNorm statistics of the backbone stay
     those of --finetune."""

@@ -44,8 +44,10 @@ def run(arguments: argparse.Namespace) -> None:
     selecting = task.selecting(weights.build())
     if selecting is None and arguments.no_nms:
         raise UsageError(f"--no-nms is for detectors; {weights.path} is for {task.name}")
-    select = selecting is not None and format.selects and not arguments.no_nms
-    content, sides = export(weights, arguments.format, select=select)
+    if not format.selects or arguments.no_nms:
+        selecting = None
+    content, sides = export(weights, arguments.format, select=selecting is not None)
+    described = task.described_outputs(weights.spec) if selecting is None else selecting.described
     write_atomically(output, content)
     what = "of a logit" if task.output_names == ("logits",) else "of an output"
     out, spec, cpu = console(), weights.spec, torch.device("cpu")
@@ -54,7 +56,7 @@ def run(arguments: argparse.Namespace) -> None:
         f"{output}: {weights.title}, {format.described}\n"
         f"input images: float32 (N, {size}), any N, (pixel / 255 - mean) / std with mean "
         f"{', '.join(map(str, spec.mean))} and std {', '.join(map(str, spec.std))}\n"
-        + "".join(f"output {line}\n" for line in (selecting.described if select else task.described_outputs(spec))),
+        + "".join(f"output {line}\n" for line in described),
         highlight=False,
     )
     table = Table("model", "file, MB", f"largest difference {what}", "latency, batch 1", box=None, pad_edge=False)

@@ -1,8 +1,8 @@
 """Export of trained weights to other programs: ONNX, or PyTorch's own exported program.
 
-The exported model maps normalised images to the task's outputs (a classifier's logits; a detector's boxes and scores, or
-the objects found), at any batch size. It has no auxiliary head, drop path or dropout, and carries the metadata of the
-weights file.
+The exported model maps normalised images to the task's outputs (a classifier's logits; a detector's boxes and scores,
+or the objects found), at any batch size. It has no auxiliary head, drop path or dropout, and carries the metadata of
+the weights file.
 """
 
 import importlib.metadata
@@ -158,7 +158,8 @@ def export(weights: Weights, name: str, *, select: bool = False) -> tuple[bytes,
         )
     format = EXPORT_FORMATS[name]
     task = weights.task
-    names, difference_of, operators = task.output_names, task.difference, {}
+    names, operators = task.output_names, dict[Any, Callable[..., Any]]()
+    difference_of: Callable[[Any, Any], Tensor] = task.difference
     network = weights.build()
     model = task.inference(network).eval()
     if select:

@@ -20,7 +20,7 @@ from darts_sg.data.imagenet import MEAN, STD
 from darts_sg.engine.weights import Weights, read_weights
 from darts_sg.errors import UsageError, first_line
 from darts_sg.files import refuse_irregular, why
-from darts_sg.networks.mobile import MODELS, MobileBlock, MobileNetwork, Model
+from darts_sg.networks.mobile import MODELS, MobileBlock, MobileNetwork, Model, spelled_model
 from darts_sg.ops.primitives import ConvBN
 from darts_sg.tasks import Task, task_of
 
@@ -51,7 +51,7 @@ class PublishedWeights:
     def spec(self) -> DataSpec:
         """ImageNet; the classes have no names in a checkpoint."""
         names = tuple(str(number) for number in range(NUM_CLASSES))
-        return DataSpec("imagenet", NUM_CLASSES, 224, 3, MEAN, STD, names, top5=True)
+        return DataSpec("imagenet", NUM_CLASSES, 224, 3, MEAN, STD, names)
 
     def options(self) -> dict[str, Any]:
         """The options that make a training use the same network."""
@@ -107,7 +107,7 @@ def read_published(path: Path, wanted: str = "") -> PublishedWeights:
     names = [wanted] if wanted else [name for name in MODELS if name.startswith(FAMILIES)]
     problems = {}
     for name in names:
-        model = MODELS[name] if name in MODELS else None
+        model = spelled_model(name)
         if model is None or not name.startswith(FAMILIES):
             raise UsageError(f"{path}: published checkpoints are known of {', '.join(FAMILIES)}, not of {name}")
         mapped, problem = _mapped(model, found)
@@ -158,8 +158,8 @@ def _names(network: MobileNetwork, model: Model) -> Iterator[tuple[str, str]]:
     """(our name, published name) of each layer with weights.
 
     Both publish stem, blocks and last convolution as features.0, features.1, …. A block of MobileNeXt is a flat chain
-    conv.0, conv.1, …, activations counted; one of MobileNetV2 has conv - BN - ReLU6 as groups conv.0.0, conv.0.1, and the
-    last convolution and BN as conv.K and conv.K+1.
+    conv.0, conv.1, …, activations counted; one of MobileNetV2 has conv - BN - ReLU6 as groups conv.0.0, conv.0.1, and
+    the last convolution and BN as conv.K and conv.K+1.
     """
     yield from (("features.0", "features.0.0"), ("features.1", "features.0.1"))
     number = 0

@@ -239,8 +239,8 @@ class SSDLite(nn.Module):
         super().__init__()
         if plan.shape != "imagenet":
             raise UsageError(
-                f"--network {plan.shape}: a detector needs maps at 1/16 and 1/32 of the image, which the shape imagenet "
-                "has; give --network imagenet, or weights of that shape"
+                f"--network {plan.shape}: a detector needs maps at 1/16 and 1/32 of the image, which the shape "
+                "imagenet has; give --network imagenet, or weights of that shape"
             )
         self.num_classes, self.style, self.image_size = num_classes, style, image_size
         self.backbone = build_backbone(plan, in_channels)

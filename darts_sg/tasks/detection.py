@@ -74,8 +74,10 @@ class MatchedObjects:
 
 
 def match_objects(objects: Sequence[Objects], style: PriorStyle, image_size: int) -> MatchedObjects:
-    """Match objects, boxes as shares of the sides, with the prior boxes; done on the CPU, the result is on the device of
-    the objects. Objects that are marked difficult or a crowd, and those without an area, match none."""
+    """Match objects, boxes as shares of the sides, with the prior boxes, on the CPU.
+
+    The result is on the device of the objects. Those marked difficult or a crowd and those without an area match none.
+    """
     priors, found = prior_boxes(style, image_size), []
     device = objects[0].labels.device
     for one in objects:
@@ -426,8 +428,8 @@ class Detection(Task):
             "image: int64 (M,), the image of each of the M objects found in all N images; the best of an image first",
             "boxes: float32 (M, 4), x1, y1, x2, y2 as shares of the image's sides",
             "labels: int64 (M,), classes from 0",
-            f"scores: float32 (M,), above {selection.score:g}; overlaps above {selection.iou:g} of boxes of a class are "
-            f"suppressed, at most {selection.most} objects an image",
+            f"scores: float32 (M,), above {selection.score:g}; overlaps above {selection.iou:g} of boxes of a class "
+            f"are suppressed, at most {selection.most} objects an image",
             "all_boxes, all_scores: boxes (N, P, 4) and class probabilities (N, P, C) of all prior boxes, before that",
         ]
         names = ("image", "boxes", "labels", "scores", "all_boxes", "all_scores")

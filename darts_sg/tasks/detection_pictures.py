@@ -59,7 +59,7 @@ def counted(number: int) -> str:
 class Scored(NamedTuple):
     """How well the objects of a test image were found."""
 
-    index: int
+    image: int
     right: np.ndarray
     """bool, for each of its detections that are shown."""
     num_objects: int
@@ -94,7 +94,7 @@ def predictions(
     shown = found.select(found.scores >= SHOWN_SCORE)
     scored = scored_images(objects, shown)
     with_objects = [one for one in scored if one.num_objects]
-    by_quality = sorted(with_objects, key=lambda one: (-one.f1, -one.num_objects, one.index))
+    by_quality = sorted(with_objects, key=lambda one: (-one.f1, -one.num_objects, one.image))
     order = np.random.default_rng(seed).permutation(len(scored))[:SHOWN_IMAGES]
     chosen = {
         "best": by_quality[:SHOWN_IMAGES],
@@ -107,22 +107,22 @@ def predictions(
         rows: list[list[tuple[str, Image.Image]]] = [[], []]
         for one in some:
             try:
-                pixels = read_image(str(images.path(index_of[names[one.index]])))[0]
+                pixels = read_image(str(images.path(index_of[names[one.image]])))[0]
             except UNREADABLE:  # readable in the test, and not now
                 continue
             pixels, factor = scaled(pixels, SIDE)
-            boxes, labels, *_ = objects[one.index]
+            boxes, labels, *_ = objects[one.image]
             truth = [
                 Drawn(box, images.class_names[label], TRUTH)
                 for box, label in zip((factor * boxes).tolist(), labels.tolist(), strict=True)
             ]
-            own = shown.select(shown.images == one.index)
+            own = shown.select(shown.images == one.image)
             best = np.argsort(-own.scores, kind="stable")[:MOST_BOXES]
             best = best[np.lexsort((own.scores[best], one.right[best]))]  # the right ones on top, the best last
             texts = [f"{images.class_names[own.labels[i]]} {own.scores[i]:.2f}" for i in best]
             colours = [RIGHT if one.right[i] else WRONG for i in best]
             drawn = [Drawn(*part) for part in zip((factor * own.boxes[best]).tolist(), texts, colours, strict=True)]
-            name = names[one.index].rpartition("/")[2]
+            name = names[one.image].rpartition("/")[2]
             rows[0].append((f"{name}: {counted(one.num_objects)}", draw_boxes(pixels, truth)))
             left_out = f", {len(best)} drawn" if len(best) < len(own) else ""
             rows[1].append((f"{one.right.sum()} of {len(own)} found are right{left_out}", draw_boxes(pixels, drawn)))

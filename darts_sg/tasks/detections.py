@@ -101,13 +101,13 @@ def onnx_operators() -> dict[Any, Callable[..., Any]]:
     from onnxscript import opset18 as onnx
 
     def suppress(boxes: Any, scores: Any, iou: float, score: float, most: int) -> Any:
-        limits = onnx.Constant(value_int=most), onnx.Constant(value_float=iou), onnx.Constant(value_float=score)
+        numbers = ({"value_int": most}, {"value_float": iou}, {"value_float": score})
+        limits: list[Any] = [onnx.Constant(**number) for number in numbers]
         return onnx.NonMaxSuppression(boxes, scores, *limits)
 
     def stable_sort(x: Any, stable: bool, dim: int = -1, descending: bool = False) -> Any:
-        return onnx.TopK(
-            x, onnx.Shape(x), axis=dim, largest=int(descending), sorted=1
-        )  # keeps the order of equal values
+        # TopK keeps the order of equal values
+        return onnx.TopK(x, onnx.Shape(x), axis=dim, largest=int(descending), sorted=1)
 
     return {torch.ops.darts_sg.nms.default: suppress, torch.ops.aten.sort.stable: stable_sort}
 
@@ -128,8 +128,8 @@ class DecodingModel(nn.Module):
 class SelectingModel(DecodingModel):
     """A detector with decoding and selection: images (N, C, S, S) to the objects found in all of them.
 
-    Returns image (M,), boxes (M, 4) as shares of the sides, labels (M,) and scores (M,), the images in turn and the best
-    object of each first; then boxes (N, P, 4) and scores (N, P, num_classes) of all prior boxes, which they are of.
+    Returns image (M,), boxes (M, 4) as shares of the sides, labels (M,) and scores (M,), the images in turn and the
+    best object of each first; then boxes (N, P, 4) and scores (N, P, num_classes) of all prior boxes.
     """
 
     def forward(self, images: Tensor) -> Any:

@@ -242,7 +242,7 @@ class Task(ABC):
 
     # --- training and evaluation
 
-    def prepare(self, network: nn.Module) -> None:
+    def prepare(self, network: nn.Module) -> None:  # noqa: B027
         """Make a network ready for training, after it has its first weights. Called once, before the first step."""
 
     @abstractmethod
