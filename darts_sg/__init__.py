@@ -33,7 +33,7 @@ from darts_sg import process  # noqa: F401 - first of all: a time budget counts 
 from darts_sg.genotype import Cell, Edge, Genotype, load_genotype, zoo_names
 
 _LATER = {
-    "api": ("RetrainResult", "SearchResult", "evaluate", "retrain", "search"),
+    "api": ("RetrainResult", "SearchResult", "evaluate", "predict", "retrain", "search"),
     "analysis.compare": ("activation_bytes", "anatomy", "latency"),
     "analysis.cost": ("derived_cost",),
     "analysis.deriving": ("derive_genotype",),

@@ -1,4 +1,4 @@
-"""The jobs as Python functions: search, retrain and evaluate, with the options of the command line as keywords.
+"""The jobs as Python functions: search, retrain, evaluate and predict, with options of the command line as keywords.
 
 >>> from darts_sg import retrain, search
 >>> found = search(recipe="demo", epochs=2)  # doctest: +SKIP
@@ -37,13 +37,16 @@ from darts_sg.config import (
     make_config,
     starting_options,
 )
+from darts_sg.data import BOX_DATASETS, SPLIT_DATASETS
 from darts_sg.engine.checkpoint import load_newest, random_state, set_random_state
 from darts_sg.engine.distributed import Ranks, leave
 from darts_sg.engine.evaluation import Evaluated
+from darts_sg.engine.published import Start, read_start
 from darts_sg.engine.weights import Weights, read_weights
 from darts_sg.errors import RunError, UsageError, first_line
 from darts_sg.genotype import Genotype, load_genotype
 from darts_sg.options import flag, read_value
+from darts_sg.tasks import DEFAULT_TASK, Prediction
 
 
 class RunResult:
@@ -291,6 +294,35 @@ def evaluate(weights: str | Path, **options: Any) -> Evaluated:
         return run_evaluation(planned.config, planned.evaluate)
 
 
+def predict(
+    weights: str | Path,
+    images: str | Path | np.ndarray | Iterable[str | Path | np.ndarray],
+    *,
+    score: float | None = None,
+    device: str = "auto",
+    batch_size: int = 16,
+) -> list[Prediction]:
+    """What trained weights say of images: objects in boxes, or the five most probable classes, as NumPy arrays.
+
+    weights: a weights file or run folder. images: files, folders of them, or arrays, uint8 (H, W, 3). score: the lowest
+    score that counts; by default 0.3 for boxes, 0 for classes. Files that cannot be read are left out with a warning.
+
+    Raises UsageError if the weights or all images cannot be read, or an array is no image.
+    """
+    from darts_sg.engine.environment import choose_device
+    from darts_sg.engine.predict import image_files, predict_images
+
+    if score is not None and not 0 <= score <= 1:
+        raise UsageError(f"a score is from 0 to 1, not {score:g}")
+    given = [images] if isinstance(images, str | Path | np.ndarray) else list(images)
+    found: list[Path | np.ndarray] = []
+    for image in given:
+        found += [image] if isinstance(image, np.ndarray) else image_files([Path(image)])
+    read = read_weights(Path(weights))
+    with _left_as_found():
+        return predict_images(read, found, choose_device(device), least=score, batch_size=batch_size).found
+
+
 class Plan(NamedTuple):
     """A job with all its options, ready to run."""
 
@@ -352,7 +384,7 @@ def base_options(
     start = given.get("finetune") or base.get("finetune")
     if not start:
         return base
-    weights = read_weights(Path(start))
+    weights = read_start(Path(start), given.get("model") or "")
     return _weights_split(weights) | base | weights.options()
 
 
@@ -420,13 +452,15 @@ def _refuse_other_network(given: Mapping[str, Any], base: Mapping[str, Any], wei
 
 def _weights_options(weights: Weights) -> dict[str, Any]:
     """The options to test weights with, unless others are given."""
-    of_the_training = {"dataset": weights.metadata.dataset, "seed": weights.metadata.seed}
+    of_the_training: dict[str, Any] = {"dataset": weights.metadata.dataset, "seed": weights.metadata.seed}
+    if weights.metadata.task != DEFAULT_TASK:  # other tasks refuse augmentation that is for classifiers
+        of_the_training["cutout_length"] = 0
     return default_options("augment") | weights.options() | of_the_training | _weights_split(weights)
 
 
-def _weights_split(weights: Weights) -> dict[str, Any]:
-    """The option that splits a class folder as in the training of weights: none of their test images was trained on."""
-    return {"split_seed": weights.split_seed} if weights.metadata.dataset == "folder" else {}
+def _weights_split(weights: Start) -> dict[str, Any]:
+    """The option that splits the data as in the training of weights: none of their test images was trained on."""
+    return {"split_seed": weights.split_seed} if weights.spec.name in SPLIT_DATASETS else {}
 
 
 def _testing(weights: Weights, given: Mapping[str, Any]) -> RunConfig:
@@ -438,7 +472,7 @@ def _testing(weights: Weights, given: Mapping[str, Any]) -> RunConfig:
         if name not in useful and value != base[name]:
             raise UsageError(f"{flag(name)} is for training, and --evaluate {weights.path} only tests; leave it out")
     options = base | dict(given)
-    same_size = options["dataset"] in (metadata.dataset, "folder")
+    same_size = options["dataset"] in (metadata.dataset, "folder", *BOX_DATASETS)
     options["image_size"] = metadata.image_size if same_size else None
     options["auxiliary_weight"] = None if metadata.model else 0.0
     return make_config("augment", base=options)

@@ -31,12 +31,13 @@ from darts_sg.methods.weight_regularizers import WEIGHT_REGULARIZERS
 from darts_sg.networks.derived import NetworkShape
 from darts_sg.networks.mobile import find_model
 from darts_sg.networks.skeleton import MOST_CELLS, MOST_CHANNELS
+from darts_sg.networks.ssdlite import PriorStyle
 from darts_sg.ops import OPERATIONS
 from darts_sg.options import flag, read_options
 from darts_sg.quantity import parse_quantity
 from darts_sg.registry import Registry, unknown_name
 from darts_sg.spaces import parse_space
-from darts_sg.tasks import DEFAULT_TASK, TASKS
+from darts_sg.tasks import DEFAULT_TASK, TASKS, task_of
 from darts_sg.yaml_files import read_mapping
 
 OF_ALPHAS = (
@@ -124,7 +125,8 @@ class RunConfig(metaclass=ConfigType):
     records name and hash, and a resumed run loads the same files by itself."""
 
     task: str = option(DEFAULT_TASK, "Data")
-    """What the network is trained for: classification (one label for each image)."""
+    """What the network is trained for: classification (one label for each image) or detection (boxes and classes of the
+    objects in it, by SSDLite)."""
     dataset: str = option("cifar10", "Data")
     """Data set; folder: class folders of your own images; voc, coco, yolo: images with objects in boxes, in the layout
     of that name; synthetic: rendered figures, always there."""
@@ -211,7 +213,7 @@ class RunConfig(metaclass=ConfigType):
                 raise UsageError(f"{flag(name)} must be above 0, found {value}")
         if self.nesterov and not self.momentum:
             raise UsageError("--nesterov needs momentum: leave it out, or give --momentum above 0")
-        TASKS[self.task]
+        self._check_task()
 
     @classmethod
     def completed(cls, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -221,6 +223,16 @@ class RunConfig(metaclass=ConfigType):
         if job is not None and "recipe" in options and len(options) < len(fields(cls)):
             return load_recipe(job, options["recipe"]) | options
         return options
+
+    def _check_task(self) -> None:
+        """UsageError for an unknown task, or an option that is for another one."""
+        own = getattr(TASKS[self.task], "own_options", ())
+        for task in TASKS:
+            for f in fields(self):
+                value = getattr(self, f.name)
+                if f.name in getattr(TASKS[task], "own_options", ()) and f.name not in own and value != f.default:
+                    raise UsageError(f"{flag(f.name)} {value} is for --task {task}, not for {self.task}; leave it out")
+        task_of(self.as_dict())
 
     def _at_least(self, name: str, least: float) -> None:
         value = getattr(self, name)
@@ -369,6 +381,11 @@ class SearchConfig(RunConfig):
                     f"--stop-eigenvalue {self.stop_eigenvalue} needs the eigenvalue of every epoch: add "
                     "--eigenvalue-every 1"
                 )
+        if not task_of(self.as_dict()).searchable:
+            raise UsageError(
+                f"--task {self.task}: a search trains a classifier; search on labelled images, then train the genotype "
+                f"for {self.task} with augment"
+            )
         space = parse_space(self.space)
         if space.num_nodes not in (None, self.nodes):
             raise UsageError(
@@ -426,7 +443,9 @@ class AugmentConfig(RunConfig):
     have no cells, no auxiliary head and no drop path."""
     finetune: str = option("", "Network")
     """Weights file (weights.safetensors of an earlier run), or run folder, to start from, on another data set or with
-    other options. The network is the file's; its output layer is new if the task or the number of classes differs."""
+    other options. The network is the file's; its output layer is new if the task or the number of classes differs. A
+    classifier becomes the backbone of a detector. Published checkpoints (.pth, .tar) of MobileNeXt and of torchvision's
+    MobileNetV2 are read, too."""
     network: NetworkShape = option("cifar", "Network")
     """Shape of the network. cifar: stem at full resolution; a model ends at 1/8 of the resolution. imagenet: the stem
     of cells reduces by 8; a model ends at 1/32 of the resolution."""
@@ -440,9 +459,9 @@ class AugmentConfig(RunConfig):
     validation_images: int | None = option(None, "Data")
     """Number of training images to hold out for choosing the best epoch. Default: none; the best epoch is then chosen
     on the test set, and the results say so."""
-    schedule: Literal["cosine", "linear", "exponential"] = option("cosine", "Training")
+    schedule: Literal["cosine", "linear", "exponential", "step"] = option("cosine", "Training")
     """Schedule of the learning rate from --learning-rate to --learning-rate-min: half a cosine, a straight line, or the
-    same factor each epoch."""
+    same factor each epoch. step: a tenth after 2/3, and again after 5/6 of the epochs."""
     warmup_epochs: int = option(0, "Training")
     """Number of epochs at the start over which the learning rate rises linearly to --learning-rate; the schedule
     follows from there."""
@@ -457,6 +476,15 @@ class AugmentConfig(RunConfig):
     """Share of each label to spread over all classes in the training loss, including the reported one."""
     auxiliary_weight: float | None = option(None, "Training")
     """Weight of the auxiliary head's loss, for a genotype; 0 for no auxiliary head. Default: 0.4."""
+    detector: PriorStyle = option("authors", "Network")
+    """Prior boxes and heads of a detector. authors: those of MobileNeXt's authors. torchvision: sides from 0.2 to 0.95
+    of the image, separable heads on all levels, more candidates in the test."""
+    box_augment: str = option("ssd", "Data")
+    """Augmentation of the training images of a detector. ssd: colours, expansion, crops and flips as in SSD. crop:
+    crops and flips as in torchvision's SSDLite. none: only brought to size."""
+    freeze_backbone: bool = option(False, "Training")
+    """Train only the extra levels and heads of a detector: the weights and BatchNorm statistics of the backbone stay
+    those of --finetune."""
     sync_batchnorm: bool = option(False, "Training")
     """On several GPUs, normalise by the statistics of the whole batch instead of each process's share."""
     ema: float = option(0.0, "Training")
@@ -482,6 +510,8 @@ class AugmentConfig(RunConfig):
             if self.model and value is not None:
                 way_out = "choose another recipe" if name in load_recipe("augment", self.recipe) else "leave it out"
                 raise UsageError(f"{flag(name)} {value} is for genotypes, --model {self.model} has no cells; {way_out}")
+        if self.freeze_backbone and not self.finetune:
+            raise UsageError("--freeze-backbone keeps the weights of --finetune; give a file to start from")
         if self.max_macs() is None:
             self._at_least("channels", 1)
         if self.schedule == "exponential" and not self.learning_rate_min:
@@ -500,7 +530,10 @@ class AugmentConfig(RunConfig):
         """The keywords of a new instance, with the defaults of the cells where a genotype is trained."""
         options = super().completed(given)
         if not options.get("model"):
-            options |= {name: default for name, default in CELL_DEFAULTS.items() if options.get(name) is None}
+            defaults = dict(CELL_DEFAULTS)
+            if not getattr(TASKS[options.get("task") or DEFAULT_TASK], "has_auxiliary", True):
+                defaults["auxiliary_weight"] = 0.0
+            options |= {name: default for name, default in defaults.items() if options.get(name) is None}
         return options
 
     @property

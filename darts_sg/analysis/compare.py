@@ -167,6 +167,7 @@ def anatomy(
         shapes[module] = (last.shape[1], last.shape[2] if len(last.shape) == 4 else 1)
 
     model = uninitialised(lambda: _network(genotype, network, channels, cells, auxiliary=True))
+    assert model.head is not None
     for module in [*model.stem.modules(), *model.cells.modules(), *model.head.modules()]:
         module.register_forward_pre_hook(begin)
         module.register_forward_hook(note)

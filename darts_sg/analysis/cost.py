@@ -153,8 +153,9 @@ def model_network(
     if shape == DETECTOR:
         plan = NetworkPlan(trained=model, shape="imagenet")
         return ssdlite.SSDLite(plan, num_classes=classes, in_channels=in_channels)
-    assert shape in ("cifar", "imagenet"), shape
-    return MobileNetwork(model, network=shape, num_classes=classes, in_channels=in_channels)
+    return MobileNetwork(
+        model, network="cifar" if shape == "cifar" else "imagenet", num_classes=classes, in_channels=in_channels
+    )
 
 
 def model_cost(

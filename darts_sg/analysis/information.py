@@ -77,6 +77,7 @@ def carried_on(network: MobileNetwork | DerivedNetwork) -> list[Site]:
             if block.num_shared
         ]
     cells = list(network.cells)
+    assert network.head is not None, "a backbone alone classifies nothing"
     after: list[tuple[nn.Module, int]] = [*((cell, 1) for cell in cells[1:]), (network.head, 0)]
     return [Site(f"cells.{i}", (i + 1) / len(cells), *taken) for i, taken in enumerate(after)]
 

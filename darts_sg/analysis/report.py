@@ -29,7 +29,7 @@ SHOWN_OPTIONS = (
     "partial_channels", "edge_normalization", "stop_eigenvalue", "stop_skips", "penalty", "target_params",
     "target_macs",
     "cutout_length", "cutout_schedule", "colour_jitter", "drop_path_prob", "auxiliary_weight", "schedule",
-    "warmup_epochs", "label_smoothing", "ema", "compile",
+    "warmup_epochs", "label_smoothing", "ema", "compile", "detector", "freeze_backbone",
 )  # fmt: skip
 UNREMARKABLE = {
     "strategy": "gradient",
@@ -40,6 +40,8 @@ UNREMARKABLE = {
     "freeze_operations": "none",
     "selection": "argmax",
     "cutout_schedule": "constant",
+    "detector": "authors",
+    "freeze_backbone": False,
 }  # those of DARTS: not shown
 
 
@@ -132,7 +134,7 @@ def _augment_result(run: Run) -> list[str]:
     if "unusual_images" in r:
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in r["unusual_images"].items())
         rows.append(("images that are no RGB JPEG, or damaged", f"{kinds} ([unusual_images.csv](unusual_images.csv))"))
-    verdict = mobile_verdict(str(run.options.get("network")), r["macs"])
+    verdict = mobile_verdict(str(run.options.get("network")), r["macs"]) if run.task.is_mobile else ""
     macs = f"{r['macs']:,}" + (f", {verdict}" if verdict else "")
     if "params_with_auxiliary" in r:
         rows += [
@@ -264,7 +266,7 @@ def _model(run: Run, model: Model) -> list[str]:
         rows.append((model.family.title, *(str(number) for number in stage)))
     if model.family.last_conv:
         rows.append(("1×1 convolution", "", str(model.channels(LAST_CHANNELS)), "1", "1"))
-    text = f"The model that is trained here, in the {network} shape. Pooling, dropout and a linear layer follow."
+    text = f"The model that is trained here, in the {network} shape. {run.task.layers_after}"
     if model.identity_divisor > 1:
         text += f" Shortcuts add the first 1/{model.identity_divisor} of the channels."
     table = markdown_table(("layers", "ratio t", "channels", "blocks", "stride of the first"), rows)

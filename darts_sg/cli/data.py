@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from darts_sg.data.checking import Check
     from darts_sg.data.spec import Dataset
 
-DETECTION = ("voc", "coco", "yolo")
 FOLDERS = ("folder", "imagenet")
 SHOWN_EXAMPLES = 5
 SHOWN_CLASSES = 120
@@ -41,7 +40,9 @@ def add_parser(commands: Any) -> None:
     check = actions.add_parser("check", help="find damaged files, broken boxes, duplicates and rare classes")
     check.add_argument("directory", metavar="DIR", type=Path, help="folder of the data")
     check.add_argument(
-        "--dataset", choices=[*DETECTION, *FOLDERS], help="layout of the folder (default: detected from its content)"
+        "--dataset",
+        metavar="NAME",
+        help="voc, coco, yolo, one with boxes from a plug-in, or folder (default: detected from the folder's content)",
     )
     check.add_argument("--image-size", type=positive, help="side of a detector's input in pixels (default: 320)")
     check.add_argument("--split-seed", type=whole_number, default=0, help="seed of a test part that is split off")
@@ -50,9 +51,11 @@ def add_parser(commands: Any) -> None:
     check.add_argument("--json", action="store_true", help="print JSON, with up to 1,000 names for each finding")
     check.add_argument("-o", "--output", type=Path, metavar="PNG", help="also draw a picture of the data")
     score = actions.add_parser("score", help="compute the figures of a detector from its predictions.json")
-    score.add_argument("predictions", metavar="PREDICTIONS", type=Path, help="predictions.json")
+    score.add_argument(
+        "predictions", metavar="PREDICTIONS", type=Path, help="predictions.json, or a run folder with it"
+    )
     score.add_argument("--data", type=Path, required=True, help="folder of the data")
-    score.add_argument("--dataset", choices=DETECTION, help="layout of the folder (default: detected)")
+    score.add_argument("--dataset", metavar="NAME", help="voc, coco, yolo, or one from a plug-in (default: detected)")
     score.add_argument("--part", choices=["test", "train"], default="test", help="part to score on (default: test)")
     score.add_argument("--split-seed", type=whole_number, default=0, help="seed of a test part that is split off")
     score.add_argument("--confusion", action="store_true", help="also print which classes are taken for which")
@@ -78,7 +81,6 @@ def list_subset(arguments: argparse.Namespace) -> None:
 
 def check_data(arguments: argparse.Namespace) -> None:
     """Print what is in a data set and what is wrong with it, and draw it if asked to."""
-    from darts_sg.data import load_dataset
     from darts_sg.data.checking import check_detection, check_folders, layout_of
     from darts_sg.engine.environment import usable_cores
     from darts_sg.networks.ssdlite import IMAGE_SIZE
@@ -96,7 +98,7 @@ def check_data(arguments: argparse.Namespace) -> None:
         check = check_folders(directory, usable_cores(), look=look)
     else:
         size = arguments.image_size or IMAGE_SIZE
-        dataset = load_dataset(layout, directory, image_size=size, split_seed=arguments.split_seed)
+        dataset = load_boxes(layout, directory, arguments.split_seed, size)
         check = check_detection(directory, dataset, usable_cores(), closest_priors(size), look=look)
     if arguments.json:
         print(json.dumps(check.as_dict(), indent=1))
@@ -108,6 +110,16 @@ def check_data(arguments: argparse.Namespace) -> None:
             print(f"\n{arguments.output}")
     if arguments.strict and check.problems:
         raise SystemExit(1)
+
+
+def load_boxes(name: str, directory: Path, split_seed: int, image_size: int | None = None) -> "Dataset":
+    """A data set of images with boxes; UsageError if it has none."""
+    from darts_sg.data import DetectionImages, load_dataset
+
+    dataset = load_dataset(name, directory, image_size=image_size, split_seed=split_seed, download=False)
+    if not (isinstance(dataset.train, DetectionImages) and isinstance(dataset.test, DetectionImages)):
+        raise UsageError(f"--dataset {name} has no boxes; choose voc, coco or yolo, or folder for class folders")
+    return dataset
 
 
 def closest_priors(image_size: int) -> Any:
@@ -234,19 +246,20 @@ def picture(check: "Check", dataset: "Dataset | None") -> bytes:
 
 def score_predictions(arguments: argparse.Namespace) -> None:
     """Print the figures of predictions, in percent."""
-    from darts_sg.data import DetectionImages, load_dataset
+    from darts_sg.data import DetectionImages
     from darts_sg.data.checking import layout_of
     from darts_sg.data.detection.predictions import read_predictions
     from darts_sg.tasks.average_precision import average_precision, confusion
 
     directory = arguments.data.expanduser()
     layout = arguments.dataset or layout_of(directory)
-    if layout not in DETECTION:
+    if layout in FOLDERS:
         raise UsageError(f"{directory} has class folders, and no boxes to score predictions against")
-    dataset = load_dataset(layout, directory, split_seed=arguments.split_seed)
+    dataset = load_boxes(layout, directory, arguments.split_seed)
     images = dataset.test if arguments.part == "test" else dataset.train
     assert isinstance(images, DetectionImages)
-    detections = read_predictions(arguments.predictions, images)
+    path = arguments.predictions.expanduser()
+    detections = read_predictions(path / "predictions.json" if path.is_dir() else path, images)
     names = images.class_names
     precision = average_precision(images.table, detections, len(names))
     figures, by_class = precision.figures(), dict(zip(names, precision.by_class(), strict=True))

@@ -18,6 +18,12 @@ def add_parser(commands: Any) -> None:
         "weights", metavar="FILE", type=Path, help="weights.safetensors of an augment run, or its folder"
     )
     export.add_argument("--format", choices=["onnx", "torch"], required=True, help="onnx, or torch: torch.export")
+    export.add_argument(
+        "--no-nms",
+        action="store_true",
+        help="a detector's boxes and scores of all prior boxes, without the selection "
+        "of objects (non-maximum suppression), which onnx holds by default and torch never",
+    )
     export.add_argument("-o", "--output", type=Path, help="file to write (default: NAME.onnx or NAME.pt2)")
 
 
@@ -34,18 +40,26 @@ def run(arguments: argparse.Namespace) -> None:
     if output.suffix != format.suffix:
         raise UsageError(f"--output {output}: expected a name that ends in {format.suffix}")
     refuse_existing(output)
-    content, sides = export(weights, arguments.format)
+    task = weights.task
+    selecting = task.selecting(weights.build())
+    if selecting is None and arguments.no_nms:
+        raise UsageError(f"--no-nms is for detectors; {weights.path} is for {task.name}")
+    if not format.selects or arguments.no_nms:
+        selecting = None
+    content, sides = export(weights, arguments.format, select=selecting is not None)
+    described = task.described_outputs(weights.spec) if selecting is None else selecting.described
     write_atomically(output, content)
+    what = "of a logit" if task.output_names == ("logits",) else "of an output"
     out, spec, cpu = console(), weights.spec, torch.device("cpu")
     size = f"{spec.in_channels}, {spec.image_size}, {spec.image_size}"
     out.print(
         f"{output}: {weights.title}, {format.described}\n"
         f"input images: float32 (N, {size}), any N, (pixel / 255 - mean) / std with mean "
         f"{', '.join(map(str, spec.mean))} and std {', '.join(map(str, spec.std))}\n"
-        f"output logits: float32 (N, {spec.num_classes})\n",
+        + "".join(f"output {line}\n" for line in described),
         highlight=False,
     )
-    table = Table("model", "file, MB", "largest difference of a logit", "latency, batch 1", box=None, pad_edge=False)
+    table = Table("model", "file, MB", f"largest difference {what}", "latency, batch 1", box=None, pad_edge=False)
     for side in sides:
         difference = f"{side.difference:.1e}" if side.difference else "0"
         table.add_row(side.title, f"{side.size / 1e6:.2f}", difference, str(side.latency))

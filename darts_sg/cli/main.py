@@ -20,6 +20,7 @@ COMMANDS = {
     "genotype": "show, draw, compare, derive, import and export genotypes",
     "spaces": "every space and operation",
     "models": "costs and published accuracies of MobileNeXt and MobileNetV2",
+    "predict": "what trained weights say of images: objects in boxes, or classes",
     "export": "export trained weights as a model for other programs",
     "diagnose": "gradient confusion and information loss of trained networks",
     "data": "prepare data",

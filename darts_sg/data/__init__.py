@@ -24,7 +24,9 @@ from darts_sg.errors import UsageError
 from darts_sg.registry import Registry
 
 __all__ = [
+    "BOX_DATASETS",
     "DATASETS",
+    "SPLIT_DATASETS",
     "Augment",
     "DataSpec",
     "Dataset",
@@ -55,6 +57,10 @@ DATASETS.add("synthetic", load_synthetic)
 DATASETS.add("voc", load_voc)
 DATASETS.add("coco", load_coco)
 DATASETS.add("yolo", load_yolo)
+BOX_DATASETS = ("voc", "coco", "yolo")
+"""The data sets with objects in boxes; they take images of any size."""
+SPLIT_DATASETS = ("folder", *BOX_DATASETS)
+"""The data sets that split off a test part by a seed of its own, where there is none."""
 
 
 def load_dataset(

@@ -187,8 +187,17 @@ def read_images(files: LabelledFiles, size: int, class_names: list[str]) -> Imag
 
 def read_image(path: Path, size: int) -> np.ndarray:
     """An image as uint8 (size, size, 3): upright, resized by its shorter side, centre-cropped."""
+    return fitted(read_upright(path), size)
+
+
+def read_upright(path: Path) -> Image.Image:
+    """An image at its original size, RGB, turned as its EXIF data say."""
     refuse_irregular(path)
     with Image.open(path) as image:
         refuse_bomb(image, path)
-        upright = to_rgb(ImageOps.exif_transpose(image))
-    return np.array(ImageOps.fit(upright, (size, size), Image.Resampling.BICUBIC))
+        return to_rgb(ImageOps.exif_transpose(image))
+
+
+def fitted(image: Image.Image, size: int) -> np.ndarray:
+    """An image resized by its shorter side and centre-cropped: uint8 (size, size, 3)."""
+    return np.array(ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC))

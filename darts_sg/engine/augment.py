@@ -15,13 +15,14 @@ import torch
 
 from darts_sg.analysis.report import write_report
 from darts_sg.config import AugmentConfig
-from darts_sg.data import Images, count_unusual
+from darts_sg.data import SPLIT_DATASETS, Images, count_unusual
 from darts_sg.engine.checkpoint import checkpoints
 from darts_sg.engine.distributed import without_sync_batchnorm
 from darts_sg.engine.kernels import use_kernels
 from darts_sg.engine.loop import Loop, Piece, StepResult
 from darts_sg.engine.memory import buffers_kept
 from darts_sg.engine.output import lenient_output
+from darts_sg.engine.published import Start, read_start
 from darts_sg.engine.run_dir import RunDir
 from darts_sg.engine.setup import (
     Setting,
@@ -51,7 +52,7 @@ from darts_sg.engine.steps import (
     weight_optimizer,
 )
 from darts_sg.engine.subject import subject_of, with_channels
-from darts_sg.engine.weights import Metadata, Weights, read_weights, weights_bytes
+from darts_sg.engine.weights import Metadata, read_weights, weights_bytes
 from darts_sg.errors import UsageError
 from darts_sg.genotype import Genotype, load_genotype
 from darts_sg.invocation import evaluate_command
@@ -76,7 +77,7 @@ class AugmentJob:
     warm_up_steps = 1
 
     def __init__(
-        self, config: AugmentConfig, trained: Genotype | Model, setting: Setting, weights: Weights | None = None
+        self, config: AugmentConfig, trained: Genotype | Model, setting: Setting, weights: Start | None = None
     ) -> None:
         self.config, self.trained, self.setting = config, trained, setting
         self.task, spec = task_of(config.as_dict()), setting.data.spec
@@ -92,6 +93,7 @@ class AugmentJob:
         self.network = to_device(self.subject.build(), setting.device)
         # before BatchNorm is converted and kernels and average look at the network: they see its real weights
         self.started = "" if weights is None else weights.start(self.network, self.task, spec)
+        self.task.prepare(self.network)
         if config.sync_batchnorm and setting.ranks.size > 1:
             if setting.device.type != "cuda":
                 raise UsageError("--sync-batchnorm is for GPUs, PyTorch has it for no CPU; leave it out")
@@ -106,7 +108,7 @@ class AugmentJob:
             self.tested[EMA] = self.ema.module
         if config.compile:
             compile_parts([self.network], setting.device)
-        self.weights = list(self.network.parameters())
+        self.weights = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         self.optimizer = weight_optimizer(self.weights, config, setting.device)
         self.best: dict[str, float] = {}
         """The best epoch so far: its number, its score (`judged`) and its columns of the test. The entries of the
@@ -180,6 +182,9 @@ class AugmentJob:
                 self.details[kind] = evaluation.evaluator.details()
                 for name, content in evaluation.evaluator.files().items():
                     run.write(f"{kind}{name}", content)
+                if run.writes and not kind:
+                    for name, picture in self.task.pictures(self.train, self.test_images, evaluation.evaluator).items():
+                        run.write(name, picture)
         return row
 
     def _is_best(self, kind: str, row: MetricsRow, epoch: int) -> bool:
@@ -412,7 +417,7 @@ class AugmentJob:
             epoch=epoch + 1,
             epochs=self.num_epochs,
             seed=config.seed,
-            split_seed=config.split_seed if config.dataset == "folder" else None,
+            split_seed=config.split_seed if config.dataset in SPLIT_DATASETS else None,
             finetuned_from=environment.get("finetuned_from"),
             darts_sg=environment["darts_sg"],
             torch=environment["torch"],
@@ -483,7 +488,7 @@ def run_augment(
 
 def _start(
     config: AugmentConfig, run: RunDir | None, earlier: Mapping[str, Any]
-) -> tuple[Weights | None, dict[str, Any] | None]:
+) -> tuple[Start | None, dict[str, Any] | None]:
     """The weights of --finetune, and what the run records of them.
 
     A run with a checkpoint goes on from that, and the weights file may be gone: then it is not read.
@@ -491,24 +496,26 @@ def _start(
     origin: dict[str, Any] | None = earlier.get("environment", {}).get("finetuned_from")
     if not config.finetune or (run is not None and checkpoints(run.path / "checkpoints")):
         return None, origin
-    weights = read_weights(Path(config.finetune))
+    weights = read_start(Path(config.finetune), config.model)
     if origin and origin["checksum"] != weights.checksum:
         assert run is not None
         raise UsageError(f"{config.finetune} is not the file that {run.path} was started from; start a new run")
     return weights, weights.origin()
 
 
-def _other_split(config: AugmentConfig, weights: Weights) -> str:
-    """What is doubtful about testing weights on another split of a class folder than they were trained on, or empty."""
-    if config.dataset != "folder" or weights.metadata.dataset != "folder" or config.split_seed == weights.split_seed:
+def _other_split(config: AugmentConfig, weights: Start) -> str:
+    """What is doubtful about testing weights on another split of the data than they were trained on, or empty."""
+    dataset = config.dataset
+    if dataset not in SPLIT_DATASETS or weights.spec.name != dataset or config.split_seed == weights.split_seed:
         return ""
     return (
-        f"{weights.path} was trained on a class folder split by --split-seed {weights.split_seed}, and this one is "
-        f"split by {config.split_seed}: if they are the same images, some that are tested on were trained on"
+        f"{weights.path} was trained on {'a class folder' if dataset == 'folder' else dataset} split by "
+        f"--split-seed {weights.split_seed}, and this one is split by {config.split_seed}: if they are the same "
+        "images, some that are tested on were trained on"
     )
 
 
-def _subject(config: AugmentConfig, run: RunDir | None, weights: Weights | None) -> Genotype | Model:
+def _subject(config: AugmentConfig, run: RunDir | None, weights: Start | None) -> Genotype | Model:
     """The genotype or model to train; a resumed run has a copy of its genotype, which may have left the zoo."""
     if config.model:
         return find_model(config.model)

@@ -123,7 +123,7 @@ class Ranks:
     # Not DistributedDataParallel: it averages in hooks that backward() calls on the parameters it wraps. Hypergradients
     # come from torch.autograd.grad, for weights and alphas and within the unrolled step, where these hooks do not run.
     def mean(self, tensors: Sequence[Tensor], num_images: int) -> list[Tensor]:
-        """Means over the images of all ranks, given the means over the `num_images` of this rank.
+        """Means over the images of all ranks, or over other terms, given the means over the `num_images` of this rank.
 
         One collective for all tensors. A single process gets the same tensors back.
         """
@@ -134,7 +134,8 @@ class Ranks:
             flat = torch.cat([*(t.flatten() for t in tensors), tensors[0].new_ones(1)]) * num_images
             with needing_all():
                 dist.all_reduce(flat)
-            parts = (flat[:-1] / flat[-1]).split([t.numel() for t in tensors])
+            total = flat[-1].clamp(min=1)  # no terms at all, such as positive priors: all means are 0
+            parts = (flat[:-1] / total).split([t.numel() for t in tensors])
             return [torch.empty_like(t).copy_(part.view(t.shape)) for t, part in zip(tensors, parts, strict=True)]
 
     def means(self, num_images: int, **tensors: Tensor) -> dict[str, Tensor]:

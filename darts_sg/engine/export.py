@@ -1,7 +1,8 @@
 """Export of trained weights to other programs: ONNX, or PyTorch's own exported program.
 
-The exported model maps normalised images to the task's outputs (a classifier's logits), at any batch size. It has no
-auxiliary head, drop path or dropout, and carries the metadata of the weights file.
+The exported model maps normalised images to the task's outputs (a classifier's logits; a detector's boxes and scores,
+or the objects found), at any batch size. It has no auxiliary head, drop path or dropout, and carries the metadata of
+the weights file.
 """
 
 import importlib.metadata
@@ -9,7 +10,7 @@ import importlib.util
 import io
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -32,6 +33,8 @@ OPSET = 18
 TOLERANCE = 1e-4  # by which an output may differ from the original's
 CHECKED_BATCHES = (1, 3)
 
+Operators = Mapping[Any, Callable[..., Any]]
+"""How a format computes operators that PyTorch's exporter does not know."""
 RunModel = Callable[[Tensor], Any]
 """Normalised images (N, in_channels, H, W) to the outputs: a tensor, or a tuple of them."""
 
@@ -44,9 +47,11 @@ class ExportFormat:
     described: str
     needs: tuple[str, ...]
     """Packages that the dependency group `export` installs."""
-    write: Callable[[nn.Module, Tensor, Sequence[str], dict[str, str]], bytes]
-    """(model, a batch of two images, names of the outputs, metadata) to the content of the file."""
+    write: Callable[[nn.Module, Tensor, Sequence[str], dict[str, str], Operators], bytes]
+    """(model, a batch of two images, names of the outputs, metadata, operators) to the content of the file."""
     load: Callable[[bytes], RunModel]
+    selects: bool = False
+    """Whether it can hold the selection of results, see `Task.selecting`."""
 
 
 class Side(NamedTuple):
@@ -60,7 +65,9 @@ class Side(NamedTuple):
     latency: Latency
 
 
-def torch_bytes(model: nn.Module, images: Tensor, names: Sequence[str], metadata: dict[str, str]) -> bytes:
+def torch_bytes(
+    model: nn.Module, images: Tensor, names: Sequence[str], metadata: dict[str, str], operators: Operators
+) -> bytes:
     """The model as torch.export saves it; outputs have no names there."""
     program = torch.export.export(model, (images,), dynamic_shapes={"images": {0: torch.export.Dim("batch")}})
     buffer = io.BytesIO()
@@ -72,7 +79,9 @@ def load_torch(content: bytes) -> RunModel:
     return torch.export.load(io.BytesIO(content)).module()
 
 
-def onnx_bytes(model: nn.Module, images: Tensor, names: Sequence[str], metadata: dict[str, str]) -> bytes:
+def onnx_bytes(
+    model: nn.Module, images: Tensor, names: Sequence[str], metadata: dict[str, str], operators: Operators
+) -> bytes:
     """The model as ONNX, with a batch of any size."""
     import onnx
 
@@ -86,6 +95,7 @@ def onnx_bytes(model: nn.Module, images: Tensor, names: Sequence[str], metadata:
         opset_version=OPSET,
         dynamo=True,
         verbose=False,
+        custom_translation_table=dict(operators) or None,
     )
     assert program is not None
     proto = program.model_proto
@@ -110,7 +120,7 @@ def load_onnx(content: bytes) -> RunModel:
 EXPORT_FORMATS: Registry[ExportFormat] = Registry("export format")
 EXPORT_FORMATS.add(
     "onnx",
-    ExportFormat(".onnx", f"ONNX, opset {OPSET}", ("onnx", "onnxscript", "onnxruntime"), onnx_bytes, load_onnx),
+    ExportFormat(".onnx", f"ONNX, opset {OPSET}", ("onnx", "onnxscript", "onnxruntime"), onnx_bytes, load_onnx, True),
 )
 EXPORT_FORMATS.add("torch", ExportFormat(".pt2", "torch.export", (), torch_bytes, load_torch))
 
@@ -131,8 +141,10 @@ def drawn_operations(genotype: Genotype) -> list[str]:
     return sorted(name for name in names if OPERATIONS[name].is_random)
 
 
-def export(weights: Weights, name: str) -> tuple[bytes, list[Side]]:
+def export(weights: Weights, name: str, *, select: bool = False) -> tuple[bytes, list[Side]]:
     """Export to the format `name`. Returns the file's content and the comparison: original, then exported model.
+
+    select: with the selection of results inside, such as non-maximum suppression, see `Task.selecting`.
 
     Both models are run on rendered images. Raises UsageError if a package is missing or the network draws random
     numbers, RunError if an output differs by
@@ -146,19 +158,31 @@ def export(weights: Weights, name: str) -> tuple[bytes, list[Side]]:
         )
     format = EXPORT_FORMATS[name]
     task = weights.task
-    model = task.inference(weights.build()).eval()
+    names, operators = task.output_names, dict[Any, Callable[..., Any]]()
+    difference_of: Callable[[Any, Any], Tensor] = task.difference
+    network = weights.build()
+    model = task.inference(network).eval()
+    if select:
+        selecting = task.selecting(network)
+        if selecting is None or not format.selects:
+            raise UsageError(
+                f"{weights.path}: the task {task.name} selects nothing" if selecting is None
+                else f"--format {name} cannot hold the selection of boxes: add --no-nms, or choose onnx"
+            )  # fmt: skip
+        model, names, difference_of = selecting.model.eval(), selecting.output_names, selecting.difference
+        operators = dict(selecting.onnx_operators())
     batches = [rendered_images(weights.spec, count) for count in CHECKED_BATCHES]
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # PyTorch warns about its own internals
         images = rendered_images(weights.spec, 2)  # with one image torch.export would take the batch size as fixed
-        content = format.write(model, images, task.output_names, weights.metadata.as_texts())
+        content = format.write(model, images, names, weights.metadata.as_texts(), operators)
         exported = format.load(content)
     with torch.inference_mode():
-        differences = [task.difference(exported(images), model(images)) for images in batches]
+        differences = [difference_of(exported(images), model(images)) for images in batches]
         difference = torch.stack(differences).max().item()  # nan if there is any
         if not difference <= TOLERANCE:
             raise RunError(
-                f"the exported model's {', '.join(task.output_names)} differ by {difference:.1e} from the original's, "
+                f"the exported model's {', '.join(names)} differ by {difference:.1e} from the original's, "
                 f"allowed is {TOLERANCE}; nothing was written"
             )
         runs = [lambda run=run: run(batches[0]) for run in (model, exported)]

@@ -15,6 +15,8 @@ from darts_sg.errors import RunError
 from darts_sg.tasks import Evaluator
 
 CPU = torch.device("cpu")
+STEPS = 2 / 3, 5 / 6
+"""Shares of the epochs after which the schedule `step` divides the learning rate by 10."""
 
 
 def cosine_learning_rate(config: RunConfig, epoch: int) -> float:
@@ -35,6 +37,8 @@ def scheduled_learning_rate(config: AugmentConfig, epoch: int) -> float:
         rate = highest * (epoch + 1) / config.warmup_epochs
     elif config.schedule == "linear":
         rate = highest + (lowest - highest) * done
+    elif config.schedule == "step":
+        rate = highest * 0.1 ** sum(done >= part for part in STEPS)
     elif config.schedule == "exponential":
         rate = highest * (lowest / highest) ** done
     else:

@@ -90,7 +90,7 @@ def subject_of(trained: Genotype | Model, config: AugmentConfig, spec: DataSpec)
             has_auxiliary=False,
             described=f"model {trained.name}",
             shape=f"{shape} shape",
-            mobile=mobile_verdict(shape, cost.macs),
+            mobile=mobile_verdict(shape, cost.macs) if task.is_mobile else "",
             names={"model": trained.name, "network": shape},
         )
     C, cells = config.num_channels, config.cells
@@ -101,9 +101,9 @@ def subject_of(trained: Genotype | Model, config: AugmentConfig, spec: DataSpec)
     return Subject(
         lambda: task.build(plan, spec),
         cost,
-        has_auxiliary=True,
+        has_auxiliary=task.has_auxiliary,
         described=f"genotype {trained.name} (space {trained.space})",
         shape=f"{shape} shape, C={C}, {cells} cells",
-        mobile=mobile_verdict(shape, cost.macs),
+        mobile=mobile_verdict(shape, cost.macs) if task.is_mobile else "",
         names={"genotype": trained.name, "network": shape, "channels": C, "cells": cells},
     )

@@ -158,8 +158,8 @@ class DerivedNetwork(nn.Module):
     def maps(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The features of a detector: the state before the last reduction cell, and twice the last state, rectified.
 
-        In the imagenet shape (N, C, H/16, W/16) and (N, C, H/32, W/32). All consumers of a state begin with its ReLU, so
-        the detector's heads do too.
+        In the imagenet shape (N, C, H/16, W/16) and (N, C, H/32, W/32). All consumers of a state begin with its ReLU,
+        so the detector's heads do too.
         """
         s0, s1 = self.stem(x)
         drop_path_prob = self._drop_path_prob if self.training else None

@@ -121,7 +121,9 @@ def prior_boxes(
     priors = AUTHORS if style == "authors" else TORCHVISION
     if image_size != IMAGE_SIZE:
         priors = replace(priors, steps=None)
-    return priors.boxes(map_sides(image_size)).to(device)
+    with torch.device("cpu"):  # not on the device of a context, such as meta: the boxes are cached
+        boxes = priors.boxes(map_sides(image_size))
+    return boxes.to(device)
 
 
 def to_corners(centres: Tensor) -> Tensor:
@@ -218,9 +220,11 @@ class Detections(NamedTuple):
 class SSDLite(nn.Module):
     """Backbone - two of its maps and four extra levels - a head for classes and one for boxes on each of them.
 
-    `forward(x)` maps images (N, in_channels, H, W) to (Detections, None) for the prior boxes of `prior_boxes`. Style `authors`: the last level, a single place, has
+    `forward(x)` maps images (N, in_channels, image_size, image_size) to (Detections, None), for the prior boxes of
+    `prior_boxes(style, image_size)`. Style `authors`: the last level, a single place, has
     plain 1×1 heads. Style `torchvision`: all heads are separable, and the BN of extra levels and heads has eps 1e-3 and
-    momentum 0.03. Extra levels start like the backbone, the heads with Xavier-uniform weights and zero biases.
+    momentum 0.03. Extra levels start like the backbone, the heads with Xavier-uniform weights and zero biases. After
+    `freeze_backbone()` only extra levels and heads are trained.
     """
 
     def __init__(
@@ -229,15 +233,16 @@ class SSDLite(nn.Module):
         *,
         num_classes: int,
         style: PriorStyle = "authors",
+        image_size: int = IMAGE_SIZE,
         in_channels: int = 3,
     ) -> None:
         super().__init__()
         if plan.shape != "imagenet":
             raise UsageError(
-                f"--network {plan.shape}: a detector needs maps at 1/16 and 1/32 of the image, which the shape imagenet "
-                "has; give --network imagenet"
+                f"--network {plan.shape}: a detector needs maps at 1/16 and 1/32 of the image, which the shape "
+                "imagenet has; give --network imagenet, or weights of that shape"
             )
-        self.num_classes = num_classes
+        self.num_classes, self.style, self.image_size = num_classes, style, image_size
         self.backbone = build_backbone(plan, in_channels)
         wide_inside = isinstance(plan.trained, Model) and plan.trained.family.wide_inside
         extras = SANDGLASS_EXTRAS if wide_inside else INVERTED_EXTRAS
@@ -252,7 +257,21 @@ class SSDLite(nn.Module):
             nn.ModuleList(head(C, BOXES_PER_PLACE * size, whole) for C, whole in zip(channels, separable, strict=True))
             for size in (1 + num_classes, 4)
         )
+        self.frozen = False
         self._initialise(style)
+
+    def freeze_backbone(self) -> None:
+        """Keep weights and BatchNorm statistics of the backbone as they are."""
+        self.frozen = True
+        self.backbone.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "SSDLite":
+        """Train mode, of a frozen backbone's BatchNorm and drop path never."""
+        super().train(mode)
+        if self.frozen:
+            self.backbone.eval()
+        return self
 
     def _initialise(self, style: PriorStyle) -> None:
         for layer in self.extras.modules():

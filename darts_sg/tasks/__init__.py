@@ -1,6 +1,7 @@
 """What networks are trained for: see `task.py` for the seam, and one module for each task."""
 
 from darts_sg.tasks.classification import Classification
+from darts_sg.tasks.detection import Detection
 from darts_sg.tasks.task import (
     DEFAULT_TASK,
     TASKS,
@@ -9,6 +10,7 @@ from darts_sg.tasks.task import (
     Figure,
     InferenceModel,
     Plot,
+    Prediction,
     Task,
     task_of,
 )
@@ -18,10 +20,12 @@ __all__ = [
     "TASKS",
     "Batches",
     "Classification",
+    "Detection",
     "Evaluator",
     "Figure",
     "InferenceModel",
     "Plot",
+    "Prediction",
     "Task",
     "task_of",
 ]

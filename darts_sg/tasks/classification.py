@@ -1,15 +1,20 @@
 """Image classification: one label for each image, cross-entropy, accuracy, a linear classifier."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from darts_sg.data import DataSpec
+from darts_sg.data.detection.batches import read_image as read_stored
+from darts_sg.data.stream import middle_box
 from darts_sg.tasks.columns import FORMATS, PERCENT
-from darts_sg.tasks.task import TASKS, Evaluator, Figure, Plot, Task
+from darts_sg.tasks.task import TASKS, Evaluator, Figure, Plot, Prediction, Task
 
 FORMATS.add("accuracy", PERCENT)
 
@@ -83,8 +88,35 @@ class Classification(Task):
     def evaluator(self, spec: DataSpec) -> Accuracies:
         return Accuracies(spec.top5)
 
+    def described_outputs(self, spec: DataSpec) -> list[str]:
+        return [f"logits: float32 (N, {spec.num_classes})"]
+
     def num_outputs(self, spec: DataSpec) -> int:
         return spec.num_classes
+
+    def read(self, path: Path, spec: DataSpec) -> np.ndarray:
+        """The whole image, uint8 (H, W, 3): as it is stored for a network trained on ImageNet, else upright."""
+        return read_stored(str(path))[0] if spec.name == "imagenet" else super().read(path, spec)
+
+    def square(self, pixels: np.ndarray, spec: DataSpec) -> np.ndarray:
+        """The middle of the image as in the test, uint8 (S, S, in_channels); grey for a network of one channel."""
+        if spec.name == "imagenet":
+            size = spec.image_size
+            box = middle_box(pixels.shape[1], pixels.shape[0])
+            return np.array(Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR, box=box))
+        square = super().square(pixels, spec)
+        return np.array(Image.fromarray(square).convert("L"))[..., None] if spec.in_channels == 1 else square
+
+    def predictions(
+        self, outputs: Tensor, spec: DataSpec, images: Sequence[tuple[str, int, int]], least: float | None
+    ) -> list[Prediction]:
+        """The five most probable classes of each image, without those below the lowest score."""
+        best = outputs.float().softmax(dim=1).topk(min(5, outputs.shape[1]))
+        found = []
+        for (name, width, height), scores, labels in zip(images, best.values.cpu(), best.indices.cpu(), strict=True):
+            kept = scores >= (least or 0.0)
+            found.append(Prediction(name, width, height, labels[kept].numpy(), scores[kept].numpy(), spec.class_names))
+        return found
 
     def mismatch(self, own: DataSpec, other: DataSpec) -> str:
         if own.num_classes == other.num_classes:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from darts_sg.boxes import box_iou
 from darts_sg.networks.ssdlite import Detections, encode, to_corners
 
 POSITIVE_IOU = 0.5
@@ -25,14 +26,6 @@ class Matched(NamedTuple):
     """float (N, P, 4): the encoded box of that object; of no meaning for the background."""
 
 
-def iou_matrix(a: Tensor, b: Tensor) -> Tensor:
-    """Intersection over union of corners (A, 4) with corners (B, 4): (A, B)."""
-    first, last = torch.maximum(a[:, None, :2], b[None, :, :2]), torch.minimum(a[:, None, 2:], b[None, :, 2:])
-    shared = (last - first).clamp(min=0).prod(dim=2)
-    area_a, area_b = ((boxes[:, 2:] - boxes[:, :2]).prod(dim=1) for boxes in (a, b))
-    return shared / (area_a[:, None] + area_b - shared)
-
-
 def match(boxes: Tensor, labels: Tensor, priors: Tensor) -> Matched:
     """Match the objects of one image with the priors, centres (P, 4); labels (P,), offsets (P, 4).
 
@@ -42,7 +35,7 @@ def match(boxes: Tensor, labels: Tensor, priors: Tensor) -> Matched:
     """
     if not len(boxes):
         return Matched(labels.new_zeros(len(priors)), priors.new_zeros(len(priors), 4))
-    overlaps = iou_matrix(to_corners(priors), boxes)  # (P, G)
+    overlaps = box_iou(to_corners(priors), boxes)  # (P, G)
     best_iou, objects = overlaps.max(dim=1)
     best_priors = overlaps.argmax(dim=0).tolist()
     for number, prior in enumerate(best_priors):  # one after another: the last object wins on every device

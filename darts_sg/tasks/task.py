@@ -16,11 +16,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
+import numpy as np
+from PIL import Image
 from torch import Tensor, nn
 
 from darts_sg.data import Augment, DataSpec, Images, TrainBatches, balanced_split, evaluation_batches
+from darts_sg.data.folder import fitted, read_upright
+from darts_sg.errors import UsageError
 from darts_sg.networks.build import NetworkPlan, build_network, is_auxiliary
 from darts_sg.registry import Registry
 
@@ -139,6 +143,39 @@ class Evaluator(ABC):
         return {}
 
 
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What a network says of one image, the most probable first."""
+
+    image: str
+    """Path of the file; empty for an array."""
+    width: int
+    """Of the original image, in pixels."""
+    height: int
+    labels: np.ndarray
+    """int64 (n,): classes, from 0."""
+    scores: np.ndarray
+    """float32 (n,): probabilities."""
+    class_names: tuple[str, ...]
+    """Of all classes that the network knows."""
+    boxes: np.ndarray | None = None
+    """float32 (n, 4): x1, y1, x2, y2 in pixels of the original; None for a task without boxes."""
+
+    @property
+    def names(self) -> list[str]:
+        """The classes by name, (n,)."""
+        return [self.class_names[label] for label in self.labels]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        boxes = [None] * len(self.labels) if self.boxes is None else self.boxes.astype(np.float64).round(2).tolist()
+        found = [
+            {"class": name, "score": round(float(score), 5), **({} if box is None else {"box": box})}
+            for name, score, box in zip(self.names, self.scores, boxes, strict=True)
+        ]
+        return {"image": self.image, "width": self.width, "height": self.height, "found": found}
+
+
 class InferenceModel(nn.Module):
     """A network as it is used: images (N, in_channels, H, W) to its outputs, without the auxiliary ones."""
 
@@ -148,6 +185,19 @@ class InferenceModel(nn.Module):
 
     def forward(self, images: Tensor) -> Any:
         return self.network(images)[0]
+
+
+class Selecting(NamedTuple):
+    """A model that selects its results, such as the objects found."""
+
+    model: nn.Module
+    output_names: tuple[str, ...]
+    described: list[str]
+    """The outputs with their shapes, a line each."""
+    difference: Callable[[Any, Any], Tensor]
+    """How far two of its outputs are apart, a scalar."""
+    onnx_operators: Callable[[], Mapping[Any, Callable[..., Any]]]
+    """How ONNX computes operators that PyTorch's exporter does not know."""
 
 
 class Task(ABC):
@@ -170,6 +220,16 @@ class Task(ABC):
     head_name: ClassVar[str] = "output layer"
     output_unit: ClassVar[str] = "outputs"
     """What `num_outputs` counts."""
+    layers_after: ClassVar[str] = "Pooling, dropout and a linear layer follow."
+    """The layers behind the stages of a model, as a sentence."""
+    searchable: ClassVar[bool] = True
+    """Whether a supernet can be trained for it."""
+    has_auxiliary: ClassVar[bool] = True
+    """Whether its networks of cells can have an auxiliary head."""
+    is_mobile: ClassVar[bool] = True
+    """Whether the limit of the mobile setting (600M MACs at 224×224) is for its networks."""
+    own_options: ClassVar[tuple[str, ...]] = ()
+    """The options of a run that are for this task alone."""
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         """`options`: those of a run by field name; options that are missing have their defaults."""
@@ -181,6 +241,9 @@ class Task(ABC):
         )
 
     # --- training and evaluation
+
+    def prepare(self, network: nn.Module) -> None:  # noqa: B027
+        """Make a network ready for training, after it has its first weights. Called once, before the first step."""
 
     @abstractmethod
     def loss(self, outputs: Any, targets: Any) -> Tensor:
@@ -288,9 +351,37 @@ class Task(ABC):
         """The network as exported models compute it; its outputs are named by `output_names`."""
         return InferenceModel(network)
 
+    def selecting(self, network: nn.Module) -> "Selecting | None":
+        """The network with the selection of its results inside, for formats that can compute it; None if the task
+        selects nothing."""
+        return None
+
+    def described_outputs(self, spec: DataSpec) -> list[str]:
+        """The outputs of `inference` with their shapes, a line each."""
+        return list(self.output_names)
+
     def difference(self, found: Any, expected: Any) -> Tensor:
         """How far two outputs of `inference` are apart, a scalar: here the largest absolute difference."""
         return (found - expected).abs().max()
+
+    # --- single images
+
+    def read(self, path: Path, spec: DataSpec) -> np.ndarray:
+        """A file as the network's data set reads it: the whole image, uint8 (H, W, 3); raises one of UNREADABLE."""
+        return np.array(read_upright(path))
+
+    def square(self, pixels: np.ndarray, spec: DataSpec) -> np.ndarray:
+        """An image, uint8 (H, W, 3), brought to the network's size as in its test: uint8 (S, S, in_channels)."""
+        return fitted(Image.fromarray(pixels), spec.image_size)
+
+    def predictions(
+        self, outputs: Any, spec: DataSpec, images: Sequence[tuple[str, int, int]], least: float | None
+    ) -> list[Prediction]:
+        """What the outputs of `network(x)[0]` say of images, each with its name, width and height.
+
+        least: the lowest score that counts; None for the task's default. UsageError for a task without predictions.
+        """
+        raise UsageError(f"the task {self.name} has no predictions of single images")
 
     # --- results
 
@@ -320,6 +411,13 @@ class Task(ABC):
             for part, measured in (("test", test), ("validation", validation))
             if measured
         }
+
+    def pictures(self, batches: Batches, images: Images, evaluator: Evaluator) -> dict[str, bytes]:
+        """Pictures of the training batches and of the test of `images`, by path in the run folder, for `sections`.
+
+        Asked for on rank 0 after the last epoch, when `evaluator` has measured the test.
+        """
+        return {}
 
     def sections(self, folder: Path, data: str) -> list[str]:
         """Markdown paragraphs for report.md below the table of results, about the run in `folder` on `data`; pictures

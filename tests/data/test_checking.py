@@ -230,6 +230,8 @@ def test_class_folders_are_checked_by_the_command(tmp_path: Path, capsys: pytest
         (["--image-size", "64"], "leave it out"),
         (["-o", "x.jpg"], "let its name end in .png"),
         (["--dataset", "coco"], "no coco in"),
+        (["--dataset", "vocs"], "did you mean 'voc'"),
+        (["--dataset", "synthetic"], "--dataset synthetic has no boxes|leave the image size out"),
     ):
         with pytest.raises(UsageError, match=message):
             run(["data", "check", str(tmp_path / "own"), *words])
@@ -267,7 +269,7 @@ def test_figures_of_predictions_are_computed_again_from_their_file(
     assert scored["by_class"]["red"]["objects"] == 1
     assert len(scored["curves"]["green"]["recall"]) == 2
     assert np.sum(scored["confusion"]["counts"]) >= 3
-    run(["data", "score", str(path), "--data", str(tmp_path), "--confusion"])
+    run(["data", "score", str(path.parent), "--data", str(tmp_path), "--confusion"])
     out = capsys.readouterr().out
     assert "3 predictions on the 2 test images" in out
     assert f"{100 * first.figures()['map_voc07']:.2f}" in out

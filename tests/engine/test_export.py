@@ -3,17 +3,28 @@
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from darts_sg.engine import export as module
-from darts_sg.engine.export import EXPORT_FORMATS, TOLERANCE, ExportFormat, RunModel, export, rendered_images
+from darts_sg.engine.export import (
+    EXPORT_FORMATS,
+    TOLERANCE,
+    ExportFormat,
+    RunModel,
+    export,
+    onnx_bytes,
+    rendered_images,
+)
 from darts_sg.engine.weights import Weights, read_weights
 from darts_sg.errors import RunError, UsageError
 from darts_sg.genotype import Cell, Edge, Genotype
+from darts_sg.networks.ssdlite import Detections, prior_boxes
 from darts_sg.ops import OPERATIONS
+from darts_sg.tasks import Detection
 from tests.engine.test_weights import MODEL, PLAIN, SPEC, Metadata, written
 
 NAMES = tuple(name for name in OPERATIONS if name != "none" and not OPERATIONS[name].is_random)
@@ -91,3 +102,36 @@ def test_rendered_images_have_the_shape_of_the_data(channels: int, size: int) ->
     assert images.min() >= -1
     assert images.max() <= 1
     assert images.std() > 0.1
+
+
+class Convolution(nn.Module):
+    """A detector of one layer, whose outputs depend on the pixels."""
+
+    style, image_size = "authors", 32
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 8, 9, stride=9)
+
+    def forward(self, x: Tensor) -> tuple[Detections, None]:
+        P = len(prior_boxes("authors", 32))
+        outputs = self.layer(x).flatten(2).mT.repeat(1, -(-P // 9), 1)[:, :P]  # (N, P, 8)
+        outputs = outputs + torch.linspace(0, 1, P)[:, None]
+        return Detections(outputs[:, :, :4], outputs[:, :, 4:]), None
+
+
+def test_the_exported_selection_is_that_of_the_network() -> None:
+    for package in EXPORT_FORMATS["onnx"].needs:
+        pytest.importorskip(package, reason="the optional dependency group export is not installed")
+    torch.manual_seed(0)
+    network: Any = Convolution()
+    task = Detection({})
+    selecting = task.selecting(network)
+    images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        operators = selecting.onnx_operators()
+        content = onnx_bytes(selecting.model.eval(), images[:2], selecting.output_names, {"a": "b"}, operators)
+        found, expected = EXPORT_FORMATS["onnx"].load(content)(images), selecting.model(images)
+    assert len(expected[0]) > 30
+    assert selecting.difference(found, expected) < 1e-5
+    assert selecting.difference((found[0], found[1] + 0.01, *found[2:]), expected) == float("inf")

@@ -222,7 +222,7 @@ def test_ranks_weigh_their_gradients_by_the_terms_of_the_loss() -> None:
 
 
 def test_an_unknown_task_is_answered_with_the_choices(trained: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"unknown task 'detektion'.*classification, spots"):
+    with pytest.raises(UsageError, match=r"unknown task 'detektion'.*classification, detection, spots"):
         AugmentConfig(task="detektion", genotype="DARTS_V1")
     weights = read_weights(trained / "plain" / "weights.safetensors")
     path = tmp_path / "w.safetensors"

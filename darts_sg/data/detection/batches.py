@@ -112,8 +112,8 @@ class DetectionBatches(TrainBatches):
     def __getitem__(self, position: int) -> tuple[Tensor, Any]:
         """This rank's share of batch `position`.
 
-        Returns the images, float32 (B, 3, S, S) in channels_last, normalised, and a list of B `Objects` whose boxes are
-        shares of the sides, from 0 to 1.
+        Returns the images, float32 (B, 3, S, S) in channels_last, normalised, and a list of B `Objects`, on the CPU,
+        whose boxes are shares of the sides, from 0 to 1.
         """
         if position < 0:
             raise IndexError(f"position {position} is negative")
@@ -148,13 +148,17 @@ def detection_evaluation_batches(
 
 
 def prepared(stream: Stream, position: int, spec: DataSpec) -> tuple[Tensor, list[Objects]]:
-    """The batch at `position`: normalised images, and their objects, on the device of the images."""
+    """The batch at `position`: normalised images on the device of the set, and their objects.
+
+    The objects stay on the CPU, where they are matched with prior boxes: reading them back from a GPU would wait for
+    all steps before.
+    """
     images = stream.files
     assert isinstance(images, DetectionImages)
     batch = stream.read(position)
     x = normalise(batch.pixels.to(images.device, non_blocking=True), spec)
     targets = [
-        as_objects(arrays, images.name(index), *size).to(images.device)
+        as_objects(arrays, images.name(index), *size)
         for index, (size, arrays) in zip(batch.indices, batch.targets, strict=True)
     ]
     return x, targets
