@@ -37,7 +37,7 @@ from darts_sg.config import (
     make_config,
     starting_options,
 )
-from darts_sg.data import BOX_DATASETS
+from darts_sg.data import BOX_DATASETS, SPLIT_DATASETS
 from darts_sg.engine.checkpoint import load_newest, random_state, set_random_state
 from darts_sg.engine.distributed import Ranks, leave
 from darts_sg.engine.evaluation import Evaluated
@@ -463,8 +463,8 @@ def _weights_options(weights: Weights) -> dict[str, Any]:
 
 
 def _weights_split(weights: Start) -> dict[str, Any]:
-    """The option that splits a class folder as in the training of weights: none of their test images was trained on."""
-    return {"split_seed": weights.split_seed} if weights.spec.name == "folder" else {}
+    """The option that splits the data as in the training of weights: none of their test images was trained on."""
+    return {"split_seed": weights.split_seed} if weights.spec.name in SPLIT_DATASETS else {}
 
 
 def _testing(weights: Weights, given: Mapping[str, Any]) -> RunConfig:

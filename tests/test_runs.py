@@ -1,6 +1,7 @@
 """Runs in class folders: what they print runs as it stands, and what is missing in their folders is made."""
 
 import dataclasses
+import inspect
 import io
 import json
 import re
@@ -13,9 +14,11 @@ from typing import Any
 import pytest
 import yaml
 
+from darts_sg import api
 from darts_sg.analysis.report import write_report
 from darts_sg.analysis.run_folder import read_run
 from darts_sg.cli.main import run
+from darts_sg.data import DATASETS, SPLIT_DATASETS
 from darts_sg.engine import augment, search, setup
 from darts_sg.engine.augment import AugmentJob
 from darts_sg.engine.checkpoint import checkpoints
@@ -264,3 +267,14 @@ def test_weights_older_than_the_seed_of_the_split_were_split_by_their_seed() -> 
     assert (weights.split_seed, dataclasses.replace(weights, metadata=older).split_seed) == (3, 7)
     elsewhere = dataclasses.replace(older, dataset="cifar10")
     assert dataclasses.replace(weights, metadata=elsewhere).split_seed == 0
+
+
+@pytest.mark.parametrize("dataset", SPLIT_DATASETS)
+def test_every_data_set_that_splits_off_a_test_part_is_tested_on_the_same_split(dataset: str) -> None:
+    weights = read_weights(Path("trained it"))
+    weights = dataclasses.replace(
+        weights, metadata=dataclasses.replace(weights.metadata, dataset=dataset, split_seed=4)
+    )
+    assert api._weights_split(weights) == {"split_seed": 4}
+    assert weights.origin()["split_seed"] == 4
+    assert "split_seed" in inspect.signature(DATASETS[dataset]).parameters

@@ -26,6 +26,7 @@ from darts_sg.registry import Registry
 __all__ = [
     "BOX_DATASETS",
     "DATASETS",
+    "SPLIT_DATASETS",
     "Augment",
     "DataSpec",
     "Dataset",
@@ -58,6 +59,8 @@ DATASETS.add("coco", load_coco)
 DATASETS.add("yolo", load_yolo)
 BOX_DATASETS = ("voc", "coco", "yolo")
 """The data sets with objects in boxes; they take images of any size."""
+SPLIT_DATASETS = ("folder", *BOX_DATASETS)
+"""The data sets that split off a test part by a seed of its own, where there is none."""
 
 
 def load_dataset(

@@ -15,7 +15,7 @@ import torch
 
 from darts_sg.analysis.report import write_report
 from darts_sg.config import AugmentConfig
-from darts_sg.data import Images, count_unusual
+from darts_sg.data import SPLIT_DATASETS, Images, count_unusual
 from darts_sg.engine.checkpoint import checkpoints
 from darts_sg.engine.distributed import without_sync_batchnorm
 from darts_sg.engine.kernels import use_kernels
@@ -417,7 +417,7 @@ class AugmentJob:
             epoch=epoch + 1,
             epochs=self.num_epochs,
             seed=config.seed,
-            split_seed=config.split_seed if config.dataset == "folder" else None,
+            split_seed=config.split_seed if config.dataset in SPLIT_DATASETS else None,
             finetuned_from=environment.get("finetuned_from"),
             darts_sg=environment["darts_sg"],
             torch=environment["torch"],
@@ -504,12 +504,14 @@ def _start(
 
 
 def _other_split(config: AugmentConfig, weights: Start) -> str:
-    """What is doubtful about testing weights on another split of a class folder than they were trained on, or empty."""
-    if config.dataset != "folder" or weights.spec.name != "folder" or config.split_seed == weights.split_seed:
+    """What is doubtful about testing weights on another split of the data than they were trained on, or empty."""
+    dataset = config.dataset
+    if dataset not in SPLIT_DATASETS or weights.spec.name != dataset or config.split_seed == weights.split_seed:
         return ""
     return (
-        f"{weights.path} was trained on a class folder split by --split-seed {weights.split_seed}, and this one is "
-        f"split by {config.split_seed}: if they are the same images, some that are tested on were trained on"
+        f"{weights.path} was trained on {'a class folder' if dataset == 'folder' else dataset} split by "
+        f"--split-seed {weights.split_seed}, and this one is split by {config.split_seed}: if they are the same "
+        "images, some that are tested on were trained on"
     )
 
 

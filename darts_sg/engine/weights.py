@@ -20,7 +20,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from darts_sg.analysis.run_folder import described_data
-from darts_sg.data import DataSpec
+from darts_sg.data import SPLIT_DATASETS, DataSpec
 from darts_sg.errors import UsageError, first_line, quoted
 from darts_sg.files import refuse_irregular, why
 from darts_sg.genotype import MAX_BYTES, Genotype, parse_genotype
@@ -185,7 +185,7 @@ class Weights:
 
     @property
     def split_seed(self) -> int:
-        """The seed that a class folder was split by; 0 for other data."""
+        """The seed that a test part was split off by; 0 for data that bring one."""
         m = self.metadata
         if m.split_seed is not None:
             return m.split_seed
@@ -210,7 +210,7 @@ class Weights:
             "ema": "" if m.ema is None else m.ema,
             "epoch": m.epoch,
             "seed": m.seed,
-            "split_seed": self.split_seed if m.dataset == "folder" else "",
+            "split_seed": self.split_seed if m.dataset in SPLIT_DATASETS else "",
             self.task.headline.key("test"): self.recorded,
         }
         if m.task != DEFAULT_TASK:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from darts_sg.data import DataSpec, Images
+from darts_sg.data.batches import sent
 from darts_sg.data.detection.augment import BOX_AUGMENTS, warp
 from darts_sg.data.detection.batches import DetectionBatches, detection_evaluation_batches, read_image
 from darts_sg.data.detection.objects import DetectionImages, Objects, ObjectTable
@@ -67,6 +68,10 @@ class MatchedObjects:
     def __len__(self) -> int:
         return len(self.objects)
 
+    def to(self, device: torch.device) -> "MatchedObjects":
+        """The same targets with their tensors for the loss on `device`; the copy waits for no earlier step."""
+        return replace(self, matched=Matched(*(sent(part, device) for part in self.matched)))
+
 
 def match_objects(objects: Sequence[Objects], style: PriorStyle, image_size: int) -> MatchedObjects:
     """Match objects, boxes as shares of the sides, with the prior boxes, on the CPU.
@@ -99,7 +104,7 @@ class MatchedBatches:
 
     def __getitem__(self, position: int) -> tuple[Tensor, MatchedObjects]:
         x, objects = self.plain[position]
-        return x, match_objects(objects, self.style, self.spec.image_size)
+        return x, match_objects(objects, self.style, self.spec.image_size).to(x.device)
 
 
 class ImageResult(NamedTuple):
@@ -154,7 +159,7 @@ class DetectionEvaluator(Evaluator):
 
     def update(self, outputs: Detections, targets: Sequence[Objects]) -> None:
         size = self.spec.image_size
-        matched = match_objects(targets, self.style, size)
+        matched = match_objects(targets, self.style, size).to(outputs.offsets.device)
         priors = prior_boxes(self.style, size, outputs.offsets.device)
         losses = multibox_losses(outputs, matched.matched, 1)
         self.losses += torch.stack(losses).double().cpu()

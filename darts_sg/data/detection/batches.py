@@ -9,13 +9,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
 from darts_sg.data.batches import Augment, TrainBatches, normalise
 from darts_sg.data.detection.augment import SSD, BoxAugment, carry_out, make_plan, warp
-from darts_sg.data.detection.objects import DetectionImages, Objects
+from darts_sg.data.detection.objects import DetectionImages, Objects, as_objects
 from darts_sg.data.generator import keyed_seed
 from darts_sg.data.spec import DataSpec
 from darts_sg.data.stream import USUAL, FileReader, ImageFiles, Key, Stream, refuse_bomb, to_rgb
@@ -113,8 +112,8 @@ class DetectionBatches(TrainBatches):
     def __getitem__(self, position: int) -> tuple[Tensor, Any]:
         """This rank's share of batch `position`.
 
-        Returns the images, float32 (B, 3, S, S) in channels_last, normalised, and a list of B `Objects` whose boxes are
-        shares of the sides, from 0 to 1.
+        Returns the images, float32 (B, 3, S, S) in channels_last, normalised, and a list of B `Objects`, on the CPU,
+        whose boxes are shares of the sides, from 0 to 1.
         """
         if position < 0:
             raise IndexError(f"position {position} is negative")
@@ -149,22 +148,17 @@ def detection_evaluation_batches(
 
 
 def prepared(stream: Stream, position: int, spec: DataSpec) -> tuple[Tensor, list[Objects]]:
-    """The batch at `position`: normalised images, and their objects, on the device of the images."""
+    """The batch at `position`: normalised images on the device of the set, and their objects.
+
+    The objects stay on the CPU, where they are matched with prior boxes: reading them back from a GPU would wait for
+    all steps before.
+    """
     images = stream.files
     assert isinstance(images, DetectionImages)
     batch = stream.read(position)
     x = normalise(batch.pixels.to(images.device, non_blocking=True), spec)
-    if not batch.targets:
-        return x, []
-    sizes, arrays = zip(*batch.targets, strict=True)
-    counts = [len(labels) for _, labels, *_ in arrays]
-    # one copy to the device for each column of the whole batch; the images' objects are views of it
-    columns = [torch.from_numpy(np.concatenate(column)) for column in zip(*arrays, strict=True)]
-    boxes, labels, difficult, crowd, area = (
-        column.to(images.device, non_blocking=True).split(counts) for column in columns
-    )
     targets = [
-        Objects(boxes[i], labels[i], difficult[i], crowd[i], area[i], images.name(index), *sizes[i])
-        for i, index in enumerate(batch.indices)
+        as_objects(arrays, images.name(index), *size)
+        for index, (size, arrays) in zip(batch.indices, batch.targets, strict=True)
     ]
     return x, targets
