@@ -46,7 +46,7 @@ from darts_sg.engine.weights import Weights, read_weights
 from darts_sg.errors import RunError, UsageError, first_line
 from darts_sg.genotype import Genotype, load_genotype
 from darts_sg.options import flag, read_value
-from darts_sg.tasks import DEFAULT_TASK, Prediction
+from darts_sg.tasks import DEFAULT_TASK, Prediction, task_of
 
 
 class RunResult:
@@ -137,7 +137,10 @@ class SearchResult(RunResult):
 
 
 class RetrainResult(RunResult):
-    """A finished training of the network of a genotype, or of a model. Errors are in percent."""
+    """A finished training of the network of a genotype, or of a model. Errors are in percent.
+
+    Other tasks than classification have no errors: their figures are in `result`.
+    """
 
     @property
     def result(self) -> dict[str, Any]:
@@ -161,12 +164,13 @@ class RetrainResult(RunResult):
         return self.run_dir / "weights.safetensors"
 
     def facts(self) -> dict[str, str]:
-        result = self.result
+        result, figure = self.result, task_of(self.options).headline
+        key = figure.key("test")
         return {
             "network": str(result.get("model") or result.get("genotype")),
-            "test error, last epoch": f"{result['test_error_last']:.2f}%",
-            f"test error, best epoch (chosen on the {result['best_chosen_on']} images)": (
-                f"{result['test_error_best']:.2f}%"
+            f"{figure.title}, last epoch": figure.text.format(result[f"{key}_last"]),
+            f"{figure.title}, best epoch (chosen on the {result['best_chosen_on']} images)": figure.text.format(
+                result[f"{key}_best"]
             ),
             "parameters": f"{result['params']:,}",
             **super().facts(),

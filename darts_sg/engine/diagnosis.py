@@ -132,22 +132,24 @@ class Comparison:
 
     def _measure(self, label: str, weights: Weights) -> Diagnosis:
         network = to_device(weights.build(), self.device)
+        backbone = _backbone(weights, network)
         gradients = measure_gradients(network, self._batches(self.train), weights.task.loss)
         if not gradients.gram.isfinite().all():
             raise UsageError(
                 f"{weights.path}: its gradients are not finite, so there is nothing to compare; leave it out"
             )
         train, test = self._batches(self.train), self._batches(self.test)
-        retained = measure_information(_backbone(weights, network), train, test, self.seed)
+        retained = measure_information(backbone, train, test, self.seed)
         return Diagnosis(label, weights, count_params(network), gradients, retained)
 
 
 def _backbone(weights: Weights, network: nn.Module) -> DerivedNetwork | MobileNetwork:
     """The part of a task's network whose features are known; UsageError if there is none."""
     for module in network.modules():
-        if isinstance(module, DerivedNetwork | MobileNetwork):
+        output = module.head if isinstance(module, DerivedNetwork) else getattr(module, "classifier", None)
+        if isinstance(module, DerivedNetwork | MobileNetwork) and output is not None:
             return module
-    raise UsageError(f"{weights.path}: a network for {weights.metadata.task} that has no features to look into")
+    raise UsageError(f"{weights.path}: a network for {weights.metadata.task} has no features to look into")
 
 
 def refuse_other_data(files: Sequence[Weights]) -> None:

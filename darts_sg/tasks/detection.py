@@ -76,17 +76,15 @@ class MatchedObjects:
 def match_objects(objects: Sequence[Objects], style: PriorStyle, image_size: int) -> MatchedObjects:
     """Match objects, boxes as shares of the sides, with the prior boxes, on the CPU.
 
-    The result is on the device of the objects. Those marked difficult or a crowd and those without an area match none.
+    Objects marked difficult or a crowd and those without an area match none.
     """
     priors, found = prior_boxes(style, image_size), []
-    device = objects[0].labels.device
     for one in objects:
         boxes, labels = one.boxes.cpu(), one.labels.cpu()
         wanted = ~(one.difficult | one.crowd).cpu() & (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
         found.append(match(boxes[wanted], labels[wanted], priors))
     matched = Matched(*(torch.stack(parts) for parts in zip(*found, strict=True)))
-    num_positives = int((matched.labels > 0).sum())
-    return MatchedObjects(objects, Matched(*(part.to(device, non_blocking=True) for part in matched)), num_positives)
+    return MatchedObjects(objects, matched, int((matched.labels > 0).sum()))
 
 
 class MatchedBatches:

@@ -1,5 +1,6 @@
 """Measures and figures of classification, against their definitions."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,6 +10,30 @@ from darts_sg.engine.steps import evaluate
 from darts_sg.tasks import Classification, task_of
 
 SPEC = DataSpec("noise", 9, 16, 3, (0.5,) * 3, (0.25,) * 3, tuple("abcdefghi"), top5=True)
+
+
+@pytest.mark.parametrize(("name", "channels"), [("imagenet", 3), ("folder", 3), ("fashion_mnist", 1)])
+def test_single_images_are_brought_to_the_size_of_the_test(name: str, channels: int) -> None:
+    """The middle of the image, 7/8 of its shorter side for ImageNet; the border has another colour."""
+    spec = DataSpec(name, 6, 8, channels, (0.5,) * channels, (0.5,) * channels, tuple("abcdef"))
+    pixels = np.zeros((32, 64, 3), np.uint8)
+    pixels[2:30, 18:46] = 200
+    square = Classification({}).square(pixels, spec)
+    assert square.shape == (8, 8, channels)
+    assert (square[0].mean() > 140) == (name == "imagenet")
+    assert 175 < square[4, 4, 0] <= 200
+
+
+def test_the_five_most_probable_classes_are_told_of_each_image() -> None:
+    spec = DataSpec("synthetic", 6, 8, 3, (0.5,) * 3, (0.5,) * 3, tuple("abcdef"))
+    logits = torch.tensor([[0.0, 3, 1, 2, -1, -2], [9, 0, 0, 0, 0, 0]])
+    first, second = Classification({}).predictions(logits, spec, [("x.png", 4, 3), ("", 1, 1)], None)
+    assert first.names == ["b", "d", "c", "a", "e"]
+    assert first.scores.tolist() == pytest.approx(logits[0].softmax(0)[[1, 3, 2, 0, 4]].tolist())
+    assert first.as_dict()["found"][0] == {"class": "b", "score": round(float(first.scores[0]), 5)}
+    (kept,) = Classification({}).predictions(logits[1:], spec, [("", 1, 1)], 0.5)
+    assert kept.names == ["a"]
+    assert len(second.names) == 5
 
 
 def test_top1_and_top5_are_counted_over_unequal_batches() -> None:

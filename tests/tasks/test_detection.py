@@ -14,6 +14,7 @@ from torch import nn
 
 import darts_sg
 from darts_sg.__main__ import run
+from darts_sg.api import RetrainResult
 from darts_sg.config import AugmentConfig, SearchConfig
 from darts_sg.data import ImageSet, load_dataset
 from darts_sg.engine import augment
@@ -59,6 +60,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _in_the_folder(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(trained)
+
+
+def test_a_result_shows_the_figure_of_the_task(trained: Path) -> None:
+    assert "test mAP (VOC07), last epoch: " in repr(RetrainResult(trained / "plain"))
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
@@ -200,6 +205,7 @@ def test_a_frozen_backbone_stays_that_of_the_classifier() -> None:
     job = AugmentJob(config, weights.trained, Setting(torch.device("cpu"), data, {}, {}), weights)
     assert job.started.endswith("extra levels and heads new")
     start = {name: tensor.clone() for name, tensor in job.network.state_dict().items()}
+    job.attempt(2, recompute=False)
     job.step(0, 0)
     job.measure(data.test)
     job.step(0, 0)
