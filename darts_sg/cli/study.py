@@ -240,7 +240,8 @@ def retry_jobs(arguments: argparse.Namespace) -> None:
     if not found:
         print("no job has failed")
         return
-    print(f"{len(found)} jobs will start again: {', '.join(found)}; continue with {continue_command(folder)}")
+    number = f"{len(found)} job{'s' * (len(found) > 1)}"
+    print(f"{number} will start again: {', '.join(found)}; continue with {continue_command(folder)}")
 
 
 def report_study(arguments: argparse.Namespace) -> None:
