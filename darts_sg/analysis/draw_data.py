@@ -1,8 +1,10 @@
 """The picture of a data set: classes, sizes and places of objects, prior boxes, and some images with their boxes."""
 
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,13 +18,16 @@ from darts_sg.analysis.curves import FAINT, INK, TEST, TRAIN
 COLOURS = {"train": TRAIN, "test": TEST}
 OTHER = "#3C8A3F"
 SAMPLES_IN_A_ROW, SAMPLE_ROWS = 6, 2
+SAMPLE_HEIGHT = 2.3
+"""Height of a row of images in inches."""
 MOST_NAMED = 40
 """Classes whose bars have names."""
+MOST_LEVEL = 8
+"""Classes whose names fit beside each other."""
 LONGEST_NAME = 18
 
 
-@dataclass(frozen=True)
-class Sample:
+class Sample(NamedTuple):
     """An image to show, with its objects."""
 
     pixels: NDArray[np.uint8]
@@ -35,7 +40,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class BoxPlots:
-    """What is shown of the boxes, one entry an object; see `darts_sg.data.checking.BoxFacts`."""
+    """Figures of the boxes to plot, one entry an object; see `darts_sg.data.checking.BoxFacts`."""
 
     shares: NDArray[np.float32]
     side: NDArray[np.float64]
@@ -55,11 +60,16 @@ def draw_data(
 ) -> bytes:
     """The picture as PNG. `counts`: objects or images (`what`) of each class, by part; image_sides: (N, 2)."""
     plots = 5 if boxes is not None and len(boxes.side) else 1
-    rows = 1 + (2 if plots > 1 else 0) + (SAMPLE_ROWS if samples else 0)
-    figure = Figure(figsize=(13, 3.2 + 2.5 * (rows - 1)), layout="constrained")
+    rows = 3 if plots > 1 else 1
+    below = SAMPLE_HEIGHT * SAMPLE_ROWS if samples else 0.3  # inches
+    height = 0.7 + 3.4 + 2.7 * (rows - 1) + below  # title, classes, other rows, samples
+    figure = Figure(figsize=(13, height))
     FigureCanvasAgg(figure)
-    figure.suptitle(title, color=INK, fontsize=12)
-    grid = figure.add_gridspec(rows, SAMPLES_IN_A_ROW, height_ratios=[1.3] + [1] * (rows - 1))
+    figure.suptitle(title, color=INK, fontsize=12, y=1 - 0.15 / height, va="top")
+    grid = figure.add_gridspec(
+        rows, 6, height_ratios=[1.15] + [1] * (rows - 1), left=0.05, right=0.985, top=1 - 0.7 / height,
+        bottom=(0.5 + below) / height, wspace=0.55, hspace=0.6,
+    )  # fmt: skip
     _draw_classes(figure.add_subplot(grid[0, : 6 if plots > 1 else 4]), class_names, counts, what)
     if boxes is not None and plots > 1:
         _draw_sides(figure.add_subplot(grid[1, :2]), boxes)
@@ -70,12 +80,17 @@ def draw_data(
         _draw_image_sides(figure.add_subplot(grid[2, 4:]), image_sides)
     else:
         _draw_image_sides(figure.add_subplot(grid[0, 4:]), image_sides)
-    first = rows - SAMPLE_ROWS
+    grid = figure.add_gridspec(
+        SAMPLE_ROWS, SAMPLES_IN_A_ROW, left=0.02, right=0.98, top=(below - 0.2) / height, bottom=0.02,
+        wspace=0.05, hspace=0.15,
+    )  # fmt: skip
     for number, sample in enumerate(samples[: SAMPLE_ROWS * SAMPLES_IN_A_ROW]):
         row, column = divmod(number, SAMPLES_IN_A_ROW)
-        _draw_sample(figure.add_subplot(grid[first + row, column]), sample, class_names)
+        _draw_sample(figure.add_subplot(grid[row, column]), sample, class_names)
     content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=100)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph", UserWarning)  # letters that the font lacks become boxes
+        figure.savefig(content, format="png", dpi=100)
     return content.getvalue()
 
 
@@ -90,10 +105,11 @@ def _draw_classes(axes: Axes, names: Sequence[str], counts: Mapping[str, NDArray
     axes.set_xlim(-0.3, len(names))
     if len(names) <= MOST_NAMED:
         short = [name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…" for name in names]
-        axes.set_xticks(places + 0.4, [name.replace("$", r"\$") for name in short], rotation=40, ha="right", fontsize=8)
+        turned: dict[str, Any] = {"rotation": 40, "ha": "right"} if len(names) > MOST_LEVEL else {}
+        axes.set_xticks(places + 0.4, [name.replace("$", r"\$") for name in short], fontsize=8, **turned)
     else:
         axes.set_xlabel(f"{len(names)} classes")
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1, 0.98), ncols=len(counts))
     _finish(axes, f"{what.capitalize()} of each class")
 
 

@@ -24,6 +24,7 @@ from darts_sg.files import write_atomically
 
 SOURCES = Path(__file__).parent
 MAIN_SOURCE = "chains.cpp"
+LONGEST = 1800  # seconds; compiling for a sanitizer on a busy machine takes minutes
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fno-math-errno", "-Wno-psabi", "-fPIC", "-shared")
 
 
@@ -114,10 +115,7 @@ def _load(tell: Callable[[str], None], real: str) -> ctypes.CDLL:
         return ctypes.CDLL(str(library))
     tell("compiling the C++ kernels for this processor, once (about 20 s)")
     with tempfile.TemporaryDirectory() as folder:
-        built = Path(folder) / library.name
-        _output([compiler(), *_options(real), str(SOURCES / MAIN_SOURCE), "-o", str(built)])
-        if not built.is_file():
-            raise Unavailable(f"{compiler()!r} compiles nothing: choose another C++ compiler (CXX=…)")
+        built = compile_library(real, Path(folder))
         try:
             write_atomically(library, built.read_bytes())
         except OSError:  # nothing can be cached: load it from here, for this process only
@@ -125,8 +123,17 @@ def _load(tell: Callable[[str], None], real: str) -> ctypes.CDLL:
     return ctypes.CDLL(str(library))
 
 
+def compile_library(real: str, folder: Path) -> Path:
+    """Compile the kernels into `folder`; returns the library. Raises Unavailable or a subprocess error."""
+    built = folder / library_path(real, compiler_version()).name
+    _output([compiler(), *_options(real), str(SOURCES / MAIN_SOURCE), "-o", str(built)])
+    if not built.is_file():
+        raise Unavailable(f"{compiler()!r} compiles nothing: choose another C++ compiler (CXX=…)")
+    return built
+
+
 def _output(command: list[str]) -> str:
-    return subprocess.run(command, capture_output=True, text=True, timeout=600, check=True).stdout
+    return subprocess.run(command, capture_output=True, text=True, timeout=LONGEST, check=True).stdout
 
 
 def _processor() -> str:

@@ -7,6 +7,7 @@ treat each pixel alone; values are cut to 0..255 and rounded after them; the war
 merges (Pillow's bilinear filter).
 """
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,15 +18,13 @@ from darts_sg.registry import Registry
 
 FILL = (123, 117, 104)
 """The colour around an expanded image: the mean of ImageNet, RGB."""
-LARGEST_CANVAS = 2**26
-"""Pixels of a crop of an expanded image; larger ones are not expanded."""
 ROUNDS = 50
 """Overlaps tried one after another before the image stays whole."""
 
 
 @dataclass(frozen=True)
 class BoxAugment:
-    """What is done to training images and their boxes, each step with its probability."""
+    """The augmentation of training images and their boxes: steps and their probabilities."""
 
     photometric: float = 0.0
     """Probability of each of: brightness, contrast, saturation, hue, channel order."""
@@ -52,7 +51,7 @@ class BoxAugment:
 NONE = BoxAugment()
 SSD = BoxAugment(photometric=0.5, expansion=0.5, overlaps=(None, 0.1, 0.3, 0.7, 0.9, 0.0), mirror=0.5)
 CROP_AND_FLIP = BoxAugment(overlaps=(None, 0.0, 0.1, 0.3, 0.5, 0.7, 0.9), tries=40, mirror=0.5)
-"""As torchvision trains its SSDLite."""
+"""The augmentation of torchvision's SSDLite."""
 
 BOX_AUGMENTS: Registry[BoxAugment] = Registry("augmentation of boxes")
 BOX_AUGMENTS.add("ssd", SSD)
@@ -69,6 +68,38 @@ class View(NamedTuple):
     height: float
 
 
+class Plan(NamedTuple):
+    """The random choices for one image, made before it is decoded."""
+
+    view: View
+    mirrored: bool
+    colours: "Colours | None"
+    kept: np.ndarray
+    """int64 (m,): the indices of the objects whose centre is in view."""
+    shares: np.ndarray
+    """float32 (m, 4): their boxes, cut at the border, as shares of the sides."""
+
+    def reduction(self, size: int) -> int:
+        """By which whole number an image may be reduced so that the view still has twice the pixels of its square."""
+        return max(1, int(min(self.view.width, self.view.height) / (2 * size)))
+
+
+def make_plan(width: int, height: int, boxes: np.ndarray, augment: BoxAugment, random: np.random.Generator) -> Plan:
+    """Random choices for an image with these boxes, (n, 4) in pixels."""
+    colours = draw_colours(augment, random)  # before all else: what geometry draws depends on the boxes
+    canvas = expand(width, height, augment, random)
+    view = crop(canvas, boxes, augment, random)
+    mirrored = augment.mirror > 0 and random.random() < augment.mirror
+    return Plan(view, mirrored, colours, *follow(boxes, view, mirrored=mirrored))
+
+
+def carry_out(plan: Plan, pixels: np.ndarray, size: int, factor: float = 1) -> np.ndarray:
+    """The augmented image, uint8 (size, size, 3). pixels: uint8 (H, W, 3), at 1 / `factor` of the planned size."""
+    view = View(*(number / factor for number in plan.view))
+    picture = render(pixels, view, size, plan.colours)
+    return np.ascontiguousarray(picture[:, ::-1]) if plan.mirrored else picture
+
+
 def augmented(
     pixels: np.ndarray, boxes: np.ndarray, augment: BoxAugment, size: int, random: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -77,14 +108,8 @@ def augmented(
     pixels: uint8 (H, W, 3); boxes: (n, 4) in pixels. Returns the pixels, uint8 (size, size, 3); the indices of the
     objects whose centre is in view, (m,); and their boxes, float32 (m, 4), cut at the border, as shares of the sides.
     """
-    height, width, _ = pixels.shape
-    colours = draw_colours(augment, random)  # before all else: what geometry draws depends on the boxes
-    canvas = expand(width, height, augment, random)
-    view = crop(canvas, boxes, augment, random)
-    mirrored = augment.mirror > 0 and random.random() < augment.mirror
-    kept, shares = follow(boxes, view, mirrored=mirrored)
-    picture = render(pixels, view, size, colours)
-    return np.ascontiguousarray(picture[:, ::-1]) if mirrored else picture, kept, shares
+    plan = make_plan(pixels.shape[1], pixels.shape[0], boxes, augment, random)
+    return carry_out(plan, pixels, size), plan.kept, plan.shares
 
 
 def expand(width: int, height: int, augment: BoxAugment, random: np.random.Generator) -> View:
@@ -94,8 +119,6 @@ def expand(width: int, height: int, augment: BoxAugment, random: np.random.Gener
         return whole
     ratio = random.uniform(1, augment.largest_expansion)
     left, top = random.uniform(0, width * ratio - width), random.uniform(0, height * ratio - height)
-    if width * height * ratio**2 > LARGEST_CANVAS:
-        return whole
     return View(-float(int(left)), -float(int(top)), float(int(width * ratio)), float(int(height * ratio)))
 
 
@@ -107,30 +130,31 @@ def crop(canvas: View, boxes: np.ndarray, augment: BoxAugment, random: np.random
     if not augment.overlaps or not len(boxes):
         return canvas
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2  # (n, 2)
+    start, sides = np.array((canvas.left, canvas.top)), np.array((canvas.width, canvas.height))
     for _ in range(ROUNDS):
         overlap = augment.overlaps[random.integers(len(augment.overlaps))]
         if overlap is None:
             return canvas
-        for shares in random.random((augment.tries, 4)):
-            width, height = canvas.width * (0.3 + 0.7 * shares[0]), canvas.height * (0.3 + 0.7 * shares[1])
-            if not 0.5 <= height / width <= 2:
-                continue
-            left = canvas.left + int(shares[2] * (canvas.width - width))
-            top = canvas.top + int(shares[3] * (canvas.height - height))
-            view = View(left, top, float(max(1, int(width))), float(max(1, int(height))))
-            right, bottom = view.left + view.width, view.top + view.height
-            inside = (centres > (view.left, view.top)) & (centres < (right, bottom))
-            if inside.all(axis=1).any() and overlaps(boxes, view).max() >= overlap:
-                return view
+        shares = random.random((augment.tries, 4))  # all tries of a round at once
+        extent = sides * (0.3 + 0.7 * shares[:, :2])  # (tries, 2)
+        ratio = extent[:, 1] / extent[:, 0]
+        low = start + np.floor(shares[:, 2:] * (sides - extent))
+        extent = np.floor(extent).clip(min=1)
+        inside = (centres > low[:, None]) & (centres < (low + extent)[:, None])  # (tries, n, 2)
+        best = overlaps(boxes, np.concatenate([low, low + extent], axis=1)).max(axis=1)
+        suits = (ratio >= 0.5) & (ratio <= 2) & inside.all(axis=2).any(axis=1) & (best >= overlap)
+        if suits.any():
+            first = int(suits.argmax())
+            return View(*low[first].tolist(), *extent[first].tolist())
     return canvas
 
 
-def overlaps(boxes: np.ndarray, view: View) -> np.ndarray:
-    """The IoU of each box, (n, 4), with the view, (n,)."""
-    right, bottom = view.left + view.width, view.top + view.height
-    shared = np.minimum(boxes[:, 2:], (right, bottom)) - np.maximum(boxes[:, :2], (view.left, view.top))
-    intersection = shared.clip(min=0).prod(axis=1)
-    return intersection / ((boxes[:, 2:] - boxes[:, :2]).prod(axis=1) + view.width * view.height - intersection)
+def overlaps(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """The IoU of each box, (n, 4), with each of the others, (m, 4): (m, n)."""
+    shared = np.minimum(boxes[:, 2:], others[:, None, 2:]) - np.maximum(boxes[:, :2], others[:, None, :2])
+    intersection = shared.clip(min=0).prod(axis=2)
+    areas = [(corners[:, 2:] - corners[:, :2]).prod(axis=1) for corners in (boxes, others)]
+    return intersection / (areas[0] + areas[1][:, None] - intersection)
 
 
 def follow(boxes: np.ndarray, view: View, *, mirrored: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -147,23 +171,62 @@ def follow(boxes: np.ndarray, view: View, *, mirrored: bool) -> tuple[np.ndarray
 def render(pixels: np.ndarray, view: View, size: int, colours: "Colours | None") -> np.ndarray:
     """The view, warped to uint8 (size, size, 3); FILL where it reaches beyond the image."""
     height, width, _ = pixels.shape
-    left, top = max(0, int(view.left)), max(0, int(view.top))
-    right, bottom = min(width, int(view.left + view.width)), min(height, int(view.top + view.height))
-    part = pixels[top : max(top, bottom), left : max(left, right)]  # what of the image is in view
-    if colours is not None and part.size:
+    x, y = _spans(view.left, view.width, width, size), _spans(view.top, view.height, height, size)
+    part = pixels[y.image, x.image]
+    if not part.size:
+        return np.full((size, size, 3), FILL, np.uint8)
+    if colours is not None:
         part = recolour(part, colours)
-    if part.shape[:2] != (int(view.height), int(view.width)):
-        canvas = np.empty((int(view.height), int(view.width), 3), np.uint8)
+    if x.canvas == part.shape[1] and y.canvas == part.shape[0]:
+        canvas = np.ascontiguousarray(part)
+    else:
+        canvas = np.empty((y.canvas, x.canvas, 3), np.uint8)
         canvas[:] = FILL
-        y, x = top - int(view.top), left - int(view.left)
-        canvas[y : y + part.shape[0], x : x + part.shape[1]] = part
-        part = canvas
-    return warp(part, size)
+        canvas[y.place, x.place] = part
+    out = x.out.stop - x.out.start, y.out.stop - y.out.start
+    box = x.box[0], y.box[0], x.box[1], y.box[1]
+    warped = np.asarray(Image.fromarray(canvas).resize(out, Image.Resampling.BILINEAR, box=box))
+    # only what lies around the image is resampled: of an expanded image the rest would take most of the time
+    square = np.empty((size, size, 3), np.uint8)
+    if warped.shape != square.shape:
+        square[:] = FILL
+    square[y.out, x.out] = warped
+    return square
 
 
-def warp(pixels: np.ndarray, size: int) -> np.ndarray:
+class _Spans(NamedTuple):
+    """Where the image lies along one axis of a view."""
+
+    image: slice
+    """The pixels of the image that are in view."""
+    out: slice
+    """The pixels of the warped view that these reach, with one more on each side."""
+    canvas: int
+    """Pixels of a canvas that has all that flows into `out`."""
+    place: slice
+    """The image on the canvas."""
+    box: tuple[float, float]
+    """The part of the canvas that becomes `out`."""
+
+
+def _spans(start: float, length: float, image: int, size: int) -> _Spans:
+    """For a view of `length` pixels from `start` on, of an image of `image` pixels, warped to `size`."""
+    low, high = math.floor(start), math.ceil(start + length)
+    first = max(0, low)
+    last = max(first, min(image, high))
+    scale = length / size
+    out = slice(max(0, math.floor((first - start) / scale) - 1), min(size, math.ceil((last - start) / scale) + 1))
+    box = start + out.start * scale, start + out.stop * scale
+    reach = max(scale, 1.0) + 1  # the filter's, and one for rounding
+    begin, end = max(low, math.floor(box[0] - reach)), min(high, math.ceil(box[1] + reach))
+    place = slice(first - begin, last - begin)
+    inner = max(0.0, box[0] - begin), min(float(end - begin), box[1] - begin)
+    return _Spans(slice(first, last), out, end - begin, place, inner)
+
+
+def warp(pixels: np.ndarray | Image.Image, size: int) -> np.ndarray:
     """The whole image as a square, uint8 (size, size, 3), whatever its aspect ratio."""
-    image = Image.fromarray(np.ascontiguousarray(pixels))
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(np.ascontiguousarray(pixels))
     return np.array(image.resize((size, size), Image.Resampling.BILINEAR))
 
 
@@ -173,7 +236,7 @@ class Colours(NamedTuple):
     brightness: float
     contrast: float
     contrast_first: bool
-    """Whether contrast changes before saturation and hue."""
+    """True: contrast changes before saturation and hue; false: after them."""
     saturation: float
     hue: float
     """In degrees."""
@@ -201,39 +264,40 @@ def draw_colours(augment: BoxAugment, random: np.random.Generator) -> Colours | 
 
 def recolour(pixels: np.ndarray, colours: Colours) -> np.ndarray:
     """The pixels, uint8 (H, W, 3), after these changes."""
-    x = pixels.astype(np.float32)
+    x = np.ascontiguousarray(pixels.transpose(2, 0, 1)).astype(np.float32)  # (3, H, W): channels are fast to compare
     if colours.brightness:
         x += np.float32(colours.brightness)
     if colours.contrast_first and colours.contrast != 1:
         x *= np.float32(colours.contrast)
     if colours.saturation != 1:
         # scaling the saturation in HSV scales the distance of each channel from the largest one, the value
-        value = x.max(axis=2, keepdims=True)
-        x = value - (value - x) * np.float32(colours.saturation)
+        value = np.maximum(np.maximum(x[0], x[1]), x[2])
+        x -= value
+        x *= np.float32(colours.saturation)
+        x += value
     if colours.hue:
         x = turn_hue(x, colours.hue)
     if not colours.contrast_first and colours.contrast != 1:
         x *= np.float32(colours.contrast)
-    if colours.channels != (0, 1, 2):
-        x = x[:, :, colours.channels]
-    return np.rint(x.clip(0, 255)).astype(np.uint8)
+    x = x[list(colours.channels)]
+    np.rint(x.clip(0, 255, out=x), out=x)
+    return np.ascontiguousarray(x.astype(np.uint8).transpose(1, 2, 0))
 
 
 def turn_hue(x: np.ndarray, degrees: float) -> np.ndarray:
-    """RGB pixels (H, W, 3) with their hue in HSV turned; value and saturation stay."""
-    red, green, blue = (np.ascontiguousarray(x[:, :, channel]) for channel in range(3))
+    """RGB pixels (3, H, W) with their hue in HSV turned; value and saturation stay."""
+    red, green, blue = x
     value = np.maximum(np.maximum(red, green), blue)
     chroma = value - np.minimum(np.minimum(red, green), blue)
     scale = np.float32(1) / np.where(chroma > 0, chroma, np.float32(1))
     # the hue in sixths of a turn: from red, green or blue, whichever is largest
-    hue = np.where(
-        value == red,
-        (green - blue) * scale,
-        np.where(value == green, (blue - red) * scale + np.float32(2), (red - green) * scale + np.float32(4)),
-    )
+    hue = np.where(value == green, (blue - red) * scale + np.float32(2), (red - green) * scale + np.float32(4))
+    hue = np.where(value == red, (green - blue) * scale, hue)
     hue += np.float32(degrees / 60)
     turned = np.empty_like(x)
     for channel, offset in enumerate((5, 3, 1)):
-        k = (hue + np.float32(offset)) % np.float32(6)
-        turned[:, :, channel] = value - chroma * np.minimum(k, 4 - k).clip(0, 1)
+        k = hue + np.float32(offset)
+        k -= np.float32(6) * np.floor(k / np.float32(6))
+        np.minimum(k, np.float32(4) - k, out=k)
+        turned[channel] = value - chroma * k.clip(0, 1, out=k)
     return turned

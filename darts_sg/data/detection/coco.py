@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from darts_sg.data.detection.assemble import (
+from darts_sg.data.detection.annotations import (
     MOST_OBJECTS,
     Annotated,
     DamagedAnnotation,
@@ -18,6 +18,7 @@ from darts_sg.data.detection.assemble import (
     annotation_problem,
     assemble,
     checked_class,
+    counted,
     number,
     pixels,
     refuse_outside,
@@ -28,7 +29,7 @@ from darts_sg.errors import UsageError, first_line, quoted
 from darts_sg.files import read_text, why
 
 MOST_BYTES = 2**31
-"""Of a file; that of COCO's training part has 448 MiB."""
+"""Size limit for a file; that of COCO's training part has 448 MiB."""
 
 
 def part_file(directory: Path, part: str) -> Path | None:
@@ -46,7 +47,7 @@ def part_file(directory: Path, part: str) -> Path | None:
 
 
 def is_coco(directory: Path) -> bool:
-    """Whether a folder has the layout of COCO."""
+    """True for a folder in the layout of COCO."""
     return part_file(directory, "train") is not None
 
 
@@ -123,7 +124,7 @@ def read_part(directory: Path, path: Path, part: str, found: Found) -> tuple[lis
             read.append(Annotated(name, pixels(image.get("width")), pixels(image.get("height")), rows))
     strangers = len(objects.keys() - known)
     if strangers:
-        raise UsageError(f"{path} has annotations of {strangers} images that it does not list")
+        raise UsageError(f"{path} has annotations of {counted(strangers, 'image')} that it does not list")
     in_order = [categories[key] for key in sorted(categories, key=lambda key: (isinstance(key, str), key))]
     return in_order, read
 

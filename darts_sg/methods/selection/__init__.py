@@ -14,6 +14,7 @@ from darts_sg.genotype import Cell
 from darts_sg.methods.parts import import_parts
 from darts_sg.networks.supernet import Mixing
 from darts_sg.registry import Registry
+from darts_sg.spaces import Allowed
 
 
 class Searched(NamedTuple):
@@ -25,6 +26,8 @@ class Searched(NamedTuple):
     operations: tuple[str, ...]
     bounds: Sequence[Bound] = ()
     """Bounds that the genotype has to keep, such as that of --target-params."""
+    allowed: Allowed | None = None
+    """Which operations the edges of either cell have; None if every edge has all."""
 
 
 class Setup(NamedTuple):
@@ -35,6 +38,8 @@ class Setup(NamedTuple):
     epochs: int
     """Epochs of the supernet before the phase."""
     seed: int
+    allowed: Allowed | None = None
+    """Which operations the edges of either cell have; None if every edge has all."""
 
 
 class Trial(NamedTuple):
@@ -87,23 +92,23 @@ class SelectionPhase(ABC):
         """The (normal, reduction) cell by the decisions so far, and where there are none by the mixing weights."""
 
     @abstractmethod
-    def decisions(self) -> list[dict[str, Any]]:
-        """The decisions so far as plain values, for the genotype's provenance and the report."""
-
-    @abstractmethod
-    def facts(self) -> str:
-        """How many decisions, measurements and epochs there will be, in one line."""
-
-    @abstractmethod
-    def num_trials(self) -> int:
-        """Measurements of the whole phase."""
-
-    @abstractmethod
     def state_dict(self) -> dict[str, Any]:
         """Plain values and tensors."""
 
     @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+    def decisions(self) -> list[dict[str, Any]]:
+        """The decisions so far as plain values, for the genotype's provenance and the report."""
+        return []
+
+    def num_trials(self) -> int:
+        """Measurements of the whole phase."""
+        return 0
+
+    def facts(self) -> str:
+        """What the phase will do, for a dry run."""
+        return f"epochs: {self.epochs}, measurements of the supernet: {self.num_trials()}"
 
 
 class Selection:
