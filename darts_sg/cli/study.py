@@ -96,12 +96,12 @@ def run(arguments: argparse.Namespace) -> None:
 def new_study(arguments: argparse.Namespace) -> None:
     """Write a commented file."""
     from darts_sg.files import write_atomically
-    from darts_sg.study.template import TEMPLATE
+    from darts_sg.study.file import TEMPLATE
 
     path = Path(arguments.name)
     path = path if path.suffix in (".yaml", ".yml") else path.with_name(f"{path.name}.yaml")
     refuse_existing(path)
-    write_atomically(path, TEMPLATE.replace("TITLE", path.stem))
+    write_atomically(path, TEMPLATE.read_text(encoding="utf-8").replace("TITLE", path.stem))
     print(f"{path}; next: {program('study')} plan {argument(path)}")
 
 

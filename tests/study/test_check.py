@@ -1,19 +1,29 @@
 """A whole study is checked before its first job starts; what is wrong is said with the line of the file."""
 
+import functools
 from pathlib import Path
 
 import pytest
 
 from darts_sg import Study
 from darts_sg.config import recipe_names
+from darts_sg.data import load_dataset
 from darts_sg.errors import RunError, UsageError
+from darts_sg.study import check
 from darts_sg.study.check import check_study
-from darts_sg.study.file import parse_study, read_study
+from darts_sg.study.file import TEMPLATE, parse_study, read_study
 from darts_sg.study.measure import makespan, parse_dry_run
 from darts_sg.study.plan import jobs_of
-from darts_sg.study.template import TEMPLATE
 from tests.study.small import SMALL
 
+
+@pytest.fixture(autouse=True)
+def rendered_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rendering the images takes longer than checking them."""
+    monkeypatch.setattr(check, "load_dataset", LOAD)
+
+
+LOAD = functools.cache(load_dataset)
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples" / "studies").glob("*.yaml"))
 
 
@@ -25,7 +35,7 @@ def test_every_example_is_a_valid_plan(path: Path) -> None:
 
 
 def test_the_file_of_study_new_is_a_valid_plan() -> None:
-    check_study(parse_study(TEMPLATE), data=False)
+    check_study(read_study(TEMPLATE), data=False)
 
 
 def test_the_methods_are_there() -> None:

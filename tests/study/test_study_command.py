@@ -1,11 +1,13 @@
 """The command `study`: its actions on small folders, and one line for whatever is wrong."""
 
+import functools
 import json
 from pathlib import Path
 
 import pytest
 
 from darts_sg.__main__ import run
+from darts_sg.data import load_dataset
 from darts_sg.errors import UsageError
 from darts_sg.study import coordinator
 from darts_sg.study.folder import StudyFolder
@@ -30,7 +32,8 @@ def test_new_writes_a_file_and_overwrites_none(
         run(["study", "new", "mine"])
 
 
-def test_plan_lists_the_jobs(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_lists_the_jobs(file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("darts_sg.study.check.load_dataset", functools.cache(load_dataset))
     run(["study", "plan", str(file), "--no-measure"])
     printed = capsys.readouterr().out
     assert f"| 2 | {RETRAIN} | {SEARCH} |" in printed
