@@ -96,12 +96,12 @@ def run(arguments: argparse.Namespace) -> None:
 def new_study(arguments: argparse.Namespace) -> None:
     """Write a commented file."""
     from darts_sg.files import write_atomically
-    from darts_sg.study.template import TEMPLATE
+    from darts_sg.study.file import TEMPLATE
 
     path = Path(arguments.name)
     path = path if path.suffix in (".yaml", ".yml") else path.with_name(f"{path.name}.yaml")
     refuse_existing(path)
-    write_atomically(path, TEMPLATE.replace("TITLE", path.stem))
+    write_atomically(path, TEMPLATE.read_text(encoding="utf-8").replace("TITLE", path.stem))
     print(f"{path}; next: {program('study')} plan {argument(path)}")
 
 
@@ -240,7 +240,8 @@ def retry_jobs(arguments: argparse.Namespace) -> None:
     if not found:
         print("no job has failed")
         return
-    print(f"{len(found)} jobs will start again: {', '.join(found)}; continue with {continue_command(folder)}")
+    number = f"{len(found)} job{'s' * (len(found) > 1)}"
+    print(f"{number} will start again: {', '.join(found)}; continue with {continue_command(folder)}")
 
 
 def report_study(arguments: argparse.Namespace) -> None:

@@ -4,6 +4,7 @@ Names of recipes, parts and spaces, all options, bounds, data, the split of the 
 line of the file.
 """
 
+import dataclasses
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -48,7 +49,7 @@ def check_study(
         with _at(study, ("spaces", space.name)):
             parse_space(space.space)
     jobs = jobs_of(study)
-    configs = {job.id: config_of(study, job) for job in jobs}
+    configs = _configs(study, jobs)
     _check_bounds(study, [configs[job.id] for job in jobs if job.kind == "search"])
     if here:
         for job in jobs:
@@ -58,6 +59,18 @@ def check_study(
     if data:
         _check_data(study, [job for job in jobs if job.id not in done], configs)
     return configs
+
+
+def _configs(study: StudyFile, jobs: Sequence[StudyJob]) -> dict[str, RunConfig]:
+    """The config of each job by id; those that differ in the seed only are read once."""
+    known: dict[str, RunConfig] = {}
+    found = {}
+    for job in jobs:
+        key = f"{job.kind} { ({**job.options, 'seed': None}) }"
+        if key not in known:
+            known[key] = config_of(study, job)
+        found[job.id] = dataclasses.replace(known[key], seed=job.seed)
+    return found
 
 
 def config_of(study: StudyFile, job: StudyJob) -> RunConfig:
@@ -110,6 +123,9 @@ def _check_bounds(study: StudyFile, configs: list[RunConfig]) -> None:
     checked = set()
     for config in configs:
         assert isinstance(config, SearchConfig)
+        if study.wanted.bounded and config.baseline() is not None:
+            problem = f"{config.strategy} has no mixing weights to choose by within bounds"
+            raise study.source.error(("genotypes", "bounded"), f"{problem}; leave the bounds or that method out")
         space = next(space for space in study.spaces if space.space == config.space)
         wanted: list[tuple[Place, Limits]] = [(("genotypes", "bounded"), limits) for limits in study.wanted.bounded]
         targets = {"max_params": config.target_params, "max_macs": config.target_macs}

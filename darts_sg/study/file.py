@@ -20,6 +20,8 @@ from darts_sg.registry import unknown_name
 from darts_sg.study.node import Node, Source
 from darts_sg.yaml_files import Place, parse_yaml_lines, read_yaml_text
 
+TEMPLATE = Path(__file__).parent / "template.yaml"
+"""The file that `study new` writes: complete, commented, and small enough to try."""
 MOST_CHOICES = 12  # named in a message; a study may have hundreds of genotypes
 LONGEST_NAME = 180  # characters; names of files have at most 255
 NAME_TEMPLATE = "{space}_{method}_s{seed}"

@@ -51,8 +51,8 @@ def run_study(
         slurm={**study.executor.slurm, **(slurm or {})},
         minutes=study.executor.minutes,
     )
-    runs_in = make_executor(executor, path, settings)
     folder = prepare_folder(path, study)
+    runs_in = make_executor(executor, path, settings)
     folder.stop_file.unlink(missing_ok=True)
     deadline = None if time_budget is None else started + 60 * time_budget
     Coordinator(folder, study, runs_in, deadline=deadline, say=say).run()

@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 
 from darts_sg.analysis.run_folder import read_metrics
+from darts_sg.config import make_config
 from darts_sg.engine import augment, search
 from darts_sg.errors import RunError, Stopped, UsageError
 from darts_sg.genotype import load_genotype
-from darts_sg.study import claims, coordinator, worker
+from darts_sg.study import claims, coordinator, run, worker
 from darts_sg.study.coordinator import Coordinator, reset, stop
+from darts_sg.study.file import parse_study
 from darts_sg.study.folder import StudyFolder
 from darts_sg.study.worker import AGAIN, DONE, FAILED, REFUSED, work
 from tests.study.small import RETRAIN, SEARCH, SMALL, Inline, changed, run_inline, study_in
@@ -257,6 +259,21 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UsageError, match="is not empty and no study"):
         study_in(tmp_path)
+
+
+def test_a_study_runs_on_an_executor_with_files_of_its_own(
+    tmp_path: Path, fake_runs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slurm's executor keeps files in the study's folder: it is made after the folder was taken for this study."""
+
+    def make(name: str, folder: Path, settings: Any) -> Inline:
+        (folder / name).mkdir()
+        return Inline(folder)
+
+    monkeypatch.setattr(run, "make_executor", make)
+    monkeypatch.setattr(run, "check_study", lambda study, **ignored: {"any": make_config("search")})
+    folder = run.run_study(parse_study(SMALL), tmp_path / "S", executor="slurm", say=lambda line: None)
+    assert {state.state for state in folder.states().values()} == {"done"}
 
 
 def test_codes_are_distinct() -> None:
