@@ -1,0 +1,174 @@
+"""Comparisons of a study: paired tests with Holm's correction, and the number of seeds that a difference needs."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.stats import chi2, nct
+from scipy.stats import t as t_distribution
+
+from darts_sg.study.statistics import Difference, paired
+
+ALPHA = 0.05
+POWER = 0.8
+MOST_PAIRS = 100_000
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Errors of `ours` minus errors of `theirs`, tested together with the other comparisons of the study."""
+
+    ours: str
+    theirs: str
+    paired_by: str
+    """What a pair shares: a seed of the training, or a seed of the search."""
+    difference: Difference | None
+    p: float | None
+    """Of the paired t test; None without two pairs."""
+    p_holm: float | None
+    """The same, corrected for all comparisons that have a p-value (Holm 1979)."""
+
+    @property
+    def deviation(self) -> float | None:
+        """Sample standard deviation of the differences; None without two pairs."""
+        if self.difference is None or len(self.difference.values) < 2:
+            return None
+        return float(np.std(self.difference.values, ddof=1))
+
+
+def compare(
+    pairs: Sequence[tuple[str, str]],
+    errors: Mapping[str, Mapping[int, float]],
+    paired_by: str = "training seed",
+    correct: bool = True,
+) -> list[Comparison]:
+    """Test each pair of names on `errors` (name, then seed); the correction runs over all tests of the list.
+
+    A comparison without two common seeds has no p-value, and does not count for the correction of the others. With
+    `correct` false the p-values stay as they are.
+    """
+    differences = [paired(errors.get(ours, {}), errors.get(theirs, {})) for ours, theirs in pairs]
+    tested = [None if found is None else paired_p(found.values) for found in differences]
+    adjusted = iter(holm([p for p in tested if p is not None]) if correct else [p for p in tested if p is not None])
+    return [
+        Comparison(ours, theirs, paired_by, found, p, None if p is None else next(adjusted))
+        for (ours, theirs), found, p in zip(pairs, differences, tested, strict=True)
+    ]
+
+
+def paired_p(differences: Sequence[float]) -> float | None:
+    """The two-sided p-value of a paired t test; None for fewer than two differences."""
+    if len(differences) < 2:
+        return None
+    mean, deviation = float(np.mean(differences)), float(np.std(differences, ddof=1))
+    if deviation == 0:  # equal differences: certain, or no difference at all
+        return 1.0 if mean == 0 else 0.0
+    t = mean / (deviation / math.sqrt(len(differences)))
+    return float(2 * t_distribution.sf(abs(t), len(differences) - 1))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values (1979), in the given order: rejecting those at most 0.05 keeps the family's error."""
+    order = np.argsort(p_values, kind="stable")
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for k, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - k) * p_values[i]))
+        adjusted[i] = largest
+    return adjusted
+
+
+def power(difference: float, deviation: float, pairs: int, alpha: float = ALPHA) -> float:
+    """Probability that a two-sided paired t test with so many pairs finds a true mean difference.
+
+    deviation: standard deviation of the differences. From the non-central t distribution.
+    """
+    if pairs < 2:
+        return 0.0
+    if deviation == 0:
+        return 1.0 if difference else alpha
+    degrees, shift = pairs - 1, abs(difference) / deviation * math.sqrt(pairs)
+    critical = float(t_distribution.isf(alpha / 2, degrees))
+    other_side = nct.cdf(-critical, degrees, shift)
+    # scipy gives NaN for probabilities far below rounding
+    return float(nct.sf(critical, degrees, shift)) + (float(other_side) if math.isfinite(other_side) else 0.0)
+
+
+def pairs_needed(difference: float, deviation: float, alpha: float = ALPHA, wanted: float = POWER) -> int | None:
+    """The smallest number of pairs with which a paired t test finds `difference` with probability `wanted`.
+
+    None if more than 100,000 would be needed.
+    """
+    low, high = 1, 2  # the power rises with the number of pairs: double, then halve
+    while power(difference, deviation, high, alpha) < wanted:
+        low, high = high, 2 * high
+        if high > 2 * MOST_PAIRS:
+            return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if power(difference, deviation, middle, alpha) >= wanted else (middle, high)
+    return high if high <= MOST_PAIRS else None
+
+
+def detectable(deviation: float, pairs: int, alpha: float = ALPHA, wanted: float = POWER) -> float | None:
+    """The smallest true difference that so many pairs find with probability `wanted`; None for fewer than two."""
+    if pairs < 2:
+        return None
+    low, high = 0.0, max(deviation, 1e-12)
+    while power(high, deviation, pairs, alpha) < wanted:
+        low, high = high, 2 * high
+    while high - low > 1e-6 * high:
+        middle = (low + high) / 2
+        low, high = (low, middle) if power(middle, deviation, pairs, alpha) >= wanted else (middle, high)
+    return high
+
+
+@dataclass(frozen=True)
+class Design:
+    """The power of the design of one comparison: what its pairs can find, and how many a small difference needs."""
+
+    comparison: Comparison
+    deviation: float
+    """Of the differences, in points."""
+    deviation_interval: tuple[float, float]
+    """95%, chi-squared: a deviation from few pairs is itself uncertain."""
+    target: float
+    """The difference to settle, in points."""
+    needed: int | None
+    """Pairs for 80% power at 5%, if this comparison stood alone; None: more than 100,000."""
+    needed_range: tuple[int | None, int | None]
+    """The same at either end of the deviation's interval."""
+    needed_corrected: int | None
+    """Pairs if this comparison must hold against the first and hardest threshold of Holm, 5% / comparisons."""
+    detectable: float | None
+    """The smallest difference that the present pairs find with 80% power, in points."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields for JSON, with the names of the comparison."""
+        fields = {name: value for name, value in vars(self).items() if name != "comparison"}
+        return {"ours": self.comparison.ours, "theirs": self.comparison.theirs, **fields}
+
+
+def designs(comparisons: Sequence[Comparison], target: float = 0.1) -> list[Design]:
+    """The power of each comparison that has at least two different pairs."""
+    family = max(1, len(comparisons))
+    found = []
+    for one in comparisons:
+        if one.difference is None or not one.deviation:
+            continue
+        pairs, sd = len(one.difference.values), one.deviation
+        low, high = (math.sqrt((pairs - 1) * sd**2 / chi2.ppf(q, pairs - 1)) for q in (0.975, 0.025))
+        found.append(
+            Design(
+                comparison=one,
+                deviation=sd,
+                deviation_interval=(low, high),
+                target=target,
+                needed=pairs_needed(target, sd),
+                needed_range=(pairs_needed(target, low), pairs_needed(target, high)),
+                needed_corrected=pairs_needed(target, sd, ALPHA / family),
+                detectable=detectable(sd, pairs),
+            )
+        )
+    return found
