@@ -1,5 +1,6 @@
 """Charts of a study as data, drawn for a paper by matplotlib and for the page as SVG that follows its colours."""
 
+import math
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -122,12 +123,12 @@ def look_of(series: Series) -> Look:
 def draw_chart(chart: Chart) -> Figure:
     """The chart for print, on white. Its caption is left to the text that shows it."""
     height = 0.9 + 0.34 * len(chart.rows) if chart.rows else 3.4
-    legend = chart.legend if len(chart.legend) > 1 or not chart.rows else []
-    figure = Figure(figsize=(6.4, height + 0.2 * len(legend)), dpi=100, facecolor="white", layout="constrained")
+    legend = chart.legend
+    figure = Figure(figsize=(6.4, height + 0.2 * math.ceil(len(legend) / 2)), dpi=100, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     for series in chart.series:
-        _draw_series(axes, series, bool(chart.rows))
+        _draw_series(axes, series, series.name if series in legend else None)
     for low, middle, high, row in ((i.low, i.middle, i.high, i.row) for i in chart.intervals):
         axes.plot([low, high], [row, row], color=LIGHT.ink, linewidth=1.4, zorder=2)
         axes.plot([middle], [row], "|", color=LIGHT.ink, markersize=11, markeredgewidth=1.8, zorder=4)
@@ -138,22 +139,17 @@ def draw_chart(chart: Chart) -> Figure:
         axes.set_yticks(range(len(chart.rows)), [textwrap.fill(row, 34) for row in chart.rows])
         axes.set_ylim(len(chart.rows) - 0.5, -0.5)
     if legend:
-        axes.legend(
-            loc="upper center", bbox_to_anchor=(0.5, -0.14 if not chart.rows else -0.6 / height), ncols=2,
-            fontsize=8.5, frameon=False, labelcolor=LIGHT.ink,
-        )  # fmt: skip
+        figure.legend(loc="outside lower center", ncols=2, fontsize=8.5, frameon=False, labelcolor=LIGHT.ink)
     return figure
 
 
-def _draw_series(axes: Axes, series: Series, in_rows: bool) -> None:
+def _draw_series(axes: Axes, series: Series, label: str | None) -> None:
     look = look_of(series)
     xs, ys = [x for x, _ in series.points], [y for _, y in series.points]
-    label = series.name if series.in_legend else None
     if series.kind == "dots":
-        alpha = 0.75 if in_rows else 1.0  # seeds of one row often lie on each other
         axes.plot(
             xs, ys, look.marker, color=look.light, markersize=5.5, markeredgecolor="white", markeredgewidth=0.6,
-            alpha=alpha, label=label, zorder=3,
+            alpha=0.85, label=label, zorder=3,  # seeds often lie on each other
         )  # fmt: skip
         return
     (line,) = axes.plot(xs, ys, color=look.light, linewidth=1.6, label=label, zorder=2)
@@ -164,8 +160,8 @@ def _draw_series(axes: Axes, series: Series, in_rows: bool) -> None:
 
 # For the page
 
-WIDTH, HEIGHT = 420.0, 250.0
-LEFT, RIGHT, TOP, BOTTOM = 46.0, 12.0, 8.0, 34.0
+WIDTH, HEIGHT = 360.0, 220.0
+LEFT, RIGHT, TOP, BOTTOM = 44.0, 10.0, 8.0, 32.0
 ROW = 34.0  # a name, and its track below it
 
 
@@ -184,9 +180,7 @@ def chart_svg(chart: Chart) -> str:
         def y_of(row: float) -> float:
             return TOP + ROW * row + 23
 
-        for row, name in enumerate(chart.rows):
-            parts.append(f'<text class="row" x="{left:g}" y="{TOP + ROW * row + 11:.1f}">{escape(name)}</text>')
-            parts.append(_line("track", left, y_of(row), WIDTH - RIGHT, y_of(row)))
+        parts += [_line("track", left, y_of(row), WIDTH - RIGHT, y_of(row)) for row in range(len(chart.rows))]
     else:
         y_ticks, y_of = _axis(chart.ys(), height - BOTTOM, TOP)
         for tick, text in y_ticks:
@@ -203,6 +197,8 @@ def chart_svg(chart: Chart) -> str:
         parts.append(_line("mean", x_of(one.middle), y - 6, x_of(one.middle), y + 6))
     for series in chart.series:
         parts += _series_svg(series, [(x_of(x), y_of(y)) for x, y in series.points])
+    for row, name in enumerate(chart.rows):
+        parts.append(f'<text class="row" x="{left:g}" y="{TOP + ROW * row + 11:.1f}">{escape(name)}</text>')
     return "".join([*parts, "</svg>"])
 
 

@@ -1,17 +1,18 @@
 """The report of a study as data: sections with their texts, tables and charts, in the order in which they are read."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from darts_sg.study.anytime import Curve, mean_curve
 from darts_sg.study.chart import Chart, Interval, Series
+from darts_sg.study.collected import DONE, StudyResults
 from darts_sg.study.components import Component
-from darts_sg.study.findings import PUBLISHED, RANDOM, SEARCHED, Findings, Trained
+from darts_sg.study.findings import Findings, Trained
 from darts_sg.study.inference import ALPHA, POWER, Comparison
-from darts_sg.study.results import DONE, StudyResults
+from darts_sg.study.run_records import Record, arm_name
 from darts_sg.study.statistics import counted
-from darts_sg.study.tables import Column, Linked, Table, by_seed, fixed, interval, p_text, whole
+from darts_sg.study.tables import Column, Linked, Table, by_seed, fixed, interval, p_text, signed, whole
 
 
 @dataclass(frozen=True)
@@ -26,14 +27,15 @@ class Section:
     charts: Sequence[Chart] = ()
 
 
-def contents(results: StudyResults, found: Findings) -> list[Section]:
+def contents(results: StudyResults) -> list[Section]:
     """All sections that have something to say."""
+    found = results.findings
     sections = [
         _claims(results),
         _retrained(results, found),
         _compared(found),
         _spread(found),
-        _believed(found),
+        _believed(results, found),
         _power(found),
         _anytime(results),
         _searched(results),
@@ -51,15 +53,18 @@ def _claims(results: StudyResults) -> Section | None:
     if not results.claims:
         return None
     rows = [
-        [claim["claim"], claim["word"], condition["title"], condition["word"], condition["text"]]
+        [claim["text"] or claim["claim"], claim["word"], condition["title"], condition["word"], condition["text"]]
         for claim in results.claims
         for condition in claim["conditions"]
     ]
     columns = [Column("claim"), Column("verdict"), Column("condition"), Column("condition is"), Column("measured")]
-    note = (
+    notes = [
         "A claim holds if all of its conditions are met, does not hold if one of them is refuted, and is open "
-        "otherwise; conditions are those of the study file."
-    )
+        "otherwise; conditions are those of the study file. Parameters are counted at C=36, 20 cells, without the "
+        "auxiliary head; errors are test errors after the last epoch.",
+        *(setting_note(setting, results.findings.of(setting)) for setting in results.findings.settings),
+    ]
+    note = " ".join(notes)
     return Section("claims", "Claims", tables=[Table("claims", "Claims and their conditions", columns, rows, note)])
 
 
@@ -69,13 +74,13 @@ def _claims(results: StudyResults) -> Section | None:
 def _retrained(results: StudyResults, found: Findings) -> Section:
     if not found.genotypes:
         return Section("errors", "Errors after retraining", "No retraining is finished yet.")
-    looks = Looks(found)
+    looks = Looks(results)
     tables, charts = [], []
     for k, setting in enumerate(found.settings):
         trained = sorted(found.of(setting), key=lambda one: one.spread.mean)
         rows = [
             [
-                one.name, one.arm, one.search_seed, len(one.errors), one.spread.mean, one.spread.deviation, dict(one.errors),
+                one.name, one.group, one.search_seed, len(one.errors), one.spread.mean, one.spread.deviation, dict(one.errors),
                 one.params, one.genotype_params, one.hours,
             ]
             for one in trained
@@ -103,7 +108,7 @@ def _errors_chart(trained: Sequence[Trained], caption: str, looks: "Looks", k: i
     for row, one in enumerate(trained):
         points = [(error, float(row)) for error in one.errors.values()]
         titles = [f"{one.name}, seed {seed}: {error:.2f}%" for seed, error in one.errors.items()]
-        series.append(Series(one.arm, points, looks.of(one.arm), titles=titles))
+        series.append(Series(one.group, points, looks.of(one.group), titles=titles))
         values = list(one.errors.values())
         if len(values) > 1:
             intervals.append(Interval(row, min(values), one.spread.mean, max(values)))
@@ -121,7 +126,7 @@ def _errors_chart(trained: Sequence[Trained], caption: str, looks: "Looks", k: i
 def _sizes_chart(trained: Sequence[Trained], caption: str, looks: "Looks", k: int) -> Iterable[Chart]:
     series = [
         Series(
-            one.arm, [(one.genotype_params / 1e6, one.spread.mean)], looks.of(one.arm),
+            one.group, [(one.genotype_params / 1e6, one.spread.mean)], looks.of(one.group),
             titles=[f"{one.name}: {one.genotype_params / 1e6:.2f}M, {one.spread.mean:.2f}%"],
         )
         for one in trained
@@ -144,7 +149,7 @@ def _sizes_chart(trained: Sequence[Trained], caption: str, looks: "Looks", k: in
 def _compared(found: Findings) -> Section | None:
     tables, charts = [], []
     for k, (setting, comparisons) in enumerate(found.comparisons.items()):
-        if not any(one.difference for one in comparisons):
+        if not any(one.pairs for one in comparisons):
             continue
         rows = [_comparison_row(one) for one in comparisons]
         columns = [
@@ -160,7 +165,7 @@ def _compared(found: Findings) -> Section | None:
             f"{setting_note(setting, found.of(setting))}"
         )
         tables.append(Table(f"comparisons{_suffix(k)}", "Paired differences", columns, rows, note))
-        drawn = [one for one in comparisons if one.difference is not None]
+        drawn = [one for one in comparisons if one.pairs is not None]
         charts.append(
             Chart(
                 name=f"differences{_suffix(k)}",
@@ -171,20 +176,20 @@ def _compared(found: Findings) -> Section | None:
                 rows=[f"{one.ours} − {one.theirs}" for one in drawn],
                 series=[
                     Series(
-                        "pairs", [(value, float(row)) for value in one.difference.values], 7,
+                        "pairs", [(value, float(row)) for value in one.pairs.values], 7,
                         titles=[
-                            f"seed {seed}: {value:+.2f} points"
-                            for seed, value in zip(one.difference.seeds, one.difference.values, strict=True)
+                            f"{one.paired_by} {key}: {signed(value)} points"
+                            for key, value in zip(one.pairs.keys, one.pairs.values, strict=True)
                         ],
                         in_legend=False,
                     )
                     for row, one in enumerate(drawn)
-                    if one.difference is not None
+                    if one.pairs is not None
                 ],
                 intervals=[
-                    Interval(row, one.difference.interval[0], one.difference.mean, one.difference.interval[1])
+                    Interval(row, one.pairs.interval[0], one.pairs.mean, one.pairs.interval[1])
                     for row, one in enumerate(drawn)
-                    if one.difference is not None and one.difference.interval is not None
+                    if one.pairs is not None and one.pairs.interval is not None
                 ],
                 marks=(0.0,),
             )
@@ -193,23 +198,23 @@ def _compared(found: Findings) -> Section | None:
 
 
 def _comparison_row(one: Comparison) -> list[Any]:
-    title, difference = f"{one.ours} − {one.theirs}", one.difference
-    if difference is None:
+    title, pairs = f"{one.ours} − {one.theirs}", one.pairs
+    if pairs is None:
         return [title, one.paired_by, 0, None, None, None, None, None, "no common seed yet"]
-    by = ", ".join(f"{seed}: {value:+.2f}" for seed, value in zip(difference.seeds, difference.values, strict=True))
+    by = ", ".join(f"{key}: {signed(value)}" for key, value in zip(pairs.keys, pairs.values, strict=True))
     return [
-        title, one.paired_by, len(difference.seeds), by.replace("-", "−"), difference.mean, difference.interval, one.p,
+        title, one.paired_by, len(pairs.keys), by, pairs.mean, pairs.interval, one.p,
         one.p_holm, says(one),
     ]  # fmt: skip
 
 
 def says(one: Comparison) -> str:
     """What a comparison settles at 5% after the correction, in words."""
-    if one.difference is None or one.p_holm is None:
+    if one.pairs is None or one.p_holm is None:
         return "one pair decides nothing"
     if one.p_holm > ALPHA:
         return "not settled"
-    return f"{one.ours if one.difference.mean < 0 else one.theirs} has the smaller error"
+    return f"{one.ours if one.pairs.mean < 0 else one.theirs} has the smaller error"
 
 
 # Variances
@@ -270,7 +275,7 @@ def _interval(part: Component | None) -> tuple[float, float] | None:
 # Beliefs
 
 
-def _believed(found: Findings) -> Section | None:
+def _believed(results: StudyResults, found: Findings) -> Section | None:
     if not found.rankings:
         return None
     several = len(found.settings) > 1
@@ -294,8 +299,8 @@ def _believed(found: Findings) -> Section | None:
         "spaces and methods count, too; supernets of different spaces or methods are hardly comparable.",
         *(setting_note(setting, found.of(setting)) for setting in found.settings),
     ]
-    arms = {one.search: one.arm for one in found.genotypes if one.search}
-    looks, charts = Looks(found), []
+    arms = {one.search: one.group for one in found.genotypes if one.search}
+    looks, charts = Looks(results), []
     for one in found.rankings:
         if one.where != "all searches":
             continue
@@ -306,7 +311,7 @@ def _believed(found: Findings) -> Section | None:
             Chart(
                 name=f"belief_{'_'.join(one.correlation.belief.split())}{_suffix(found.settings.index(one.setting))}",
                 title=f"Retrained error against the {one.correlation.belief}",
-                caption=f"Spearman {one.correlation.spearman:+.2f}, Kendall {one.correlation.kendall:+.2f} over "
+                caption=f"Spearman {signed(one.correlation.spearman)}, Kendall {signed(one.correlation.kendall)} over "
                 f"{one.correlation.number} genotypes. {setting_note(one.setting, found.of(one.setting))}",
                 x_label=one.correlation.belief + (", %" if "accuracy" in one.correlation.belief else ""),
                 y_label="mean test error, %",
@@ -336,7 +341,7 @@ def _power(found: Findings) -> Section | None:
             rows.append(
                 [
                     f"{pair.ours} − {pair.theirs}", *([setting] if several else []), pair.paired_by,
-                    len(pair.difference.values) if pair.difference else 0, one.deviation, one.detectable,
+                    len(pair.pairs.values) if pair.pairs else 0, one.deviation, one.detectable,
                     one.needed or "more than 100,000", _range(one.needed_range), one.needed_corrected or "more than 100,000",
                 ]
             )  # fmt: skip
@@ -372,7 +377,7 @@ def _range(ends: tuple[int | None, int | None]) -> str:
 
 
 def _anytime(results: StudyResults) -> Section | None:
-    charts = []
+    charts, looks = [], Looks(results)
     for kind, title, y_label in (
         ("search", "Searches: best validation error of the supernet", "best validation error so far, %"),
         ("training", "Retrainings: best error", "best error so far, %"),
@@ -381,14 +386,14 @@ def _anytime(results: StudyResults) -> Section | None:
         for k, (setting, group) in enumerate(_grouped(curves, "setting").items()):
             names = list(dict.fromkeys(one["group"] for one in group))
             series = []
-            for i, name in enumerate(names):
+            for name in names:
                 each = [one for one in group if one["group"] == name]
-                series += [Series(name, one["curve"], i, "steps", [one["id"]], in_legend=j == 0) for j, one in enumerate(each)]
+                series += [Series(name, one["curve"], looks.of(name), "steps", [one["id"]], in_legend=j == 0) for j, one in enumerate(each)]
             seeds = ", ".join(map(str, sorted({one["seed"] for one in group})))
             part = sorted({one["part"] for one in group})
             machines = "; ".join(dict.fromkeys(one["machine"] for one in group))
-            remark = " chosen on the test images, so it flatters" if part == ["test"] else ""
-            caption = f"One curve a run; {setting}; seeds {seeds}; {machines}; on the {' or '.join(part)} images{remark}."
+            remark = " The best is chosen on the test images themselves, so it flatters." if part == ["test"] else ""
+            caption = f"One curve a run, on the {' or '.join(part)} images.{remark} {setting}; seeds {seeds}; {machines}."
             chart = Chart(f"anytime_{kind}{_suffix(k)}", title, caption, "hours of the run", y_label, series)
             charts.append(chart)
     if not charts:
@@ -398,11 +403,6 @@ def _anytime(results: StudyResults) -> Section | None:
         "have errors of different meaning; the errors after retraining above are what counts."
     )
     return Section("anytime", "Error against hours", text, charts=charts)
-
-
-def mean_of(curves: Sequence[Mapping[str, Any]]) -> Curve:
-    """The mean curve of several records with a `curve`."""
-    return mean_curve([one["curve"] for one in curves])
 
 
 # Searches
@@ -438,7 +438,32 @@ def _searched(results: StudyResults) -> Section | None:
             "edges. Skips: skip connections in the derived cell."
         )
         tables.append(Table(f"searches{_suffix(k)}", "Searches", columns, rows, note))
-    return Section("searches", "Searches", tables=tables, charts=results.search_charts())
+    return Section("searches", "Searches", tables=tables, charts=list(_entropy_charts(results)))
+
+
+def _entropy_charts(results: StudyResults) -> Iterable[Chart]:
+    """Entropy of the mixing weights over the epochs, one curve for each search."""
+    looks = Looks(results)
+    settings = "; ".join(dict.fromkeys(one["setting"] for one in results.searches))
+    machines = "; ".join(dict.fromkeys(one["machine"] for one in results.searches))
+    for cell, title in (("normal", "normal cell"), ("reduce", "reduction cell")):
+        series, seen = [], dict[str, list[int]]()
+        for one in results.searches:
+            rows = ((row["epoch"], row.get(f"entropy_{cell}", math.nan)) for row in results.runs[one["id"]].rows)
+            if points := [(epoch, value) for epoch, value in rows if math.isfinite(value)]:
+                name = arm_name(one["space"], one["method"])
+                series.append(Series(name, points, looks.of(name), "line", [one["id"]], in_legend=name not in seen))
+                seen.setdefault(name, []).append(one["seed"])
+        if series:
+            seeds = ", ".join(map(str, sorted({seed for each in seen.values() for seed in each})))
+            yield Chart(
+                name=f"entropy_{cell}",
+                title=f"Entropy of the mixing weights, {title}",
+                caption=f"One curve a search, in nats. {settings}; seeds {seeds}; {machines}.",
+                x_label="epoch",
+                y_label="entropy, averaged over the edges",
+                series=series,
+            )
 
 
 def _state(record: Mapping[str, Any]) -> str:
@@ -454,10 +479,13 @@ def _state(record: Mapping[str, Any]) -> str:
 def _published(results: StudyResults) -> Section | None:
     if not results.published:
         return None
-    rows = [[one["title"], one.get("error"), one.get("params"), one.get("source")] for one in results.published]
+    rows = [
+        [one["title"], one.get("error"), one.get("deviation"), one.get("params"), one.get("source")]
+        for one in results.published
+    ]
     columns = [
         Column("published as"), Column("published error on CIFAR-10, %", fixed(2), number=True),
-        Column("published parameters, M", fixed(2), number=True), Column("source"),
+        Column("published deviation, points", fixed(2), number=True), Column("published parameters, M", fixed(2), number=True), Column("source"),
     ]  # fmt: skip
     note = (
         "Quoted, not measured here: other data, schedules and machines. No figure of this table stands in a column "
@@ -470,7 +498,11 @@ def _published(results: StudyResults) -> Section | None:
 
 
 def _cost(results: StudyResults) -> Section | None:
-    groups = _grouped([job for job in results.jobs if job.get("seconds")], "group")
+    groups: dict[str, list[Record]] = {}
+    for job in results.jobs:
+        if job.get("seconds"):
+            what = f"searches, {arm_name(job['space'], job['method'])}" if job["kind"] == "search" else "retrainings"
+            groups.setdefault(what, []).append(job)
     if not groups:
         return None
     rows = []
@@ -511,16 +543,18 @@ def _open(results: StudyResults) -> Section | None:
 
 
 class Looks:
-    """The look of each arm, the same in all charts of a study."""
+    """The look of each space and method, and of what else was trained, the same in all charts of a study."""
 
-    def __init__(self, found: Findings) -> None:
-        order = {SEARCHED: 0, PUBLISHED: 1, RANDOM: 2}
-        sources = sorted({(order.get(one.source, 3), one.arm) for one in found.genotypes})
-        self._numbers = {arm: k for k, (_, arm) in enumerate(sources)}
+    def __init__(self, results: StudyResults) -> None:
+        arms = [arm_name(one["space"], one["method"]) for one in results.searches]
+        order = ("plain", "bounded", "reference", "random")
+        trained = sorted({(order.index(one.kind), one.group) for one in results.findings.genotypes})
+        groups = dict.fromkeys([*arms, *(group for _, group in trained)])
+        self._numbers = {group: k for k, group in enumerate(groups)}
 
-    def of(self, arm: str) -> int:
-        """The index of an arm's look."""
-        return self._numbers.get(arm, 7)
+    def of(self, group: str) -> int:
+        """The index of a group's look."""
+        return self._numbers.get(group, len(self._numbers))
 
 
 def setting_note(setting: str, trained: Sequence[Trained]) -> str:

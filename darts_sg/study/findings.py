@@ -2,16 +2,15 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from darts_sg.study.components import Components, variance_components
-from darts_sg.study.inference import Comparison, Design, compare, designs
+from darts_sg.study.inference import Asked, Comparison, Design, compare, designs
 from darts_sg.study.ranking import RankCorrelation, rank_correlation
-from darts_sg.study.run_records import Record
+from darts_sg.study.run_records import Record, group_name
 from darts_sg.study.statistics import Spread, spread
 
-SEARCHED, PUBLISHED, RANDOM = "searched", "published", "random"
-"""Where a trained genotype comes from: a search of the study, a publication, or chance."""
+ASKED = tuple[str, str, str]
+"""A comparison that the study asks for: two names, and what they name: genotype, method or space."""
 
 BELIEFS = {
     "validation_accuracy": "accuracy of the supernet",
@@ -25,10 +24,12 @@ class Trained:
     """A genotype with its finished trainings in one setting."""
 
     name: str
-    source: str
-    """SEARCHED, PUBLISHED or RANDOM."""
-    space: str | None
-    method: str | None
+    kind: str
+    """plain or bounded (of a search of the study), random, or reference (a published genotype)."""
+    space: str
+    method: str
+    group: str
+    """What it stands for: its space and method, or what else it is; see `group_name`."""
     search: str | None
     """The job that found it."""
     search_seed: int | None
@@ -49,26 +50,15 @@ class Trained:
         assert found is not None  # it is made of at least one training
         return found
 
-    @property
-    def arm(self) -> str:
-        """The space and method that found it, or what else it stands for."""
-        if self.source == SEARCHED:
-            return arm_name(self.space, self.method)
-        return f"random, {self.space}" if self.source == RANDOM and self.space else self.source
-
 
 @dataclass(frozen=True)
 class Arm:
-    """All genotypes that the searches of one space and method found, in one setting of the trainings."""
+    """The plain genotypes that the searches of one space and method found, in one setting of the trainings."""
 
     name: str
     setting: str
     genotypes: tuple[Trained, ...]
     components: Components
-
-    def error_by_search(self) -> dict[int, float]:
-        """Mean error of each search's genotype, by the seed of the search."""
-        return {one.search_seed: one.spread.mean for one in self.genotypes if one.search_seed is not None}
 
 
 @dataclass(frozen=True)
@@ -109,6 +99,11 @@ class Findings:
         return next((one for one in self.of(setting) if one.name == name), None)
 
 
+def find(self, setting: str, name: str) -> Trained | None:
+        """The genotype of that name, if it was trained in this setting."""
+        return next((one for one in self.of(setting) if one.name == name), None)
+
+
 def arm_name(space: str | None, method: str | None) -> str:
     """How a space and a method are called together: `darts · pc-darts`."""
     return " · ".join(part for part in (space, method) if part)
@@ -117,20 +112,20 @@ def arm_name(space: str | None, method: str | None) -> str:
 def find(
     searches: Sequence[Record],
     trainings: Sequence[Record],
-    pairs: Sequence[tuple[str, str]] = (),
+    asked: Sequence[ASKED] = (),
     correct: bool = True,
     target: float = 0.1,
 ) -> Findings:
     """Compute the statistics of a study.
 
     searches, trainings: records as `results.collect` gives them; only finished trainings with an error count.
-    pairs: names of genotypes, or of arms, to compare. correct: whether Holm's correction is asked for.
+    asked: what to compare. correct: whether Holm's correction is asked for.
     target: the difference in points whose price the power analysis states.
     """
     genotypes = _trained(trainings)
     arms = _arms(genotypes)
     settings = list(dict.fromkeys(one.setting for one in genotypes))
-    comparisons = {setting: _comparisons(setting, genotypes, arms, pairs, correct) for setting in settings}
+    comparisons = {setting: _comparisons([one for one in genotypes if one.setting == setting], asked, correct) for setting in settings}
     pooled = {
         setting: found
         for setting in settings
@@ -158,9 +153,10 @@ def _trained(trainings: Iterable[Record]) -> list[Trained]:
         found.append(
             Trained(
                 name=name,
-                source=first["source"],
-                space=first.get("space"),
-                method=first.get("method"),
+                kind=first["kind"],
+                space=first["space"],
+                method=first["method"],
+                group=group_name(first),
                 search=first.get("search"),
                 search_seed=first.get("search_seed"),
                 setting=setting,
@@ -175,32 +171,56 @@ def _trained(trainings: Iterable[Record]) -> list[Trained]:
 
 
 def _arms(genotypes: Iterable[Trained]) -> list[Arm]:
-    """The arms, each with one genotype a search: a second one, such as a bounded one, stands only in the tables."""
-    groups: dict[tuple[str, str], dict[Any, Trained]] = {}
+    groups: dict[tuple[str, str], list[Trained]] = {}
     for one in genotypes:
-        if one.source == SEARCHED:
-            groups.setdefault((one.setting, one.arm), {}).setdefault(one.search or one.name, one)
+        if one.kind == "plain":
+            groups.setdefault((one.setting, one.group), []).append(one)
     arms = []
     for (setting, name), group in groups.items():
-        members = tuple(group.values())
-        components = variance_components([list(one.errors.values()) for one in members])
+        components = variance_components([list(one.errors.values()) for one in group])
         assert components is not None  # a genotype has at least one error
-        arms.append(Arm(name, setting, members, components))
+        arms.append(Arm(name, setting, tuple(group), components))
     return arms
 
 
-def _comparisons(
-    setting: str, genotypes: Sequence[Trained], arms: Sequence[Arm], pairs: Sequence[tuple[str, str]], correct: bool
-) -> list[Comparison]:
+def _comparisons(genotypes: Sequence[Trained], asked: Sequence[ASKED], correct: bool) -> list[Comparison]:
     """All comparisons of one setting, corrected together, whatever they are paired by."""
-    errors: dict[str, Mapping[int, float]] = {arm.name: arm.error_by_search() for arm in arms if arm.setting == setting}
-    errors |= {one.name: one.errors for one in genotypes if one.setting == setting}
-    named = {one.name for one in genotypes if one.setting == setting}
-    by = {pair: "training seed" if named & set(pair) else "search seed" for pair in pairs}
-    return [
-        Comparison(one.ours, one.theirs, by[one.ours, one.theirs], one.difference, one.p, one.p_holm)
-        for one in compare(pairs, errors, correct=correct)
-    ]
+    tests = []
+    for ours, theirs, subject in asked:
+        by = "seed of the training" if subject == "genotype" else "seed of the search"
+        tests.append(Asked(ours, theirs, by, differences(genotypes, ours, theirs, subject)))
+    return compare(tests, correct)
+
+
+def differences(
+    genotypes: Iterable[Trained], ours: str, theirs: str, subject: str, kind: str = "plain"
+) -> dict[str, float]:
+    """Errors of one minus errors of the other, by pair.
+
+    Two genotypes are paired by the seed of the training. Two methods (or spaces) are paired search by search: the same
+    space (or method) and seed of the search, genotypes of that `kind`; a pair's value is the mean over the training seeds
+    that both have, so that a missing training takes nothing but its partner with it.
+    """
+    if subject == "genotype":
+        errors = {one.name: one.errors for one in genotypes}
+        a, b = errors.get(ours, {}), errors.get(theirs, {})
+        return {str(seed): a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())}
+    sides: tuple[dict[tuple[str, int], Trained], ...] = ({}, {})
+    for one in genotypes:
+        if one.kind == kind and one.search_seed is not None:
+            name, other = (one.method, one.space) if subject == "method" else (one.space, one.method)
+            for side, wanted in zip(sides, (ours, theirs), strict=True):
+                if name == wanted:  # the first: several bounds have a genotype each
+                    side.setdefault((other, one.search_seed), one)
+    shared = sorted(sides[0].keys() & sides[1].keys())
+    several = len({other for other, _ in (*sides[0], *sides[1])}) > 1
+    found = {}
+    for key in shared:
+        a, b = (side[key].errors for side in sides)
+        if both := a.keys() & b.keys():
+            label = f"{key[0]} {key[1]}" if several else str(key[1])
+            found[label] = sum(a[seed] - b[seed] for seed in both) / len(both)
+    return found
 
 
 def _rankings(searches: Sequence[Record], genotypes: Sequence[Trained]) -> Iterable[Ranking]:
@@ -212,15 +232,15 @@ def _rankings(searches: Sequence[Record], genotypes: Sequence[Trained]) -> Itera
     for setting in dict.fromkeys(one.setting for one in genotypes):
         first: dict[str, Trained] = {}
         for one in genotypes:
-            if one.setting == setting and one.search in by_id:
-                first.setdefault(str(one.search), one)
-        arms = list(dict.fromkeys(one.arm for one in first.values()))
+            if one.setting == setting and one.kind == "plain" and one.search in by_id:
+                first[str(one.search)] = one
+        arms = list(dict.fromkeys(one.group for one in first.values()))
         for key, title in titles.items():
             for where in ("all searches", *(arms if len(arms) > 1 else ())):
                 points = [
                     (name, float(value), one.spread.mean)
                     for name, one in first.items()
-                    if where in ("all searches", one.arm) and (value := by_id[name].get(key)) is not None
+                    if where in ("all searches", one.group) and (value := by_id[name].get(key)) is not None
                 ]
                 found = rank_correlation(title, [b for _, b, _ in points], [e for _, _, e in points])
                 if found is not None:

@@ -3,17 +3,30 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.stats import chi2, nct
 from scipy.stats import t as t_distribution
 
-from darts_sg.study.statistics import Difference, paired
-
 ALPHA = 0.05
 POWER = 0.8
 MOST_PAIRS = 100_000
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Differences of errors in points, one for each pair."""
+
+    keys: tuple[str, ...]
+    """What the two of a pair share, such as the seed."""
+    values: tuple[float, ...]
+    interval: tuple[float, float] | None
+    """95% interval of the mean (paired t test); None for a single pair."""
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean(self.values))
 
 
 @dataclass(frozen=True)
@@ -23,8 +36,8 @@ class Comparison:
     ours: str
     theirs: str
     paired_by: str
-    """What a pair shares: a seed of the training, or a seed of the search."""
-    difference: Difference | None
+    """What a pair shares, in words: the seed of the training, or of the search."""
+    pairs: Pairs | None
     p: float | None
     """Of the paired t test; None without two pairs."""
     p_holm: float | None
@@ -33,29 +46,45 @@ class Comparison:
     @property
     def deviation(self) -> float | None:
         """Sample standard deviation of the differences; None without two pairs."""
-        if self.difference is None or len(self.difference.values) < 2:
+        if self.pairs is None or len(self.pairs.values) < 2:
             return None
-        return float(np.std(self.difference.values, ddof=1))
+        return float(np.std(self.pairs.values, ddof=1))
 
 
-def compare(
-    pairs: Sequence[tuple[str, str]],
-    errors: Mapping[str, Mapping[int, float]],
-    paired_by: str = "training seed",
-    correct: bool = True,
-) -> list[Comparison]:
-    """Test each pair of names on `errors` (name, then seed); the correction runs over all tests of the list.
+class Asked(NamedTuple):
+    """A comparison to test: its names, and the differences by pair."""
 
-    A comparison without two common seeds has no p-value, and does not count for the correction of the others. With
-    `correct` false the p-values stay as they are.
+    ours: str
+    theirs: str
+    paired_by: str
+    differences: Mapping[str, float]
+
+
+def compare(asked: Sequence[Asked], correct: bool = True) -> list[Comparison]:
+    """Test each comparison; the correction runs over all tests of the list.
+
+    A comparison without two pairs has no p-value, and does not count for the correction of the others. With `correct`
+    false the p-values stay as they are.
     """
-    differences = [paired(errors.get(ours, {}), errors.get(theirs, {})) for ours, theirs in pairs]
-    tested = [None if found is None else paired_p(found.values) for found in differences]
-    adjusted = iter(holm([p for p in tested if p is not None]) if correct else [p for p in tested if p is not None])
+    tested = [paired_p(list(one.differences.values())) for one in asked]
+    p_values = [p for p in tested if p is not None]
+    adjusted = iter(holm(p_values) if correct else p_values)
     return [
-        Comparison(ours, theirs, paired_by, found, p, None if p is None else next(adjusted))
-        for (ours, theirs), found, p in zip(pairs, differences, tested, strict=True)
+        Comparison(*one[:3], pairs_of(one.differences), p, None if p is None else next(adjusted))
+        for one, p in zip(asked, tested, strict=True)
     ]
+
+
+def pairs_of(differences: Mapping[str, float]) -> Pairs | None:
+    """The differences with the interval of their mean; None if there is none."""
+    if not differences:
+        return None
+    values, interval = tuple(differences.values()), None
+    if len(values) > 1:
+        mean, error = float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(len(values))
+        reach = float(t_distribution.isf(ALPHA / 2, len(values) - 1)) * error
+        interval = (mean - reach, mean + reach)
+    return Pairs(tuple(differences), values, interval)
 
 
 def paired_p(differences: Sequence[float]) -> float | None:
@@ -155,9 +184,9 @@ def designs(comparisons: Sequence[Comparison], target: float = 0.1) -> list[Desi
     family = max(1, len(comparisons))
     found = []
     for one in comparisons:
-        if one.difference is None or not one.deviation:
+        if one.pairs is None or not one.deviation:
             continue
-        pairs, sd = len(one.difference.values), one.deviation
+        pairs, sd = len(one.pairs.values), one.deviation
         low, high = (math.sqrt((pairs - 1) * sd**2 / chi2.ppf(q, pairs - 1)) for q in (0.975, 0.025))
         found.append(
             Design(

@@ -1,89 +1,204 @@
 """Collects what the folder of a study holds so far, as records that pandas takes, and writes results.json."""
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from darts_sg.analysis.run_folder import Run
+from darts_sg.analysis.measured import distinctions, setting
+from darts_sg.analysis.run_folder import Run, read_run
+from darts_sg.config import compared_options
+from darts_sg.errors import UsageError, first_line
+from darts_sg.files import read_text, why, write_atomically
+from darts_sg.genotype import load_genotype
 from darts_sg.study.anytime import anytime_curve
-from darts_sg.study.chart import Chart, Series
-from darts_sg.study.run_records import Record, operations_by_epoch
+from darts_sg.study.collected import DONE, FAILED, MISSING, RUNNING, StudyResults
+from darts_sg.study.contents import Section, contents
+from darts_sg.study.file import StudyFile, read_study
+from darts_sg.study.plan import StudyJob, jobs_of
+from darts_sg.study.run_records import (
+    Record,
+    arm_name,
+    group_name,
+    search_record,
+    training_record,
+    training_setting,
+)
 
-DONE, FAILED, RUNNING, MISSING = "done", "failed", "running", "missing"
-"""States of a job: finished; given up after its retries; begun; not begun."""
+LARGEST_JOB = 2**22  # bytes of a job's file
 
 
-@dataclass(frozen=True)
-class StudyResults:
-    """What a study has measured so far. All records are plain dicts: `pandas.DataFrame(results.trainings)` works."""
+def collect(folder: str | Path) -> StudyResults:
+    """Read everything that the folder of a study holds so far, finished or not.
 
-    folder: Path
-    title: str
-    jobs: Sequence[Record] = ()
-    """One for each job of the plan: id, kind, state, attempts, seconds, device and the last line of a failed one."""
-    searches: Sequence[Record] = ()
-    """One for each search that has begun: space, method, seed, beliefs, derived cell and cost."""
-    trainings: Sequence[Record] = ()
-    """One for each training that has begun: genotype, where it comes from, seed, error and cost."""
-    published: Sequence[Record] = ()
-    """Figures of publications, which no other record holds."""
-    pairs: Sequence[tuple[str, str]] = ()
-    """What the study compares."""
-    correct: bool = True
-    """Whether it asks for Holm's correction."""
-    claims: Sequence[Record] = ()
-    """Each claim with its verdict and its conditions as evaluated."""
-    curves: Sequence[Record] = ()
-    """An anytime curve for each run that has an epoch."""
-    runs: Mapping[str, Run] = field(default_factory=dict)
-    """The run folders, by job."""
+    Raises UsageError if `folder` is not the folder of a study, or if a file in it is damaged.
+    """
+    folder = Path(folder)
+    if not (folder / "study.yaml").is_file():
+        reason = "it has no study.yaml" if folder.is_dir() else "there is no such folder"
+        raise UsageError(f"{folder} is not the folder of a study: {reason}; give the folder that study run wrote")
+    study = read_study(folder / "study.yaml")
+    return collect_jobs(folder, study, jobs_of(study))
 
-    @property
-    def counts(self) -> dict[str, int]:
-        """Number of jobs in each state that occurs."""
-        states = [job["state"] for job in self.jobs]
-        return {state: states.count(state) for state in (DONE, RUNNING, FAILED, MISSING) if state in states}
 
-    @property
-    def is_complete(self) -> bool:
-        return all(job["state"] == DONE for job in self.jobs)
+def collect_jobs(folder: Path, study: StudyFile, jobs: Sequence[StudyJob]) -> StudyResults:
+    """Read the files and run folders of these jobs. Raises UsageError if one of them is damaged."""
+    runs = {job.id: run for job in jobs if (run := _run(folder / "runs" / job.id)) is not None}
+    states = [_job_record(folder, job, runs.get(job.id)) for job in jobs]
+    searches, trainings, curves = [], [], []
+    found_by = {job.genotype: job for job in jobs if job.kind == "search"}
+    for job, state in zip(jobs, states, strict=True):
+        run = runs.get(job.id)
+        if run is None:
+            continue
+        known = {key: state[key] for key in ("id", "state", "seed", "space", "method")}
+        if job.kind == "search":
+            searches.append({**known, **search_record(run), "genotype": job.genotype})
+        else:
+            trainings.append({**known, **_origin(job), **training_record(run)})
+    _name_settings(trainings, runs)
+    for record in (*searches, *trainings):
+        curves += _curve(record, runs[record["id"]])
+    params = {record["genotype"]: record["genotype_params"] for record in (*searches, *trainings)}
+    finished = {job.genotype for job in found_by.values() if (run := runs.get(job.id)) is not None and run.finished}
+    return StudyResults(
+        folder=folder,
+        title=study.title,
+        jobs=states,
+        searches=searches,
+        trainings=trainings,
+        published=_published(study),
+        asked=tuple((one.a, one.b, one.subject) for one in study.comparisons),
+        correct=study.correction == "holm",
+        claims_asked=study.claims,
+        curves=curves,
+        params={
+            name: count
+            for name, count in params.items()
+            if count is not None and (name in finished or name not in found_by)  # a search may still change its cells
+        },
+        runs=runs,
+    )
 
-    @property
-    def state(self) -> str:
-        """How far the study is, in words: `Finished: all 12 jobs are done.`"""
-        if self.is_complete:
-            return f"Finished: all {len(self.jobs)} jobs are done."
-        words = {DONE: "done", RUNNING: "running", FAILED: "failed", MISSING: "not begun"}
-        parts = [f"{number} {words[state]}" for state, number in self.counts.items()]
-        return f"Not finished: of {len(self.jobs)} jobs {', '.join(parts)}."
 
-    def search_charts(self) -> list[Chart]:
-        """Entropy of the mixing weights over the epochs, one curve for each search."""
-        charts = []
-        arms = list(dict.fromkeys((one["space"], one["method"]) for one in self.searches))
-        for cell, title in (("normal", "normal cell"), ("reduce", "reduction cell")):
-            series, seen, seeds = [], set[int](), []
-            for one in self.searches:
-                run = self.runs.get(one["id"])
-                points = [
-                    (row["epoch"], row[f"entropy_{cell}"])
-                    for row in (run.rows if run else ())
-                    if row.get(f"entropy_{cell}", float("nan")) == row.get(f"entropy_{cell}")
-                ]
-                if points:
-                    arm = arms.index((one["space"], one["method"]))
-                    name = " · ".join(filter(None, (one["space"], one["method"])))
-                    series.append(Series(name, points, arm, "line", [one["id"]], in_legend=arm not in seen))
-                    seen.add(arm)
-                    seeds.append(one["seed"])
-            if series:
-                settings = "; ".join(dict.fromkeys(str(one["setting"]) for one in self.searches if one.get("setting")))
-                machines = "; ".join(dict.fromkeys(str(one["machine"]) for one in self.searches if one.get("machine")))
-                caption = f"{settings}; seeds {', '.join(map(str, sorted(set(seeds))))}; {machines}."
-                label = "entropy, averaged over the edges"
-                charts.append(
-                    Chart(f"entropy_{cell}", f"Entropy of the mixing weights, {title}", caption, "epoch", label, series)
-                )
-        return charts
+def write_results(folder: str | Path) -> Path:
+    """Write STUDY/results.json: the state, all records, tables and verdicts as data; return its path.
+
+    The same folder gives the same bytes. Raises UsageError as `collect` does.
+    """
+    results = collect(folder)
+    path = results.folder / "results.json"
+    write_atomically(path, results_text(results, contents(results)))
+    return path
+
+
+def results_text(results: StudyResults, sections: Sequence[Section]) -> str:
+    """The text of results.json."""
+    content = {
+        "title": results.title,
+        "complete": results.is_complete,
+        "state": results.state,
+        "counts": results.counts,
+        "open_jobs": [job for job in results.jobs if job["state"] != DONE],
+        "claims": results.claims,
+        "tables": {
+            table.name: {"title": table.title, "note": table.note, "rows": table.records()}
+            for section in sections
+            for table in section.tables
+        },
+        "jobs": results.jobs,
+        "searches": results.searches,
+        "trainings": results.trainings,
+        "published": results.published,
+    }
+    return json.dumps(_finite(content), indent=1, ensure_ascii=False, allow_nan=False, default=str) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    """A value for JSON, with None instead of NaN and infinities."""
+    if isinstance(value, Mapping):
+        return {str(key): _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    return value
+
+
+def _run(folder: Path) -> Run | None:
+    """The run in a folder; None while it is not begun."""
+    return read_run(folder) if (folder / "config.yaml").is_file() else None
+
+
+def _job_record(folder: Path, job: StudyJob, run: Run | None) -> Record:
+    """What is known of a job. A finished run counts as done, whatever its job file says: the folder is the truth."""
+    noted = _read_json(folder / "jobs" / f"{job.id}.json")
+    state = str(noted.get("state"))
+    if run is not None and run.finished:
+        state = DONE
+    elif state != FAILED:
+        state = RUNNING if run is not None else MISSING
+    planned = {
+        "id": job.id, "kind": job.kind, "space": job.space, "method": job.method, "genotype": job.genotype,
+        "genotype_kind": job.genotype_kind, "seed": job.seed,
+    }  # fmt: skip
+    return {**noted, **planned, "state": state}
+
+
+def _read_json(path: Path) -> Record:
+    """A job's file; {} if there is none. Raises UsageError if it is damaged."""
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(read_text(path, LARGEST_JOB))
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {why(error)}") from None
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path} is not JSON: {first_line(error)[:200]}") from None
+    if not isinstance(found, dict):
+        raise UsageError(f"{path} is not the file of a job")
+    return found
+
+
+def _origin(job: StudyJob) -> Record:
+    """The genotype of a training, and the search that it comes from."""
+    return {
+        "genotype": job.genotype,
+        "kind": job.genotype_kind,
+        "search": job.depends_on[0] if job.depends_on else None,
+        "search_seed": job.found.seed if job.found is not None and job.depends_on else None,
+    }
+
+
+def _published(study: StudyFile) -> list[Record]:
+    """What the sources of the references report of them."""
+    records = []
+    for name in study.wanted.references:
+        provenance = load_genotype(name).provenance
+        figures = provenance.get("published") or {}
+        source = str(provenance.get("source", ""))
+        records.append({"title": name, "error": figures.get("cifar10_error"), "deviation": figures.get("cifar10_error_deviation"), "params": figures.get("params_millions"), "source": source})
+    return [one for one in records if one["error"] is not None]
+
+
+def _name_settings(trainings: Iterable[Record], runs: Mapping[str, Run]) -> None:
+    """Give each training its setting: data and scale, and what tells it from others of the same data and scale."""
+    compared = compared_options("augment")
+    keys = {record["id"]: setting(runs[record["id"]], compared) for record in trainings}
+    apart = distinctions(set(keys.values()), compared)
+    for record in trainings:
+        record["setting"] = training_setting(runs[record["id"]]) + apart[keys[record["id"]]]
+
+
+def _curve(record: Record, run: Run) -> Iterable[Record]:
+    """The anytime curve of a run, on the held-out images if it has any."""
+    for part in ("validation", "test"):
+        if curve := anytime_curve(run.rows, f"{part}_accuracy"):
+            kind = "search" if run.job == "search" else "training"
+            group = arm_name(record["space"], record["method"]) if kind == "search" else group_name(record)
+            yield {
+                "id": record["id"], "kind": kind, "group": group, "seed": record["seed"], "part": part, "curve": curve,
+                "setting": record["setting"], "machine": record["machine"],
+            }  # fmt: skip
+            return

@@ -9,12 +9,29 @@ import numpy as np
 from darts_sg.analysis.cost import derived_counts
 from darts_sg.analysis.curves import CELL_TITLES
 from darts_sg.analysis.measured import scale
-from darts_sg.analysis.run_folder import Run, SearchEpoch, read_search_epoch, search_epochs
+from darts_sg.analysis.run_folder import Run, SearchEpoch, read_mixing_weights, read_search_epoch, search_epochs
 from darts_sg.derive import entropy, num_edges
 from darts_sg.errors import UsageError
 from darts_sg.genotype import NUM_INPUTS, Genotype
 
 Record = dict[str, Any]
+
+
+def arm_name(space: str, method: str) -> str:
+    """How a space and a method are called together: `darts · pc-darts`."""
+    return " · ".join(part for part in (space, method) if part)
+
+
+def group_name(record: Mapping[str, Any]) -> str:
+    """What a trained genotype stands for: the space and method that found it, or what else it is."""
+    match record["kind"]:
+        case "reference":
+            return "published genotypes"
+        case "random":
+            return f"random, {record['space']}"
+        case "bounded":
+            return f"{arm_name(record['space'], record['method'])}, bounded"
+    return arm_name(record["space"], record["method"])
 
 
 def search_record(run: Run) -> Record:
@@ -100,17 +117,20 @@ def operations_by_epoch(run: Run, most: int = 24) -> dict[str, list[tuple[int, d
     Empty for a search without mixing weights.
     """
     there = search_epochs(run.folder)
-    kept = sorted({there[round(i)] for i in np.linspace(0, len(there) - 1, min(most, len(there)))}) if there else []
+    if not there or run.genotype is None:
+        return {}
+    operations = run.genotype.operations
     found: dict[str, list[tuple[int, dict[str, float]]]] = {}
-    for number in kept:
+    for number in sorted({there[round(i)] for i in np.linspace(0, len(there) - 1, min(most, len(there)))}):
         try:
-            epoch = read_search_epoch(run.folder, number)
+            weights = read_mixing_weights(run.folder, number)
         except UsageError:  # still being written, or damaged: the curve goes on with the next
             continue
         for title in CELL_TITLES:
-            means = epoch.weights[title].mean(axis=0)
-            named = {name: float(mean) for name, mean in zip(epoch.genotype.operations, means, strict=True)}
-            found.setdefault(title, []).append((number, named))
+            table = weights.get(title)
+            if table is not None and table.ndim == 2 and table.shape[1] == len(operations):  # else of another space
+                means = dict(zip(operations, table.mean(axis=0).tolist(), strict=True))
+                found.setdefault(title, []).append((number, means))
     return found
 
 

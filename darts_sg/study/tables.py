@@ -68,7 +68,7 @@ class Table:
         header = [column.title for column in self.columns]
         body = [
             [
-                f"[{text}]({value.path})" if isinstance(value, Linked) else text.replace("|", r"\|")
+                f"[{text}]({value.path})" if isinstance(value, Linked) else text
                 for text, value in zip(texts, row, strict=True)
             ]
             for texts, row in zip(self.texts(), self.rows, strict=True)
@@ -96,14 +96,13 @@ class Table:
     def latex(self) -> str:
         """As a LaTeX table for the package booktabs."""
         alignment = "".join("r" if column.number or column.is_interval else "l" for column in self.columns)
-        lines = [
-            f"% {line}" for line in ("Needs \\usepackage{booktabs}.", *filter(None, [self.note.replace("\n", " ")]))
-        ]
-        body = [self.columns and [column.title for column in self.columns], *self.texts()]
+        lines = ["% Needs \\usepackage{booktabs}."]
+        body = [[column.title for column in self.columns], *self.texts()]
         rows = [" & ".join(latex_text(text) for text in row) + r" \\" for row in body]
         lines += [r"\begin{table}", r"\centering", rf"\caption{{{latex_text(self.title)}}}", rf"\label{{tab:{self.name}}}"]
         lines += [rf"\begin{{tabular}}{{{alignment}}}", r"\toprule", rows[0], r"\midrule", *rows[1:], r"\bottomrule"]
-        return "\n".join([*lines, r"\end{tabular}", r"\end{table}"]) + "\n"
+        note = rf"\par\medskip\begin{{minipage}}{{\linewidth}}\footnotesize {latex_text(self.note)}\end{{minipage}}"
+        return "\n".join([*lines, r"\end{tabular}", *([note] if self.note else []), r"\end{table}"]) + "\n"
 
     def records(self) -> list[dict[str, Any]]:
         """The rows as dicts by column title, for JSON and pandas."""
@@ -139,6 +138,10 @@ def _plain(value: Any) -> Any:
 def fixed(digits: int, scale: float = 1.0, sign: bool = False) -> Callable[[float], str]:
     """A number with so many decimals, divided by `scale`."""
     return lambda value: f"{value / scale:{'+' if sign else ''}.{digits}f}".replace("-", "−")
+
+
+signed = fixed(2, sign=True)
+"""A difference in points."""
 
 
 def interval(digits: int, sign: bool = False) -> Callable[[tuple[float, float]], str]:
