@@ -1,9 +1,10 @@
-"""YAML files of options: configs, recipes and the config.yaml of a run folder.
+"""YAML files of options: configs, recipes, studies and the config.yaml of a run folder.
 
 One safe reader for all of them. It executes nothing, bounds size, depth and what aliases expand to, and answers
 whatever is wrong with one line. Genotype files have a stricter reader of their own (formats.py), which knows lines.
 """
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,15 +48,22 @@ def read_yaml(path: Path, *, pipe: bool = False) -> Any:
 
     pipe: whether the file may be a pipe, as one that the user names on the command line.
     """
+    return parse_yaml(read_yaml_text(path, pipe=pipe), str(path))
+
+
+def read_yaml_text(path: Path, *, pipe: bool = False) -> str:
+    """The text of a YAML file, not parsed yet. Raises UsageError naming the file if it cannot be read or is too large.
+
+    pipe: as in `read_yaml`.
+    """
     try:
         if path.stat().st_size > MAX_BYTES:
             raise UsageError(f"{path} is larger than {size_text(MAX_BYTES)}, so it is no file of options")
-        text = read_bytes(path, MAX_BYTES, pipe=pipe).decode("utf-8")
+        return read_bytes(path, MAX_BYTES, pipe=pipe).decode("utf-8")
     except OSError as error:
         raise UsageError(f"cannot read {path}: {why(error)}") from None
     except UnicodeDecodeError:
         raise UsageError(f"{path} is not YAML: it is not a text file") from None
-    return parse_yaml(text, str(path))
 
 
 def parse_yaml(text: str, source: str) -> Any:
@@ -69,6 +77,43 @@ def parse_yaml(text: str, source: str) -> Any:
         return loader.construct_document(tree)
     except (yaml.YAMLError, ValueError) as error:
         raise UsageError(f"{source} is not YAML: {_problem(error)}") from None
+
+
+Place = tuple[str | int, ...]
+"""Where a value stands in a YAML file: the keys and indices that lead to it."""
+
+
+def parse_yaml_lines(text: str, source: str) -> tuple[Any, Mapping[Place, int]]:
+    """As `parse_yaml`, with the line of each key and list element, counted from 1.
+
+    Raises UsageError, too, if a key stands twice in a mapping: the first value would be lost without a word.
+    """
+    try:
+        loader = _Loader(text)
+        tree = loader.get_single_node()
+        if tree is None:
+            return None, {}
+        _expanded_size(tree, {})
+        lines = dict(_lines(tree, ()))
+        return loader.construct_document(tree), lines
+    except (yaml.YAMLError, ValueError) as error:
+        raise UsageError(f"{source} is not YAML: {_problem(error)}") from None
+
+
+def _lines(node: yaml.Node, place: Place) -> Iterator[tuple[Place, int]]:
+    if isinstance(node, yaml.MappingNode):
+        seen = set()
+        for key, value in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} stands twice", key.start_mark)
+            if isinstance(key, yaml.ScalarNode):
+                seen.add(key.value)
+            yield (*place, str(key.value)), key.start_mark.line + 1
+            yield from _lines(value, (*place, str(key.value)))
+    elif isinstance(node, yaml.SequenceNode):
+        for i, value in enumerate(node.value):
+            yield (*place, i), value.start_mark.line + 1
+            yield from _lines(value, (*place, i))
 
 
 def read_mapping(path: Path, *, pipe: bool = False) -> dict[Any, Any]:
