@@ -124,7 +124,9 @@ def draw_chart(chart: Chart) -> Figure:
     """The chart for print, on white. Its caption is left to the text that shows it."""
     height = 0.9 + 0.34 * len(chart.rows) if chart.rows else 3.4
     legend = chart.legend
-    figure = Figure(figsize=(6.4, height + 0.2 * math.ceil(len(legend) / 2)), dpi=100, facecolor="white", layout="constrained")
+    figure = Figure(
+        figsize=(6.4, height + 0.2 * math.ceil(len(legend) / 2)), dpi=100, facecolor="white", layout="constrained"
+    )
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     for series in chart.series:
@@ -176,10 +178,7 @@ def chart_svg(chart: Chart) -> str:
         f'<text class="label" x="{(left + WIDTH - RIGHT) / 2:.1f}" y="{height - 4:.1f}">{escape(chart.x_label)}</text>',
     ]
     if chart.rows:
-
-        def y_of(row: float) -> float:
-            return TOP + ROW * row + 23
-
+        y_of = Scale(0, 1, TOP + 23, TOP + ROW + 23)
         parts += [_line("track", left, y_of(row), WIDTH - RIGHT, y_of(row)) for row in range(len(chart.rows))]
     else:
         y_ticks, y_of = _axis(chart.ys(), height - BOTTOM, TOP)
@@ -208,7 +207,8 @@ def swatch_svg(series: Series) -> str:
     if series.kind == "dots":
         return f'<svg class="sign s{k}" viewBox="-6 -6 12 12" aria-hidden="true">{_marker(look, 0, 0)}</svg>'
     dashes = f' stroke-dasharray="{" ".join(f"{d:g}" for d in look.dashes)}"' if look.dashes else ""
-    return f'<svg class="sign long s{k}" viewBox="0 0 26 12" aria-hidden="true"><path class="line"{dashes} d="M0,6H26"/></svg>'
+    line = f'<path class="line"{dashes} d="M0,6H26"/>'
+    return f'<svg class="sign long s{k}" viewBox="0 0 26 12" aria-hidden="true">{line}</svg>'
 
 
 def _series_svg(series: Series, points: Sequence[Point]) -> Iterable[str]:

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from darts_sg.analysis.run_folder import Run
-from darts_sg.study.claims import evaluate_claims
-from darts_sg.study.findings import ASKED, Findings, find
+from darts_sg.study.findings import ASKED, Findings, compute
 from darts_sg.study.run_records import Record
+from darts_sg.study.verdicts import evaluate_claims
 
-DONE, FAILED, RUNNING, MISSING = "done", "failed", "running", "missing"
-"""States of a job: finished; given up after its retries; begun; not begun."""
+DONE, RUNNING, FAILED, WAITING = STATES = ("done", "running", "failed", "waiting")
+"""States of a job: finished; in the hands of a process; given up after its retries; not begun, or to be continued."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class StudyResults:
     folder: Path
     title: str
     jobs: Sequence[Record] = ()
-    """One for each job of the plan: id, kind, state, attempts, seconds, device and the last line of a failed one."""
+    """One for each job of the plan: what jobs/ID.json says of it, such as state, seconds, device and failure."""
     searches: Sequence[Record] = ()
     """One for each search that has begun: space, method, seed, beliefs, derived cell and cost."""
     trainings: Sequence[Record] = ()
@@ -45,7 +45,7 @@ class StudyResults:
     @cached_property
     def findings(self) -> Findings:
         """The statistics."""
-        return find(self.searches, self.trainings, self.asked, self.correct)
+        return compute(self.searches, self.trainings, self.asked, self.correct)
 
     @cached_property
     def claims(self) -> list[Record]:
@@ -56,7 +56,7 @@ class StudyResults:
     def counts(self) -> dict[str, int]:
         """Number of jobs in each state that occurs."""
         states = [job["state"] for job in self.jobs]
-        return {state: states.count(state) for state in (DONE, RUNNING, FAILED, MISSING) if state in states}
+        return {state: states.count(state) for state in STATES if state in states}
 
     @property
     def is_complete(self) -> bool:
@@ -67,6 +67,5 @@ class StudyResults:
         """How far the study is, in words: `Finished: all 12 jobs are done.`"""
         if self.is_complete:
             return f"Finished: all {len(self.jobs)} jobs are done."
-        words = {DONE: "done", RUNNING: "running", FAILED: "failed", MISSING: "not begun"}
-        parts = [f"{number} {words[state]}" for state, number in self.counts.items()]
+        parts = [f"{number} {state}" for state, number in self.counts.items()]
         return f"Not finished: of {len(self.jobs)} jobs {', '.join(parts)}."

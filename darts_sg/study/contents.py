@@ -5,14 +5,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from darts_sg.files import size_text
 from darts_sg.study.chart import Chart, Interval, Series
 from darts_sg.study.collected import DONE, StudyResults
 from darts_sg.study.components import Component
 from darts_sg.study.findings import Findings, Trained
-from darts_sg.study.inference import ALPHA, POWER, Comparison
+from darts_sg.study.inference import ALPHA, MOST_PAIRS, POWER, Comparison
 from darts_sg.study.run_records import Record, arm_name
 from darts_sg.study.statistics import counted
 from darts_sg.study.tables import Column, Linked, Table, by_seed, fixed, interval, p_text, signed, whole
+
+TOO_MANY = f"more than {MOST_PAIRS:,}"
 
 
 @dataclass(frozen=True)
@@ -80,8 +83,8 @@ def _retrained(results: StudyResults, found: Findings) -> Section:
         trained = sorted(found.of(setting), key=lambda one: one.spread.mean)
         rows = [
             [
-                one.name, one.group, one.search_seed, len(one.errors), one.spread.mean, one.spread.deviation, dict(one.errors),
-                one.params, one.genotype_params, one.hours,
+                one.name, one.group, one.search_seed, len(one.errors), one.spread.mean, one.spread.deviation,
+                dict(one.errors), one.params, one.genotype_params, one.hours,
             ]
             for one in trained
         ]  # fmt: skip
@@ -89,8 +92,8 @@ def _retrained(results: StudyResults, found: Findings) -> Section:
             Column("genotype"), Column("from"), Column("search seed", str, number=True),
             Column("trainings", str, number=True), Column("mean error, %", fixed(2), number=True),
             Column("deviation, points", fixed(2), number=True), Column("error by seed, %", by_seed),
-            Column("parameters as trained", whole, number=True), Column("parameters at C=36, 20 cells", whole, number=True),
-            Column("hours", fixed(2), number=True),
+            Column("parameters as trained", whole, number=True),
+            Column("parameters at C=36, 20 cells", whole, number=True), Column("hours", fixed(2), number=True),
         ]  # fmt: skip
         caption = setting_note(setting, trained)
         note = (
@@ -160,7 +163,7 @@ def _compared(found: Findings) -> Section | None:
         ]  # fmt: skip
         tests = sum(one.p is not None for one in comparisons)
         note = (
-            f"Errors of the first minus errors of the second; negative: the first has the smaller error. Paired t test; "
+            "Errors of the first minus errors of the second; negative: the first has the smaller error. Paired t test; "
             f"intervals are for one comparison alone, and Holm's correction is over {counted(range(tests), 'test')}. "
             f"{setting_note(setting, found.of(setting))}"
         )
@@ -342,7 +345,7 @@ def _power(found: Findings) -> Section | None:
                 [
                     f"{pair.ours} − {pair.theirs}", *([setting] if several else []), pair.paired_by,
                     len(pair.pairs.values) if pair.pairs else 0, one.deviation, one.detectable,
-                    one.needed or "more than 100,000", _range(one.needed_range), one.needed_corrected or "more than 100,000",
+                    one.needed or TOO_MANY, _range(one.needed_range), one.needed_corrected or TOO_MANY,
                 ]
             )  # fmt: skip
     if not rows:
@@ -356,7 +359,7 @@ def _power(found: Findings) -> Section | None:
     ]  # fmt: skip
     notes = [
         f"Non-central t distribution: a two-sided paired t test at {ALPHA:.0%} finds the difference with a probability "
-        f"of {POWER:.0%}. From … to: the same at both ends of the 95% interval of the deviation, which a few pairs leave "
+        f"of {POWER:.0%}. From … to: the same at both ends of the 95% interval of the deviation, which few pairs leave "
         f"wide. Corrected: at {ALPHA:.0%} divided by the number of comparisons, the first step of Holm.",
         *(setting_note(setting, found.of(setting)) for setting in found.designs if found.designs[setting]),
     ]
@@ -369,7 +372,7 @@ def _count(value: int | str) -> str:
 
 
 def _range(ends: tuple[int | None, int | None]) -> str:
-    low, high = ("more than 100,000" if end is None else f"{end:,}" for end in ends)
+    low, high = (TOO_MANY if end is None else f"{end:,}" for end in ends)
     return f"{low} to {high}"
 
 
@@ -388,12 +391,17 @@ def _anytime(results: StudyResults) -> Section | None:
             series = []
             for name in names:
                 each = [one for one in group if one["group"] == name]
-                series += [Series(name, one["curve"], looks.of(name), "steps", [one["id"]], in_legend=j == 0) for j, one in enumerate(each)]
+                series += [
+                    Series(name, one["curve"], looks.of(name), "steps", [one["id"]], in_legend=j == 0)
+                    for j, one in enumerate(each)
+                ]
             seeds = ", ".join(map(str, sorted({one["seed"] for one in group})))
             part = sorted({one["part"] for one in group})
             machines = "; ".join(dict.fromkeys(one["machine"] for one in group))
             remark = " The best is chosen on the test images themselves, so it flatters." if part == ["test"] else ""
-            caption = f"One curve a run, on the {' or '.join(part)} images.{remark} {setting}; seeds {seeds}; {machines}."
+            caption = (
+                f"One curve a run, on the {' or '.join(part)} images.{remark} {setting}; seeds {seeds}; {machines}."
+            )
             chart = Chart(f"anytime_{kind}{_suffix(k)}", title, caption, "hours of the run", y_label, series)
             charts.append(chart)
     if not charts:
@@ -434,8 +442,8 @@ def _searched(results: StudyResults) -> Section | None:
         ]  # fmt: skip
         machines = "; ".join(dict.fromkeys(one["machine"] for one in group if one.get("machine")))
         note = (
-            f"Measured: {setting or 'nothing yet'}; {machines}. Entropy of the mixing weights in nats, averaged over the "
-            "edges. Skips: skip connections in the derived cell."
+            f"Measured: {setting}; {machines}. Entropy of the mixing weights in nats, averaged over the edges. Skips: "
+            "skip connections in the derived cell."
         )
         tables.append(Table(f"searches{_suffix(k)}", "Searches", columns, rows, note))
     return Section("searches", "Searches", tables=tables, charts=list(_entropy_charts(results)))
@@ -485,13 +493,16 @@ def _published(results: StudyResults) -> Section | None:
     ]
     columns = [
         Column("published as"), Column("published error on CIFAR-10, %", fixed(2), number=True),
-        Column("published deviation, points", fixed(2), number=True), Column("published parameters, M", fixed(2), number=True), Column("source"),
+        Column("published deviation, points", fixed(2), number=True),
+        Column("published parameters, M", fixed(2), number=True), Column("source"),
     ]  # fmt: skip
     note = (
         "Quoted, not measured here: other data, schedules and machines. No figure of this table stands in a column "
         "with a measured one."
     )
-    return Section("published", "Published figures", tables=[Table("published", "Published figures", columns, rows, note)])
+    return Section(
+        "published", "Published figures", tables=[Table("published", "Published figures", columns, rows, note)]
+    )
 
 
 # Cost and open jobs
@@ -507,36 +518,48 @@ def _cost(results: StudyResults) -> Section | None:
         return None
     rows = []
     for name, jobs in groups.items():
-        energy = [job["energy_joules"] for job in jobs if job.get("energy_joules") is not None]
         rates = [job["images_per_second"] for job in jobs if job.get("images_per_second")]
+        memory = [job["peak_memory"] for job in jobs if job.get("peak_memory")]
         rows.append(
             [
-                name, len(jobs), sum(job["seconds"] for job in jobs) / 3600, sum(energy) / 3.6e6 if energy else None,
-                sum(rates) / len(rates) if rates else None, sum(job.get("out_of_memory") or 0 for job in jobs),
-                sum(max(0, (job.get("attempts") or 1) - 1) for job in jobs),
+                name, len(jobs), sum(job["seconds"] for job in jobs) / 3600, _sum(jobs, "cpu_joules"),
+                _sum(jobs, "gpu_joules"), sum(rates) / len(rates) if rates else None, max(memory, default=None),
+                _sum(jobs, "out_of_memory"), _sum(jobs, "attempts"),
                 "; ".join(dict.fromkeys(str(job["device"]) for job in jobs if job.get("device"))) or None,
             ]
         )  # fmt: skip
     columns = [
-        Column("jobs of"), Column("jobs", str, number=True), Column("device hours", fixed(2), number=True),
-        Column("energy, kWh", fixed(3), number=True), Column("images/s, mean", fixed(1), number=True),
-        Column("out of memory", str, number=True), Column("repeated attempts", str, number=True), Column("devices"),
+        Column("jobs of"), Column("jobs", str, number=True), Column("hours", fixed(2), number=True),
+        Column("energy of the processor, kWh", fixed(3, 3.6e6), number=True),
+        Column("energy of the GPU, kWh", fixed(3, 3.6e6), number=True),
+        Column("images/s, mean", fixed(1), number=True), Column("peak memory", size_text, number=True),
+        Column("out of memory", str, number=True), Column("failed attempts", str, number=True), Column("devices"),
     ]  # fmt: skip
-    note = "Hours of all attempts. Energy where the machine tells it; a dash: it does not."
+    note = (
+        "Hours of all attempts, also those that failed or were stopped. Energy where the machine tells it: of the "
+        "whole processor package while the job ran, so jobs side by side count it twice, and of the GPU. A dash: not told."
+    )
     return Section("cost", "Cost", tables=[Table("cost", "Cost of the jobs", columns, rows, note)])
+
+
+def _sum(jobs: Iterable[Record], key: str) -> float | None:
+    """The sum of a value over the jobs that have it; None if none does."""
+    values = [job[key] for job in jobs if job.get(key) is not None]
+    return sum(values) if values else None
 
 
 def _open(results: StudyResults) -> Section | None:
     jobs = [job for job in results.jobs if job["state"] != DONE]
     if not jobs:
         return None
-    rows = [[job["id"], job["kind"], job["state"], job.get("attempts"), job.get("message")] for job in jobs]
+    rows = [[job["id"], job["kind"], job["state"], job.get("attempts"), job.get("failure") or None] for job in jobs]
     columns = [
-        Column("job"), Column("kind"), Column("state"), Column("attempts", str, number=True), Column("last line"),
+        Column("job"), Column("kind"), Column("state"), Column("failed attempts", str, number=True),
+        Column("last line"),
     ]  # fmt: skip
     note = "Figures above are those of the finished jobs; a table that lacks a job says so by its counts."
     table = Table("open_jobs", "Jobs without a result", columns, rows, note)
-    return Section("open", "Missing and failed jobs", tables=[table])
+    return Section("open", "Jobs without a result", tables=[table])
 
 
 # Shared

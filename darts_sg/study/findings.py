@@ -1,4 +1,4 @@
-"""The statistics of a study, computed from the records of its runs; trainings of different settings are never pooled."""
+"""The statistics of a study, from the records of its runs; trainings of different settings are never pooled."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -94,22 +94,8 @@ class Findings:
     def of(self, setting: str) -> list[Trained]:
         return [one for one in self.genotypes if one.setting == setting]
 
-    def find(self, setting: str, name: str) -> Trained | None:
-        """The genotype of that name, if it was trained in this setting."""
-        return next((one for one in self.of(setting) if one.name == name), None)
 
-
-def find(self, setting: str, name: str) -> Trained | None:
-        """The genotype of that name, if it was trained in this setting."""
-        return next((one for one in self.of(setting) if one.name == name), None)
-
-
-def arm_name(space: str | None, method: str | None) -> str:
-    """How a space and a method are called together: `darts · pc-darts`."""
-    return " · ".join(part for part in (space, method) if part)
-
-
-def find(
+def compute(
     searches: Sequence[Record],
     trainings: Sequence[Record],
     asked: Sequence[ASKED] = (),
@@ -125,7 +111,10 @@ def find(
     genotypes = _trained(trainings)
     arms = _arms(genotypes)
     settings = list(dict.fromkeys(one.setting for one in genotypes))
-    comparisons = {setting: _comparisons([one for one in genotypes if one.setting == setting], asked, correct) for setting in settings}
+    comparisons = {
+        setting: _comparisons([one for one in genotypes if one.setting == setting], asked, correct)
+        for setting in settings
+    }
     pooled = {
         setting: found
         for setting in settings

@@ -102,7 +102,8 @@ def cell_svg(title: str, cell: Cell, operations: Sequence[str]) -> Markup:
         f'<svg viewBox="-4 {-plan.top:.1f} {plan.width + 8:.1f} {plan.height:.1f}" role="img" '
         f'aria-label="{escape(f"{title}: {says}")}">'
     ]
-    wires, labels = [("joined", shapes["output"], None)], []
+    labels = []
+    wires: list[tuple[str, Any, tuple[float, float] | None]] = [("joined", shapes["output"], None)]
     wires += [(f"f-{slug(edge['family'])}", edge, style_of(edge["family"]).dashes) for edge in shapes["edges"]]
     for kind, wire, dashes in wires:
         dashed = f' stroke-dasharray="{" ".join(f"{d:g}" for d in dashes)}"' if dashes else ""

@@ -3,19 +3,20 @@
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from darts_sg.analysis.measured import distinctions, setting
 from darts_sg.analysis.run_folder import Run, read_run
 from darts_sg.config import compared_options
-from darts_sg.errors import UsageError, first_line
-from darts_sg.files import read_text, why, write_atomically
+from darts_sg.files import write_atomically
 from darts_sg.genotype import load_genotype
 from darts_sg.study.anytime import anytime_curve
-from darts_sg.study.collected import DONE, FAILED, MISSING, RUNNING, StudyResults
+from darts_sg.study.collected import DONE, RUNNING, WAITING, StudyResults
 from darts_sg.study.contents import Section, contents
-from darts_sg.study.file import StudyFile, read_study
+from darts_sg.study.file import StudyFile
+from darts_sg.study.folder import StudyFolder, read_state
 from darts_sg.study.plan import StudyJob, jobs_of
 from darts_sg.study.run_records import (
     Record,
@@ -26,7 +27,11 @@ from darts_sg.study.run_records import (
     training_setting,
 )
 
-LARGEST_JOB = 2**22  # bytes of a job's file
+NOTED = (
+    "attempts", "losses", "failure", "seconds", "device", "images_per_second", "peak_memory", "cpu_joules", "gpu_joules",
+    "out_of_memory", "owner", "started", "ended",
+)  # fmt: skip
+"""What a job's record takes over from jobs/ID.json; see JobState."""
 
 
 def collect(folder: str | Path) -> StudyResults:
@@ -34,19 +39,17 @@ def collect(folder: str | Path) -> StudyResults:
 
     Raises UsageError if `folder` is not the folder of a study, or if a file in it is damaged.
     """
-    folder = Path(folder)
-    if not (folder / "study.yaml").is_file():
-        reason = "it has no study.yaml" if folder.is_dir() else "there is no such folder"
-        raise UsageError(f"{folder} is not the folder of a study: {reason}; give the folder that study run wrote")
-    study = read_study(folder / "study.yaml")
-    return collect_jobs(folder, study, jobs_of(study))
+    opened = StudyFolder.open(folder)
+    study = opened.study()
+    return collect_jobs(opened, study, jobs_of(study))
 
 
-def collect_jobs(folder: Path, study: StudyFile, jobs: Sequence[StudyJob]) -> StudyResults:
+def collect_jobs(folder: StudyFolder, study: StudyFile, jobs: Sequence[StudyJob]) -> StudyResults:
     """Read the files and run folders of these jobs. Raises UsageError if one of them is damaged."""
-    runs = {job.id: run for job in jobs if (run := _run(folder / "runs" / job.id)) is not None}
-    states = [_job_record(folder, job, runs.get(job.id)) for job in jobs]
-    searches, trainings, curves = [], [], []
+    runs = {job.id: run for job in jobs if (run := _run(folder.run_dir(job.id))) is not None}
+    states = [_job_record(folder.state_file(job.id), job, runs.get(job.id)) for job in jobs]
+    searches: list[Record] = []
+    trainings: list[Record] = []
     found_by = {job.genotype: job for job in jobs if job.kind == "search"}
     for job, state in zip(jobs, states, strict=True):
         run = runs.get(job.id)
@@ -58,12 +61,11 @@ def collect_jobs(folder: Path, study: StudyFile, jobs: Sequence[StudyJob]) -> St
         else:
             trainings.append({**known, **_origin(job), **training_record(run)})
     _name_settings(trainings, runs)
-    for record in (*searches, *trainings):
-        curves += _curve(record, runs[record["id"]])
+    curves = [curve for record in (*searches, *trainings) for curve in _curve(record, runs[record["id"]])]
     params = {record["genotype"]: record["genotype_params"] for record in (*searches, *trainings)}
     finished = {job.genotype for job in found_by.values() if (run := runs.get(job.id)) is not None and run.finished}
     return StudyResults(
-        folder=folder,
+        folder=folder.path,
         title=study.title,
         jobs=states,
         searches=searches,
@@ -131,34 +133,15 @@ def _run(folder: Path) -> Run | None:
     return read_run(folder) if (folder / "config.yaml").is_file() else None
 
 
-def _job_record(folder: Path, job: StudyJob, run: Run | None) -> Record:
+def _job_record(path: Path, job: StudyJob, run: Run | None) -> Record:
     """What is known of a job. A finished run counts as done, whatever its job file says: the folder is the truth."""
-    noted = _read_json(folder / "jobs" / f"{job.id}.json")
-    state = str(noted.get("state"))
-    if run is not None and run.finished:
-        state = DONE
-    elif state != FAILED:
-        state = RUNNING if run is not None else MISSING
     planned = {
         "id": job.id, "kind": job.kind, "space": job.space, "method": job.method, "genotype": job.genotype,
         "genotype_kind": job.genotype_kind, "seed": job.seed,
     }  # fmt: skip
-    return {**noted, **planned, "state": state}
-
-
-def _read_json(path: Path) -> Record:
-    """A job's file; {} if there is none. Raises UsageError if it is damaged."""
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(read_text(path, LARGEST_JOB))
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {why(error)}") from None
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path} is not JSON: {first_line(error)[:200]}") from None
-    if not isinstance(found, dict):
-        raise UsageError(f"{path} is not the file of a job")
-    return found
+    noted = asdict(read_state(path)) if path.is_file() else {"state": WAITING if run is None else RUNNING}
+    state = DONE if run is not None and run.finished else noted["state"]
+    return {**planned, **{name: noted.get(name) for name in NOTED}, "state": state}
 
 
 def _origin(job: StudyJob) -> Record:
@@ -178,7 +161,15 @@ def _published(study: StudyFile) -> list[Record]:
         provenance = load_genotype(name).provenance
         figures = provenance.get("published") or {}
         source = str(provenance.get("source", ""))
-        records.append({"title": name, "error": figures.get("cifar10_error"), "deviation": figures.get("cifar10_error_deviation"), "params": figures.get("params_millions"), "source": source})
+        records.append(
+            {
+                "title": name,
+                "error": figures.get("cifar10_error"),
+                "deviation": figures.get("cifar10_error_deviation"),
+                "params": figures.get("params_millions"),
+                "source": source,
+            }
+        )
     return [one for one in records if one["error"] is not None]
 
 

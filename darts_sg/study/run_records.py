@@ -138,7 +138,9 @@ def _search_setting(run: Run) -> str:
     if run.finished and run.genotype is not None and run.genotype.provenance.get("train_images"):
         return run.genotype.search_size
     options, data = run.options, run.environment.get("data") or {}
-    images = [f"{data[key]:,}" if isinstance(data.get(key), int) else "?" for key in ("train_images", "validation_images")]
+    images = [
+        f"{data[key]:,}" if isinstance(data.get(key), int) else "?" for key in ("train_images", "validation_images")
+    ]
     return (
         f"{run.data}, C={options.get('channels')}, {options.get('cells')} cells, {images[0]} images for the weights and "
         f"{images[1]} for the alphas, {options.get('epochs')} epochs"
@@ -155,8 +157,9 @@ def _cells(genotype: Genotype | None) -> Record:
     keys = ("genotype", "genotype_params", "genotype_macs", "skips_normal", "skips_reduce")
     if genotype is None:
         return dict.fromkeys(keys)
+    counts: tuple[int | None, int | None]
     try:
-        ((params, macs),) = derived_counts([genotype])
+        (counts,) = derived_counts([genotype])
     except UsageError:  # an operation that is unknown here
-        params = macs = None
-    return dict(zip(keys, (genotype.name, params, macs, *genotype.count("skip_connect")), strict=True))
+        counts = None, None
+    return dict(zip(keys, (genotype.name, *counts, *genotype.count("skip_connect")), strict=True))

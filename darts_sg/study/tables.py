@@ -61,7 +61,9 @@ class Table:
         return ABSENT if value is None else column.text(value)
 
     def texts(self) -> list[list[str]]:
-        return [[self.cell(column, value) for column, value in zip(self.columns, row, strict=True)] for row in self.rows]
+        return [
+            [self.cell(column, value) for column, value in zip(self.columns, row, strict=True)] for row in self.rows
+        ]
 
     def markdown(self) -> str:
         """As a Markdown table; links stay links."""
@@ -99,7 +101,12 @@ class Table:
         lines = ["% Needs \\usepackage{booktabs}."]
         body = [[column.title for column in self.columns], *self.texts()]
         rows = [" & ".join(latex_text(text) for text in row) + r" \\" for row in body]
-        lines += [r"\begin{table}", r"\centering", rf"\caption{{{latex_text(self.title)}}}", rf"\label{{tab:{self.name}}}"]
+        lines += [
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{latex_text(self.title)}}}",
+            rf"\label{{tab:{self.name}}}",
+        ]
         lines += [rf"\begin{{tabular}}{{{alignment}}}", r"\toprule", rows[0], r"\midrule", *rows[1:], r"\bottomrule"]
         note = rf"\par\medskip\begin{{minipage}}{{\linewidth}}\footnotesize {latex_text(self.note)}\end{{minipage}}"
         return "\n".join([*lines, r"\end{tabular}", *([note] if self.note else []), r"\end{table}"]) + "\n"

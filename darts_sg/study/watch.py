@@ -5,15 +5,17 @@ import hashlib
 import json
 import mimetypes
 import threading
+import time
 from collections.abc import Callable
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from darts_sg.errors import UsageError
 from darts_sg.files import read_bytes, why
 from darts_sg.study.contents import contents
+from darts_sg.study.folder import StudyFolder
 from darts_sg.study.page import study_page
 from darts_sg.study.results import collect
 
@@ -22,37 +24,44 @@ DEFAULT_PORT = 8765
 LARGEST_FILE = 2**28
 SHOWN_AS_TEXT = {".md", ".yaml", ".yml", ".csv", ".tex", ".log", ".txt"}
 SHOWN_AS_THEY_ARE = {".html", ".json", ".svg", ".png", ".gif", ".pdf"}
-WATCHED = ("study.yaml", "jobs/*.json", "genotypes/*", "runs/*/metrics.csv", "runs/*/result.json", "runs/*/genotype.yaml")
+WATCHED = ("study.yaml", "genotypes/*.yaml", "runs/*/metrics.csv", "runs/*/result.json", "runs/*/genotype.yaml")
+REST = 10  # the page is made again after this many times as long as making it took: runs need the processor more
 
 
 class LivePage:
-    """The page of a study, made again when a file that it shows has changed."""
+    """The page of a study, made again when something that it shows has changed."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._lock = threading.Lock()
-        self._made: tuple[str, bytes] | None = None
+        self._made: tuple[str, bytes] = "", b""
+        self._keep_until = 0.0
 
     def version(self) -> str:
-        """Changes with each file that the page shows."""
+        """A text that changes with what the page shows, but not more often than the page may be made again."""
+        if time.monotonic() < self._keep_until:
+            return self._made[0]
         digest = hashlib.sha256()
-        for pattern in WATCHED:
-            for path in sorted(self.folder.glob(pattern)):
-                try:
-                    status = path.stat()
-                except OSError:  # removed or replaced in this moment
-                    continue
-                digest.update(f"{path}\0{status.st_mtime_ns}\0{status.st_size}\0".encode())
+        for path in sorted(path for pattern in WATCHED for path in self.folder.glob(pattern)):
+            try:
+                status = path.stat()
+            except OSError:  # removed or replaced in this moment
+                continue
+            digest.update(f"{path}\0{status.st_mtime_ns}\0{status.st_size}\0".encode())
+        for state in StudyFolder(self.folder).states().values():  # without their heartbeats, which change all the time
+            digest.update(f"{state.id}\0{state.state}\0{state.attempts}\0{state.failure}\0".encode())
         return digest.hexdigest()[:16]
 
     def page(self) -> bytes:
         """The page as of now. Raises UsageError if a file of the study cannot be read."""
         with self._lock:  # one request makes it, the others wait for that
             version = self.version()
-            if self._made is None or self._made[0] != version:
+            if self._made[0] != version:
+                begun = time.monotonic()
                 results = collect(self.folder)
                 text = study_page(results, contents(results), live=True, version_of_state=version)
                 self._made = version, text.encode()
+                self._keep_until = time.monotonic() + REST * (time.monotonic() - begun)
             return self._made[1]
 
 
@@ -69,7 +78,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """Answer a request, which must name this machine as its host."""
         # A page of another site may name this server by a host name of its own (DNS rebinding): refuse any but ours.
-        port = self.server.server_address[1]
+        assert isinstance(self.server, HTTPServer)
+        port = self.server.server_port
         if self.headers.get("Host") not in (f"{HOST}:{port}", f"localhost:{port}"):
             self._answer(HTTPStatus.FORBIDDEN, f"this server answers to http://{HOST}:{port} only\n".encode())
             return
@@ -158,7 +168,7 @@ def watch(folder: Path, port: int = DEFAULT_PORT, say: Callable[[str], None] = p
     """Serve the page until Ctrl-C. Raises UsageError if `folder` is no study, or if the port is taken."""
     collect(folder)  # say at once what is wrong with the folder
     with make_server(folder, port) as server:
-        say(f"http://{HOST}:{server.server_address[1]}/   shows {folder}; Ctrl-C ends it")
+        say(f"http://{HOST}:{server.server_port}/   shows {folder}; Ctrl-C ends it")
         try:
             server.serve_forever(poll_interval=0.2)
         except KeyboardInterrupt:

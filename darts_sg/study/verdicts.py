@@ -31,7 +31,9 @@ class Evidence:
     """Trainings of either side that have no error yet."""
 
 
-def evaluate_claims(claims: Sequence[Any], found: Findings, jobs: Sequence[Record], known: Mapping[str, int]) -> list[Record]:
+def evaluate_claims(
+    claims: Sequence[Any], found: Findings, jobs: Sequence[Record], known: Mapping[str, int]
+) -> list[Record]:
     """Judge each claim in each setting of the trainings, or on the searches alone where none is trained yet.
 
     claims: as the study file has them (`of`, `against`, `subject`, `kind`, `conditions`, `text`, `name`). jobs: the
@@ -41,7 +43,9 @@ def evaluate_claims(claims: Sequence[Any], found: Findings, jobs: Sequence[Recor
     for claim in claims:
         for setting in found.settings or [""]:
             evidence = _evidence(claim, found, setting, jobs, known)
-            conditions = {condition.kind: CONDITIONS[condition.kind](condition.values, evidence) for condition in claim.conditions}
+            conditions = {
+                condition.kind: CONDITIONS[condition.kind](condition.values, evidence) for condition in claim.conditions
+            }
             judgement = judge(conditions)
             records.append(
                 {
@@ -62,9 +66,7 @@ def evaluate_claims(claims: Sequence[Any], found: Findings, jobs: Sequence[Recor
     return records
 
 
-def _evidence(
-    claim: Any, found: Findings, setting: str, jobs: Sequence[Record], known: Mapping[str, int]
-) -> Evidence:
+def _evidence(claim: Any, found: Findings, setting: str, jobs: Sequence[Record], known: Mapping[str, int]) -> Evidence:
     members = [_members(claim, name, jobs) for name in (claim.of, claim.against)]
     counts = [[known[name] for name in names if name in known] for names in members]
     trained = {(one.name, seed) for one in found.of(setting) for seed in one.errors}
@@ -173,7 +175,8 @@ TITLES: Mapping[str, Callable[[Mapping[str, Any], str], str]] = {
         f"No larger mean error than {against}, and not worse by {values['points']:g} points or more"
     ),
     "better": lambda values, against: (
-        f"A smaller error than {against}" + (f", by more than {values['points']:g} points" if values.get("points") else "")
+        f"A smaller error than {against}"
+        + (f", by more than {values['points']:g} points" if values.get("points") else "")
     ),
 }
 """Each condition in words."""
