@@ -537,7 +537,8 @@ def _cost(results: StudyResults) -> Section | None:
     ]  # fmt: skip
     note = (
         "Hours of all attempts, also those that failed or were stopped. Energy where the machine tells it: of the "
-        "whole processor package while the job ran, so jobs side by side count it twice, and of the GPU. A dash: not told."
+        "whole processor package while the job ran, so jobs side by side count it twice, and of the GPU. A dash: it "
+        "does not tell."
     )
     return Section("cost", "Cost", tables=[Table("cost", "Cost of the jobs", columns, rows, note)])
 

@@ -187,8 +187,8 @@ def differences(
     """Errors of one minus errors of the other, by pair.
 
     Two genotypes are paired by the seed of the training. Two methods (or spaces) are paired search by search: the same
-    space (or method) and seed of the search, genotypes of that `kind`; a pair's value is the mean over the training seeds
-    that both have, so that a missing training takes nothing but its partner with it.
+    space (or method) and seed of the search, genotypes of that `kind`. A pair's value is then the mean over the seeds
+    at which both genotypes were trained, so that a missing training takes nothing but its partner with it.
     """
     if subject == "genotype":
         errors = {one.name: one.errors for one in genotypes}

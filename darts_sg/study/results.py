@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from darts_sg.analysis.cost import derived_counts
 from darts_sg.analysis.measured import distinctions, setting
 from darts_sg.analysis.run_folder import Run, read_run
 from darts_sg.config import compared_options
@@ -28,8 +29,8 @@ from darts_sg.study.run_records import (
 )
 
 NOTED = (
-    "attempts", "losses", "failure", "seconds", "device", "images_per_second", "peak_memory", "cpu_joules", "gpu_joules",
-    "out_of_memory", "owner", "started", "ended",
+    "attempts", "losses", "failure", "seconds", "device", "images_per_second", "peak_memory", "cpu_joules",
+    "gpu_joules", "out_of_memory", "owner", "started", "ended",
 )  # fmt: skip
 """What a job's record takes over from jobs/ID.json; see JobState."""
 
@@ -50,7 +51,6 @@ def collect_jobs(folder: StudyFolder, study: StudyFile, jobs: Sequence[StudyJob]
     states = [_job_record(folder.state_file(job.id), job, runs.get(job.id)) for job in jobs]
     searches: list[Record] = []
     trainings: list[Record] = []
-    found_by = {job.genotype: job for job in jobs if job.kind == "search"}
     for job, state in zip(jobs, states, strict=True):
         run = runs.get(job.id)
         if run is None:
@@ -62,8 +62,6 @@ def collect_jobs(folder: StudyFolder, study: StudyFile, jobs: Sequence[StudyJob]
             trainings.append({**known, **_origin(job), **training_record(run)})
     _name_settings(trainings, runs)
     curves = [curve for record in (*searches, *trainings) for curve in _curve(record, runs[record["id"]])]
-    params = {record["genotype"]: record["genotype_params"] for record in (*searches, *trainings)}
-    finished = {job.genotype for job in found_by.values() if (run := runs.get(job.id)) is not None and run.finished}
     return StudyResults(
         folder=folder.path,
         title=study.title,
@@ -75,11 +73,7 @@ def collect_jobs(folder: StudyFolder, study: StudyFile, jobs: Sequence[StudyJob]
         correct=study.correction == "holm",
         claims_asked=study.claims,
         curves=curves,
-        params={
-            name: count
-            for name, count in params.items()
-            if count is not None and (name in finished or name not in found_by)  # a search may still change its cells
-        },
+        params=_params(folder, jobs),
         runs=runs,
     )
 
@@ -142,6 +136,14 @@ def _job_record(path: Path, job: StudyJob, run: Run | None) -> Record:
     noted = asdict(read_state(path)) if path.is_file() else {"state": WAITING if run is None else RUNNING}
     state = DONE if run is not None and run.finished else noted["state"]
     return {**planned, **{name: noted.get(name) for name in NOTED}, "state": state}
+
+
+def _params(folder: StudyFolder, jobs: Iterable[StudyJob]) -> dict[str, int]:
+    """Parameters at C=36, 20 cells of the genotypes that are known: their files are written once they are final."""
+    names = dict.fromkeys(job.genotype for job in jobs)
+    there = {name: path for name in names if (path := folder.genotype_file(name)).is_file()}
+    counts = derived_counts([load_genotype(path) for path in there.values()])
+    return {name: params for name, (params, _) in zip(there, counts, strict=True)}
 
 
 def _origin(job: StudyJob) -> Record:
