@@ -98,6 +98,10 @@ def results_text(results: StudyResults, sections: Sequence[Section]) -> str:
         "counts": results.counts,
         "open_jobs": [job for job in results.jobs if job["state"] != DONE],
         "claims": results.claims,
+        "genotypes": [
+            {**vars(one), "mean": one.spread.mean, "deviation": one.spread.deviation}
+            for one in results.findings.genotypes
+        ],
         "tables": {
             table.name: {"title": table.title, "note": table.note, "rows": table.records()}
             for section in sections

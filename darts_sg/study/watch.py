@@ -4,12 +4,14 @@ import functools
 import hashlib
 import json
 import mimetypes
+import sys
 import threading
 import time
 from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from darts_sg.errors import UsageError
@@ -128,6 +130,17 @@ class Handler(BaseHTTPRequestHandler):
         """Log nothing: the page asks every few seconds."""
 
 
+class Server(ThreadingHTTPServer):
+    """Serves each request in a thread of its own."""
+
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Pass over a browser that went away; print anything else."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
 def file_in(folder: Path, path: str) -> Path | None:
     """The regular file at `path` below `folder`, or None.
 
@@ -154,14 +167,12 @@ def content_type(path: Path) -> str:
     return known or "application/octet-stream"
 
 
-def make_server(folder: Path, port: int = DEFAULT_PORT) -> ThreadingHTTPServer:
+def make_server(folder: Path, port: int = DEFAULT_PORT) -> Server:
     """A server of the study's page on 127.0.0.1; port 0 takes any free one. Raises UsageError if the port is taken."""
     try:
-        server = ThreadingHTTPServer((HOST, port), functools.partial(Handler, LivePage(folder)))
+        return Server((HOST, port), functools.partial(Handler, LivePage(folder)))
     except OSError as error:
         raise UsageError(f"--port {port}: {why(error)}; choose another one, or 0 for any free port") from None
-    server.daemon_threads = True
-    return server
 
 
 def watch(folder: Path, port: int = DEFAULT_PORT, say: Callable[[str], None] = print) -> None:

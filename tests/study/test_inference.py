@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from darts_sg.study.inference import compare, designs, detectable, holm, paired_p, pairs_needed, power
+from darts_sg.study.inference import Asked, Pairs, compare, designs, detectable, holm, paired_p, pairs_needed, power
 
-ERRORS = {
-    "A": {0: 12.0, 1: 11.0, 2: 12.5, 3: 11.9},
-    "B": {0: 12.4, 1: 11.8, 2: 12.6, 3: 12.2},
-    "C": {1: 11.5, 2: 12.1},
-    "D": {7: 9.0},
-}
+OURS, THEIRS, OTHER = (12.0, 11.0, 12.5, 11.9), (12.4, 11.8, 12.6, 12.2), (12.4, 10.9, 12.1)
+ASKED = [
+    Asked("A", "B", "seed", {str(k): a - b for k, (a, b) in enumerate(zip(OURS, THEIRS, strict=True))}),
+    Asked("A", "D", "seed", {}),
+    Asked("A", "C", "seed", {str(k): a - b for k, (a, b) in enumerate(zip(OURS[:3], OTHER, strict=True))}),
+    Asked("A", "E", "seed", {"0": 0.5}),
+]
 
 
 def closed_testing(p_values: list[float]) -> list[float]:
@@ -30,17 +31,19 @@ def test_holm_is_closed_testing_with_bonferroni(p_values: list[float]) -> None:
     assert holm(p_values) == pytest.approx(closed_testing(p_values))
 
 
-def test_comparisons_are_paired_tested_and_corrected_together() -> None:
-    found = compare([("A", "B"), ("A", "D"), ("A", "C")], ERRORS)
-    expected = [
-        stats.ttest_rel([12.0, 11.0, 12.5, 11.9], [12.4, 11.8, 12.6, 12.2]).pvalue,
-        stats.ttest_rel([11.0, 12.5], [11.5, 12.1]).pvalue,
-    ]
+def test_comparisons_are_tested_and_corrected_together() -> None:
+    found = compare(ASKED)
+    tests = [stats.ttest_rel(OURS, THEIRS), stats.ttest_rel(OURS[:3], OTHER)]
+    expected = [test.pvalue for test in tests]
     assert [found[0].p, found[2].p] == pytest.approx(expected)
-    assert [found[0].p_holm, found[2].p_holm] == pytest.approx(closed_testing(expected))  # A - D has no pair
-    assert (found[1].difference, found[1].p, found[1].p_holm) == (None, None, None)
+    assert [found[0].p_holm, found[2].p_holm] == pytest.approx(closed_testing(expected))  # the others have no test
+    assert found[0].pairs is not None
+    assert found[0].pairs.interval == pytest.approx(tuple(tests[0].confidence_interval(0.95)))
+    assert found[0].pairs.mean == pytest.approx(-0.4)
+    assert (found[1].pairs, found[1].p, found[1].p_holm) == (None, None, None)
+    assert (found[3].pairs, found[3].p) == (Pairs(("0",), (0.5,), None), None)
     assert found[0].deviation == pytest.approx(np.std([-0.4, -0.8, -0.1, -0.3], ddof=1))
-    plain = compare([("A", "B"), ("A", "C")], ERRORS, correct=False)
+    plain = compare(ASKED, correct=False)
     assert [one.p_holm for one in plain] == [one.p for one in plain]
 
 
@@ -87,7 +90,7 @@ def test_what_no_number_of_pairs_settles() -> None:
 
 
 def test_the_design_states_how_uncertain_it_is() -> None:
-    (one,) = designs(compare([("A", "B"), ("A", "D")], ERRORS), 0.1)
+    (one,) = designs(compare(ASKED[:2]), 0.1)
     sd = float(np.std([-0.4, -0.8, -0.1, -0.3], ddof=1))
     expected = tuple(math.sqrt(3 * sd**2 / stats.chi2.ppf(q, 3)) for q in (0.975, 0.025))
     assert one.deviation_interval == pytest.approx(expected)

@@ -3,6 +3,7 @@
 import json
 import statistics
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -157,10 +158,17 @@ def test_an_unfinished_study_decides_nothing_and_says_what_is_missing(partial: S
     assert no_worse["text"].endswith("still without 2 trainings")
 
 
-def test_results_json_is_the_same_each_time_and_holds_the_tables(folder: Path) -> None:
-    first = write_results(folder).read_bytes()
-    assert write_results(folder).read_bytes() == first
-    found = json.loads(first)
+@pytest.fixture(scope="module")
+def written(folder: Path) -> dict[str, Any]:
+    """The content of results.json."""
+    path = write_results(folder)
+    assert path == folder / "results.json"
+    content: dict[str, Any] = json.loads(path.read_text())
+    return content
+
+
+def test_results_json_holds_the_tables(written: dict[str, Any]) -> None:
+    found = written
     assert found["complete"] is True
     assert found["open_jobs"] == []
     row = next(row for row in found["tables"]["errors"]["rows"] if row["genotype"] == "SG_0")
@@ -168,8 +176,8 @@ def test_results_json_is_the_same_each_time_and_holds_the_tables(folder: Path) -
     assert row["error by seed, %"] == {"0": 12.0, "1": 11.0, "2": 12.5}
 
 
-def test_published_figures_share_no_column_with_measured_ones(folder: Path) -> None:
-    tables = json.loads(write_results(folder).read_text())["tables"]
+def test_published_figures_share_no_column_with_measured_ones(written: dict[str, Any]) -> None:
+    tables = written["tables"]
     columns = {name: set(table["rows"][0]) for name, table in tables.items()}
     assert {name for name in columns["published"] if "error" in name} == {"published error on CIFAR-10, %"}
     assert not any("published" in column for name, each in columns.items() if name != "published" for column in each)
