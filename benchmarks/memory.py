@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.subjects import Shape, native_kernels, own_step, textbook_step
 from darts_sg.engine.environment import keep_freed_memory
-from darts_sg.engine.setup import peak_memory
+from darts_sg.engine.memory import peak_memory
 
 
 def peak_mib(which: str, batch: int, threads: int) -> float:

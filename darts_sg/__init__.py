@@ -43,6 +43,7 @@ _LATER = {
     "analysis.measured": ("runs_in",),
     "networks.derived": ("DerivedNetwork",),
     "study.compare": ("compare_genotypes",),
+    "study.run": ("Study",),
 }
 _HOME = {name: module for module, names in _LATER.items() for name in names}
 

@@ -470,7 +470,7 @@ def _left_as_found() -> Iterator[None]:
     except RunError:
         raise
     except (MemoryError, RuntimeError) as error:
-        from darts_sg.engine.setup import is_out_of_memory
+        from darts_sg.engine.memory import is_out_of_memory
 
         if not is_out_of_memory(error):
             raise

@@ -6,6 +6,7 @@ options.py. A config made directly, `SearchConfig(recipe="pc-darts")`, is read, 
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -14,10 +15,12 @@ from typing import Any, Literal
 import docstring_parser
 
 from darts_sg import plugins
+from darts_sg.baselines import STRATEGIES, Strategy
+from darts_sg.baselines.gradient import Gradient
 from darts_sg.errors import UsageError, cut, quoted
 from darts_sg.genotype import MOST_NODES
 from darts_sg.methods.method import Method, method_of
-from darts_sg.methods.parts import describe_parts
+from darts_sg.methods.parts import build_part, describe_parts
 from darts_sg.methods.perturbations import PERTURBATIONS
 from darts_sg.methods.regularizers import REGULARIZERS
 from darts_sg.methods.relaxations import RELAXATIONS
@@ -32,6 +35,12 @@ from darts_sg.spaces import parse_space
 from darts_sg.tasks import DEFAULT_TASK, TASKS
 from darts_sg.yaml_files import read_mapping
 
+OF_ALPHAS = (
+    "hypergradient", "penalty", "target_params", "target_macs", "recompute", "relaxation", "regularizer",
+    "perturbation", "selection", "partial_channels", "edge_normalization", "alpha_frozen_epochs", "eigenvalue_every",
+    "stop_eigenvalue", "stop_skips", "compile",
+)  # fmt: skip
+"""Options that only a search by the gradient of alphas has."""
 RECIPES = Path(__file__).parent / "recipes"
 LARGEST_SIDE = 2**15  # pixels; Pillow refuses images that are larger
 MOST_THREADS = 1024  # more than any machine has cores; the system may end a process that asks for too many
@@ -153,6 +162,8 @@ class RunConfig(metaclass=ConfigType):
     """Final learning rate of the schedule."""
     momentum: float = option(0.9, "Training")
     """Momentum of the weights' SGD."""
+    nesterov: bool = option(False, "Training")
+    """Use Nesterov's momentum for the weights."""
     weight_decay: float = option(3e-4, "Training")
     """Weight decay of the weights."""
     gradient_clip: float = option(5.0, "Training", infinite=True)
@@ -192,6 +203,8 @@ class RunConfig(metaclass=ConfigType):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise UsageError(f"{flag(name)} must be above 0, found {value}")
+        if self.nesterov and not self.momentum:
+            raise UsageError("--nesterov needs momentum: leave it out, or give --momentum above 0")
         TASKS[self.task]
 
     @classmethod
@@ -244,8 +257,13 @@ class SearchConfig(RunConfig):
     """Nodes of a cell."""
     stem_multiplier: int = option(3, "Search")
     """Channels of the stem of the cifar shape, as a multiple of --channels."""
+    strategy: str = option("gradient", "Search", parts=STRATEGIES)
+    """How to search: by the gradient of alphas, or a baseline without them, such as random:epochs=5 or
+    evolution:score=synflow. Candidates are networks of --channels and --cells, and --epochs is the budget of all."""
     hypergradient: str = option("first_order", "Search")
-    """How to compute the gradient of the alphas: first_order, or unrolled (second order)."""
+    """How to compute the gradient of the alphas: first_order, unrolled (second order), or single_level: weights and
+    alphas learn from the same batch in one pass, by default of all training images (SNAS). --validation-images are then
+    only evaluated on."""
     penalty: str = option("", "Search")
     """Penalty on the expected size of the derived network, added to the loss of the alphas: params:WEIGHT or
     macs:WEIGHT, such as params:0.1. The weight multiplies the expected size relative to that of uniform mixing weights;
@@ -268,7 +286,7 @@ class SearchConfig(RunConfig):
     regularizer: str = option("", "Search", parts=REGULARIZERS, joined=True)
     """Terms added to the loss of the alphas, joined with +: params:weight=0.1,target=2.45M."""
     perturbation: str = option("none", "Search", parts=PERTURBATIONS)
-    """How the mixing weights are perturbed in the step of the weights: random:epsilon_end=0.3."""
+    """How the mixing weights are perturbed in the step of the weights: random:epsilon_end=0.3, or adversarial."""
     selection: str = option("argmax", "Search", parts=SELECTIONS)
     """How the genotype is chosen by the mixing weights: skip-limit:most=2. With --target-params or --target-macs argmax
     becomes bounded."""
@@ -278,6 +296,16 @@ class SearchConfig(RunConfig):
     """Learn a weight for each edge as well as for its operations (PC-DARTS)."""
     alpha_learning_rate: float = option(3e-4, "Search")
     """Learning rate of the alphas' Adam."""
+    alpha_beta1: float = option(0.5, "Search")
+    """Decay of the first moment in the alphas' Adam."""
+    alpha_beta2: float = option(0.999, "Search")
+    """Decay of the second moment in the alphas' Adam."""
+    alpha_gradient_clip: float = option(math.inf, "Search", infinite=True)
+    """Clip the norm of the alphas' gradient to this; .inf for no clipping."""
+    alpha_mean: float | None = option(None, "Search")
+    """Mean of the normal distribution that the initial alphas are drawn from. Default: that of the relaxation, 0."""
+    alpha_deviation: float | None = option(None, "Search")
+    """Standard deviation of the initial alphas. Default: that of the relaxation, 0 for sigmoid, otherwise 1e-3."""
     alpha_weight_decay: float = option(1e-3, "Search")
     """Weight decay of the alphas."""
     alpha_frozen_epochs: int = option(0, "Search")
@@ -303,9 +331,15 @@ class SearchConfig(RunConfig):
             raise UsageError("--split says which images are used: leave --train-images and --validation-images out")
         self._at_least("cells", 3)
         for name in (
-            "alpha_frozen_epochs", "alpha_learning_rate", "alpha_weight_decay", "eigenvalue_every", "stop_skips",
+            "alpha_frozen_epochs", "alpha_learning_rate", "alpha_weight_decay", "alpha_deviation", "eigenvalue_every",
+            "stop_skips",
         ):  # fmt: skip
             self._at_least(name, 0)
+        if not self.alpha_gradient_clip > 0:
+            raise UsageError(f"--alpha-gradient-clip must be above 0, found {self.alpha_gradient_clip}")
+        for name in ("alpha_beta1", "alpha_beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UsageError(f"{flag(name)} must be from 0 up to, not including, 1: {getattr(self, name)}")
         if self.stop_eigenvalue is not None:
             if not 0 < self.stop_eigenvalue < 1:
                 raise UsageError(f"--stop-eigenvalue must be between 0 and 1, such as 0.75: {self.stop_eigenvalue}")
@@ -316,10 +350,29 @@ class SearchConfig(RunConfig):
                 )
         parse_space(self.space)
         self.method()
+        if self.baseline() is not None:
+            self._refuse_alphas()
 
     def method(self) -> Method:
         """The search method that the options name; UsageError if there is no such one."""
         return method_of(self)
+
+    def baseline(self) -> Strategy | None:
+        """The strategy of a search without alphas; None for one by their gradient. UsageError if there is none."""
+        found = build_part(STRATEGIES, self.strategy, "--strategy")
+        return None if isinstance(found, Gradient) else found
+
+    def _refuse_alphas(self) -> None:
+        """UsageError if an option of the search by gradient is given beside another strategy."""
+        defaults = {f.name: f.default for f in fields(self)}
+        for name in OF_ALPHAS:
+            if (value := getattr(self, name)) != defaults[name]:
+                way_out = "choose another recipe" if name in load_recipe("search", self.recipe) else "leave it out"
+                given = str(value).lower() if isinstance(value, bool) else value
+                raise UsageError(
+                    f"{flag(name)} {given} is for a search by gradient, not for --strategy {cut(self.strategy)}; "
+                    f"{way_out}"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -55,6 +55,29 @@ def derive_cell(
     return Cell(tuple(nodes), tuple(range(NUM_INPUTS, NUM_INPUTS + len(nodes))))
 
 
+def connected_cell(chosen: Mapping[int, int], strength: Array, operations: Sequence[str]) -> Cell:
+    """The cell of some edges of a supernet's cell, without nodes that no edge reaches and the edges that leave them.
+
+    Nodes keep their numbers; those that are left out have no edges and are not joined at the output. If none is
+    left, the strongest choosable operation on an edge from one of the two inputs makes up the cell.
+
+    chosen: the number of the operation by that of its edge. strength: (num_edges, num_operations).
+    """
+    num_nodes = num_nodes_of(len(strength))
+    nodes: list[tuple[Edge, ...]] = []
+    for i in range(num_nodes):
+        reached = [s for s in range(NUM_INPUTS + i) if s < NUM_INPUTS or nodes[s - NUM_INPUTS]]
+        edges = [(num_edges(i) + s, s) for s in reached]
+        nodes.append(tuple(Edge(operations[chosen[e]], s) for e, s in edges if e in chosen))
+    if not any(nodes):
+        choices = [i for i, name in enumerate(operations) if name != "none"]
+        places = [(num_edges(i) + s, o) for i in range(num_nodes) for s in range(NUM_INPUTS) for o in choices]
+        edge, operation = max(places, key=lambda place: float(strength[place]))  # the first of equal ones
+        node = max(i for i in range(num_nodes) if num_edges(i) <= edge)
+        nodes[node] = (Edge(operations[operation], edge - num_edges(node)),)
+    return Cell(tuple(nodes), tuple(NUM_INPUTS + i for i, edges in enumerate(nodes) if edges))
+
+
 def random_cell(num_nodes: int, operations: Sequence[str], generator: np.random.Generator) -> Cell:
     """Draw a cell uniformly: two states before each node, and an operation other than `none` on each.
 

@@ -32,7 +32,10 @@ class Edge:
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell: the incoming edges of each node, and the states that are concatenated at its output."""
+    """A cell: the incoming edges of each node, and the states that are concatenated at its output.
+
+    A node may have any number of edges. One without edges is not part of the cell: nothing reads it.
+    """
 
     nodes: tuple[tuple[Edge, ...], ...]
     concat: tuple[int, ...]
@@ -260,8 +263,6 @@ def _check_cell(title: str, cell: Cell, operations: tuple[str, ...]) -> None:
     if cell.num_nodes > MOST_NODES or sum(map(len, cell.nodes)) > MOST_EDGES:
         raise GenotypeError(f"{title}: a cell has at most {MOST_NODES} nodes and {MOST_EDGES} edges")
     for i, node in enumerate(cell.nodes):
-        if not node:
-            raise GenotypeError(f"{title}[{i}]: a node needs at least one edge")
         for j, edge in enumerate(node):
             where = f"{title}[{i}][{j}]"
             if edge.operation not in operations:
@@ -271,6 +272,8 @@ def _check_cell(title: str, cell: Cell, operations: tuple[str, ...]) -> None:
             if not 0 <= edge.state < NUM_INPUTS + i:
                 takes = f"node {i} takes states 0 to {NUM_INPUTS + i - 1}"
                 raise GenotypeError(f"{where}[1]: {takes}, found {shown(edge.state)}")
+            if edge.state >= NUM_INPUTS and not cell.nodes[edge.state - NUM_INPUTS]:
+                raise GenotypeError(f"{where}[1]: node {edge.state - NUM_INPUTS} has no edges, so nothing can read it")
     if not cell.concat:
         raise GenotypeError(f"{title}_concat: a cell concatenates at least one state")
     for i, state in enumerate(cell.concat):
@@ -278,6 +281,8 @@ def _check_cell(title: str, cell: Cell, operations: tuple[str, ...]) -> None:
         if not NUM_INPUTS <= state < cell.num_states:
             can_be = f"states {NUM_INPUTS} to {cell.num_states - 1} can be concatenated"
             raise GenotypeError(f"{where}: {can_be}, found {shown(state)}")
+        if not cell.nodes[state - NUM_INPUTS]:
+            raise GenotypeError(f"{where}: node {state - NUM_INPUTS} has no edges, so it cannot be concatenated")
         if state in cell.concat[:i]:
             raise GenotypeError(f"{where}: state {state} is repeated")
 

@@ -16,19 +16,26 @@ PLAIN_VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
     max_leaves=6,
 )
-EDGES = st.integers(1, 3)
+EDGES = st.integers(0, 3)
 NODES = st.integers(1, 5)
 
 
 @st.composite
 def cells(draw: st.DrawFn, names: Sequence[str], edges: st.SearchStrategy[int], nodes: st.SearchStrategy[int]) -> Cell:
-    """A random cell over operations, with as many nodes, and edges into each, as the strategies say."""
-    drawn = []
-    for state in range(NUM_INPUTS, NUM_INPUTS + draw(nodes)):
-        edge = st.builds(Edge, st.sampled_from(names), st.integers(0, state - 1))
-        num_edges = draw(edges)
+    """A random cell over operations, with as many nodes, and edges into each, as the strategies say.
+
+    Nothing reads a node without edges. If no node has any, the last one gets an edge.
+    """
+    drawn: list[tuple[Edge, ...]] = []
+    readable = list(range(NUM_INPUTS))
+    num_nodes = draw(nodes)
+    for state in range(NUM_INPUTS, NUM_INPUTS + num_nodes):
+        edge = st.builds(Edge, st.sampled_from(names), st.sampled_from(readable))
+        last = len(drawn) + 1 == num_nodes and len(readable) == NUM_INPUTS
+        num_edges = max(draw(edges), int(last))
         drawn.append(tuple(draw(st.lists(edge, min_size=num_edges, max_size=num_edges))))
-    concat = draw(st.lists(st.integers(NUM_INPUTS, NUM_INPUTS + len(drawn) - 1), min_size=1, unique=True))
+        readable += [state] if num_edges else []
+    concat = draw(st.lists(st.sampled_from(readable[NUM_INPUTS:]), min_size=1, unique=True))
     return Cell(tuple(drawn), tuple(concat))
 
 
@@ -57,6 +64,7 @@ def joined(genotype: Genotype, loose_ends: bool = False) -> Genotype:
 
     def join(cell: Cell) -> Cell:
         taken = {edge.state for _, edge in cell.edges()} if loose_ends else set()
+        taken |= {state for state, node in enumerate(cell.nodes, start=NUM_INPUTS) if not node}
         return replace(cell, concat=tuple(s for s in range(NUM_INPUTS, cell.num_states) if s not in taken))
 
     return replace(genotype, normal=join(genotype.normal), reduce=join(genotype.reduce))

@@ -25,9 +25,9 @@ class Toy(subjects.Shape):
 
 
 TOY_SPACES = {
-    "darts": "sep_conv_3x3+skip_connect",
-    "darts+sandglass": "sep_conv_3x3+skip_connect+sandglass_3x3",
-    "darts+sandglass+ir": "sep_conv_3x3+skip_connect+sandglass_3x3+inverted_residual_3x3",
+    "darts": "dil_conv_3x3+skip_connect",
+    "darts+sandglass": "dil_conv_3x3+skip_connect+sandglass_3x3",
+    "darts+sandglass+ir": "dil_conv_3x3+skip_connect+sandglass_3x3+inverted_residual_3x3",
 }
 
 

@@ -66,7 +66,7 @@ class _Stage:
     """The figure of all frames: the static background is drawn once, each epoch on top of a copy."""
 
     def __init__(self, run: Run, epochs: Sequence[SearchEpoch]) -> None:
-        self.planned = run.options.get("epochs")
+        self.planned = run.planned
         self.operations = epochs[-1].genotype.operations
         self.plans = {title: plan_cells([epoch.cell(title) for epoch in epochs]) for title in CELL_TITLES}
         edges = edge_names(epochs[-1].genotype.normal.num_nodes)

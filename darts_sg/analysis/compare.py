@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from darts_sg.analysis.cost import (
     CELLS,
     CHANNELS,
+    DETECTOR,
     IMAGE_SIZE,
     NUM_CLASSES,
     MacCounter,
     count_params,
     derived_cost,
+    model_network,
     saved_bytes,
     uninitialised,
 )
@@ -26,7 +28,8 @@ from darts_sg.analysis.measured import same_cells, scores
 from darts_sg.analysis.run_folder import Run
 from darts_sg.genotype import NUM_INPUTS, Cell, Genotype
 from darts_sg.networks.derived import DerivedNetwork, NetworkShape
-from darts_sg.networks.mobile import MobileNetwork, Model
+from darts_sg.networks.mobile import Model
+from darts_sg.networks.ssdlite import Detections, prior_boxes
 
 WARM_UP, REPETITIONS = 3, 20
 
@@ -35,13 +38,13 @@ def depth(cell: Cell) -> int:
     """Number of nodes on the longest path from an input to the output."""
     longest = [0] * NUM_INPUTS
     for node in cell.nodes:
-        longest.append(1 + max(longest[edge.state] for edge in node))
+        longest.append(1 + max((longest[edge.state] for edge in node), default=-1))
     return max(longest[state] for state in cell.concat)
 
 
 def width(cell: Cell) -> float:
     """Sum over nodes of the share of their edges that come from the inputs (Shu, Wang, Cai 2020, section 2.2)."""
-    return sum(sum(edge.state < NUM_INPUTS for edge in node) / len(node) for node in cell.nodes)
+    return sum(sum(edge.state < NUM_INPUTS for edge in node) / len(node) for node in cell.nodes if node)
 
 
 def shared_edges(a: Genotype, b: Genotype) -> int:
@@ -182,6 +185,7 @@ def anatomy(
         named += [(edge.operation, f"ops.{j}") for j, (_, edge) in enumerate(plan.edges())]
         parts = tuple(part(name, f"cells.{i}.{path}") for name, path in named)
         stages.append(Stage(f"cell {i} ({kind})", kind, spec.C, shapes[cell], parts))
+    assert model.head is not None
     stages.append(Stage("head", "head", None, shapes[model.head], (part("head", "head"),)))
     return Anatomy(tuple(stages), model.auxiliary_after, count_params(model.get_submodule("auxiliary_head")))
 
@@ -223,21 +227,28 @@ def latency(
 
 
 def model_latency(
-    models: Sequence[Model], batch: int, device: torch.device, network: NetworkShape = "imagenet"
+    models: Sequence[Model], batch: int, device: torch.device, shape: str = "imagenet"
 ) -> list[tuple[Latency, Latency]]:
     """Latencies of each model: inference, and a training step (forward, backward, SGD with momentum).
 
-    After a warm-up; the networks take turns. `batch`: two or more images.
+    After a warm-up; the networks take turns. `batch`: two or more images. Detectors, of the shape voc, have a loss
+    over all prior boxes; decoding and NMS are not timed.
     """
-    images = _images(batch, network, device)
-    labels = torch.arange(batch, device=device) % NUM_CLASSES[network]
+    images = _images(batch, shape, device)
+    places = len(prior_boxes("authors")) if shape == DETECTOR else 1
+    labels = torch.arange(batch * places, device=device) % NUM_CLASSES[shape]
 
     def training_step(net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         optimizer.zero_grad()
-        F.cross_entropy(net(images)[0], labels).backward()
+        outputs = net(images)[0]
+        if isinstance(outputs, Detections):
+            loss = F.cross_entropy(outputs.logits.flatten(0, 1), labels) + outputs.offsets.abs().mean()
+        else:
+            loss = F.cross_entropy(outputs, labels)
+        loss.backward()
         optimizer.step()
 
-    networks = [MobileNetwork(model, network=network, num_classes=NUM_CLASSES[network]) for model in models]
+    networks = [model_network(model, shape) for model in models]
     for net in networks:
         net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     steps = [
@@ -248,7 +259,7 @@ def model_latency(
     return list(zip(_inference(networks, images), training, strict=True))
 
 
-def _images(batch: int, network: NetworkShape, device: torch.device) -> Tensor:
+def _images(batch: int, network: str, device: torch.device) -> Tensor:
     images = torch.randn(batch, 3, IMAGE_SIZE[network], IMAGE_SIZE[network], device=device)
     return images.to(memory_format=torch.channels_last)
 

@@ -16,6 +16,8 @@ from darts_sg.derive import Costs, num_edges
 from darts_sg.errors import UsageError
 from darts_sg.files import size_text
 from darts_sg.genotype import NUM_INPUTS, Cell, Edge, Genotype
+from darts_sg.networks import ssdlite
+from darts_sg.networks.build import NetworkPlan
 from darts_sg.networks.derived import DerivedNetwork, NetworkShape
 from darts_sg.networks.mobile import MobileNetwork, Model
 from darts_sg.networks.skeleton import cell_specs, edge_stride, stem_channels
@@ -23,8 +25,10 @@ from darts_sg.ops import OPERATIONS
 
 Network = TypeVar("Network", bound=nn.Module)
 
-IMAGE_SIZE: dict[str, int] = {"cifar": 32, "imagenet": 224}
-NUM_CLASSES: dict[str, int] = {"cifar": 10, "imagenet": 1000}
+DETECTOR = "voc"
+"""Among the shapes of models: SSDLite on the model as a backbone, for Pascal VOC."""
+IMAGE_SIZE: dict[str, int] = {"cifar": 32, "imagenet": 224, DETECTOR: ssdlite.IMAGE_SIZE}
+NUM_CLASSES: dict[str, int] = {"cifar": 10, "imagenet": 1000, DETECTOR: 20}
 CHANNELS: dict[str, int] = {"cifar": 36, "imagenet": 48}
 CELLS: dict[str, int] = {"cifar": 20, "imagenet": 14}
 """The shapes that the papers report: CIFAR with C=36 and 20 cells, ImageNet with C=48 and 14 cells."""
@@ -141,17 +145,28 @@ def _derived_cost(
     return Cost(count_params(model), with_auxiliary, macs)
 
 
+def model_network(
+    model: Model, shape: str = "imagenet", num_classes: int | None = None, in_channels: int = 3
+) -> nn.Module:
+    """The network of a model in a shape: cifar, imagenet, or voc, which is a detector with 20 classes."""
+    classes = num_classes or NUM_CLASSES[shape]
+    if shape == DETECTOR:
+        plan = NetworkPlan(trained=model, shape="imagenet")
+        return ssdlite.SSDLite(plan, num_classes=classes, in_channels=in_channels)
+    assert shape in ("cifar", "imagenet"), shape
+    return MobileNetwork(model, network=shape, num_classes=classes, in_channels=in_channels)
+
+
 def model_cost(
     model: Model,
-    network: NetworkShape = "imagenet",
+    shape: str = "imagenet",
     num_classes: int | None = None,
     image_size: int | None = None,
     in_channels: int = 3,
 ) -> Cost:
-    """The cost of a model, by default in the papers' size for its shape. Nothing is computed."""
-    size = image_size or IMAGE_SIZE[network]
-    classes = num_classes or NUM_CLASSES[network]
-    built = uninitialised(lambda: MobileNetwork(model, network=network, num_classes=classes, in_channels=in_channels))
+    """The cost of a model, by default in the papers' size for its shape, see `model_network`. Nothing is computed."""
+    size = image_size or IMAGE_SIZE[shape]
+    built = uninitialised(lambda: model_network(model, shape, num_classes, in_channels))
     macs = count_macs(built, torch.empty(0, in_channels, size, size))
     params = count_params(built)
     return Cost(params, params, macs)

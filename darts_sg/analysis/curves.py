@@ -56,6 +56,7 @@ ENTROPY = Panel(
     (("entropy_normal", "normal cell", NORMAL), ("entropy_reduce", "reduction cell", REDUCE)),
 )
 EIGENVALUE = Panel("Dominant eigenvalue of ∇²L_val in the alphas", (("eigenvalue", "", VALIDATION),))
+SCORE = Panel("Score of the candidates", (("score", "", TRAIN),))
 RATE = Panel("Learning rate of the weights", (("learning_rate", "", TRAIN),))
 DROP_PATH = Panel("Drop path probability", (("drop_path_prob", "", TRAIN),))
 
@@ -73,8 +74,8 @@ def task_panels(plots: Sequence[Plot]) -> tuple[Panel, ...]:
 
 
 def search_panels(plots: Sequence[Plot]) -> tuple[Panel, ...]:
-    """The panels of a search: the task's measures, skip connections, entropy and eigenvalue."""
-    return (*task_panels(plots), SKIPS, ENTROPY, EIGENVALUE)
+    """The panels of a search: the task's measures, skip connections, entropy, eigenvalue, and a proxy's scores."""
+    return (*task_panels(plots), SKIPS, ENTROPY, EIGENVALUE, SCORE)
 
 
 def augment_panels(plots: Sequence[Plot]) -> tuple[Panel, ...]:

@@ -62,7 +62,7 @@ PARAMS = Panel(
 def search_page(run: Run, epochs: Sequence[SearchEpoch]) -> str:
     """The page of a search, with its data embedded as JSON (see search_data)."""
     data = json.dumps(_plain(search_data(run, epochs)), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    last, planned = epochs[-1].epoch, run.options.get("epochs")
+    last, planned = epochs[-1].epoch, run.planned
     state = "Finished" if run.finished else "Not finished"
     early = "" if run.stopped is None else f" Stopped early, with the genotype of epoch {run.stopped['chosen_epoch']}."
     again = "" if run.finished else f" To see more of them: {program('report')} {argument(run.shown_path)}"
@@ -117,7 +117,7 @@ def search_data(run: Run, epochs: Sequence[SearchEpoch]) -> dict[str, Any]:
     return {
         "operations": operations,
         "edges": edge_names(num_nodes),
-        "planned": run.options.get("epochs"),
+        "planned": run.planned,
         "panels": [_panel(panel) for panel in (*search_panels(run.task.plots), PARAMS)],
         "styles": {name: _style(style_of(name)) for name in (*STYLES, *plugged_families(operations))},
         "cells": shown,

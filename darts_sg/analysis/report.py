@@ -23,14 +23,20 @@ from darts_sg.tasks import DEFAULT_TASK, Figure
 from darts_sg.tasks.columns import cell as column_cell
 
 SHOWN_OPTIONS = (
-    "recipe", "space", "genotype", "model", "finetune", "network", "epochs", "batch_size", "channels", "cells", "nodes",
-    "learning_rate", "relaxation", "hypergradient", "regularizer", "perturbation", "selection", "alpha_learning_rate",
+    "recipe", "strategy", "space", "genotype", "model", "finetune", "network", "epochs", "batch_size", "channels",
+    "cells", "nodes", "learning_rate", "relaxation", "hypergradient", "regularizer", "perturbation", "selection",
+    "alpha_learning_rate",
     "alpha_frozen_epochs", "partial_channels", "edge_normalization", "stop_eigenvalue", "stop_skips", "penalty",
     "target_params", "target_macs",
     "cutout_length", "colour_jitter", "drop_path_prob", "auxiliary_weight", "schedule", "warmup_epochs",
     "label_smoothing", "ema", "compile",
 )  # fmt: skip
-UNREMARKABLE = {"relaxation": "softmax", "perturbation": "none", "selection": "argmax"}  # those of DARTS: not shown
+UNREMARKABLE = {
+    "strategy": "gradient",
+    "relaxation": "softmax",
+    "perturbation": "none",
+    "selection": "argmax",
+}  # those of DARTS: not shown
 
 
 def write_report(run_dir: Path, animate: bool = False) -> Path:
@@ -50,7 +56,7 @@ def write_report(run_dir: Path, animate: bool = False) -> Path:
     if run.genotype is not None:
         caption = _cost_line(run, run.genotype)
         save_figure(draw_genotype(run.genotype, caption), pictures / "cells")
-        sections += _genotype(run, run.genotype, caption)
+        sections += [*_genotype(run, run.genotype, caption), *_decisions(run.genotype), *_candidates(run.genotype)]
     if run.options.get("model"):
         sections += _model(run, find_model(run.options["model"]))
     epochs = read_search_epochs(run_dir) if run.job == "search" else []
@@ -63,7 +69,7 @@ def write_report(run_dir: Path, animate: bool = False) -> Path:
 
 
 def _head(run: Run) -> list[str]:
-    done, planned = (int(run.rows[-1]["epoch"]) if run.rows else 0), run.options.get("epochs")
+    done, planned = (int(run.rows[-1]["epoch"]) if run.rows else 0), run.planned
     spent = f" in {duration(run.rows[-1]['seconds'])}" if run.rows and "seconds" in run.rows[-1] else ""
     if run.finished and run.stopped is not None:
         state = (
@@ -213,6 +219,33 @@ def _genotype(run: Run, genotype: Genotype, caption: str) -> list[str]:
     return [*parts, f"![Both cells of {genotype.name}](pictures/cells.svg)"]
 
 
+def _candidates(genotype: Genotype) -> list[str]:
+    """The best candidates of a search that compares some, best first."""
+    table = _records(genotype, "candidates")
+    text = "The best candidates, in the order of their scores. [candidates.json](candidates.json) has them all."
+    return ["## Best candidates", text, table] if table else []
+
+
+def _records(genotype: Genotype, name: str) -> str:
+    """The table of a list of mappings in the provenance; empty if there is none."""
+    found = genotype.provenance.get(name)
+    if not isinstance(found, list) or not all(isinstance(each, dict) for each in found) or not found:
+        return ""
+    keys = list(dict.fromkeys(str(key) for each in found for key in each))
+    rows = [["" if each.get(key) is None else _flat(each[key]) or "" for key in keys] for each in found]
+    return markdown_table([key.replace("_", " ") for key in keys], rows)
+
+
+def _decisions(genotype: Genotype) -> list[str]:
+    """The decisions of a selection that is a phase of the search, in the order in which they were made."""
+    table = _records(genotype, "decisions")
+    text = (
+        "The selection measured the supernet without each alternative, on validation images. The margin is the "
+        "difference of the score to the next alternative."
+    )
+    return ["## Decisions of the selection", text, table] if table else []
+
+
 def _model(run: Run, model: Model) -> list[str]:
     """The stages of the model that is trained."""
     network = run.options["network"]
@@ -234,7 +267,7 @@ def cell_table(cell: Cell) -> str:
     most = max(len(node) for node in cell.nodes)
     rows = []
     for i, node in enumerate(cell.nodes):
-        edges = [f"{edge.operation} of {state_name(edge.state)}" for edge in node]
+        edges = [f"{edge.operation} of {state_name(edge.state)}" for edge in node] or ["left out: no edges"]
         rows.append((f"node {i}", *edges, *[""] * (most - len(edges))))
     joined = ", ".join(state_name(state) for state in cell.concat)
     rows.append(("output c_k", f"concat of {joined}", *[""] * (most - 1)))
@@ -283,7 +316,13 @@ def _going_on(run: Run) -> list[str]:
 
 
 def _measured(run: Run) -> list[str]:
-    if run.job == "search":
+    if run.baseline:
+        text = (
+            f"Measured: the candidates of a search without alphas, in the size and for the epochs of the search. They "
+            f"say little about a derived network at full size, whose {run.task.headline.title} takes a retraining. "
+            "Not measured: the spread over seeds (this is one search), latency."
+        )
+    elif run.job == "search":
         measures = " and ".join(name.replace("_", " ") for name in ("loss", *run.task.training_measures))
         text = (
             f"Measured: {measures} of the supernet, on the images that train its weights and on those "

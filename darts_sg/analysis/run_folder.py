@@ -44,7 +44,7 @@ OPTION_TYPES: Mapping[str, Any] = {
 """The options in config.yaml that reports read. Others may be of any type: a run may be of another version."""
 ENVIRONMENT_TYPES: Mapping[str, Any] = {
     "threads": int | None, "processes": int | None, "device": str | None, "device_name": str | None,
-    "command": str | None, "kernels": str | None,
+    "command": str | None, "kernels": str | None, "epochs": int | None,
 }  # fmt: skip
 DATA_TYPES: Mapping[str, Any] = {
     "fingerprint": str | None, "name": str | None, "note": str | None, "remark": str | None, "train_images": int | None,
@@ -71,6 +71,16 @@ class Run:
         if self.job == "augment":
             return self.result is not None
         return self.genotype is not None and self.genotype_epoch is None
+
+    @property
+    def planned(self) -> int | None:
+        """Epochs of the whole run: of a search whose selection goes on after --epochs, more than these."""
+        return self.environment.get("epochs") or self.options.get("epochs")
+
+    @property
+    def baseline(self) -> bool:
+        """Whether this is a search without alphas, and so without mixing weights."""
+        return self.job == "search" and str(self.options.get("strategy") or "gradient") != "gradient"
 
     @property
     def stopped(self) -> Mapping[str, Any] | None:
@@ -325,6 +335,8 @@ def read_search_epoch(run_dir: Path, epoch: int | None = None) -> SearchEpoch:
     run = read_run(run_dir)
     if run.job != "search":
         raise UsageError(f"{run_dir} is the folder of a retraining; mixing weights are in that of a search")
+    if run.baseline:
+        raise UsageError(f"{run_dir} is a search without alphas ({run.options['strategy']}): it has no mixing weights")
     there = search_epochs(run_dir)
     if not there:
         raise UsageError(f"{run_dir} has no finished epoch yet")

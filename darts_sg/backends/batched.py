@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from darts_sg.backends import ir
+from darts_sg.backends.sampled import sampled_edges
 from darts_sg.backends.watch import HOOKS, Watch, is_changed
 from darts_sg.derive import num_edges
 from darts_sg.errors import UsageError
@@ -469,6 +470,8 @@ class BatchedCell(nn.Module):
     def forward(self, s0: State, s1: State, weights: CellWeights, recompute: bool = False) -> State:
         self.refuse_changes()
         x0, x1 = s0.rectified(), s1.rectified()
+        if weights.chosen is not None:
+            return State(maybe_recomputed(self, self._sampled_output, x0, x1, weights, recompute=recompute))
         each = weights.once("batches of edges", self.edge_weights)
         return State(maybe_recomputed(self, self._output, x0, x1, each, recompute=recompute))
 
@@ -482,6 +485,16 @@ class BatchedCell(nn.Module):
 
     def _output(self, x0: Tensor, x1: Tensor, weights: Sequence[EdgeWeights]) -> Tensor:
         return join(self.nodes([self.input_0(x0), self.input_1(x1)], weights))
+
+    def _sampled_output(self, x0: Tensor, x1: Tensor, weights: CellWeights) -> Tensor:
+        return join(self.sampled_nodes([self.input_0(x0), self.input_1(x1)], weights))
+
+    def sampled_nodes(self, states: Sequence[Tensor], weights: CellWeights) -> list[Tensor]:
+        """All nodes with the chosen operation of each edge alone."""
+        assert weights.chosen is not None
+        edges = sampled_edges(self)
+        edges.bind(weights.chosen)
+        return edges.plain.nodes(states, weights)
 
     def nodes(self, states: list[Tensor], weights: Sequence[EdgeWeights]) -> list[Tensor]:
         """All nodes, from the outputs of the two input layers, (N, C, H, W) each."""

@@ -123,7 +123,7 @@ def _pass(
     for tensor in inputs.values():
         tensor.requires_grad_()
     s0, s1, *mixing = inputs.values()
-    output = cell(State(s0), State(s1), CellWeights(*mixing) if is_supernet else None).joined()
+    output = cell(State(s0), State(s1), CellWeights(mixing[0]) if is_supernet else None).joined()
     wanted = inputs | {f"the gradient of {name}": weight for name, weight in cell.named_parameters()}
     of_output = noise(len(output) // times, *output.shape[1:]).repeat(times, 1, 1, 1).div_(times).to(output)
     gradients = torch.autograd.grad(output, [*wanted.values()], of_output, allow_unused=True)

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from darts_sg.cli.parser import Parser, not_negative, picture_kind, positive, quantity
 from darts_sg.cli.terminal import console, deliver, machine_fields
-from darts_sg.errors import UsageError
+from darts_sg.errors import UsageError, cut
 from darts_sg.formats import FORMATS, GenotypeError, recognised, shown
 
 SHOWN_POINTS = 25  # rows of the table of a frontier
@@ -107,6 +107,7 @@ def add_parser(commands: Any) -> None:
     compare.add_argument("--device", help="with --latency: device to measure on (default: cpu)")
     add_shape(compare)
     compare.set_defaults(act=show_comparison)
+    add_score(actions)
     cost = actions.add_parser("cost", help="show parameters, MACs, memory and latency, by cell and by operation")
     cost.add_argument("genotype", metavar="NAME_OR_PATH")
     cost.add_argument(
@@ -119,6 +120,26 @@ def add_parser(commands: Any) -> None:
     cost.add_argument("--json", action="store_true", help="print JSON")
     add_shape(cost)
     cost.set_defaults(act=show_cost)
+
+
+def add_score(actions: Any) -> None:
+    """Add `score`, which compares genotypes by zero-cost proxies."""
+    scoring = actions.add_parser("score", help="score genotypes by zero-cost proxies, without any training")
+    scoring.add_argument("genotypes", metavar="NAME_OR_PATH", nargs="+")
+    scoring.add_argument(
+        "--proxy", default="synflow,naswot,params,macs", metavar="NAME,NAME",
+        help="proxies, the first of which orders the table; all for every one (default: synflow,naswot,params,macs)",
+    )  # fmt: skip
+    scoring.add_argument("--image-size", type=positive, help="side of the images in pixels (default: 32, ImageNet 224)")
+    scoring.add_argument("--batch-size", type=positive, default=16, help="images in the batch (default: 16)")
+    scoring.add_argument("--seed", type=not_negative, default=0, help="seed of weights and images (default: 0)")
+    scoring.add_argument(
+        "--data", type=Path, metavar="DIR", help="folder of --dataset to take the batch from (default: random images)"
+    )
+    scoring.add_argument("--dataset", help="data set to take the batch from (default with --data: cifar10)")
+    scoring.add_argument("--json", action="store_true", help="print JSON")
+    add_shape(scoring)
+    scoring.set_defaults(act=show_scores)
 
 
 def add_shape(parser: argparse.ArgumentParser) -> None:
@@ -395,6 +416,44 @@ def show_comparison(arguments: argparse.Namespace) -> None:
     for line in lines:
         table.add_row(*line)
     console().print(table)
+
+
+def show_scores(arguments: argparse.Namespace) -> None:
+    from darts_sg.analysis.cost import shape_text
+    from darts_sg.baselines.proxies import PROXIES
+    from darts_sg.engine.scoring import score_genotypes
+    from darts_sg.genotype import load_genotype
+    from darts_sg.ops import OPERATIONS
+
+    names = list(PROXIES) if arguments.proxy == "all" else [name.strip() for name in arguments.proxy.split(",")]
+    for name in names:
+        PROXIES[name]
+    if len(set(names)) < len(names):
+        raise UsageError(f"--proxy {cut(arguments.proxy)} names a proxy twice")
+    genotypes = [load_genotype(name, known=list(OPERATIONS)) for name in arguments.genotypes]
+    shape = (arguments.network, arguments.channels, arguments.cells)
+    data = arguments.dataset or ("cifar10" if arguments.data else None)
+    rows, batch = score_genotypes(
+        genotypes, names, shape, image_size=arguments.image_size, batch_size=arguments.batch_size, seed=arguments.seed,
+        dataset=data, folder=arguments.data or Path("data"),
+    )  # fmt: skip
+    rows.sort(key=lambda row: -row["scores"][names[0]])
+    if arguments.json:
+        setting = {
+            "batch": batch,
+            "batch_size": arguments.batch_size,
+            "seed": arguments.seed,
+            "shape": shape_text(*shape),
+        }
+        print(json.dumps({**setting, "genotypes": rows}, indent=1))
+        return
+    table = Table("genotype", *names, box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(row["name"], *(f"{row['scores'][name]:.6g}" for name in names))
+    console().print(table)
+    console().print(
+        f"{shape_text(*shape)}; batch of {arguments.batch_size}, {batch}; seed {arguments.seed}", highlight=False
+    )
 
 
 def show_cost(arguments: argparse.Namespace) -> None:

@@ -16,6 +16,7 @@ COMMANDS = {
     "search": f"search for a cell ({PROG} search --help)",
     "augment": f"train the network of a genotype, or a model ({PROG} augment --help)",
     "demo": "search, derive and retrain on rendered images in a few minutes",
+    "study": "run a whole comparison from one file: spaces × methods × seeds, on one machine or a cluster",
     "genotype": "show, draw, compare, derive, import and export genotypes",
     "spaces": "every space and operation",
     "models": "costs and published accuracies of MobileNeXt and MobileNetV2",

@@ -17,7 +17,10 @@ def add_parser(commands: Any) -> None:
     models = commands.add_parser("models", description="Costs and published accuracies of MobileNeXt and MobileNetV2.")
     models.add_argument("models", metavar="NAME", nargs="*", help="models of any width (default: the registered ones)")
     models.add_argument(
-        "--network", choices=["cifar", "imagenet"], default="imagenet", help="shape (default: imagenet, at 224×224)"
+        "--network",
+        choices=["cifar", "imagenet", "voc"],
+        default="imagenet",
+        help="shape: imagenet at 224×224, cifar at 32×32, voc: the detector SSDLite at 320×320 (default: imagenet)",
     )
     models.add_argument(
         "--latency", action="store_true", help="measure inference and a training step here, interleaving the models"
@@ -30,8 +33,9 @@ def add_parser(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Print the models with their counts, and measure their latency if asked to."""
     from darts_sg.analysis.compare import model_latency
-    from darts_sg.analysis.cost import IMAGE_SIZE, NUM_CLASSES, model_cost
+    from darts_sg.analysis.cost import DETECTOR, IMAGE_SIZE, NUM_CLASSES, model_cost
     from darts_sg.engine import environment
+    from darts_sg.networks import ssdlite
     from darts_sg.networks.mobile import MODELS, find_model
 
     if not arguments.latency and (arguments.batch_size or arguments.device):
@@ -41,6 +45,8 @@ def run(arguments: argparse.Namespace) -> None:
     device = environment.choose_device(arguments.device or "cpu")
     found = [find_model(name) for name in arguments.models or MODELS]
     costs = [model_cost(model, arguments.network) for model in found]
+    detectors = arguments.network == DETECTOR
+    published = [ssdlite.PUBLISHED.get(model.name) if detectors else model.published for model in found]
     batch, times = arguments.batch_size or 32, []
     if arguments.latency:
         environment.prepare_device(device, None)
@@ -52,9 +58,9 @@ def run(arguments: argparse.Namespace) -> None:
                 "network": arguments.network,
                 "params": cost.params,
                 "macs": cost.macs,
-                "published": None if model.published is None else model.published._asdict(),
+                "published": None if known is None else known._asdict(),
             }
-            for model, cost in zip(found, costs, strict=True)
+            for model, cost, known in zip(found, costs, published, strict=True)
         ]
         for row, (inference, training) in zip(rows, times, strict=False):
             row |= {"inference_seconds": inference._asdict(), "training_seconds": training._asdict()}
@@ -62,11 +68,14 @@ def run(arguments: argparse.Namespace) -> None:
         print(json.dumps(rows, indent=1))
         return
     out, size = console(), IMAGE_SIZE[arguments.network]
-    published = ("published: top-1", "published: parameters", "published: MACs", "published by")
-    table = Table("model", "block", "parameters", "MACs", *published, box=None, pad_edge=False)
-    for model, cost in zip(found, costs, strict=True):
+    columns = ("mAP on VOC07", "mAP on COCO") if detectors else ("top-1", "parameters", "MACs")
+    titles = [*(f"published: {column}" for column in columns), "published by"]
+    table = Table("model", "block", "parameters", "MACs", *titles, box=None, pad_edge=False)
+    for model, cost, known in zip(found, costs, published, strict=True):
         cells = [model.name, model.family.title, f"{cost.params:,}", f"{cost.macs:,}"]
-        if known := model.published:
+        if isinstance(known, ssdlite.Published):
+            cells += [f"{known.map_voc07:g}", f"{known.map_coco:g}", known.source]
+        elif known is not None:
             cells += [f"{known.accuracy:g}%", f"{known.params:g}M", f"{known.macs:g}M", known.source]
         table.add_row(*cells)
     out.print(table)
@@ -76,10 +85,12 @@ def run(arguments: argparse.Namespace) -> None:
             speed.add_row(model.name, str(inference), str(training))
         out.print(f"\nTime of {batch} images on {environment.machine(device)}:", highlight=False)
         out.print(speed)
+    classes = f"{NUM_CLASSES[arguments.network]} classes{' and the background' if detectors else ''}"
+    source = "Published mAP is in percent, trained on VOC07+12" if detectors else "Published accuracies are on ImageNet"
     out.print(
         f"\nParameters and MACs (convolutions and linear layers) are counted here, {arguments.network} shape: "
-        f"{size}×{size} pixels, {NUM_CLASSES[arguments.network]} classes. Published accuracies are on ImageNet.\n"
+        f"{size}×{size} pixels, {classes}. {source}.\n"
         "Any width does: mobilenext_0.9; with _idM the shortcuts add 1/M of the channels.\n"
-        f"To train one: {program('augment')} --model NAME --recipe mobilenext",
+        f"To train one: {program('augment')} --model NAME --recipe {'voc' if detectors else 'mobilenext'}",
         highlight=False,
     )

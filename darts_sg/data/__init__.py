@@ -9,6 +9,10 @@ from pathlib import Path
 
 from darts_sg.data.batches import Augment, TrainBatches, evaluation_batches, keyed_generator
 from darts_sg.data.cifar import load_cifar10, load_cifar100
+from darts_sg.data.detection.coco import load_coco
+from darts_sg.data.detection.objects import DetectionImages, Objects
+from darts_sg.data.detection.voc import load_voc
+from darts_sg.data.detection.yolo import load_yolo
 from darts_sg.data.fashion_mnist import load_fashion_mnist
 from darts_sg.data.folder import load_folder
 from darts_sg.data.imagenet import load_imagenet
@@ -24,10 +28,12 @@ __all__ = [
     "Augment",
     "DataSpec",
     "Dataset",
+    "DetectionImages",
     "ImageFiles",
     "ImageSet",
     "Images",
     "Loader",
+    "Objects",
     "Reading",
     "TrainBatches",
     "balanced_split",
@@ -46,6 +52,9 @@ DATASETS.add("fashion_mnist", load_fashion_mnist)
 DATASETS.add("folder", load_folder)
 DATASETS.add("imagenet", load_imagenet)
 DATASETS.add("synthetic", load_synthetic)
+DATASETS.add("voc", load_voc)
+DATASETS.add("coco", load_coco)
+DATASETS.add("yolo", load_yolo)
 
 
 def load_dataset(

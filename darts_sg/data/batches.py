@@ -17,7 +17,7 @@ from torch import Tensor
 from darts_sg.data.colour import ColourDraws, colour_jitter, draw_colours
 from darts_sg.data.generator import keyed_generator
 from darts_sg.data.spec import DataSpec, Images, ImageSet
-from darts_sg.data.stream import FileReader, ImageFiles, RandomCrops, Stream
+from darts_sg.data.stream import BOXES_HINT, FileReader, ImageFiles, RandomCrops, Stream
 from darts_sg.errors import UsageError
 
 
@@ -84,9 +84,8 @@ class TrainBatches:
         self._order: tuple[int, Tensor] | None = None
         self._files: Stream | None = None
         if isinstance(images, ImageFiles):
-            crops = RandomCrops(seed, stream, augment.flip and spec.flip)
             own = weakref.proxy(self)  # without a reference cycle the workers end as soon as this object is released
-            self._files = Stream(images, lambda position: own.keys(position), FileReader(images, crops))
+            self._files = Stream(images, lambda position: own.keys(position), self._reader(images))
 
     def __len__(self) -> int:
         """Batches in one pass."""
@@ -158,6 +157,12 @@ class TrainBatches:
         """The random choices for this rank's share of the batch at `position`."""
         draws, share = self.draws(position, self.num_images(position)), self.share(position)
         return Draws(draws.offsets[share], draws.flips[share], draws.centres[share])
+
+    def _reader(self, images: ImageFiles) -> FileReader:
+        """Reads the images of a set in files. UsageError if they have no label each."""
+        if images.has_boxes:
+            raise UsageError(f"the images of {self.spec.name} have boxes instead of one label each: {BOXES_HINT}")
+        return FileReader(images, RandomCrops(self.seed, self.stream, self.augment.flip and self.spec.flip))
 
     def _pixels(self, position: int, draws: Draws) -> tuple[Tensor, Tensor]:
         """Cropped and flipped images in memory, uint8 (B, H, W, C), and their labels."""

@@ -15,7 +15,7 @@ from functools import partial
 from itertools import count
 from multiprocessing import resource_tracker
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -47,6 +47,8 @@ LARGE_IMAGE = 2**25
 """Pixels from which on the size of a file is looked at."""
 MOST_COMPRESSED = 500
 """Pixels for a byte of file: photographs have 2 to 20, a single colour up to 1,000."""
+BOXES_HINT = "choose --task detection"
+"""Ends the message about images with boxes where labels are needed."""
 MOST_IN_A_ROW = 100
 """Unreadable files in a row after which the run ends: then it is not single files that are damaged."""
 
@@ -84,6 +86,9 @@ class UnusualImages(dict[str, str]):
 @dataclass(frozen=True, eq=False)
 class ImageFiles:
     """A labelled set of image files, read and cropped to squares on demand."""
+
+    has_boxes: ClassVar[bool] = False
+    """Whether the images have objects in boxes instead of one label each."""
 
     root: Path
     names: np.ndarray
@@ -154,6 +159,8 @@ class Read(NamedTuple):
     """Index and description of the images tried that are damaged or no RGB JPEG."""
     failure: str = ""
     """Why nothing can be read at all, if the fault is not in the image."""
+    target: Any = None
+    """The image's target where it is more than a label; NumPy arrays, which are cheaper to send than small tensors."""
 
 
 class Batch(NamedTuple):
@@ -164,6 +171,8 @@ class Batch(NamedTuple):
     indices: list[int]
     unusual: list[tuple[int, str]]
     failure: str
+    targets: list[Any]
+    """The targets of the images that could be read."""
 
 
 class RandomCrops(NamedTuple):
@@ -185,6 +194,31 @@ class FileReader(torch_data.Dataset[Read]):
         self.crops = crops
 
     def __getitem__(self, key: Key) -> Read:
+        read = self.draw(key)
+        unusual: list[tuple[int, str]] = []
+        # in training the next readable image stands in for a damaged one, so that batches keep their size
+        for turn in range(MOST_IN_A_ROW if self.replace else 1):
+            at = (key[1] + turn) % len(self.names)
+            path = os.path.join(self.root, self.names[at])  # noqa: PTH118 - pathlib takes no bytes
+            try:
+                pixels, kind, target = read(os.fsdecode(path), at)
+            except UNREADABLE as error:
+                if isinstance(error, OSError) and error.errno is not None:
+                    return Read(None, at, unusual, f"cannot read {os.fsdecode(path)}: {error.strerror}")
+                unusual.append((at, f"{DAMAGED}: {' '.join(str(error).split()) or type(error).__name__}"))
+                continue
+            if kind:
+                unusual.append((at, kind))
+            return Read(torch.from_numpy(pixels), at, unusual, target=target)
+        failure = f"{MOST_IN_A_ROW} images in a row cannot be decoded, from {os.fsdecode(path)} back"
+        return Read(None, at, unusual, failure if self.replace else "")
+
+    def draw(self, key: Key) -> Callable[[str, int], tuple[np.ndarray, str, Any]]:
+        """Make the random choices for an image, and return the function that reads a file by them.
+
+        It takes path and index of the image, or of one that stands in for it, and returns the pixels, uint8 (H, W, C),
+        the kind of an unusual image, and the target, None where a label is enough. It raises one of UNREADABLE.
+        """
         number, index = key
         box_of: Callable[[int, int], Box] = middle_box
         flip = False
@@ -193,23 +227,12 @@ class FileReader(torch_data.Dataset[Read]):
             draws = torch.rand(CROP_TRIES, 4, generator=generator).tolist()
             box_of = partial(random_box, draws=draws)
             flip = self.crops.flip and torch.rand((), generator=generator).item() < 0.5
-        unusual: list[tuple[int, str]] = []
-        # in training the next readable image stands in for a damaged one, so that batches keep their size
-        for turn in range(MOST_IN_A_ROW if self.replace else 1):
-            at = (index + turn) % len(self.names)
-            path = os.path.join(self.root, self.names[at])  # noqa: PTH118 - pathlib takes no bytes
-            try:
-                pixels, kind = read_square(os.fsdecode(path), self.size, box_of, reduced=self.reduced)
-            except UNREADABLE as error:
-                if isinstance(error, OSError) and error.errno is not None:
-                    return Read(None, at, unusual, f"cannot read {os.fsdecode(path)}: {error.strerror}")
-                unusual.append((at, f"{DAMAGED}: {' '.join(str(error).split()) or type(error).__name__}"))
-                continue
-            if kind:
-                unusual.append((at, kind))
-            return Read(torch.from_numpy(pixels[:, ::-1].copy() if flip else pixels), at, unusual)
-        failure = f"{MOST_IN_A_ROW} images in a row cannot be decoded, from {os.fsdecode(path)} back"
-        return Read(None, at, unusual, failure if self.replace else "")
+
+        def read(path: str, at: int) -> tuple[np.ndarray, str, None]:
+            pixels, kind = read_square(path, self.size, box_of, reduced=self.reduced)
+            return pixels[:, ::-1].copy() if flip else pixels, kind, None
+
+        return read
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -305,6 +328,12 @@ class Stream:
 
     def __getitem__(self, position: int) -> tuple[Tensor, Tensor]:
         """uint8 (B, H, W, C) and labels int64 (B,), on the device of `files`; without damaged images in evaluation."""
+        batch = self.read(position)
+        labels, device = self.files.labels[batch.indices], self.files.device
+        return batch.pixels.to(device, non_blocking=True), labels.to(device)
+
+    def read(self, position: int) -> Batch:
+        """The batch at `position` as the workers send it, on the CPU."""
         if self.running is None or position != self.next:
             self.stop()
             self.running = self._start(position)
@@ -315,8 +344,7 @@ class Stream:
         except RunError:
             self.stop()
             raise
-        labels, device = self.files.labels[batch.indices], self.files.device
-        return batch.pixels.to(device, non_blocking=True), labels.to(device)
+        return batch
 
     def stop(self) -> None:
         """End the workers. The next batch starts new ones."""
@@ -409,6 +437,7 @@ def collate(reads: Sequence[Read], size: int) -> Batch:
         [read.given for read in reads if read.pixels is not None],
         [item for read in reads for item in read.unusual],
         next((read.failure for read in reads if read.failure), ""),
+        [read.target for read in reads if read.pixels is not None],
     )
 
 

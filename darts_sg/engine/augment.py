@@ -7,7 +7,7 @@ import functools
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from darts_sg.data import Images, count_unusual
 from darts_sg.engine.checkpoint import checkpoints
 from darts_sg.engine.distributed import without_sync_batchnorm
 from darts_sg.engine.kernels import use_kernels
-from darts_sg.engine.loop import Loop, StepResult
+from darts_sg.engine.loop import Loop, Piece, StepResult
+from darts_sg.engine.memory import buffers_kept
 from darts_sg.engine.output import lenient_output
 from darts_sg.engine.run_dir import RunDir
 from darts_sg.engine.setup import (
@@ -143,13 +144,22 @@ class AugmentJob:
         means = ranks.means(num_terms, **{f"train_{name}": value for name, value in measured.items()})
         return StepResult(self.train.num_images(position), means)
 
-    def attempt(self, batch_size: int, *, recompute: bool) -> None:
-        """Compute the gradients of a step with `batch_size` images on this rank alone and discard them."""
+    def attempt(self, batch_size: int, *, recompute: bool, side: int | None = None) -> int:
+        """Compute the gradients of a step with `batch_size` images on this rank alone and discard them.
+
+        Images keep their size: a task such as detection may be made for one.
+        """
         x, targets = trial_batch(self.train_images, self.config, self.setting, batch_size)
         self.optimizer.zero_grad()
-        with without_sync_batchnorm(self.network), autocast(self.config, self.setting.device):
-            losses = [self.task.loss(outputs, targets) for outputs in self.network(x) if outputs is not None]
-        torch.autograd.grad(torch.stack(losses).sum(), self.weights)
+        with buffers_kept(self.network):
+            with without_sync_batchnorm(self.network), autocast(self.config, self.setting.device):
+                losses = [self.task.loss(outputs, targets) for outputs in self.network(x) if outputs is not None]
+            torch.autograd.grad(torch.stack(losses).sum(), self.weights)
+        return x[:, 0].numel()
+
+    def after_steps(self, epoch: int) -> Iterator[Piece]:
+        """Nothing: the tests belong to the end of the epoch."""
+        return iter(())
 
     def end_epoch(self, epoch: int, means: dict[str, float], run: RunDir) -> dict[str, float]:
         row = {"learning_rate": self.learning_rate(epoch)}
@@ -450,7 +460,7 @@ def run_augment(
     refuse_single_images(job.train, lambda x: job.subject.build()(x))
     if dry:
         writes = _written(config)
-        dry_run(job, config, setting, run, title=trained.name, first_epoch=0, facts=job.facts(), writes=writes)
+        dry_run(job, config, setting, run, title=trained.name, first_epoch=0, facts=job.facts, writes=writes)
         return None
     for line in filter(None, [job.started, job.averaged()]):
         print(line)

@@ -142,6 +142,10 @@ class Ranks:
         detached = [tensor.detach() for tensor in tensors.values()]
         return dict(zip(tensors, self.mean(detached, num_images), strict=True))
 
+    def share_gradients(self, tensors: Sequence[Tensor], num_images: int) -> list[Tensor]:
+        """The same tensors, whose gradients in a backward pass become the means over the images of all ranks."""
+        return list(_SharedGradients.apply(self, num_images, *tensors))
+
     def average_statistics(self, model: torch.nn.Module, num_images: int) -> None:
         """Average the running statistics over the ranks, after a step of `num_images` on this one."""
         if self.size > 1:
@@ -236,6 +240,19 @@ class Ranks:
 
 
 ALONE = Ranks()
+
+
+class _SharedGradients(torch.autograd.Function):
+    """The identity; its backward pass averages the gradients of all its tensors in one collective."""
+
+    @staticmethod
+    def forward(ctx: Any, ranks: Ranks, num_images: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.ranks, ctx.num_images = ranks, num_images
+        return tuple(tensor.view_as(tensor) for tensor in tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        return None, None, *ctx.ranks.mean(gradients, ctx.num_images)
 
 
 @contextmanager

@@ -7,7 +7,8 @@ import torch
 from darts_sg.backends import accelerate, check, pytorch_backend
 from darts_sg.backends.cpp import build
 from darts_sg.config import RunConfig
-from darts_sg.engine.setup import Setting, is_out_of_memory
+from darts_sg.engine.memory import is_out_of_memory
+from darts_sg.engine.setup import Setting
 from darts_sg.errors import UsageError
 from darts_sg.networks.derived import DerivedNetwork
 from darts_sg.networks.supernet import Supernet

@@ -53,6 +53,18 @@ class StepResult(NamedTuple):
     """Means over the batch by name: scalar tensors on the device, which only the loop reads."""
 
 
+class Piece(NamedTuple):
+    """A piece of work that is done: see `Job.after_steps`."""
+
+    title: str
+    """What it belongs to, for the progress bar."""
+    done: int
+    """Pieces of this title that are done, and `total` in all."""
+    total: int
+    lines: tuple[str, ...] = ()
+    """Results to print and log."""
+
+
 class Job(Protocol):
     """A search or a training, as the loop sees it. Epochs and steps count from 0."""
 
@@ -69,10 +81,18 @@ class Job(Protocol):
     def step(self, epoch: int, step: int) -> StepResult:
         """One training step."""
 
-    def attempt(self, batch_size: int, *, recompute: bool) -> None:
-        """Compute a step with `batch_size` images and discard the result, to see whether it fits into memory.
+    def attempt(self, batch_size: int, *, recompute: bool, side: int | None = None) -> int:
+        """Compute a step with `batch_size` images and discard the result, to see what memory it takes.
 
-        On this rank alone: without collectives, which the other ranks would have to join.
+        Leaves the state of the job as it was. On this rank alone: without collectives, which the other ranks would have
+        to join. side: the images are cropped to this many pixels a side where the network takes images of any size.
+        Returns the pixels of the batch.
+        """
+
+    def after_steps(self, epoch: int) -> Iterator[Piece]:
+        """What is left to do between the last step of `epoch` and its end, piece by piece; most epochs have nothing.
+
+        The loop may save and stop after each piece: `state_dict` says which are done. Called on all ranks.
         """
 
     def end_epoch(self, epoch: int, means: dict[str, float], run: RunDir) -> dict[str, float]:
@@ -160,6 +180,7 @@ class Display:
         self.console = Console(soft_wrap=True, highlight=False)
         self.job = job
         self.progress: Progress | None = None
+        self.pieces: TaskID | None = None
         if sys.stdout.isatty():
             self.progress = Progress(
                 TextColumn("{task.description}"),
@@ -184,8 +205,18 @@ class Display:
             self.progress.update(self.all, completed=epoch, speed="", left=f"{clock(seconds_left)} left")
             self.progress.update(self.epoch, completed=step, speed=f"{speed:.0f} images/s", left="")
 
+    def piece(self, piece: Piece) -> None:
+        """A bar for the pieces of work after the steps of an epoch, from the first of them to the end of the epoch."""
+        if self.progress is not None:
+            if self.pieces is None:
+                self.pieces = self._task(piece.title, piece.total)
+            self.progress.update(self.pieces, description=piece.title, completed=piece.done, total=piece.total)
+
     def epoch_done(self, epoch: int) -> None:
         if self.progress is not None:
+            if self.pieces is not None:
+                self.progress.remove_task(self.pieces)
+                self.pieces = None
             self.progress.update(self.all, completed=epoch)
             self.progress.update(self.epoch, completed=0)
 
@@ -249,6 +280,7 @@ class Loop:
         with stop_signals() as self.received, self.display.context():
             while not self._at_end():
                 self._run_epoch()
+                self._after_steps()
                 self._finish_epoch()
         return self.rows
 
@@ -275,6 +307,13 @@ class Loop:
             self._show(images_here / (now - begun), now - begun, images_here)
             if self.next_step < self.job.steps_per_epoch:
                 self._stop_or_save(due=now - self.last_saved > self.checkpoint_seconds)
+
+    def _after_steps(self) -> None:
+        for piece in self.job.after_steps(self.epoch):
+            for text in piece.lines:
+                self._say(text)
+            self.display.piece(piece)
+            self._stop_or_save(due=time.monotonic() - self.last_saved > self.checkpoint_seconds)
 
     def _finish_epoch(self) -> None:
         means = self.meter.means()

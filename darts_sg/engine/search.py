@@ -1,9 +1,10 @@
 """The search: alphas and weights learn in turns, each on its own half of the training images (DARTS, algorithm 1)."""
 
 import functools
+import math
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -22,14 +23,17 @@ from darts_sg.config import SearchConfig
 from darts_sg.data import Augment, TrainBatches
 from darts_sg.data.generator import keyed_seed
 from darts_sg.derive import Array, Costs, entropy
+from darts_sg.engine.baselines import run_baseline
 from darts_sg.engine.eigenvalue import supernet_eigenvalue
 from darts_sg.engine.graphs import WARM_UP, Captured, compile_step
 from darts_sg.engine.kernels import use_kernels
-from darts_sg.engine.loop import Loop, StepResult
+from darts_sg.engine.loop import Loop, Piece, StepResult
+from darts_sg.engine.memory import buffers_kept
 from darts_sg.engine.output import lenient_output
 from darts_sg.engine.run_dir import RunDir
 from darts_sg.engine.search_data import search_parts
 from darts_sg.engine.search_result import npz_bytes, searched_genotype
+from darts_sg.engine.selection_phase import measure, num_batches, run_phase
 from darts_sg.engine.setup import (
     Setting,
     already_finished,
@@ -51,6 +55,7 @@ from darts_sg.engine.setup import (
 from darts_sg.engine.steps import (
     apply_weight_step,
     cosine_learning_rate,
+    eval_mode,
     evaluate,
     load_optimizer,
     set_learning_rate,
@@ -64,13 +69,12 @@ from darts_sg.methods.early_stopping import EarlyStop
 from darts_sg.methods.hypergradient import Hypergradient, VirtualStep, frozen
 from darts_sg.methods.mixing import Draw, alphas_of, draw_noise, expected_mixing, sampled_mixing
 from darts_sg.methods.regularizers import Problem
-from darts_sg.methods.selection import Searched
-from darts_sg.networks.supernet import Mixing, Supernet
+from darts_sg.methods.selection import Searched, Setup, Trial
+from darts_sg.networks.supernet import ALPHA_INIT_DEVIATION, Mixing, Supernet, chosen_by
 from darts_sg.records import MetricsRow
 from darts_sg.spaces import parse_space
 from darts_sg.tasks import columns, task_of
 
-ALPHA_BETAS = (0.5, 0.999)
 EIGENVALUE_IMAGES = 64  # one batch, as in the code of RobustDARTS
 
 Batch = tuple[Tensor, Tensor]
@@ -86,16 +90,32 @@ class SearchJob:
         [self.stage] = self.method.stages
         self.space = parse_space(config.space)
         self.task = task_of(config.as_dict())
-        self.train_images, self.validation_images = (part.to(setting.device) for part in search_parts(config, setting))
+        parts = search_parts(config, setting)
+        self.holds_out = parts[0] is not parts[1]
+        """Whether there are images that the weights do not see."""
+        self.train_images = parts[0].to(setting.device)
+        self.validation_images = parts[1].to(setting.device) if self.holds_out else self.train_images
         self.train = train_batches(self.train_images, config, setting, "weights")
         self.validation = train_batches(self.validation_images, config, setting, "alphas")
+        self.phase = self.method.selection.phase(
+            Setup(self.space.operations, config.nodes, self.stage.epochs, config.seed)
+        )
+        """The selection, if it goes on after the supernet's epochs."""
         self.num_epochs, self.steps_per_epoch = self.stage.epochs, len(self.train)
+        if self.phase is not None:
+            self.num_epochs += self.phase.epochs
+            setting.environment["epochs"] = self.num_epochs  # for reports: more than --epochs
+            self.trial_batches = train_batches(self.validation_images, config, setting, "selection")
         self.supernet = to_device(self._build(), setting.device)
         setting.environment["kernels"] = use_kernels(self.supernet, config, setting, self._prepare_gpu)
         self.supernet.recompute = config.recompute
         if config.compile:
             compile_parts(edge_batches(self.supernet), setting.device)
         self.weights, self.alphas = self.supernet.weights(), self.supernet.alphas()
+        if self.phase is not None and self.phase.fixed_alphas:
+            with torch.no_grad():
+                for alpha in self.alphas:
+                    alpha.zero_()
         problem = problem_of(config, self.space.operations)
         self.regularizers = {name: term.prepare(problem) for name, term in self.method.regularizers.items()}
         if config.eigenvalue_every and setting.device.type == "mps":
@@ -103,13 +123,19 @@ class SearchJob:
         self.weight_optimizer = weight_optimizer(self.weights, config, setting.device)
         on_gpu = setting.device.type == "cuda"
         self.alpha_optimizer = torch.optim.Adam(
-            self.alphas, config.alpha_learning_rate, betas=ALPHA_BETAS, weight_decay=config.alpha_weight_decay,
+            self.alphas, config.alpha_learning_rate, betas=(config.alpha_beta1, config.alpha_beta2),
+            weight_decay=config.alpha_weight_decay,
             fused=on_gpu or None, capturable=on_gpu,
         )  # fmt: skip
         # Both are set before each step, and nowhere else: checkpoints need not hold them, and a CUDA graph reads them.
         self.progress = torch.zeros((), device=setting.device)
         self.generator = torch.Generator(setting.device)
         self.captured = Captured(self._update, [self.generator]) if captures(config, setting) else None
+
+    @property
+    def _num_alpha_images(self) -> int:
+        """How many images the alphas learn from."""
+        return len(self.train_images if self.method.is_single_level else self.validation_images)
 
     def _prepare_gpu(self) -> None:
         config, setting = self.config, self.setting
@@ -124,16 +150,25 @@ class SearchJob:
         return 1 if self.captured is None else WARM_UP + 1
 
     def learning_rate(self, epoch: int) -> float:
+        if self.phase is not None and epoch >= self.stage.epochs:
+            return self.phase.learning_rate
         return cosine_learning_rate(self.config, epoch)
+
+    def _alphas_learn(self, epoch: int) -> bool:
+        """Whether the alphas learn in `epoch`; in the epochs of a selection phase, as in the last one before it."""
+        fixed = self.phase is not None and self.phase.fixed_alphas
+        return not fixed and self.stage.alphas_learn(min(epoch, self.stage.epochs - 1))
 
     def step(self, epoch: int, step: int) -> StepResult:
         position = epoch * self.steps_per_epoch + step
         set_learning_rate(self.weight_optimizer, self.learning_rate(epoch))
-        self.progress.fill_(position / (self.num_epochs * self.steps_per_epoch))
+        self.progress.fill_(min(1.0, position / (self.stage.epochs * self.steps_per_epoch)))
         # The noise of a step depends on seed and position: all ranks draw the same, a resumed run what it would have.
         self.generator.manual_seed(keyed_seed(self.config.seed, "mixing", "noise", position))
-        tensors: tuple[Tensor, ...] = self.train[position]
-        if self.stage.alphas_learn(epoch):
+        tensors: tuple[Tensor, ...] = (batch := self.train[position])
+        if self._alphas_learn(epoch):
+            if self.method.is_single_level:
+                return StepResult(self.train.num_images(position), self._update_together(batch))
             tensors += self.validation[position]
         means = self._update(*tensors) if self.captured is None else self.captured(None, *tensors)
         return StepResult(self.train.num_images(position), means)
@@ -160,9 +195,31 @@ class SearchJob:
                 self.config.gradient_clip,
                 ranks,
                 num_images,
+                all_decay=self.method.relaxation.is_one_hot,
             )
         ranks.average_statistics(self.supernet, num_images)
         return means | self._measured("train", loss, outputs, train_batch[1])
+
+    def _update_together(self, batch: Batch) -> dict[str, Tensor]:
+        """Update weights and alphas by the gradients of one pass over a batch (SNAS). Returns means over the images."""
+        num_images, ranks = len(batch[1]), self.setting.ranks
+        self.alpha_optimizer.zero_grad(set_to_none=True)
+        loss, outputs = self.objective(batch, self._draw())
+        apply_weight_step(
+            self.weight_optimizer,
+            self.weights,
+            loss,
+            self.config.gradient_clip,
+            ranks,
+            num_images,
+            all_decay=self.method.relaxation.is_one_hot,
+        )
+        gradients = [torch.zeros_like(alpha) if alpha.grad is None else alpha.grad for alpha in self.alphas]
+        found = Hypergradient(loss.detach(), outputs.detach(), ranks.mean(gradients, num_images))
+        means = self._regularize(found)
+        self._alpha_step(found)
+        ranks.average_statistics(self.supernet, num_images)
+        return means | self._measured("train", loss, outputs, batch[1])
 
     def _measured(self, part: str, loss: Tensor, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Loss and metrics of a batch by column, as means over the ranks."""
@@ -176,36 +233,91 @@ class SearchJob:
         perturbed: under the mixing weights that the step of the weights sees.
         """
         with autocast(self.config, self.setting.device):
-            mixing = sampled_mixing(self.supernet, self.method.relaxation, self.progress, draw)
+            relaxation = self.method.relaxation
+            mixing = sampled = sampled_mixing(self.supernet, relaxation, self.progress, draw)
             if perturbed:
-                loss = partial(self._loss_under, batch)
-                mixing = self.method.perturbation(mixing, loss, self.progress, self.generator)
-            outputs = self.supernet(batch[0], mixing)
+                mixing = self._perturbed(sampled, batch)
+            # the step of the weights never needs more than the chosen operations; the alphas' gradient may
+            one = relaxation.is_one_hot and (perturbed or not relaxation.needs_all_operations)
+            chosen = chosen_by(mixing) if one and mixing is sampled and self.phase is None else None
+            outputs = self.supernet(batch[0], self._decided(mixing), chosen)
             return self.task.loss(outputs, batch[1]), outputs
 
+    def _perturbed(self, mixing: Mixing, batch: Batch) -> Mixing:
+        """The mixing weights of the weights' step."""
+        perturbation, loss = self.method.perturbation, partial(self._loss_under, batch)
+        if not perturbation.attacks:
+            return perturbation(mixing, loss, self.progress, self.generator)
+        with frozen(self.weights), eval_mode(self.supernet):
+            return perturbation(mixing, loss, self.progress, self.generator)
+
     def _loss_under(self, batch: Batch, mixing: Mixing) -> Tensor:
-        return self.task.loss(self.supernet(batch[0], mixing), batch[1])
+        """The loss of a training batch under other mixing weights; that of the whole batch, and its gradient, on
+        several ranks."""
+        ranks, num_images = self.setting.ranks, len(batch[1])
+        if ranks.size > 1:
+            parts = ranks.share_gradients((mixing.normal, mixing.reduce), num_images)
+            mixing = mixing._replace(normal=parts[0], reduce=parts[1])
+        loss = self.task.loss(self.supernet(batch[0], self._decided(mixing)), batch[1])
+        if ranks.size > 1:
+            loss = loss + (ranks.means(num_images, loss=loss)["loss"] - loss.detach())
+        return loss
+
+    def _decided(self, mixing: Mixing) -> Mixing:
+        """The mixing weights under what a selection phase has decided so far."""
+        return mixing if self.phase is None else self.phase.mixing(mixing)
 
     def _draw(self) -> Draw:
         return draw_noise(self.supernet, self.method.relaxation, self.progress, self.generator)
 
     def _expected(self, supernet: Supernet) -> Mixing:
-        return expected_mixing(supernet, self.method.relaxation)
+        return self._decided(expected_mixing(supernet, self.method.relaxation))
 
     def expected_loss(self, batch: Batch) -> Tensor:
         """The loss of a batch under the expected mixing weights, which draws no random numbers."""
         with autocast(self.config, self.setting.device):
             return self.task.loss(self.supernet(batch[0], self._expected(self.supernet)), batch[1])
 
-    def attempt(self, batch_size: int, *, recompute: bool) -> None:
+    def attempt(self, batch_size: int, *, recompute: bool, side: int | None = None) -> int:
         """Compute a step with `batch_size` images, on this rank alone, and discard it."""
-        self.supernet.recompute = recompute
-        batch = trial_batch(self.train_images, self.config, self.setting, batch_size)
+        x, targets = trial_batch(self.train_images, self.config, self.setting, batch_size)
+        batch = x[..., :side, :side], targets
         self.weight_optimizer.zero_grad()
         objective, virtual = partial(self.objective, draw=self._draw()), VirtualStep(learning_rate=0.0)
-        self.method.hypergradient(objective, self.weights, self.alphas, batch, batch, virtual)
-        with frozen(self.alphas):
-            torch.autograd.grad(self.objective(batch, self._draw(), perturbed=True)[0], self.weights)
+        as_before, self.supernet.recompute = self.supernet.recompute, recompute
+        try:
+            with buffers_kept(self.supernet):
+                self.method.hypergradient(objective, self.weights, self.alphas, batch, batch, virtual)
+                with frozen(self.alphas):
+                    loss = self.objective(batch, self._draw(), perturbed=True)[0]
+                    torch.autograd.grad(loss, self.weights, materialize_grads=True)
+        finally:
+            self.supernet.recompute = as_before
+        return batch[0][:, 0].numel()
+
+    def after_steps(self, epoch: int) -> Iterator[Piece]:
+        """The measurements of a selection phase that are due after `epoch`."""
+        due = epoch + 1 - self.stage.epochs
+        if self.phase is not None and due >= 0:
+            yield from run_phase(self.phase, due, self._measure, self.task.score)
+
+    def _measure(self, trial: Trial, batches: int | None = None) -> dict[str, float]:
+        """The task's measures of the supernet under the mixing weights of a trial, on validation images.
+
+        batches: how many of them, by default as many as the selection asks for.
+        """
+        assert self.phase is not None
+        with torch.no_grad():
+            mixing = trial.mixing(expected_mixing(self.supernet, self.method.relaxation))
+        return measure(
+            self.supernet,
+            lambda x: self.supernet(x, mixing),
+            self.trial_batches,
+            trial.decision,
+            batches or num_batches(self.trial_batches, self.phase.num_images),
+            functools.partial(self.task.evaluator, self.setting.data.spec),
+            self.setting.ranks,
+        )
 
     def end_epoch(self, epoch: int, means: dict[str, float], run: RunDir) -> dict[str, float]:
         mixing = self.mixing()
@@ -225,8 +337,10 @@ class SearchJob:
             row[f"entropy_{title}"] = float(entropy(mixing[title]).mean())
         if self.config.eigenvalue_every:
             due = (epoch + 1) % self.config.eigenvalue_every == 0 or epoch + 1 == self.num_epochs
-            due = due and self.stage.alphas_learn(epoch)
+            due = due and self._alphas_learn(epoch)
             row["eigenvalue"] = self.eigenvalue() if due else float("nan")
+        if self.phase is not None:
+            row["decisions"] = float(len(self.phase.decisions()))
         return row
 
     def early_stop(self, rows: Sequence[MetricsRow]) -> EarlyStop | None:
@@ -265,6 +379,8 @@ class SearchJob:
 
     def select(self, mixing: Mapping[str, Array]) -> tuple[Cell, Cell]:
         """The (normal, reduction) cell that the method selects by expected mixing weights; UsageError if none fits."""
+        if self.phase is not None:
+            return self.phase.cells(mixing)
         bounds = [bound for term in self.regularizers.values() for bound in term.bounds()]
         return self.method.selection(Searched(mixing, self.space.operations, bounds))
 
@@ -282,8 +398,9 @@ class SearchJob:
         """
         return searched_genotype(
             self.select(self.mixing() if mixing is None else mixing), self.space, self.config, self.setting,
-            run=run.path.name, epoch=epoch, images=(len(self.train_images), len(self.validation_images)),
-            measured=measured or {}, stopped=stopped,
+            run=run.path.name, epoch=epoch, images=(len(self.train_images), self._num_alpha_images),
+            measured=measured or {}, stopped=stopped, num_epochs=self.num_epochs,
+            decisions=None if self.phase is None else self.phase.decisions(),
         )  # fmt: skip
 
     def evaluate(self) -> dict[str, float]:
@@ -308,6 +425,7 @@ class SearchJob:
             "weight_optimizer": self.weight_optimizer.state_dict(),
             "alpha_optimizer": self.alpha_optimizer.state_dict(),
             "unusual_images": dict(self.setting.data.unusual),
+            **({} if self.phase is None else {"selection": self.phase.state_dict()}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -319,6 +437,8 @@ class SearchJob:
         load_optimizer(self.weight_optimizer, state["weight_optimizer"])
         load_optimizer(self.alpha_optimizer, state["alpha_optimizer"])
         self.setting.data.unusual.update(state.get("unusual_images", {}))
+        if self.phase is not None:
+            self.phase.load_state_dict(state["selection"])
 
     def match_files(self, run: RunDir, epoch: int) -> None:
         """Nothing to do: a search has no files of its own that later epochs overwrite."""
@@ -344,7 +464,25 @@ class SearchJob:
             f"supernet: {count_params(self.supernet) - alphas:,} weights, {alphas:,} alphas, "
             f"{human(macs)} MACs an image (C={self.config.channels}, {self.stage.cells} cells)",
             *unfused_facts(self),
-            f"images: {len(self.train_images):,} for the weights, {len(self.validation_images):,} for the alphas",
+            *self._phase_facts(),
+            f"images: {len(self.train_images):,} for the weights, {self._num_alpha_images:,} for the alphas",
+        ]
+
+    def _phase_facts(self) -> list[str]:
+        """A line of a dry run about a selection phase: what it does, and the time of its measurements."""
+        if self.phase is None:
+            return []
+        batches = num_batches(self.trial_batches, self.phase.num_images)
+        trial = self.phase.next_trial(0)
+        assert trial is not None
+        self._measure(trial, 1)  # the first forward pass is slower than the others
+        begun = time.perf_counter()
+        self._measure(trial, 1)
+        seconds = (time.perf_counter() - begun) * batches
+        images = min(batches * self.config.batch_size, len(self.validation_images))
+        return [
+            f"selection {self.config.selection}: {self.phase.facts()} on {images:,} images each, about "
+            f"{columns.clock(seconds * self.phase.num_trials())} (h:mm:ss) beside its epochs"
         ]
 
     def _build(self) -> Supernet:
@@ -360,8 +498,16 @@ class SearchJob:
             in_channels=spec.in_channels,
             partial_channels=stage.partial_channels,
             edge_normalization=config.edge_normalization,
-            initial_alphas=self.method.relaxation.initial,
+            initial_alphas=self._initial_alphas,
         )
+
+    def _initial_alphas(self, num_edges: int, num_operations: int) -> Tensor:
+        """The alphas to start from: those of the relaxation unless the options set their mean or deviation."""
+        mean, deviation = self.config.alpha_mean, self.config.alpha_deviation
+        if mean is None and deviation is None:
+            return self.method.relaxation.initial(num_edges, num_operations)
+        deviation = ALPHA_INIT_DEVIATION if deviation is None else deviation
+        return (mean or 0.0) + deviation * torch.randn(num_edges, num_operations)
 
     def _hypergradient(self, train_batch: Batch, validation_batch: Batch) -> Hypergradient:
         buffers = [self.weight_optimizer.state[w].get("momentum_buffer") for w in self.weights]
@@ -391,6 +537,8 @@ class SearchJob:
     def _alpha_step(self, found: Hypergradient) -> None:
         for alpha, gradient in zip(self.alphas, found.gradients, strict=True):
             alpha.grad = gradient
+        if math.isfinite(self.config.alpha_gradient_clip):
+            torch.nn.utils.clip_grad_norm_(self.alphas, self.config.alpha_gradient_clip)
         self.alpha_optimizer.step()
         self.alpha_optimizer.zero_grad(set_to_none=True)
 
@@ -430,6 +578,16 @@ def run_search(
     if run is not None and config.split is not None:
         config = replace(config, split=run.path / "split.json")
     setting = prepare(config, earlier)
+
+    def keep_split(run: RunDir) -> None:
+        if config.split is not None:
+            run.write("split.json", config.split.read_bytes())
+
+    if (strategy := config.baseline()) is not None:
+        return run_baseline(
+            strategy, config, setting, run, dry=dry,
+            prepare_run=keep_split, callbacks=callbacks, stop=stop, started=started,
+        )  # fmt: skip
     job = SearchJob(config, setting)
     title = job.space.name
     for batches in (job.train, job.validation):
@@ -438,12 +596,8 @@ def run_search(
     if dry:
         writes = "genotype.yaml, config.yaml, metrics.csv, tensorboard/, checkpoints/, genotypes/, alphas/, report.md"
         first = job.stage.alpha_frozen_epochs
-        dry_run(job, config, setting, run, title=title, first_epoch=first, facts=job.facts(), writes=writes)
+        dry_run(job, config, setting, run, title=title, first_epoch=first, facts=job.facts, writes=writes)
         return None
-
-    def keep_split(run: RunDir) -> None:
-        if config.split is not None:
-            run.write("split.json", config.split.read_bytes())
 
     def finish(run: RunDir, config: SearchConfig, loop: Loop) -> None:
         found = job.evaluate()  # on all ranks
@@ -464,7 +618,7 @@ def _write_results(job: SearchJob, run: RunDir, loop: Loop, found: Mapping[str, 
     measured = {**job.task.searched(found), "search_seconds": round(loop.seconds, 1)}
     stopped = job.early_stop(loop.rows)
     if stopped is None:
-        genotype = job.derive(run, config.epochs, measured)
+        genotype = job.derive(run, job.num_epochs, measured)
     else:
         measured["after_epoch"] = stopped.after_epoch
         chosen = read_search_epoch(run.path, stopped.chosen_epoch)
@@ -480,7 +634,8 @@ def _write_results(job: SearchJob, run: RunDir, loop: Loop, found: Mapping[str, 
     shape = config.network
     cost = derived_cost(genotype, shape)
     title, score = job.task.score.replace("_", " "), columns.cell(job.task.score, found[job.task.score])
-    print(f"supernet {title} on the {len(job.validation_images)} validation images: {score}")
+    part = "validation" if job.holds_out else "training"
+    print(f"supernet {title} on the {len(job.validation_images)} {part} images: {score}")
     print(
         f"derived network at C={CHANNELS[shape]}, {CELLS[shape]} cells: {human(cost.params)} parameters, "
         f"{human(cost.macs)} MACs ({shape} shape)"

@@ -2,7 +2,7 @@
 
 import io
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from types import MappingProxyType
 from typing import Any
@@ -45,16 +45,20 @@ def searched_genotype(
     images: tuple[int, int],
     measured: Mapping[str, Any],
     stopped: EarlyStop | None,
+    num_epochs: int,
+    decisions: Sequence[Mapping[str, Any]] | None = None,
+    candidates: Sequence[Mapping[str, Any]] | None = None,
 ) -> Genotype:
     """The genotype of the (normal, reduction) cell derived after `epoch`, with its provenance.
 
-    run: the name of the run folder. images: how many trained the weights and the alphas.
+    run: the name of the run folder. images: how many trained the weights and the alphas. num_epochs: of the whole
+    search. decisions: of a selection phase so far. candidates: the best of a search that compares them.
     """
     provenance = {
         "kind": "searched",
         "run": run,
         "command": f"python search.py --config {shlex.quote(f'{run}/config.yaml')}",
-        "epoch": f"{epoch} of {config.epochs}",
+        "epoch": f"{epoch} of {num_epochs}",
         **({} if stopped is None else {"stopped_early": stopped._asdict()}),
         "data": data_line(setting, config.data_note),
         "data_fingerprint": setting.data.fingerprint(),
@@ -65,6 +69,8 @@ def searched_genotype(
         "code": setting.code(),
         **({"plugins": credits} if (credits := plugins.credits()) else {}),
         "measured": dict(measured),
+        **({} if decisions is None else {"decisions": [dict(made) for made in decisions]}),
+        **({} if candidates is None else {"candidates": [dict(each) for each in candidates]}),
         "options": {name: value for name, value in config.as_dict().items() if name not in NOT_RECORDED},
     }
     name = "".join(c if c.isalnum() or c in "_.+-" else "_" for c in f"{space.name}_seed{config.seed}")

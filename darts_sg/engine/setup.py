@@ -5,7 +5,6 @@ import dataclasses
 import errno
 import io
 import resource
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -27,6 +26,7 @@ from darts_sg.engine.checkpoint import checkpoints, seed_everything
 from darts_sg.engine.distributed import ALONE, RankLost, Ranks
 from darts_sg.engine.loggers import LoggedRun, Loggers, Status, chosen_loggers
 from darts_sg.engine.loop import Job, Loop, StepResult
+from darts_sg.engine.memory import is_out_of_memory, out_of_memory, peak_memory, too_large
 from darts_sg.engine.output import lenient_output
 from darts_sg.engine.run_dir import OthersRunDir, RunDir, default_run_dir
 from darts_sg.errors import RunError, Stopped, UsageError
@@ -232,6 +232,7 @@ def run_job(
     """
     ranks = setting.ranks
     chosen = chosen_loggers(config.logger, callbacks)
+    _refuse_too_large(job, config, setting)
     if run is None:
         run = _new_run(job, config, setting, title, sizes, prepare_run)
     elif ranks.leads:
@@ -355,12 +356,6 @@ def result_files(run: RunDir) -> list[Path]:
     return sorted(path for path in found if path.is_file() and path.name not in others and path.name[0] != ".")
 
 
-def out_of_memory(job: Job, config: RunConfig, command: str) -> RunError:
-    """The error of a step that does not fit into memory, with the way out. command: starts the run, or resumes it."""
-    fits = what_fits(job, config.batch_size, command, recompute=getattr(config, "recompute", None))
-    return RunError(f"out of memory with --batch-size {config.batch_size}; {fits}")
-
-
 def _to_agree_on(config: RunConfig, setting: Setting) -> Mapping[str, Any]:
     """What must be the same on all ranks from the start, by name."""
     keys = ("darts_sg", "git", "torch", "kernels")
@@ -381,50 +376,6 @@ def write_unusual(run: RunDir, unusual: Mapping[str, str]) -> None:
         run.write("unusual_images.csv", text.getvalue())
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed. On a CPU PyTorch raises a RuntimeError for that, known by its words only."""
-    words_for_it = (
-        "can't allocate memory", "not enough memory", "out of memory", "could not create a primitive",
-        "can't start new thread",
-    )  # fmt: skip
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in str(error) for words in words_for_it)
-
-
-def what_fits(job: Job, batch_size: int, resume_command: str, *, recompute: bool | None) -> str:
-    """The way out of a lack of memory, tried on this machine: the same batch with recomputation, else smaller batches.
-
-    recompute: whether the run recomputes already; None if it cannot.
-    """
-
-    def fits(size: int, again: bool) -> bool:
-        environment.return_freed_memory()
-        try:
-            job.attempt(size, recompute=again)
-        except (MemoryError, RuntimeError, ValueError):  # close to the limit libraries fail in many ways
-            return False
-        return True
-
-    if recompute is False and fits(batch_size, True):
-        return f"with recomputation it fits, and gives the same bits: {resume_command} --recompute"
-
-    def largest(least: int, again: bool) -> int:
-        """The first of half the batch size, a quarter and so on that fits; `least` once they get that small."""
-        size = batch_size // 2
-        while size > least and not fits(size, again):
-            size //= 2
-        return max(size, least)
-
-    size = largest(0, bool(recompute))
-    more = largest(size, True) if recompute is False else size
-    if more > size:
-        without = f", {size} without it" if size else ""
-        return f"{more} fits here with recomputation{without}: start a new run with --batch-size {more} --recompute"
-    if not size:
-        smaller = "" if batch_size < 4 else f"--batch-size {batch_size // 4} or "
-        return f"what is left here is not enough for one image either; start again with {smaller}fewer --channels"
-    return f"{size} fits here: start a new run with --batch-size {size}"
-
-
 def dry_run(
     job: Job,
     config: RunConfig,
@@ -433,13 +384,14 @@ def dry_run(
     *,
     title: str,
     first_epoch: int,
-    facts: list[str],
+    facts: Callable[[], list[str]],
     writes: str,
 ) -> None:
     """Time a step, and print what the whole run would take and write. Leaves nothing behind.
 
-    Raises RunError if a step does not fit into memory.
+    facts: lines about the job, asked for once a step has been taken. Raises RunError if it does not fit into memory.
     """
+    _refuse_too_large(job, config, setting)
     exhausted = False
     try:
         result, seconds = timed_step(job, first_epoch)
@@ -451,7 +403,7 @@ def dry_run(
         raise out_of_memory(job, config, again(job.name, setting.ranks.launcher if setting.ranks.size > 1 else ""))
     folder = config.run_dir or default_run_dir(job.name, config, title) if run is None else run.path
     lines = [
-        *facts,
+        *facts(),
         f"device: {setting.device} ({environment.machine(setting.device)})"
         + (f", {setting.ranks.size} processes like it" if setting.ranks.size > 1 else ""),
         f"data: {config.dataset}{', ' + setting.data.remark if setting.data.remark else ''}",
@@ -460,6 +412,13 @@ def dry_run(
         "dry run: nothing was written",
     ]
     print("\n".join(lines))
+
+
+def _refuse_too_large(job: Job, config: RunConfig, setting: Setting) -> None:
+    """UsageError on all ranks if rank 0 finds that a step surely needs more memory than its machine has."""
+    spec, ranks = setting.data.spec, setting.ranks
+    if told := ranks.from_first(lambda: too_large(job, config, spec.image_size, ranks, setting.device)):
+        raise UsageError(told)
 
 
 def timed_step(job: Job, epoch: int) -> tuple[StepResult, float]:
@@ -495,13 +454,6 @@ def _step_facts(job: Job, setting: Setting, result: StepResult, seconds: float) 
     ]
 
 
-def peak_memory(device: torch.device) -> int:
-    """Peak memory in bytes: the allocator's on a GPU, the resident set of this process on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
 def to_device(model: Module, device: torch.device) -> Module:
     """The model on its device, with convolution weights in channels_last."""
     return model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -523,7 +475,7 @@ def compile_parts(parts: Iterable[torch.nn.Module], device: torch.device) -> Non
 
 def captures(config: SearchConfig, setting: Setting) -> bool:
     """Whether steps are captured as CUDA graphs: on a CUDA GPU, unless --capture or another option forbids it."""
-    alone = setting.ranks.size == 1 and not config.method().regularizers and not config.compile
+    alone = setting.ranks.size == 1 and config.method().is_capturable and not config.compile
     return config.capture and alone and setting.device.type == "cuda"
 
 

@@ -1,7 +1,8 @@
 """The parts of a training step that both jobs share: learning rates, optimizer, EMA; and evaluation."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -55,6 +56,7 @@ def weight_optimizer(
         torch.tensor(rate, device=device) if on_gpu else rate,
         momentum=config.momentum,
         weight_decay=config.weight_decay,
+        nesterov=config.nesterov,
         fused=device.type in ("cpu", "cuda") or None,
     )
 
@@ -97,19 +99,39 @@ def apply_weight_step(
     clip: float,
     ranks: Ranks = ALONE,
     num_terms: int = 1,
+    *,
+    all_decay: bool = False,
 ) -> None:
     """One step down the gradient of `loss`, whose norm over all `parameters` is clipped.
 
     The loss of several ranks is the mean over their terms, of which this one has `num_terms` (by default images).
+    all_decay: parameters that the loss does not depend on have a gradient of 0, so that momentum and weight decay move
+    them; otherwise they stay.
     """
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    if loss.requires_grad:
+        loss.backward()
+    for p in parameters if all_decay else ():
+        if p.grad is None:
+            p.grad = torch.zeros_like(p)
     reached = [p for p in parameters if p.grad is not None]
     gradients = ranks.mean([p.grad for p in reached if p.grad is not None], num_terms)
     for p, gradient in zip(reached, gradients, strict=True):
         p.grad = gradient
     nn.utils.clip_grad_norm_(parameters, clip)
     optimizer.step()
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Context in which `model` is in eval mode; afterwards each module has its own mode again."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def averaged_model(network: nn.Module, decay: float) -> AveragedModel:
@@ -146,12 +168,15 @@ def evaluate(
     batches: Iterable[tuple[Tensor, Any]],
     evaluator: Callable[[], Evaluator],
     ranks: Ranks = ALONE,
+    *,
+    batch_statistics: bool = False,
 ) -> dict[str, float]:
     """The measures of `outputs_of` over the batches of all ranks, with `model` in eval mode meanwhile.
 
+    batch_statistics: in train mode instead, where BatchNorm takes the statistics of each batch.
     Raises RunError if there is no image.
     """
-    return evaluate_all({model: outputs_of}, batches, evaluator, ranks)[0].measures
+    return evaluate_all({model: outputs_of}, batches, evaluator, ranks, batch_statistics=batch_statistics)[0].measures
 
 
 @torch.no_grad()
@@ -160,6 +185,8 @@ def evaluate_all(
     batches: Iterable[tuple[Tensor, Any]],
     evaluator: Callable[[], Evaluator],
     ranks: Ranks = ALONE,
+    *,
+    batch_statistics: bool = False,
 ) -> list[Evaluation]:
     """`evaluate` of several models on the same batches, each with its function to outputs and an evaluator of its own.
 
@@ -167,7 +194,7 @@ def evaluate_all(
     """
     was_training = [model.training for model in models]
     for model in models:
-        model.eval()
+        model.train(batch_statistics)
     evaluators = [evaluator() for _ in models]
     count = 0
     for x, targets in batches:

@@ -10,7 +10,8 @@ from torch import Tensor
 from darts_sg.backends.unfused import generic_seconds, num_calls, unfused_line, unfused_operations
 from darts_sg.config import SearchConfig
 from darts_sg.data import Images
-from darts_sg.engine.setup import Setting, is_out_of_memory, trial_batch
+from darts_sg.engine.memory import is_out_of_memory
+from darts_sg.engine.setup import Setting, trial_batch
 from darts_sg.networks.supernet import Supernet
 from darts_sg.spaces import Space
 

@@ -89,8 +89,25 @@ def first_order(
     """∇α L_val(w, α): takes the current weights for the optimal ones (ξ = 0)."""
     with frozen(weights):
         loss, outputs = objective(validation_batch)
-        gradients = mean(torch.autograd.grad(loss, list(alphas)), validation_batch)
+        found = torch.autograd.grad(loss, list(alphas), materialize_grads=True)
+        gradients = mean(found, validation_batch)
     return Hypergradient(loss.detach(), outputs.detach(), list(gradients))
+
+
+def single_level(
+    objective: Objective,
+    weights: Sequence[Tensor],
+    alphas: Sequence[Tensor],
+    train_batch: Batch,
+    validation_batch: Batch,
+    virtual: VirtualStep,
+    mean: Mean = of_one_process,
+) -> Hypergradient:
+    """∇α L_train(w, α): weights and alphas minimise one loss on the same images (SNAS, Xie et al., ICLR 2019).
+
+    A search takes this gradient and that of the weights from one pass; this function is the same by itself.
+    """
+    return first_order(objective, weights, alphas, train_batch, train_batch, virtual, mean)
 
 
 def unrolled(
@@ -115,7 +132,8 @@ def unrolled(
     try:
         # w' = w - ξ · (μ · buffer + ∇w L_train + λ · w)
         with frozen(alphas):
-            train_gradients = mean(torch.autograd.grad(objective(train_batch)[0], weights), train_batch)
+            found = torch.autograd.grad(objective(train_batch)[0], weights, materialize_grads=True)
+            train_gradients = mean(found, train_batch)
         with torch.no_grad():
             steps = torch._foreach_add(list(train_gradients), weights, alpha=virtual.weight_decay)
             moving = [(step, buffer) for step, buffer in zip(steps, buffers, strict=True) if buffer is not None]
@@ -127,7 +145,7 @@ def unrolled(
             else:
                 torch._foreach_sub_(weights, steps, alpha=virtual.learning_rate)
         loss, outputs = objective(validation_batch)
-        gradients = mean(torch.autograd.grad(loss, [*alphas, *weights]), validation_batch)
+        gradients = mean(torch.autograd.grad(loss, [*alphas, *weights], materialize_grads=True), validation_batch)
         direct, direction = gradients[: len(alphas)], gradients[len(alphas) :]
 
         # ∇α L_train at w + ε · direction and at w - ε · direction
@@ -140,7 +158,8 @@ def unrolled(
                 torch._foreach_copy_(weights, kept)
                 torch._foreach_add_(weights, offsets, alpha=sign)
             with frozen(weights):
-                sides.append(mean(torch.autograd.grad(objective(train_batch)[0], alphas), train_batch))
+                found = torch.autograd.grad(objective(train_batch)[0], alphas, materialize_grads=True)
+                sides.append(mean(found, train_batch))
     finally:
         with torch.no_grad():
             torch._foreach_copy_(weights, kept)
@@ -154,3 +173,4 @@ def unrolled(
 
 HYPERGRADIENTS.add("first_order", first_order)
 HYPERGRADIENTS.add("unrolled", unrolled)
+HYPERGRADIENTS.add("single_level", single_level)

@@ -7,9 +7,10 @@ from typing import Protocol
 
 from darts_sg.errors import UsageError, cut
 from darts_sg.methods.early_stopping import EarlyStopping
-from darts_sg.methods.hypergradient import HYPERGRADIENTS, HypergradientMethod
+from darts_sg.methods.hypergradient import HYPERGRADIENTS, HypergradientMethod, single_level, unrolled
 from darts_sg.methods.parts import build_part, build_parts
 from darts_sg.methods.perturbations import PERTURBATIONS, Perturbation
+from darts_sg.methods.perturbations.none import Unperturbed
 from darts_sg.methods.regularizers import REGULARIZERS, Regularizer
 from darts_sg.methods.regularizers.size import Macs, Params, Size
 from darts_sg.methods.relaxations import RELAXATIONS, Relaxation
@@ -42,6 +43,8 @@ class MethodOptions(Protocol):
     @property
     def selection(self) -> str: ...
     @property
+    def nesterov(self) -> bool: ...
+    @property
     def epochs(self) -> int: ...
     @property
     def cells(self) -> int: ...
@@ -68,19 +71,67 @@ class Method:
     early_stopping: EarlyStopping
     selection: Selection
 
+    @property
+    def is_single_level(self) -> bool:
+        """Whether weights and alphas learn from the same pass over the same images (SNAS)."""
+        return self.hypergradient is single_level
+
+    @property
+    def is_capturable(self) -> bool:
+        """Whether a step on a GPU may be captured as a CUDA graph, which replays the same launches each time.
+
+        Hard samples launch other operations in each step. The other methods ruled out have not been checked on a GPU.
+        """
+        unchecked = self.regularizers or self.perturbation.attacks or self.is_single_level
+        return not (unchecked or self.relaxation.is_one_hot)
+
 
 def method_of(options: MethodOptions) -> Method:
     """The method that the options of a search describe; UsageError in one line if they describe none."""
     regularizers = _regularizers(options)
-    return Method(
+    selection = _selection(options, any(isinstance(r, Size) and r.target for r in regularizers.values()))
+    if selection.has_phase and (options.stop_eigenvalue is not None or options.stop_skips is not None):
+        early = "--stop-eigenvalue" if options.stop_eigenvalue is not None else "--stop-skips"
+        raise UsageError(
+            f"{early} returns the genotype of an earlier epoch, and --selection {cut(options.selection)} selects on "
+            "the supernet of the last one; leave one of them out"
+        )
+    method = Method(
         relaxation=build_part(RELAXATIONS, options.relaxation, "--relaxation"),
         hypergradient=HYPERGRADIENTS[options.hypergradient],
         regularizers=regularizers,
         perturbation=build_part(PERTURBATIONS, options.perturbation, "--perturbation"),
         stages=(Stage(options.epochs, options.cells, options.partial_channels, options.alpha_frozen_epochs),),
         early_stopping=EarlyStopping(options.stop_eigenvalue, options.stop_skips),
-        selection=_selection(options, any(isinstance(r, Size) and r.target for r in regularizers.values())),
+        selection=selection,
     )
+    _refuse_combinations(method, options)
+    return method
+
+
+def _refuse_combinations(method: Method, options: MethodOptions) -> None:
+    """UsageError for parts that have no meaning together."""
+    for name, regularizer in method.regularizers.items():
+        try:
+            regularizer.refuse(method.relaxation)
+        except UsageError as error:
+            raise UsageError(f"--regularizer {name} with --relaxation {cut(options.relaxation)}: {error}") from None
+    try:
+        method.perturbation.refuse(method.relaxation)
+    except UsageError as error:
+        raise UsageError(
+            f"--perturbation {cut(options.perturbation)} with --relaxation {cut(options.relaxation)}: {error}"
+        ) from None
+    if method.is_single_level and not isinstance(method.perturbation, Unperturbed):
+        raise UsageError(
+            f"--perturbation {cut(options.perturbation)} with --hypergradient single_level: only the weights may see "
+            "perturbed mixing weights, and a single pass gives the gradients of both; leave one of them out"
+        )
+    if method.hypergradient is unrolled and options.nesterov:
+        raise UsageError(
+            "--nesterov with --hypergradient unrolled: the virtual step looks through plain momentum; leave one of "
+            "them out"
+        )
 
 
 def _regularizers(options: MethodOptions) -> dict[str, Regularizer]:

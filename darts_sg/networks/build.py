@@ -1,6 +1,7 @@
 """The network of a genotype or of a model, in a size and shape that is given as data."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from darts_sg.genotype import Genotype
 from darts_sg.networks.derived import DerivedNetwork, NetworkShape
@@ -31,7 +32,16 @@ class NetworkPlan:
 
 def build_network(plan: NetworkPlan, num_outputs: int, in_channels: int) -> DerivedNetwork | MobileNetwork:
     """The network of a plan: images (N, in_channels, H, W) to (N, num_outputs), and the auxiliary outputs or None."""
-    sizes = {"num_classes": num_outputs, "in_channels": in_channels}
+    return _built(plan, num_outputs, in_channels)
+
+
+def build_backbone(plan: NetworkPlan, in_channels: int) -> DerivedNetwork | MobileNetwork:
+    """The network of a plan without classifier and auxiliary head; see its method `maps`."""
+    return _built(replace(plan, auxiliary=False), None, in_channels)
+
+
+def _built(plan: NetworkPlan, num_outputs: int | None, in_channels: int) -> DerivedNetwork | MobileNetwork:
+    sizes: Any = {"num_classes": num_outputs, "in_channels": in_channels}
     if isinstance(plan.trained, Model):
         return MobileNetwork(plan.trained, network=plan.shape, **sizes)
     assert plan.channels, "a genotype does not say how wide its network is"

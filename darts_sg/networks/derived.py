@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from darts_sg.errors import UsageError
-from darts_sg.genotype import Cell, Genotype
+from darts_sg.genotype import NUM_INPUTS, Cell, Genotype
 from darts_sg.networks.skeleton import (
     CellSpec,
     CifarStem,
@@ -28,7 +28,8 @@ class DerivedCell(nn.Module):
     """A cell of a genotype: each node is the sum of the operations on its edges; the nodes in `concat` are joined.
 
     States s0 (N, C_pp, …) and s1 (N, C_p, H, W) to (N, len(concat) · C, H, W), halved by a reduction cell. `ops` has
-    one operation an edge, in the order of `Cell.edges`.
+    one operation an edge, in the order of `Cell.edges`. Nodes without edges are not computed, because nothing reads
+    them.
     """
 
     def __init__(self, cell: Cell, spec: CellSpec) -> None:
@@ -47,13 +48,15 @@ class DerivedCell(nn.Module):
     def nodes(self, states: list[Tensor], drop_path_prob: float | Tensor | None) -> list[Tensor]:
         """The joined nodes, from the outputs of the two input layers, (N, C, H, W) each."""
         ops = iter(self.ops)
-        for node in self.cell.nodes:
+        found = dict(enumerate(states))
+        for number, node in enumerate(self.cell.nodes, start=NUM_INPUTS):
             terms: list[Tensor] = []
             for edge in node:
                 op = next(ops)
-                terms.append(drop_path(op(states[edge.state]), drop_prob_of(op, drop_path_prob)))
-            states.append(sum(terms[1:], terms[0]))
-        return [states[i] for i in self.cell.concat]
+                terms.append(drop_path(op(found[edge.state]), drop_prob_of(op, drop_path_prob)))
+            if terms:
+                found[number] = sum(terms[1:], terms[0])
+        return [found[i] for i in self.cell.concat]
 
 
 def drop_prob_of(op: nn.Module, drop_path_prob: float | Tensor | None) -> float | Tensor | None:
@@ -94,7 +97,8 @@ class DerivedNetwork(nn.Module):
     """Stem - cells of the genotype - global pool - linear, with an optional auxiliary head at 2/3 of the depth.
 
     `forward(x)` maps images (N, in_channels, H, W) to (logits, auxiliary logits); the latter is None in eval mode
-    and without an auxiliary head.
+    and without an auxiliary head. With num_classes None there is no classifier: a backbone, whose `maps(x)` detectors
+    use.
     Raises UsageError for fewer than 3 cells or a network shape that is neither `cifar` nor `imagenet`.
     """
 
@@ -105,7 +109,7 @@ class DerivedNetwork(nn.Module):
         network: NetworkShape = "cifar",
         channels: int = 36,
         cells: int = 20,
-        num_classes: int = 10,
+        num_classes: int | None = 10,
         in_channels: int = 3,
         auxiliary: bool = False,
     ) -> None:
@@ -124,12 +128,19 @@ class DerivedNetwork(nn.Module):
         self.cells = nn.ModuleList(DerivedCell(cell_of(spec.reduction), spec) for spec in self.specs)
         C_out = [len(cell_of(spec.reduction).concat) * spec.C for spec in self.specs]
         self.auxiliary_after = 2 * cells // 3
-        self.auxiliary_head = AuxiliaryHead(C_out[self.auxiliary_after], num_classes, network) if auxiliary else None
-        self.head = Head(C_out[-1], num_classes)
+        self.auxiliary_head = (
+            AuxiliaryHead(C_out[self.auxiliary_after], num_classes, network) if auxiliary and num_classes else None
+        )
+        last_reduction = max(i for i, spec in enumerate(self.specs) if spec.reduction)
+        self.fine_after = last_reduction - 1
+        """The cell whose output is the finer map of a detector."""
+        self.map_channels = C_out[self.fine_after], C_out[-1], C_out[-1]
+        """Channels of the three `maps`."""
+        self.head = None if num_classes is None else Head(C_out[-1], num_classes)
 
     def set_drop_path_prob(self, prob: float) -> None:
         """Drop path with this probability from now on, in train mode; 0 for none."""
-        device = self.head.classifier.weight.device
+        device = next(self.parameters()).device
         self._drop_path_prob = torch.tensor(prob, device=device) if prob > 0 else None
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -141,4 +152,21 @@ class DerivedNetwork(nn.Module):
             if i == self.auxiliary_after and self.auxiliary_head is not None and self.training:
                 last = i == len(self.cells) - 1  # in networks of 3 cells: the classifier needs the state unrectified
                 auxiliary_logits = self.auxiliary_head(s1.rectified(keep=last))
+        assert self.head is not None, "a backbone has maps only"
         return self.head(s1.joined()), auxiliary_logits
+
+    def maps(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The features of a detector: the state before the last reduction cell, and twice the last state, rectified.
+
+        In the imagenet shape (N, C, H/16, W/16) and (N, C, H/32, W/32). All consumers of a state begin with its ReLU, so
+        the detector's heads do too.
+        """
+        s0, s1 = self.stem(x)
+        drop_path_prob = self._drop_path_prob if self.training else None
+        fine = s1
+        for i, cell in enumerate(self.cells):
+            s0, s1 = s1, cell(s0, s1, drop_path_prob)
+            if i == self.fine_after:
+                fine = s1
+        output = s1.rectified()
+        return fine.rectified(), output, output

@@ -115,6 +115,8 @@ class Family:
     stages: tuple[Stage, ...]
     last_conv: bool = False
     """Whether a 1×1 convolution to the last channels follows the stages."""
+    wide_inside: bool = False
+    """Whether a block is widest before its last depthwise convolution, where detectors then take their features."""
 
 
 MOBILENETV2 = (
@@ -138,7 +140,7 @@ MOBILENEXT = (
 )
 
 FAMILIES: Registry[Family] = Registry("family of models")
-FAMILIES.add("mobilenext", Family("sandglass", sandglass, MOBILENEXT))
+FAMILIES.add("mobilenext", Family("sandglass", sandglass, MOBILENEXT, wide_inside=True))
 FAMILIES.add("mobilenetv2", Family("inverted residual", inverted_residual, MOBILENETV2, last_conv=True))
 FAMILIES.add("bottleneck", Family("bottleneck", bottleneck, MOBILENEXT))  # the block that MobileNeXt argues against
 
@@ -250,20 +252,26 @@ class MobileNetwork(nn.Module):
     """3×3 - BN - ReLU6 - the blocks of a model - (1×1 - BN - ReLU6) - global average pool - dropout - linear.
 
     `forward(x)` maps images (N, in_channels, H, W) to (logits, None), as a derived network without an auxiliary head
-    does. The weights start as in the code of both papers: normal, of variance 2 / (k² · C_out), in the linear layer of
-    deviation 0.01.
+    does. With num_classes None there is no classifier: a backbone, whose `maps(x)` detectors use. The weights start as
+    in the code of both papers: normal, of variance 2 / (k² · C_out), in the linear layer of deviation 0.01.
     """
 
     def __init__(
-        self, model: Model, *, network: NetworkShape = "cifar", num_classes: int = 10, in_channels: int = 3
+        self, model: Model, *, network: NetworkShape = "cifar", num_classes: int | None = 10, in_channels: int = 3
     ) -> None:
         super().__init__()
         C = model.channels(STEM_CHANNELS)
         stem = nn.Conv2d(in_channels, C, 3, stem_stride(network), padding=1, bias=False)
         features: list[nn.Module] = [stem, nn.BatchNorm2d(C), relu6()]
+        self.wide_inside = model.family.wide_inside
+        self.last_halving, C_fine = 0, C
+        """Index in `features` of the last block with a stride."""
         for stage in model.stages(network):
             for i in range(stage.num_blocks):
-                layers, shortcut = model.family.block(C, stage.channels, stage, stage.stride if i == 0 else 1)
+                stride = stage.stride if i == 0 else 1
+                if stride > 1:
+                    self.last_halving, C_fine = len(features), stage.channels if self.wide_inside else C
+                layers, shortcut = model.family.block(C, stage.channels, stage, stride)
                 C = stage.channels
                 features.append(MobileBlock(layers, C // model.identity_divisor if shortcut else 0))
         if model.family.last_conv:
@@ -271,7 +279,9 @@ class MobileNetwork(nn.Module):
             features += [ConvBN(C, C_out), relu6()]
             C = C_out
         self.features = nn.Sequential(*features)
-        self.classifier = nn.Sequential(nn.Dropout(DROPOUT), nn.Linear(C, num_classes))
+        self.map_channels = C_fine, C, C
+        """Channels of the three `maps`."""
+        self.classifier = None if num_classes is None else nn.Sequential(nn.Dropout(DROPOUT), nn.Linear(C, num_classes))
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out")
@@ -280,4 +290,28 @@ class MobileNetwork(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor) -> tuple[Tensor, None]:
+        assert self.classifier is not None, "a backbone has maps only"
         return self.classifier(self.features(x).mean(dim=(2, 3))), None
+
+    def maps(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The features of a detector: the last ones before the last halving, the last ones, and the output.
+
+        In the imagenet shape (N, C, H/16, W/16), (N, C, H/32, W/32) and the output, also at 1/32. Sandglass blocks are
+        tapped inside, before their last depthwise convolution, as in the authors' detection code.
+        """
+        halving, last = self.last_halving, len(self.features) - 1
+        x = self.features[:halving](x)
+        if not self.wide_inside:
+            output = self.features[halving:](x)
+            return x, output, output
+        fine, x = self._tapped(self.features[halving], x)
+        x = self.features[halving + 1 : last](x)
+        coarse, output = self._tapped(self.features[last], x)
+        return fine, coarse, output
+
+    @staticmethod
+    def _tapped(block: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What enters the last depthwise convolution of a block without a shortcut, and the block's output."""
+        assert isinstance(block, MobileBlock) and not block.num_shared  # noqa: PT018
+        inside = block.body[:-2](x)
+        return inside, block.body[-2:](inside)

@@ -51,14 +51,29 @@ class Mixing(NamedTuple):
     edge_reduce: Tensor | None = None
 
 
+class Chosen(NamedTuple):
+    """One operation for each edge of either cell type, by its number; a forward pass computes no other ones."""
+
+    normal: Sequence[int]
+    reduce: Sequence[int]
+
+
+def chosen_by(mixing: Mixing) -> Chosen:
+    """The operations that one-hot mixing weights choose. Waits for the device."""
+    normal, reduce = torch.stack([mixing.normal.detach(), mixing.reduce.detach()]).argmax(dim=-1).tolist()
+    return Chosen(normal, reduce)
+
+
 class CellWeights:
     """The mixing weights of all cells of one type during one forward pass.
 
     operations: (num_edges, num_operations); edges: (num_edges,) with edge normalisation (PC-DARTS, section 3.3).
+    chosen: the number of the only operation to be computed on each edge, whose mixing weight multiplies it; None for
+    all operations.
     """
 
-    def __init__(self, operations: Tensor, edges: Tensor | None = None) -> None:
-        self.operations, self.edges = operations, edges
+    def __init__(self, operations: Tensor, edges: Tensor | None = None, chosen: Sequence[int] | None = None) -> None:
+        self.operations, self.edges, self.chosen = operations, edges, chosen
         self._derived: dict[object, Any] = {}
 
     def once(self, key: object, make: Callable[["CellWeights"], T]) -> T:
@@ -90,16 +105,24 @@ class MixedOp(nn.Module):
         self.columns = [i for i, name in enumerate(operations) if name != "none"]  # of the mixing weights
         self.ops = nn.ModuleList(candidate(operations[i], self.C_mixed, stride) for i in self.columns)
 
-    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
-        """weights: (num_operations,)."""
+    def forward(self, x: Tensor, weights: Tensor, chosen: int | None = None) -> Tensor:
+        """weights: (num_operations,). chosen: the number of the only operation to compute; None for all."""
         mixed, handed_on = x.split((self.C_mixed, x.shape[1] - self.C_mixed), dim=1) if self.K > 1 else (x, x)
-        terms = [weights[i] * op(mixed) for i, op in zip(self.columns, self.ops, strict=True)]
-        y = sum(terms[1:], terms[0])
+        wanted = self.columns if chosen is None else [chosen]
+        terms = [weights[i] * op(mixed) for i, op in zip(self.columns, self.ops, strict=True) if i in wanted]
+        # a chosen `none` is no term: zeros that depend on its weight, whose gradient then is 0 and not missing
+        y = sum(terms[1:], terms[0]) if terms else weights[wanted[0]] * nothing(mixed, self.stride)
         if self.K == 1:
             return y
         if self.stride == 2:
             handed_on = F.max_pool2d(handed_on, 2, 2, ceil_mode=True)
         return F.channel_shuffle(torch.cat([y, handed_on], dim=1), self.K)
+
+
+def nothing(x: Tensor, stride: int) -> Tensor:
+    """The output of `none`: zeros of the size that an operation of this stride gives for x (N, C, H, W)."""
+    N, C, H, W = x.shape
+    return x.new_zeros(N, C, -(-H // stride), -(-W // stride))
 
 
 class SupernetCell(nn.Module):
@@ -128,12 +151,17 @@ class SupernetCell(nn.Module):
         return State(join(nodes))
 
     def _nodes(self, s0: Tensor, s1: Tensor, weights: CellWeights) -> list[Tensor]:
-        states = [self.input_0(s0), self.input_1(s1)]
+        return self.nodes([self.input_0(s0), self.input_1(s1)], weights)
+
+    def nodes(self, inputs: Sequence[Tensor], weights: CellWeights) -> list[Tensor]:
+        """All nodes, from the outputs of the two input layers, (N, C, H, W) each."""
+        states = list(inputs)
         for node in range(self.num_nodes):
             terms = []
             for state, x in enumerate(states):
                 e = num_edges(node) + state
-                y = self.edges[e](x, weights.operations[e])
+                chosen = None if weights.chosen is None else weights.chosen[e]
+                y = self.edges[e](x, weights.operations[e], chosen)
                 terms.append(y if weights.edges is None else weights.edges[e] * y)
             states.append(sum(terms[1:], terms[0]))
         return states[NUM_INPUTS:]
@@ -177,7 +205,8 @@ class StatisticsKept:
 class Supernet(nn.Module):
     """Stem - cells - global pool - linear, with one set of alphas for the normal and one for the reduction cells.
 
-    `forward(x, mixing)` maps images (N, in_channels, H, W) to logits (N, num_classes).
+    `forward(x, mixing)` maps images (N, in_channels, H, W) to logits (N, num_classes). With `chosen` it computes one
+    operation an edge, times its mixing weight.
     Raises UsageError if C cannot be split into `partial_channels` parts, or there are fewer than 3 cells.
     """
 
@@ -238,9 +267,9 @@ class Supernet(nn.Module):
         own = {id(p) for p in self.alphas()}
         return [p for p in self.parameters() if id(p) not in own]
 
-    def forward(self, x: Tensor, mixing: Mixing) -> Tensor:
-        normal = CellWeights(mixing.normal, mixing.edge_normal)
-        reduce = CellWeights(mixing.reduce, mixing.edge_reduce)
+    def forward(self, x: Tensor, mixing: Mixing, chosen: Chosen | None = None) -> Tensor:
+        normal = CellWeights(mixing.normal, mixing.edge_normal, chosen and chosen.normal)
+        reduce = CellWeights(mixing.reduce, mixing.edge_reduce, chosen and chosen.reduce)
         s0, s1 = self.stem(x)
         recompute = self.recompute and torch.is_grad_enabled()
         for i, cell in enumerate(self.cells):

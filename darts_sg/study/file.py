@@ -179,8 +179,6 @@ class ExecutorOptions:
     """CPU threads of a job; None: cores / jobs at a time."""
     memory: int | None = None
     """Bytes that a job needs; None: what `study plan` measured, or unknown."""
-    gpus: int = 1
-    """GPUs of a job where jobs run on GPUs."""
     minutes: float | None = None
     """Time budget of a piece of a job: it saves, ends and is queued again."""
     slurm: Mapping[str, str | int] = field(default_factory=dict)
@@ -633,7 +631,7 @@ def _executor(node: Node) -> ExecutorOptions:
         return ExecutorOptions()
     node.mapping((), [f.name for f in fields(ExecutorOptions)])
     given: dict[str, Any] = {}
-    for name, least in (("retries", 0), ("losses", 0), ("threads", 1), ("gpus", 1)):
+    for name, least in (("retries", 0), ("losses", 0), ("threads", 1)):
         if node.at(name).given:
             given[name] = node.at(name).count(least)
     if node.at("memory").given:

@@ -138,10 +138,15 @@ class StudyFolder:
         """Replace the state of a job; only for the owner of its claim."""
         write_atomically(self.state_file(state.id), _json(state))
 
+    @staticmethod
+    def first_state(job: StudyJob) -> JobState:
+        """The state of a job that has not begun."""
+        values = {f.name: getattr(job, f.name) for f in fields(StudyJob) if f.name not in ("options", "found")}
+        return JobState(**values, options={name: _plain(value) for name, value in job.options.items()})
+
     def add_state(self, job: StudyJob) -> None:
         """Write the first state of a job, unless it has one. Several coordinators may try at once."""
-        values = {f.name: getattr(job, f.name) for f in fields(StudyJob) if f.name not in ("options", "found")}
-        state = JobState(**values, options={name: _plain(value) for name, value in job.options.items()})
+        state = self.first_state(job)
         path = self.state_file(job.id)
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

@@ -147,7 +147,7 @@ def _derived(run: Run, protocol: Protocol) -> dict[str, Genotype]:
     """The genotypes of a search by kind; only the plain one where the mixing weights of the last epoch are gone."""
     plain, weights = _genotype(run), search_epochs(run.folder)
     found = {PLAIN: plain}
-    if weights and weights[-1] == run.options.get("epochs"):
+    if weights and weights[-1] == run.planned:
         if protocol.max_params is not None:
             found[STEERED] = derive_genotype(run.folder, max_params=protocol.max_params)
         if protocol.max_skips is not None and plain.count("skip_connect")[0] > protocol.max_skips:

@@ -4,7 +4,7 @@ import errno
 import json
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from darts_sg.engine import environment, setup
 from darts_sg.engine.augment import AugmentJob, run_augment
 from darts_sg.engine.checkpoint import checkpoints, read_torch, write_torch
 from darts_sg.engine.loggers import LOGGERS, Logger
-from darts_sg.engine.loop import StepResult, stop_signals
+from darts_sg.engine.loop import Piece, StepResult, stop_signals
 from darts_sg.engine.run_dir import OthersRunDir, RunDir
 from darts_sg.engine.setup import Setting, dry_run, run_job
 from darts_sg.errors import RunError, Stopped
@@ -48,7 +48,11 @@ class CountingJob:
         self.steps += 1
         return StepResult(8, {"train_loss": torch.tensor(1.0 / self.steps)})
 
-    def attempt(self, batch_size: int, *, recompute: bool) -> None: ...
+    def attempt(self, batch_size: int, *, recompute: bool, side: int | None = None) -> int:
+        return 0
+
+    def after_steps(self, epoch: int) -> Iterator[Piece]:
+        return iter(())
 
     def end_epoch(self, epoch: int, means: dict[str, float], run: RunDir) -> dict[str, float]:
         return means
@@ -237,7 +241,7 @@ def test_a_dry_run_times_the_step_after_those_that_warm_up(runner: Runner, capsy
     job = CountingJob(lambda number: time.sleep(0.3 if number < 3 else 0))
     job.warm_up_steps = 3
     dry_run(
-        job, SearchConfig(dataset="synthetic"), runner.setting, None, title="counting", first_epoch=0, facts=[],
+        job, SearchConfig(dataset="synthetic"), runner.setting, None, title="counting", first_epoch=0, facts=list,
         writes="",
     )  # fmt: skip
     assert "one step of batch 8: 0.00 s (" in capsys.readouterr().out

@@ -87,6 +87,49 @@ def test_every_regularizer_is_a_finite_scalar_with_a_gradient_in_the_alphas(name
     )
 
 
+def random_alphas(seed: int = 0) -> Alphas:
+    generator = torch.Generator().manual_seed(seed)
+    return Alphas(*(torch.randn(14, 3, generator=generator, dtype=torch.float64).requires_grad_() for _ in range(2)))
+
+
+def value_and_gradients(text: str, alphas: Alphas, progress: float) -> tuple[float, np.ndarray]:
+    """A regularizer's value, and its gradients in both sets of alphas one under the other."""
+    term = build_part(REGULARIZERS, text, "--regularizer")
+    value = term(alphas, Mixing(*(a.softmax(dim=-1) for a in alphas[:2])), torch.tensor(progress, dtype=torch.float64))
+    return value.item(), torch.cat(torch.autograd.grad(value, alphas[:2])).numpy()
+
+
+@pytest.mark.parametrize("progress", [0.0, 0.3])
+def test_beta_decay_is_the_mean_logsumexp_with_a_growing_weight(progress: float) -> None:
+    alphas = random_alphas()
+    value, gradient = value_and_gradients("beta-decay:weight=2,weight_end=12", alphas, progress)
+    rows = np.concatenate([a.detach().numpy() for a in alphas[:2]])
+    weight = 2 + 10 * progress
+    assert value == pytest.approx(weight * np.mean([np.log(sum(np.exp(row))) for row in rows]), rel=1e-12)
+    softmax = np.exp(rows) / np.exp(rows).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(gradient, weight * softmax / 28, rtol=1e-12)
+
+
+def test_zero_one_is_minus_the_mean_squared_distance_from_one_half() -> None:
+    alphas = random_alphas()
+    value, gradient = value_and_gradients("zero-one:3", alphas, 0.5)
+    sigma = 1 / (1 + np.exp(-np.concatenate([a.detach().numpy() for a in alphas[:2]])))
+    assert value == pytest.approx(-3 * ((sigma - 0.5) ** 2).mean(), rel=1e-12)
+    np.testing.assert_allclose(gradient, -3 * 2 * (sigma - 0.5) * sigma * (1 - sigma) / sigma.size, rtol=1e-12)
+
+
+def test_kl_is_the_divergence_of_dirichlet_distributions_from_the_uniform_one() -> None:
+    alphas = random_alphas()
+    value, gradient = value_and_gradients("kl:0.5", alphas, 0.5)
+    a = torch.cat([torch.where(x > 0, x + 1, x.exp()) for x in alphas[:2]])  # elu + 1
+    uniform = torch.distributions.Dirichlet(torch.ones_like(a))
+    exact = 0.5 * torch.distributions.kl_divergence(torch.distributions.Dirichlet(a), uniform).sum()
+    assert value == pytest.approx(exact.item(), rel=1e-9)
+    expected = torch.cat(torch.autograd.grad(exact, alphas[:2]))
+    np.testing.assert_allclose(gradient, expected.numpy(), rtol=1e-8, atol=1e-12)
+    assert value_and_gradients("kl", Alphas(*(torch.zeros(14, 3).requires_grad_() for _ in range(2))), 0.0)[0] == 0
+
+
 def test_a_target_becomes_a_bound_on_the_genotype() -> None:
     _, _, costs = problem(1, 4)
     search = Problem(NAMES, 4, lambda unit: costs)

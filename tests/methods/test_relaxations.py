@@ -8,12 +8,14 @@ from scipy.stats import beta
 from darts_sg.methods.mixing import draw_noise, expected_mixing, sampled_mixing, softmax
 from darts_sg.methods.relaxations import RELAXATIONS, Relaxation
 from darts_sg.methods.relaxations.gumbel import Gumbel
+from darts_sg.methods.relaxations.reinmax import ReinMax
 from darts_sg.networks.supernet import Mixing, Supernet
 from darts_sg.spaces import parse_space
 from tests.reference import textbook
 from tests.reference.transfer import assert_equal_tensors, gradients
 
 VARIANTS = [*(RELAXATIONS[name]() for name in RELAXATIONS), Gumbel(temperature=5.0, hard=True)]
+SHARE = torch.tensor(0.25, dtype=torch.float64)
 
 
 def supernet(edge_normalization: bool, scale: float = 1.0, num_nodes: int = 4) -> Supernet:
@@ -79,7 +81,10 @@ def test_samples_and_expected_weights_are_distributions_that_pass_gradients_to_t
         assert (mixing.edge_normal is None) == (mixing.edge_reduce is None) == (not edge_normalization)
         for weights in (mixing.normal, mixing.reduce):
             assert weights.min() >= 0
-            torch.testing.assert_close(weights.sum(1), torch.ones(14, dtype=torch.float64))
+            if relaxation.sums_to_one:
+                torch.testing.assert_close(weights.sum(1), torch.ones(14, dtype=torch.float64))
+            else:
+                assert weights.max() <= 1
         for weights in parts(mixing)[2:]:
             sums = torch.stack([part.sum() for part in weights.split([2, 3, 4, 5])])
             torch.testing.assert_close(sums, torch.ones(4, dtype=torch.float64))
@@ -183,6 +188,72 @@ def test_dirichlet_stays_finite_where_all_alphas_are_very_low() -> None:
     [gradient] = torch.autograd.grad(samples[:, 0].sum(), [alphas])
     assert samples.isfinite().all()
     assert gradient.isfinite().all()
+
+
+def test_sigmoid_weights_are_independent_and_start_at_one_half() -> None:
+    relaxation = RELAXATIONS["sigmoid"]()
+    assert relaxation.expected(relaxation.initial(5, 3)).tolist() == [[0.5] * 3] * 5
+    alphas = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    expected = 1 / (1 + np.exp(-alphas.detach().numpy()))
+    for weights in (relaxation.sample(alphas, SHARE, None), relaxation.expected(alphas)):
+        np.testing.assert_allclose(weights.detach().numpy(), expected, rtol=1e-12)
+        [gradient] = torch.autograd.grad(weights.sum(), [alphas])
+        np.testing.assert_allclose(gradient.numpy(), expected * (1 - expected), rtol=1e-12)
+
+
+def test_reinmax_is_the_formula_of_the_paper_row_by_row() -> None:
+    """The gradient of 2 π2 - ½ π0 with π1 = (D + softmax(θ / τ)) / 2, by Jacobians of softmax in numpy."""
+    relaxation = ReinMax(temperature=2.0, temperature_end=1.0)
+    alphas = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    drawn = relaxation.draw(alphas.detach(), SHARE, torch.Generator().manual_seed(2))
+    weights = relaxation.sample(alphas, SHARE, drawn)
+    assert torch.equal(weights, drawn)
+    assert drawn.sum(dim=1).tolist() == [1.0] * 6
+    direction = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    [found] = torch.autograd.grad((weights * direction).sum(), [alphas])
+
+    def softmax(row: np.ndarray) -> np.ndarray:
+        scores = np.exp(row - row.max())
+        return scores / scores.sum()
+
+    def jacobian(p: np.ndarray) -> np.ndarray:
+        return np.diag(p) - np.outer(p, p)
+
+    for theta, sample, v, actual in zip(alphas.detach().numpy(), drawn.numpy(), direction.numpy(), found, strict=True):
+        middle = (sample + softmax(theta / 1.75)) / 2  # a distribution already, so that its logarithm's softmax is it
+        expected = 2 * jacobian(middle) @ v - jacobian(softmax(theta)) @ v / 2
+        np.testing.assert_allclose(actual.numpy(), expected, rtol=1e-9, atol=1e-13)
+
+
+def test_reinmax_draws_operations_by_softmax_whatever_the_temperature() -> None:
+    alphas = torch.tensor([[0.0, 1.0, -1.0]], dtype=torch.float64).expand(20_000, 3)
+    found = ReinMax(temperature=9.0).draw(alphas, SHARE, torch.Generator().manual_seed(0)).mean(dim=0)
+    torch.testing.assert_close(found, alphas[0].softmax(dim=0), rtol=0, atol=0.02)
+
+
+def test_reinmax_estimates_the_gradient_of_a_quadratic_without_bias() -> None:
+    """It is accurate to second order: exact on average for a loss of degree two, unlike straight-through."""
+    target = torch.tensor([0.3, -0.2, 0.9], dtype=torch.float64)
+
+    def loss(weights: torch.Tensor) -> torch.Tensor:
+        return ((weights - target) ** 2).sum(dim=-1)
+
+    theta = torch.tensor([0.4, -0.3, 0.1], dtype=torch.float64, requires_grad=True)
+    each = torch.eye(3, dtype=torch.float64)
+    chances = theta.softmax(dim=0)
+    [exact] = torch.autograd.grad((chances * loss(each)).sum(), [theta])
+    means = []
+    for relaxation in (ReinMax(), Gumbel(hard=True)):
+        alphas = theta.detach().expand(3, 3).clone().requires_grad_()
+        if isinstance(relaxation, ReinMax):
+            weights = relaxation.sample(alphas, SHARE, each)
+        else:  # straight-through without noise in the gradient: the case that ReinMax improves on
+            soft = alphas.softmax(dim=-1)
+            weights = each + soft - soft.detach()
+        [by_sample] = torch.autograd.grad(loss(weights).sum(), [alphas])
+        means.append((chances.detach()[:, None] * by_sample).sum(dim=0))
+    torch.testing.assert_close(means[0], exact, rtol=1e-9, atol=1e-12)
+    assert (means[1] - exact).abs().max() > 0.01
 
 
 class Squares(Relaxation):

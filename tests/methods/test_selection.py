@@ -1,16 +1,20 @@
 """Selections: from mixing weights to cells."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
 from darts_sg.derive import Bound, Costs, derive_bounded, derive_cell, num_edges
 from darts_sg.errors import UsageError
-from darts_sg.genotype import Cell, Genotype
+from darts_sg.genotype import Cell, Edge, Genotype
 from darts_sg.methods.parts import build_part
 from darts_sg.methods.selection import SELECTIONS, Searched
 from darts_sg.methods.selection.bounded import Bounded
 from darts_sg.methods.selection.skip_limit import SkipLimit
+from darts_sg.methods.selection.threshold import Threshold
 
+TITLES = ("normal", "reduce")
 NAMES = ("none", "skip_connect", "sep_conv_3x3", "max_pool_3x3")
 
 
@@ -31,7 +35,8 @@ def test_every_selection_gives_a_valid_genotype(name: str, edges: bool) -> None:
     for seed in range(5):
         normal, reduce = build_part(SELECTIONS, name, "--selection")(Searched(mixing_weights(seed, 4, edges), NAMES))
         genotype = Genotype("found", "", NAMES, normal, reduce)  # checks it
-        assert [len(node) for node in genotype.normal.nodes] == [2, 2, 2, 2]
+        if name not in {"threshold", "every-edge"}:
+            assert [len(node) for node in genotype.normal.nodes] == [2, 2, 2, 2]
 
 
 def test_argmax_is_the_rule_of_darts_and_sees_edge_weights() -> None:
@@ -90,6 +95,65 @@ def test_the_skip_limit_ends_where_other_operations_have_no_weight_or_do_not_exi
     assert skips(normal) == 8
     without = SkipLimit(0)(Searched({"normal": only, "reduce": only}, ("sep_conv_3x3", "none")))
     assert skips(without[0]) == 0
+
+
+def cell_by_hand(weights: np.ndarray, wanted: Callable[[np.ndarray], int | None], most: int) -> list[list[Edge]]:
+    """The rules of FairDARTS and SNAS written out: the wanted operation of each edge that starts at a reached state."""
+    nodes: list[list[Edge]] = []
+    start = 0
+    for i in range(4):
+        rows = weights[start : start + 2 + i]
+        found = [(row[op], Edge(NAMES[op], s)) for s, row in enumerate(rows) if (op := wanted(row)) is not None]
+        kept = sorted(found, key=lambda one: -one[0])[:most]
+        edges = [edge for _, edge in kept if edge.state < 2 or nodes[edge.state - 2]]
+        nodes.append(sorted(edges, key=lambda edge: edge.state))
+        start += 2 + i
+    return nodes
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_threshold_keeps_the_two_strongest_edges_of_a_node_that_reach_it(seed: int) -> None:
+    mixing = {title: np.random.default_rng((seed, i)).random((14, 4)) ** 0.3 for i, title in enumerate(TITLES)}
+    limit = 0.93
+
+    def wanted(row: np.ndarray) -> int | None:
+        op = 1 + int(row[1:].argmax())
+        return op if row[op] >= limit else None
+
+    cells = Threshold(limit)(Searched(mixing, NAMES))
+    for title, cell in zip(TITLES, cells, strict=True):
+        # an edge below the limit ranks behind all others, so it never takes the place of one above it
+        expected = cell_by_hand(mixing[title], wanted, 2)
+        assert [list(node) for node in cell.nodes] == expected
+        assert cell.concat == tuple(2 + i for i, node in enumerate(expected) if node)
+    assert Threshold(0.0)(Searched(mixing, NAMES)) == SELECTIONS["argmax"]()(Searched(mixing, NAMES))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_edge_keeps_all_edges_but_those_where_none_wins(seed: int) -> None:
+    mixing = mixing_weights(seed)
+    for title, cell in zip(TITLES, SELECTIONS["every-edge"]()(Searched(mixing, NAMES)), strict=True):
+        expected = cell_by_hand(mixing[title], lambda row: int(row.argmax()) or None, 5)
+        assert [list(node) for node in cell.nodes] == expected
+
+
+@pytest.mark.parametrize("name", ["threshold", "every-edge"])
+def test_a_cell_without_edges_keeps_its_strongest_one_from_an_input(name: str) -> None:
+    weights = np.full((14, 4), 0.1)
+    weights[:, 0] = 0.5  # none
+    weights[5, 2] = 0.2  # node 2, input 0
+    weights[4, 3] = 0.3  # node 1, but from node 0
+    normal, reduce = build_part(SELECTIONS, name, "--selection")(
+        Searched({"normal": weights, "reduce": weights}, NAMES)
+    )
+    assert normal == reduce == Cell(((), (), (Edge("sep_conv_3x3", 0),), ()), (4,))
+
+
+def test_an_edge_from_a_node_that_is_left_out_is_left_out() -> None:
+    weights = np.zeros((14, 4))
+    weights[2, 1] = weights[4, 2] = weights[11, 3] = 1.0  # into node 1 from c_{k-2} and node 0, into node 3 from node 0
+    normal, _ = Threshold()(Searched({"normal": weights, "reduce": weights}, NAMES))
+    assert normal == Cell(((), (Edge("skip_connect", 0),), (), ()), (3,))
 
 
 @pytest.mark.parametrize("text", ["skip-limit:most=-1", "bounded:max_skips=-1"])

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,9 @@ from torch import Tensor, nn
 from darts_sg.backends import ir
 from darts_sg.backends.batched import BatchedCell, EdgeWeights, Kernels
 from darts_sg.backends.cpp import run as cpp
+from darts_sg.backends.sampled import SampledEdges, sampled_edges, zero_step
 from darts_sg.backends.watch import Watch
+from darts_sg.derive import num_edges
 from darts_sg.genotype import NUM_INPUTS
 from darts_sg.networks.derived import DerivedCell, drop_prob_of
 from darts_sg.networks.skeleton import State, join
@@ -155,18 +158,121 @@ class CppCell(BatchedCell):
                 steps.append(ir.RouteStep(ir.SHUFFLE, self.K, read, [nodes[i], *taken]))
         return steps, nodes
 
-    def _gammas(self, weights: CellWeights) -> list[Tensor]:
-        """The gamma of each of these steps."""
+    def _sampled_graphs(self, chosen: Sequence[int]) -> CellGraphs:
+        """The graphs with the chosen operation of each edge alone, one step a node; see `_steps` for the numbers.
+
+        Another sample has other graphs, so that nothing is cached.
+        """
+        edges = sampled_edges(self)
+        unknown = any(edges.operation(e, o) is not None and edges.stages(e, o) is None for e, o in enumerate(chosen))
+        steps: list[ir.GraphStep | ir.RouteStep] = []
+        number = itertools.count(NUM_INPUTS)
+        states = taken = list(range(NUM_INPUTS))
+        if self.K > 1:
+            taken = [next(number) for _ in states]
+            pairs = zip(states, taken, strict=True)
+            steps += [ir.RouteStep(ir.TAKE, self.K, [state], [first]) for state, first in pairs]
+            if self.reduction:
+                halved = [next(number) for _ in states]
+                pairs = zip(states, halved, strict=True)
+                steps += [ir.RouteStep(ir.HALVE, self.K, [state], [half]) for state, half in pairs]
+                states = halved
+        nodes: list[int] = []
+        for node in range(self.num_nodes if not unknown else 0):
+            total = next(number)
+            steps.append(self._sampled_step(edges, chosen, node, taken, total))
+            nodes.append(total if self.K == 1 else next(number))
+            if self.K == 1:
+                taken = [*taken, total]
+                continue
+            read = [total, *states, *nodes[:-1]]
+            first = [next(number)] if node + 1 < self.num_nodes else []
+            taken = [*taken, *first]
+            steps.append(ir.RouteStep(ir.SHUFFLE, self.K, read, [nodes[-1], *first]))
+        return CellGraphs((self.input_0, self.input_1), None if unknown else steps, nodes)
+
+    def _sampled_step(
+        self, edges: SampledEdges, chosen: Sequence[int], node: int, taken: Sequence[int], to: int
+    ) -> ir.GraphStep:
+        """The sum of the chosen operations that lead to a node. taken: the numbers of the states before it."""
+        read = [state for state, *_ in self._sampled_terms(edges, chosen, node)]
+        if not read:
+            return zero_step(self.reduction, node, taken, to)
+        inputs = list(dict.fromkeys(read))
+        each: list[ir.FusedOp] = []
+        for state, edge, adds_input in self._sampled_terms(edges, chosen, node):
+            stages = [] if adds_input else edges.stages(edge, chosen[edge]) or []
+            each.append(ir.FusedOp(stages, inputs.index(state)))
+        return ir.GraphStep(ir.FusedOps(1, 1, each), [taken[state] for state in inputs], [to])
+
+    def _sampled_terms(self, edges: SampledEdges, chosen: Sequence[int], node: int) -> Iterator[tuple[int, int, bool]]:
+        """The terms of a node, (state, edge, whether it is the input that a residual block adds to its output)."""
+        for state in range(NUM_INPUTS + node):
+            edge = num_edges(node) + state
+            op = edges.operation(edge, chosen[edge])
+            if op is not None:
+                yield state, edge, False
+                if ir.adds_input(op):
+                    yield state, edge, True
+
+    def _sampled_gammas(self, weights: CellWeights) -> list[Tensor]:
+        """The gamma of each step that computes operations, (number of terms, 1)."""
+        assert weights.chosen is not None
+        edges, chosen = sampled_edges(self), weights.chosen
+        rows = torch.arange(len(chosen))
+        of_edges = weights.operations[rows, torch.tensor(chosen)]
+        if weights.edges is not None:
+            of_edges = of_edges * weights.edges
+        found: list[Tensor] = []
+        for node in range(self.num_nodes):
+            terms = [edge for _, edge, _ in self._sampled_terms(edges, chosen, node)]
+            # without terms, the zeros depend on a mixing weight, whose gradient then is 0 and not missing
+            found.append(of_edges[terms][:, None] if terms else of_edges[num_edges(node)].view(1, 1) * 0)
+        return found
+
+    def _sampled(self, s0: State, s1: State, weights: CellWeights, recompute: bool) -> State:
+        """The forward pass with the chosen operation of each edge alone."""
+        assert weights.chosen is not None
+        graphs = self._sampled_graphs(weights.chosen)
+        if not graphs.known:
+            xs = graphs.entries((s0, s1))
+            return State(maybe_recomputed(self, self._sampled_by_pytorch, xs, weights, recompute=recompute))
+        gammas = self._of_steps(graphs, weights.once("sampled nodes", self._sampled_gammas), weights)
+        run = partial(self._run_sampled, graphs, weights.chosen)
+        found, passed_on = maybe_recomputed(self, run, s0.parts, s1.parts, gammas, recompute=recompute)
+        s1.pass_on(passed_on)
+        return State(*found)
+
+    def _run_sampled(
+        self,
+        graphs: CellGraphs,
+        chosen: Sequence[int],
+        s0: Sequence[Tensor],
+        s1: Sequence[Tensor],
+        gammas: Sequence[Tensor],
+    ) -> tuple[list[Tensor], ...]:
+        sampled_edges(self).bind(chosen)  # anew for a recomputed pass, which leaves the statistics alone
+        return graphs.run(s0, s1, gammas)
+
+    def _sampled_by_pytorch(self, xs: Sequence[Tensor], weights: CellWeights) -> Tensor:
+        return join(self.sampled_nodes(self.graphs.inputs(xs, (self.input_0, self.input_1)), weights))
+
+    def _gammas(self, weights: CellWeights) -> Sequence[Tensor]:
+        """The gamma of each step."""
         each = weights.once("batches of edges", self.edge_weights)
         batches = zip(self.edge_batches(), each, self._known, strict=True)
         of_batches = [batch.gamma(of_batch, known or ()) for batch, of_batch, known in batches]
+        return self._of_steps(self.graphs, of_batches, weights)
+
+    def _of_steps(self, graphs: CellGraphs, gammas: Sequence[Tensor], weights: CellWeights) -> Sequence[Tensor]:
+        """`gammas`, those of the steps that compute operations, with those of the other steps in between."""
         if self.K == 1:
-            return of_batches
+            return gammas
         of_edges = weights.once("edges of each node", self._edges_of_nodes)
         unused = of_edges[0].detach()
-        operations, nodes = iter(of_batches), iter(of_edges)
+        operations, nodes = iter(gammas), iter(of_edges)
         found: list[Tensor] = []
-        for step in self.graphs.steps:
+        for step in graphs.steps:
             if isinstance(step, ir.GraphStep):
                 found.append(next(operations))
             else:
@@ -187,6 +293,8 @@ class CppCell(BatchedCell):
         if not takes(s0.first) or not self._skipped.unchanged():
             return super().forward(s0, s1, weights, recompute)
         self.refuse_changes()
+        if weights.chosen is not None:
+            return self._sampled(s0, s1, weights, recompute)
         if not self.graphs.known:
             each = weights.once("batches of edges", self.edge_weights)
             xs = self.graphs.entries((s0, s1))
@@ -213,7 +321,11 @@ class CppDerivedCell(DerivedCell):
         nn.Module.__init__(self)
         self.cell, self.spec = cell.cell, cell.spec
         self.input_0, self.input_1, self.ops = cell.input_0, cell.input_1, cell.ops
-        self.graphs = CellGraphs((self.input_0, self.input_1), self._steps(), self.cell.concat)
+        # states of the graph: the inputs, then the nodes that have edges
+        present = [*range(NUM_INPUTS), *(i for i, node in enumerate(self.cell.nodes, start=NUM_INPUTS) if node)]
+        self._numbers = {state: number for number, state in enumerate(present)}
+        outputs = [self._numbers[state] for state in self.cell.concat]
+        self.graphs = CellGraphs((self.input_0, self.input_1), self._steps(), outputs)
         self._watch = Watch(self, [layer for child in self.children() for layer in child.modules()])
         self.training = cell.training
 
@@ -226,21 +338,23 @@ class CppDerivedCell(DerivedCell):
         return cell
 
     def _steps(self) -> list[ir.GraphStep] | None:
-        """The graph's steps after the input layers, one a node; None if an operation is unknown to the kernels."""
+        """The graph's steps after the input layers, one a node with edges; None if an operation is unknown to the
+        kernels."""
         steps: list[ir.GraphStep] = []
         ops = iter(self.ops)
-        for number, node in enumerate(self.cell.nodes, start=NUM_INPUTS):
-            inputs = list(dict.fromkeys(edge.state for edge in node))
+        for state, node in enumerate(self.cell.nodes, start=NUM_INPUTS):
+            inputs = list(dict.fromkeys(self._numbers[edge.state] for edge in node))
             each: list[ir.FusedOp] = []
             for edge in node:
-                op, place = next(ops), inputs.index(edge.state)
+                op, place = next(ops), inputs.index(self._numbers[edge.state])
                 stages = ir.stages_of_operation(op)
                 if stages is None:
                     return None
                 each.append(ir.FusedOp(stages, place))
                 if ir.adds_input(op):  # the residual is a term of its own, which drop path treats like the block
                     each.append(ir.FusedOp([], place))
-            steps.append(ir.GraphStep(ir.FusedOps(1, 1, each), inputs, [number]))
+            if each:
+                steps.append(ir.GraphStep(ir.FusedOps(1, 1, each), inputs, [self._numbers[state]]))
         return steps
 
     def fused(self) -> Iterator[ir.FusedOps | ir.RouteStep]:
@@ -268,5 +382,6 @@ class CppDerivedCell(DerivedCell):
                 op = next(ops)
                 kept = kept_paths(like, drop_prob_of(op, drop_path_prob))
                 factors += [ones if kept is None else kept.flatten()] * (2 if ir.adds_input(op) else 1)
-            gammas.append(torch.stack(factors)[:, None])
+            if factors:
+                gammas.append(torch.stack(factors)[:, None])
         return gammas

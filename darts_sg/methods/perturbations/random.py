@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from darts_sg.errors import UsageError
-from darts_sg.methods.perturbations import PERTURBATIONS, Perturbation
+from darts_sg.methods.perturbations import PERTURBATIONS, Perturbation, project, refuse_independent
+from darts_sg.methods.relaxations import Relaxation
 from darts_sg.networks.supernet import Mixing
 
 
@@ -28,6 +29,9 @@ class UniformNoise(Perturbation):
             if not getattr(self, name) >= 0:
                 raise UsageError(f"{name} must be at least 0, found {getattr(self, name)}")
 
+    def refuse(self, relaxation: Relaxation) -> None:
+        refuse_independent(relaxation)
+
     def __call__(
         self, mixing: Mixing, loss: Callable[[Mixing], Tensor], progress: Tensor, generator: torch.Generator
     ) -> Mixing:
@@ -37,10 +41,7 @@ class UniformNoise(Perturbation):
 
     def _perturbed(self, weights: Tensor, epsilon: Tensor, generator: torch.Generator) -> Tensor:
         noise = torch.empty_like(weights).uniform_(-1, 1, generator=generator) * epsilon
-        moved = (weights + noise).clamp(0, 1)
-        total = moved.sum(dim=-1, keepdim=True)
-        strongest = torch.zeros_like(weights).scatter_(-1, weights.argmax(dim=-1, keepdim=True), 1.0)
-        return torch.where(total > 0, moved / total.clamp_min(torch.finfo(total.dtype).tiny), strongest)
+        return project(weights + noise, weights)
 
 
 PERTURBATIONS.add("random", UniformNoise)

@@ -8,6 +8,7 @@ from torch import Tensor
 from darts_sg.derive import Bound, Costs
 from darts_sg.methods.mixing import Alphas
 from darts_sg.methods.parts import import_parts
+from darts_sg.methods.relaxations import Relaxation
 from darts_sg.networks.supernet import Mixing
 from darts_sg.registry import Registry
 
@@ -27,6 +28,9 @@ class Regularizer:
     def prepare(self, problem: Problem) -> "Regularizer":
         """The regularizer for one search, by default itself. UsageError if it cannot be met there."""
         return self
+
+    def refuse(self, relaxation: Relaxation) -> None:
+        """UsageError if the term has no meaning with this relaxation."""
 
     def __call__(self, alphas: Alphas, mixing: Mixing, progress: Tensor) -> Tensor:
         """The scalar that is added to the loss, differentiable in the alphas.

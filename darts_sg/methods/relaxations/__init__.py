@@ -1,5 +1,7 @@
 """Relaxations: how alphas become mixing weights. Each lives in a file of this package and registers itself."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -17,6 +19,19 @@ class Relaxation:
     Random numbers are drawn apart from the weights that are made of them: `sample` depends on its arguments alone. A
     hypergradient that evaluates the loss several times thus sees the same noise each time.
     """
+
+    sums_to_one: ClassVar[bool] = True
+    """Whether the mixing weights of an edge sum to one."""
+
+    @property
+    def is_one_hot(self) -> bool:
+        """Whether each sample chooses one operation an edge, which then is the only one to be computed."""
+        return False
+
+    @property
+    def needs_all_operations(self) -> bool:
+        """Whether the alphas' gradient of a one-hot sample needs the outputs of all operations."""
+        return False
 
     def initial(self, num_edges: int, num_operations: int) -> Tensor:
         """The alphas that a search starts from: 1e-3 · N(0, 1), drawn from PyTorch's default generator."""

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from darts_sg.errors import UsageError
 from darts_sg.methods.relaxations import RELAXATIONS, Relaxation
+from darts_sg.methods.relaxations.one_hot import at_progress, check_gradient, check_temperatures, one_hot
 
 
 @dataclass(frozen=True)
@@ -22,16 +22,28 @@ class Gumbel(Relaxation):
     its largest operation in the forward pass; its gradient stays that of the soft sample (straight-through).
     Expected weights are softmax(alpha): the probability of each operation to be the largest of a sample, at any
     temperature.
+
+    gradient, for hard samples: `chosen` computes the sampled operation of each edge alone, so that the loss reaches the
+    alphas through the probability of that operation (the GDAS of the authors' NASNet cells); `all` computes every
+    operation in the step of the alphas, as the straight-through estimator is defined.
     """
 
     temperature: float = 1.0
     temperature_end: float = 0.1
     hard: bool = False
+    gradient: str = "chosen"
 
     def __post_init__(self) -> None:
-        for name in ("temperature", "temperature_end"):
-            if not getattr(self, name) > 0:
-                raise UsageError(f"{name} must be above 0, found {getattr(self, name)}")
+        check_temperatures(self)
+        check_gradient(self.gradient)
+
+    @property
+    def is_one_hot(self) -> bool:
+        return self.hard
+
+    @property
+    def needs_all_operations(self) -> bool:
+        return self.gradient == "all"
 
     def draw(self, alphas: Tensor, progress: Tensor, generator: torch.Generator) -> Tensor:
         """Standard Gumbel noise: the negative logarithm of exponential random numbers."""
@@ -40,12 +52,10 @@ class Gumbel(Relaxation):
 
     def sample(self, alphas: Tensor, progress: Tensor, drawn: Tensor | None) -> Tensor:
         assert drawn is not None
-        temperature = self.temperature + (self.temperature_end - self.temperature) * progress
-        soft = ((alphas + drawn) / temperature).softmax(dim=-1)
+        soft = ((alphas + drawn) / at_progress(self, progress)).softmax(dim=-1)
         if not self.hard:
             return soft
-        largest = torch.zeros_like(soft).scatter_(-1, soft.argmax(dim=-1, keepdim=True), 1.0)
-        return largest + (soft - soft.detach())  # exactly one-hot in the forward pass
+        return one_hot(soft) + (soft - soft.detach())  # exactly one-hot in the forward pass
 
     def expected(self, alphas: Tensor) -> Tensor:
         return alphas.softmax(dim=-1)

@@ -1,0 +1,239 @@
+"""Augmentation of detection images: colours, expansion, crops and flips, with the boxes following the pixels.
+
+The steps and their numbers are those of SSD (Liu et al., ECCV 2016, section 2.2) as the public PyTorch codebases have
+them, in this order: photometric changes, expansion, crop by IoU, mirror, warp to a square. Differences that speed
+allows: the photometric changes are computed on the pixels that the crop keeps, which gives the same pixels, for they
+treat each pixel alone; values are cut to 0..255 and rounded after them; the warp averages over the pixels that it
+merges (Pillow's bilinear filter).
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from darts_sg.registry import Registry
+
+FILL = (123, 117, 104)
+"""The colour around an expanded image: the mean of ImageNet, RGB."""
+LARGEST_CANVAS = 2**26
+"""Pixels of a crop of an expanded image; larger ones are not expanded."""
+ROUNDS = 50
+"""Overlaps tried one after another before the image stays whole."""
+
+
+@dataclass(frozen=True)
+class BoxAugment:
+    """What is done to training images and their boxes, each step with its probability."""
+
+    photometric: float = 0.0
+    """Probability of each of: brightness, contrast, saturation, hue, channel order."""
+    brightness: float = 32.0
+    """Largest number added to all pixels, of 255, up or down."""
+    contrast: tuple[float, float] = (0.5, 1.5)
+    """Range of the factor of all pixels, applied before or after saturation and hue."""
+    saturation: tuple[float, float] = (0.5, 1.5)
+    hue: float = 18.0
+    """Largest turn in degrees, either way."""
+    expansion: float = 0.0
+    """Probability that the image is placed on a larger canvas, which makes objects smaller."""
+    largest_expansion: float = 4.0
+    """Longest sides of the canvas, in sides of the image."""
+    overlaps: tuple[float | None, ...] = ()
+    """Crops are drawn with one of these: the smallest IoU that the best box has with the crop; None leaves the image
+    whole. Empty for no crops."""
+    tries: int = 50
+    """Crops drawn for an overlap before another one is chosen."""
+    mirror: float = 0.0
+    """Probability of a horizontal flip."""
+
+
+NONE = BoxAugment()
+SSD = BoxAugment(photometric=0.5, expansion=0.5, overlaps=(None, 0.1, 0.3, 0.7, 0.9, 0.0), mirror=0.5)
+CROP_AND_FLIP = BoxAugment(overlaps=(None, 0.0, 0.1, 0.3, 0.5, 0.7, 0.9), tries=40, mirror=0.5)
+"""As torchvision trains its SSDLite."""
+
+BOX_AUGMENTS: Registry[BoxAugment] = Registry("augmentation of boxes")
+BOX_AUGMENTS.add("ssd", SSD)
+BOX_AUGMENTS.add("crop", CROP_AND_FLIP)
+BOX_AUGMENTS.add("none", NONE)
+
+
+class View(NamedTuple):
+    """The part of the plane that becomes the training image, in pixels of the original, which starts at (0, 0)."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+
+
+def augmented(
+    pixels: np.ndarray, boxes: np.ndarray, augment: BoxAugment, size: int, random: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A random view of an image, and its objects.
+
+    pixels: uint8 (H, W, 3); boxes: (n, 4) in pixels. Returns the pixels, uint8 (size, size, 3); the indices of the
+    objects whose centre is in view, (m,); and their boxes, float32 (m, 4), cut at the border, as shares of the sides.
+    """
+    height, width, _ = pixels.shape
+    colours = draw_colours(augment, random)  # before all else: what geometry draws depends on the boxes
+    canvas = expand(width, height, augment, random)
+    view = crop(canvas, boxes, augment, random)
+    mirrored = augment.mirror > 0 and random.random() < augment.mirror
+    kept, shares = follow(boxes, view, mirrored=mirrored)
+    picture = render(pixels, view, size, colours)
+    return np.ascontiguousarray(picture[:, ::-1]) if mirrored else picture, kept, shares
+
+
+def expand(width: int, height: int, augment: BoxAugment, random: np.random.Generator) -> View:
+    """The canvas that the image is placed on: a random multiple of its size, with the image anywhere in it."""
+    whole = View(0, 0, width, height)
+    if not augment.expansion or random.random() >= augment.expansion:
+        return whole
+    ratio = random.uniform(1, augment.largest_expansion)
+    left, top = random.uniform(0, width * ratio - width), random.uniform(0, height * ratio - height)
+    if width * height * ratio**2 > LARGEST_CANVAS:
+        return whole
+    return View(-float(int(left)), -float(int(top)), float(int(width * ratio)), float(int(height * ratio)))
+
+
+def crop(canvas: View, boxes: np.ndarray, augment: BoxAugment, random: np.random.Generator) -> View:
+    """A random part of the canvas that has the centre of an object in it and overlaps an object enough.
+
+    Sides are 0.3 to 1 of the canvas's, the aspect ratio 1/2 to 2. An image without objects stays whole.
+    """
+    if not augment.overlaps or not len(boxes):
+        return canvas
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2  # (n, 2)
+    for _ in range(ROUNDS):
+        overlap = augment.overlaps[random.integers(len(augment.overlaps))]
+        if overlap is None:
+            return canvas
+        for shares in random.random((augment.tries, 4)):
+            width, height = canvas.width * (0.3 + 0.7 * shares[0]), canvas.height * (0.3 + 0.7 * shares[1])
+            if not 0.5 <= height / width <= 2:
+                continue
+            left = canvas.left + int(shares[2] * (canvas.width - width))
+            top = canvas.top + int(shares[3] * (canvas.height - height))
+            view = View(left, top, float(max(1, int(width))), float(max(1, int(height))))
+            right, bottom = view.left + view.width, view.top + view.height
+            inside = (centres > (view.left, view.top)) & (centres < (right, bottom))
+            if inside.all(axis=1).any() and overlaps(boxes, view).max() >= overlap:
+                return view
+    return canvas
+
+
+def overlaps(boxes: np.ndarray, view: View) -> np.ndarray:
+    """The IoU of each box, (n, 4), with the view, (n,)."""
+    right, bottom = view.left + view.width, view.top + view.height
+    shared = np.minimum(boxes[:, 2:], (right, bottom)) - np.maximum(boxes[:, :2], (view.left, view.top))
+    intersection = shared.clip(min=0).prod(axis=1)
+    return intersection / ((boxes[:, 2:] - boxes[:, :2]).prod(axis=1) + view.width * view.height - intersection)
+
+
+def follow(boxes: np.ndarray, view: View, *, mirrored: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The objects whose centre is in view: their indices, and their boxes as shares of the view, cut at its border."""
+    shares = (boxes - np.tile((view.left, view.top), 2)) / np.tile((view.width, view.height), 2)
+    centres = (shares[:, :2] + shares[:, 2:]) / 2
+    kept = np.flatnonzero(((centres > 0) & (centres < 1)).all(axis=1))
+    shares = shares[kept].clip(0, 1)
+    if mirrored:
+        shares[:, 0::2] = 1 - shares[:, 2::-2]
+    return kept, shares.astype(np.float32)
+
+
+def render(pixels: np.ndarray, view: View, size: int, colours: "Colours | None") -> np.ndarray:
+    """The view, warped to uint8 (size, size, 3); FILL where it reaches beyond the image."""
+    height, width, _ = pixels.shape
+    left, top = max(0, int(view.left)), max(0, int(view.top))
+    right, bottom = min(width, int(view.left + view.width)), min(height, int(view.top + view.height))
+    part = pixels[top : max(top, bottom), left : max(left, right)]  # what of the image is in view
+    if colours is not None and part.size:
+        part = recolour(part, colours)
+    if part.shape[:2] != (int(view.height), int(view.width)):
+        canvas = np.empty((int(view.height), int(view.width), 3), np.uint8)
+        canvas[:] = FILL
+        y, x = top - int(view.top), left - int(view.left)
+        canvas[y : y + part.shape[0], x : x + part.shape[1]] = part
+        part = canvas
+    return warp(part, size)
+
+
+def warp(pixels: np.ndarray, size: int) -> np.ndarray:
+    """The whole image as a square, uint8 (size, size, 3), whatever its aspect ratio."""
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    return np.array(image.resize((size, size), Image.Resampling.BILINEAR))
+
+
+class Colours(NamedTuple):
+    """The photometric changes of one image; neutral values change nothing."""
+
+    brightness: float
+    contrast: float
+    contrast_first: bool
+    """Whether contrast changes before saturation and hue."""
+    saturation: float
+    hue: float
+    """In degrees."""
+    channels: tuple[int, int, int]
+
+
+def draw_colours(augment: BoxAugment, random: np.random.Generator) -> Colours | None:
+    """Random photometric changes; None if the augmentation has none."""
+    if not augment.photometric:
+        return None
+    chosen = random.random(6) < (augment.photometric,) * 5 + (0.5,)
+    brightness = random.uniform(-augment.brightness, augment.brightness)
+    contrast, saturation = random.uniform(*augment.contrast), random.uniform(*augment.saturation)
+    hue = random.uniform(-augment.hue, augment.hue)
+    first, second, third = random.permutation(3).tolist()
+    return Colours(
+        brightness if chosen[0] else 0.0,
+        contrast if chosen[1] else 1.0,
+        bool(chosen[5]),
+        saturation if chosen[2] else 1.0,
+        hue if chosen[3] else 0.0,
+        (first, second, third) if chosen[4] else (0, 1, 2),
+    )
+
+
+def recolour(pixels: np.ndarray, colours: Colours) -> np.ndarray:
+    """The pixels, uint8 (H, W, 3), after these changes."""
+    x = pixels.astype(np.float32)
+    if colours.brightness:
+        x += np.float32(colours.brightness)
+    if colours.contrast_first and colours.contrast != 1:
+        x *= np.float32(colours.contrast)
+    if colours.saturation != 1:
+        # scaling the saturation in HSV scales the distance of each channel from the largest one, the value
+        value = x.max(axis=2, keepdims=True)
+        x = value - (value - x) * np.float32(colours.saturation)
+    if colours.hue:
+        x = turn_hue(x, colours.hue)
+    if not colours.contrast_first and colours.contrast != 1:
+        x *= np.float32(colours.contrast)
+    if colours.channels != (0, 1, 2):
+        x = x[:, :, colours.channels]
+    return np.rint(x.clip(0, 255)).astype(np.uint8)
+
+
+def turn_hue(x: np.ndarray, degrees: float) -> np.ndarray:
+    """RGB pixels (H, W, 3) with their hue in HSV turned; value and saturation stay."""
+    red, green, blue = (np.ascontiguousarray(x[:, :, channel]) for channel in range(3))
+    value = np.maximum(np.maximum(red, green), blue)
+    chroma = value - np.minimum(np.minimum(red, green), blue)
+    scale = np.float32(1) / np.where(chroma > 0, chroma, np.float32(1))
+    # the hue in sixths of a turn: from red, green or blue, whichever is largest
+    hue = np.where(
+        value == red,
+        (green - blue) * scale,
+        np.where(value == green, (blue - red) * scale + np.float32(2), (red - green) * scale + np.float32(4)),
+    )
+    hue += np.float32(degrees / 60)
+    turned = np.empty_like(x)
+    for channel, offset in enumerate((5, 3, 1)):
+        k = (hue + np.float32(offset)) % np.float32(6)
+        turned[:, :, channel] = value - chroma * np.minimum(k, 4 - k).clip(0, 1)
+    return turned

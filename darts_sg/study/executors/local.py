@@ -1,0 +1,161 @@
+"""Runs workers as subprocesses of this machine: one for each GPU, or one for each few cores."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from darts_sg.engine.environment import usable_cores
+from darts_sg.errors import UsageError
+from darts_sg.study.executors import Ended, Request, Settings, last_line, worker_words
+
+
+@dataclass
+class Slot:
+    """A place where one job runs at a time."""
+
+    gpu: str | None
+    """The value of CUDA_VISIBLE_DEVICES; None for the CPU."""
+    title: str
+
+
+@dataclass
+class Worker:
+    """A subprocess that runs a job."""
+
+    job_id: str
+    process: "subprocess.Popen[bytes]"
+    slot: Slot
+    memory: int
+    output: Path
+
+
+class Local:
+    """Subprocesses, each with a GPU or a share of the cores of its own."""
+
+    def __init__(self, folder: Path, settings: Settings) -> None:
+        self.folder = folder
+        self.threads, self._free = slots_of(settings)
+        self._workers: list[Worker] = []
+        self._memory = available_memory()
+
+    def describe(self) -> str:
+        number = len(self._free) + len(self._workers)
+        title = self._free[0].title if self._free else ""
+        kind = "GPUs" if title.startswith("GPU") else f"CPU, {self.threads} thread{'s' * (self.threads > 1)} each"
+        return f"this machine, {number} job{'s' * (number > 1)} at a time ({kind})"
+
+    def start(self, requests: Sequence[Request], busy: int = 0) -> list[str]:
+        started: list[str] = []
+        for request in requests:
+            if len(self._free) <= busy:
+                break
+            used = sum(worker.memory for worker in self._workers)
+            if self._workers and request.memory and used + request.memory > self._memory:
+                continue  # a job that is larger than the machine runs alone
+            self._workers.append(self._start(request, self._free.pop(0)))
+            started.append(request.job_id)
+        return started
+
+    def _start(self, request: Request, slot: Slot) -> Worker:
+        output = self.folder / "jobs" / f"{request.job_id}.out"
+        environment = dict(os.environ)
+        environment["OMP_NUM_THREADS"] = str(self.threads)
+        if slot.gpu is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = slot.gpu
+        words = worker_words(self.folder, request, self.threads)
+        with output.open("ab") as file:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "darts_sg.study.worker", *words],
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,  # Ctrl-C is for the coordinator, which tells the workers
+            )
+        return Worker(request.job_id, process, slot, request.memory or 0, output)
+
+    def running(self) -> set[str]:
+        return {worker.job_id for worker in self._workers}
+
+    def ended(self) -> list[Ended]:
+        found = [worker for worker in self._workers if worker.process.poll() is not None]
+        for worker in found:
+            self._workers.remove(worker)
+            self._free.append(worker.slot)
+        return [Ended(worker.job_id, worker.process.returncode, last_line(worker.output)) for worker in found]
+
+    def stop(self) -> None:
+        for worker in self._workers:
+            worker.process.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        for worker in self._workers:
+            worker.process.kill()
+        for worker in self._workers:
+            worker.process.wait()
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+
+def make(folder: Path, settings: Settings) -> Local:
+    """The executor of this machine."""
+    return Local(folder, settings)
+
+
+def slots_of(settings: Settings) -> tuple[int, list[Slot]]:
+    """Threads of a job, and the places for jobs; UsageError if the GPU that is asked for is not there.
+
+    On GPUs one job each. On a CPU one for each core by default, with one thread: several jobs share a machine better
+    than several threads share a job, and the bits of a result then do not depend on the number of jobs.
+    """
+    cores, device = usable_cores(), settings.device
+    gpus = gpus_of(device)
+    if gpus:
+        number = min(settings.jobs or len(gpus), len(gpus))
+        threads = settings.threads or max(1, cores // number)
+        return threads, [Slot(gpu, f"GPU {gpu}") for gpu in gpus[:number]]
+    number = settings.jobs or max(1, cores // (settings.threads or 1))
+    threads = settings.threads or max(1, cores // number)
+    return threads, [Slot(None, "CPU") for _ in range(number)]
+
+
+def gpus_of(device: str) -> list[str]:
+    """The GPUs that jobs with that --device use, as CUDA_VISIBLE_DEVICES names them; UsageError if one is missing.
+
+    Counts them without using one: the coordinator holds no memory of a GPU.
+    """
+    if device == "cpu" or not device.startswith(("auto", "cuda")):
+        return []
+    number = torch.cuda.device_count()
+    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    names = visible if len(visible) == number else [str(i) for i in range(number)]
+    if device == "auto":
+        return names
+    index = device.partition(":")[2]
+    if not number or (index and not (index.isdecimal() and int(index) < number)):
+        there = ["cpu", *(f"cuda:{i}" for i in range(number))]
+        raise UsageError(f"device {device!r} is not available; there is: {', '.join(there)}")
+    return [names[int(index)]] if index else names
+
+
+def available_memory() -> int:
+    """Bytes of memory that programs can still take, within the limit of this process's control group."""
+    found = [2**62]
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                found.append(int(line.split()[1]) * 1024)
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        used = Path("/sys/fs/cgroup/memory.current").read_text().strip()
+        if limit.isdecimal():
+            found.append(int(limit) - int(used))
+    except (OSError, ValueError, IndexError):
+        pass  # not Linux, or no control groups
+    return max(0, min(found))
