@@ -324,7 +324,9 @@ def read_mixing_weights(run_dir: Path, epoch: int) -> dict[str, Array]:
     the file is missing or damaged.
     """
     path = run_dir / "alphas" / f"epoch_{epoch:04}.npz"
-    return {name: array for name, array in _read_arrays(path, epoch).items() if not name.startswith(("alpha_", "beta_"))}
+    return {
+        name: array for name, array in _read_arrays(path, epoch).items() if not name.startswith(("alpha_", "beta_"))
+    }
 
 
 def read_search_epoch(run_dir: Path, epoch: int | None = None) -> SearchEpoch:

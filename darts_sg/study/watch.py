@@ -22,7 +22,6 @@ from darts_sg.study.page import study_page
 from darts_sg.study.results import collect
 
 HOST = "127.0.0.1"
-DEFAULT_PORT = 8765
 LARGEST_FILE = 2**28
 SHOWN_AS_TEXT = {".md", ".yaml", ".yml", ".csv", ".tex", ".log", ".txt"}
 SHOWN_AS_THEY_ARE = {".html", ".json", ".svg", ".png", ".gif", ".pdf"}
@@ -167,7 +166,7 @@ def content_type(path: Path) -> str:
     return known or "application/octet-stream"
 
 
-def make_server(folder: Path, port: int = DEFAULT_PORT) -> Server:
+def make_server(folder: Path, port: int) -> Server:
     """A server of the study's page on 127.0.0.1; port 0 takes any free one. Raises UsageError if the port is taken."""
     try:
         return Server((HOST, port), functools.partial(Handler, LivePage(folder)))
@@ -175,7 +174,7 @@ def make_server(folder: Path, port: int = DEFAULT_PORT) -> Server:
         raise UsageError(f"--port {port}: {why(error)}; choose another one, or 0 for any free port") from None
 
 
-def watch(folder: Path, port: int = DEFAULT_PORT, say: Callable[[str], None] = print) -> None:
+def watch(folder: Path, port: int, say: Callable[[str], None] = print) -> None:
     """Serve the page until Ctrl-C. Raises UsageError if `folder` is no study, or if the port is taken."""
     collect(folder)  # say at once what is wrong with the folder
     with make_server(folder, port) as server:
