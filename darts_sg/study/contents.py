@@ -36,7 +36,7 @@ def contents(results: StudyResults) -> list[Section]:
     sections = [
         _claims(results),
         _retrained(results, found),
-        _compared(found),
+        _compared(results, found),
         _spread(found),
         _believed(results, found),
         _power(found),
@@ -149,7 +149,7 @@ def _sizes_chart(trained: Sequence[Trained], caption: str, looks: "Looks", k: in
 # Comparisons
 
 
-def _compared(found: Findings) -> Section | None:
+def _compared(results: StudyResults, found: Findings) -> Section | None:
     tables, charts = [], []
     for k, (setting, comparisons) in enumerate(found.comparisons.items()):
         if not any(one.pairs for one in comparisons):
@@ -159,12 +159,13 @@ def _compared(found: Findings) -> Section | None:
             Column("difference of errors"), Column("paired by"), Column("pairs", str, number=True),
             Column("by seed, points"), Column("mean, points", fixed(2, sign=True), number=True),
             Column("95% interval, points", interval(2, sign=True), is_interval=True), Column("p", p_text, number=True),
-            Column("p, Holm", p_text, number=True), Column("says"),
+            Column("p, Holm" if results.correct else "p, not corrected", p_text, number=True), Column("says"),
         ]  # fmt: skip
         tests = sum(one.p is not None for one in comparisons)
+        correction = f", and Holm's correction is over {counted(range(tests), 'test')}" if results.correct else ""
         note = (
             "Errors of the first minus errors of the second; negative: the first has the smaller error. Paired t test; "
-            f"intervals are for one comparison alone, and Holm's correction is over {counted(range(tests), 'test')}. "
+            f"intervals are for one comparison alone{correction}. "
             f"{setting_note(setting, found.of(setting))}"
         )
         tables.append(Table(f"comparisons{_suffix(k)}", "Paired differences", columns, rows, note))

@@ -11,9 +11,11 @@ from urllib.parse import unquote
 
 import pytest
 
+from darts_sg.cli.main import run
+from darts_sg.errors import UsageError
 from darts_sg.study.contents import contents
 from darts_sg.study.page import study_page
-from darts_sg.study.publish import markdown_report, write_study_report
+from darts_sg.study.publish import markdown_report
 from darts_sg.study.results import collect, results_text
 from tests.analysis.test_page import CHROMIUM, QUIET
 from tests.study.studies import ERRORS, made_up_study
@@ -38,7 +40,7 @@ document.body.append(result);
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("published") / "study"
     made_up_study(path, without=("retrain_SG_1_s2",), failed=("retrain_DARTS_0_s1",))
-    assert write_study_report(path) == path / "report.html"
+    run(["study", "report", str(path)])
     return path
 
 
@@ -106,6 +108,14 @@ def test_the_report_is_the_same_each_time(folder: Path) -> None:
     assert (folder / "report.html").read_text() == study_page(results, sections)
     assert (folder / "report.md").read_text() == markdown_report(results, sections)
     assert (folder / "results.json").read_text() == results_text(results, sections)
+
+
+def test_what_the_commands_are_given_wrong_is_answered(tmp_path: Path) -> None:
+    for command in ("report", "watch"):
+        with pytest.raises(UsageError, match=r"is not the folder of a study: it has no study\.yaml"):
+            run(["study", command, str(tmp_path)])
+    with pytest.raises(UsageError, match="--port must be from 0 to 65535, found 65536"):
+        run(["study", "watch", str(tmp_path), "--port", "65536"])
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs a browser: chromium, chromium-browser or google-chrome")
