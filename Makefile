@@ -1,9 +1,9 @@
-# make venv | demo | test | fuzz | check | bench: each builds .venv by itself. TORCH=… picks another PyTorch to install.
+# make venv | demo | test | fuzz | kills | sanitize | check | bench: each builds .venv by itself. TORCH=… picks another PyTorch to install.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
-.PHONY: venv demo test fuzz check bench clean
+.PHONY: venv demo test fuzz kills sanitize check bench clean
 venv: .venv/installed
 
 .venv/installed: pyproject.toml
@@ -22,6 +22,12 @@ test: .venv/installed
 
 fuzz: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --minutes $(or $(MINUTES),10) $(ARGS)
+
+kills: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.kills --minutes $(or $(MINUTES),10) $(ARGS)
+
+sanitize: .venv/installed
+	$(BIN)/python -m tests.sanitize $(ARGS)
 
 bench: .venv/installed
 	$(BIN)/python -m darts_sg bench $(ARGS)

@@ -27,6 +27,7 @@ from benchmarks.subjects import (
     Step,
     compile_kernels,
     loading,
+    method_step,
     native_kernels,
     own_step,
     passes,
@@ -42,6 +43,15 @@ from darts_sg.files import write_atomically
 SCALES = {"channels": (8, 16, 32), "cells": (5, 8, 11), "batch": (8, 16, 32, 64)}
 RETRAINING = "retraining step of DARTS_V2, C=36, 20 cells, batch 32"
 PARTIAL = "step with partial channels (K=4) against the full step, batch 64"
+METHODS: dict[str, dict[str, str]] = {
+    "hard Gumbel samples": {"relaxation": "gumbel:temperature=10,temperature_end=0.1,hard=true"},
+    "soft Gumbel samples": {"relaxation": "gumbel"},
+    "Dirichlet samples": {"relaxation": "dirichlet"},
+    "sigmoid weights": {"relaxation": "sigmoid"},
+    "beta-decay": {"regularizer": "beta-decay"},
+    "random perturbation": {"perturbation": "random"},
+}
+"""The parts of a search by the name of the figure that measures its step."""
 LOADING = "augmentation and loading, share of a step of batch 64"
 ROUNDS = 3  # for steps of seconds; slower ones get two
 
@@ -106,6 +116,11 @@ def share_of_time(
     return BenchRow(name, "s", *middle, median(shares), spread, len(shares), at_least, aim, times=times, **more)
 
 
+def method_row(name: str) -> str:
+    """The name of the figure of a method's step."""
+    return f"step with {name} against the plain step, batch 64"
+
+
 def search_rows(native: bool) -> dict[str, Callable[[], BenchRow]]:
     """The figures of the supernet, by name."""
 
@@ -130,6 +145,13 @@ def search_rows(native: bool) -> dict[str, Callable[[], BenchRow]]:
         times = interleave({"baseline": full, "own": partial}, ROUNDS)
         return share_of_time(PARTIAL, times, 0.3, 0.25, baseline_name="the full step")
 
+    def method(name: str) -> BenchRow:
+        shape = Shape("darts", 64)
+        own = method_step(shape, native=native, **METHODS[name])
+        times = interleave({"baseline": own_step(shape, native=native), "own": own}, ROUNDS)
+        at_least, aim = (0.3, 0.2) if "hard" in name else (1.05, 1.02)
+        return share_of_time(method_row(name), times, at_least, aim, baseline_name="the plain step")
+
     return {
         "first-order step, batch 16": lambda: first_order(16, "darts+sandglass", ROUNDS, 6, 10),
         "first-order step, batch 16, darts": lambda: first_order(16, "darts", ROUNDS, 6, 10),
@@ -137,6 +159,7 @@ def search_rows(native: bool) -> dict[str, Callable[[], BenchRow]]:
         "second-order step, batch 16": second_order,
         "first-order step with recomputation, batch 64": recomputation,
         PARTIAL: partial_channels,
+        **{method_row(name): lambda name=name: method(name) for name in METHODS},  # type: ignore[misc]
     }
 
 

@@ -14,11 +14,16 @@ from darts_sg.backends.batched import edge_batches, plain_tensors
 from darts_sg.backends.cpp import build
 from darts_sg.data import Augment, DataSpec, ImageSet, TrainBatches
 from darts_sg.engine.graphs import WARM_UP, Captured, compile_step
+from darts_sg.engine.steps import apply_weight_step
 from darts_sg.genotype import load_genotype
 from darts_sg.methods.hypergradient import Hypergradient, VirtualStep, first_order, frozen, unrolled
-from darts_sg.methods.mixing import softmax
+from darts_sg.methods.mixing import Draw, alphas_of, draw_noise, expected_mixing, sampled_mixing, softmax
+from darts_sg.methods.parts import build_part, build_parts
+from darts_sg.methods.perturbations import PERTURBATIONS
+from darts_sg.methods.regularizers import REGULARIZERS
+from darts_sg.methods.relaxations import RELAXATIONS
 from darts_sg.networks.derived import DerivedNetwork
-from darts_sg.networks.supernet import Supernet
+from darts_sg.networks.supernet import Supernet, chosen_by
 from darts_sg.spaces import parse_space
 from tests.reference import textbook
 from tests.reference.transfer import copy_tensors
@@ -215,6 +220,47 @@ def own_step(
         for _ in range(WARM_UP + 1):
             graph(None)
         return lambda: graph(None)
+    return step
+
+
+def method_step(
+    shape: Shape, *, native: bool, relaxation: str = "softmax", regularizer: str = "", perturbation: str = "none"
+) -> Step:
+    """A first-order step of a search with these parts, as `own_step` without them: it has the same optimizers."""
+    net = shape.supernet(native)
+    x, y = shape.images()
+    batch = x.contiguous(memory_format=LAST), y
+    weights, alphas = net.weights(), net.alphas()
+    adam, sgd = torch.optim.Adam(alphas, **ADAM), torch.optim.SGD(weights, **SGD, fused=True)
+    relaxed = build_part(RELAXATIONS, relaxation, "")
+    terms = build_parts(REGULARIZERS, regularizer, "").values()
+    perturbed = build_part(PERTURBATIONS, perturbation, "")
+    generator, progress = torch.Generator().manual_seed(0), torch.tensor(0.5)
+
+    def loss(draw: Draw, *, of_weights: bool) -> Tensor:
+        mixing = sampled = sampled_mixing(net, relaxed, progress, draw)
+        if of_weights:
+            mixing = perturbed(
+                sampled, lambda other: F.cross_entropy(net(batch[0], other), batch[1]), progress, generator
+            )
+        one = relaxed.is_one_hot and (of_weights or not relaxed.needs_all_operations)
+        chosen = chosen_by(mixing) if one and mixing is sampled else None
+        return F.cross_entropy(net(batch[0], mixing, chosen), batch[1])
+
+    def step() -> None:
+        with frozen(weights):
+            draw = draw_noise(net, relaxed, progress, generator)
+            value = loss(draw, of_weights=False)
+            for term in terms:
+                value = value + term(alphas_of(net), expected_mixing(net, relaxed), progress)
+            for alpha, gradient in zip(alphas, torch.autograd.grad(value, alphas, materialize_grads=True), strict=True):
+                alpha.grad = gradient
+        adam.step()
+        adam.zero_grad()
+        with frozen(alphas):
+            value = loss(draw_noise(net, relaxed, progress, generator), of_weights=True)
+            apply_weight_step(sgd, weights, value, CLIP, all_decay=relaxed.is_one_hot)
+
     return step
 
 

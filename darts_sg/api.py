@@ -103,6 +103,8 @@ class SearchResult(RunResult):
         With edge normalisation also beta_normal and beta_reduce. Read from the newest checkpoint: UsageError if there
         is none.
         """
+        if (run := read_run(self.run_dir)).baseline:
+            raise UsageError(f"{self.run_dir} is a search without alphas ({run.options['strategy']})")
         found = load_newest(self.run_dir / "checkpoints", lambda warning: None)
         if found is None:
             raise UsageError(f"{self.run_dir} has no checkpoint, which holds the alphas; see mixing_weights")
@@ -113,7 +115,8 @@ class SearchResult(RunResult):
     def mixing_weights(self) -> dict[str, np.ndarray]:
         """The mixing weights that the genotype was derived from: normal, reduce (num_edges, num_operations).
 
-        Each row sums to 1. With edge normalisation also edge_normal and edge_reduce (num_edges,).
+        Each row sums to 1, except those of edges that a selection by perturbation removed. With edge normalisation also
+        edge_normal and edge_reduce (num_edges,).
         """
         return dict(read_search_epoch(self.run_dir).weights)
 

@@ -275,7 +275,7 @@ def _imported(
 
 
 def _checked_nodes(plain: Plain, title: str, num_edges: int | None = None) -> list[list[list[Any]]]:
-    """The nodes of a cell; GenotypeError unless all have `num_edges` edges (default: as many as the first that has any)."""
+    """The nodes of a cell; GenotypeError unless all have `num_edges` edges (default: those of the first with any)."""
     wanted = num_edges or next(len(node) for node in plain[title] if node)
     for i, node in enumerate(plain[title]):
         if len(node) != wanted:

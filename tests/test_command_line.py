@@ -328,7 +328,7 @@ BAD = {
         "choices: darts-es, darts-first, darts-second, demo, dirichlet, gumbel, imagenet",
     ),
     "unknown data set": (["search", "--dataset", "cifar"], "cifar10"),
-    "unknown hypergradient": (["search", "--hypergradient", "second"], "choices: first_order, unrolled"),
+    "unknown hypergradient": (["search", "--hypergradient", "second"], "choices: first_order, unrolled, single_level"),
     "unknown device": (["search", "--dataset", "synthetic", "--device", "cuda:7"], "there is: cpu"),
     "device without values": (["search", "--dataset", "synthetic", "--device", "meta"], "there is: cpu"),
     "too many threads": (["search", "--threads", "100000"], "--threads must be at most 1024"),

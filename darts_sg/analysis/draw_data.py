@@ -16,6 +16,8 @@ from darts_sg.analysis.curves import FAINT, INK, TEST, TRAIN
 COLOURS = {"train": TRAIN, "test": TEST}
 OTHER = "#3C8A3F"
 SAMPLES_IN_A_ROW, SAMPLE_ROWS = 6, 2
+SAMPLE_HEIGHT = 2.3
+"""Of a row of images, in inches."""
 MOST_NAMED = 40
 """Classes whose bars have names."""
 LONGEST_NAME = 18
@@ -55,11 +57,16 @@ def draw_data(
 ) -> bytes:
     """The picture as PNG. `counts`: objects or images (`what`) of each class, by part; image_sides: (N, 2)."""
     plots = 5 if boxes is not None and len(boxes.side) else 1
-    rows = 1 + (2 if plots > 1 else 0) + (SAMPLE_ROWS if samples else 0)
-    figure = Figure(figsize=(13, 3.2 + 2.5 * (rows - 1)), layout="constrained")
+    rows = 3 if plots > 1 else 1
+    below = SAMPLE_HEIGHT * SAMPLE_ROWS if samples else 0.3  # inches
+    height = 0.7 + 3.4 + 2.7 * (rows - 1) + below  # title, classes, other rows, samples
+    figure = Figure(figsize=(13, height))
     FigureCanvasAgg(figure)
-    figure.suptitle(title, color=INK, fontsize=12)
-    grid = figure.add_gridspec(rows, SAMPLES_IN_A_ROW, height_ratios=[1.3] + [1] * (rows - 1))
+    figure.suptitle(title, color=INK, fontsize=12, y=1 - 0.15 / height, va="top")
+    grid = figure.add_gridspec(
+        rows, 6, height_ratios=[1.15] + [1] * (rows - 1), left=0.05, right=0.985, top=1 - 0.7 / height,
+        bottom=(0.5 + below) / height, wspace=0.55, hspace=0.6,
+    )  # fmt: skip
     _draw_classes(figure.add_subplot(grid[0, : 6 if plots > 1 else 4]), class_names, counts, what)
     if boxes is not None and plots > 1:
         _draw_sides(figure.add_subplot(grid[1, :2]), boxes)
@@ -70,10 +77,13 @@ def draw_data(
         _draw_image_sides(figure.add_subplot(grid[2, 4:]), image_sides)
     else:
         _draw_image_sides(figure.add_subplot(grid[0, 4:]), image_sides)
-    first = rows - SAMPLE_ROWS
+    grid = figure.add_gridspec(
+        SAMPLE_ROWS, SAMPLES_IN_A_ROW, left=0.02, right=0.98, top=(below - 0.2) / height, bottom=0.02,
+        wspace=0.05, hspace=0.15,
+    )  # fmt: skip
     for number, sample in enumerate(samples[: SAMPLE_ROWS * SAMPLES_IN_A_ROW]):
         row, column = divmod(number, SAMPLES_IN_A_ROW)
-        _draw_sample(figure.add_subplot(grid[first + row, column]), sample, class_names)
+        _draw_sample(figure.add_subplot(grid[row, column]), sample, class_names)
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=100)
     return content.getvalue()

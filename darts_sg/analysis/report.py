@@ -213,6 +213,9 @@ def _genotype(run: Run, genotype: Genotype, caption: str) -> list[str]:
     else:
         source = f"Derived after epoch {run.genotype_epoch} of an unfinished search on {run.data}, not final"
     parts = [f"## Genotype {genotype.name}", f"{source}. Space: {genotype.space}. Network: {caption}."]
+    measured = genotype.provenance.get("measured")
+    if isinstance(measured, Mapping) and isinstance(doubted := measured.get("doubt"), str) and doubted:
+        parts.append(f"**{doubted[:1].upper()}{doubted[1:]}.**")
     for title, cell in genotype.cells():
         heading = {"normal": "Normal cell", "reduce": "Reduction cell"}[title]
         parts += [f"**{heading}**", cell_table(cell)]

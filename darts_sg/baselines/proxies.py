@@ -182,7 +182,7 @@ def jacov(probe: Probe) -> float:
 
 @proxy("zen")
 def zen(probe: Probe) -> float:
-    """log of how far the features move with the input, times BatchNorm's divisors (Lin et al., CVPR 2021)."""
+    """log of how far the features move with the input, times BatchNorm's divisors (Lin et al., ICCV 2021)."""
     network = probe.network()
     norms = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
     with torch.no_grad():

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 DETECTION = ("voc", "coco", "yolo")
 FOLDERS = ("folder", "imagenet")
 SHOWN_EXAMPLES = 5
-SHOWN_CLASSES = 100
+SHOWN_CLASSES = 120
 
 
 def add_parser(commands: Any) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from darts_sg.data.detection.assemble import CUT, LEFT_OUT
+from darts_sg.data.detection.assemble import CUT, LEFT_OUT, counted
 from darts_sg.data.detection.coco import is_coco
 from darts_sg.data.detection.objects import DetectionImages
 from darts_sg.data.detection.voc import is_voc
@@ -237,9 +237,9 @@ def check_folders(directory: Path, threads: int, *, look: bool = True) -> Check:
     check.samples = [(paths["train"][index], names[labels["train"][index]]) for index in chosen]
     shown = {part: [path.relative_to(directory).as_posix() for path in paths[part]] for part in roots}
     if damaged := [name for part in roots for name in _where(shown[part], facts[part], lambda one: bool(one.damaged))]:
-        check.add(True, f"{len(damaged)} images cannot be read", damaged)
+        check.add(True, f"{counted(len(damaged), 'image')} cannot be read", damaged)
     if strange := [path.relative_to(directory).as_posix() for root in roots.values() for path in _other_files(root)]:
-        check.add(False, f"{len(strange)} files among the images are none ({' '.join(sorted(SUFFIXES))})", strange)
+        check.add(False, f"{counted(len(strange), 'file', 'is')} no image ({' '.join(sorted(SUFFIXES))})", strange)
     _find_in_files(check, shown)
     _find_label_conflicts(check, shown, labels)
     _find_rare_classes(check, "images")
@@ -249,7 +249,7 @@ def check_folders(directory: Path, threads: int, *, look: bool = True) -> Check:
 
     small = [name for part in roots for name in _where(shown[part], facts[part], is_small)]
     if small:
-        check.add(False, f"{len(small)} images have a side of less than {SMALLEST_IMAGE} pixels", small)
+        check.add(False, f"{counted(len(small), 'image', 'has')} a side of less than {SMALLEST_IMAGE} pixels", small)
     return check
 
 
@@ -290,14 +290,14 @@ def _box_facts(
 
 def _find_damage(check: Check, dataset: Dataset) -> None:
     """Images and boxes that the reader of the annotations left out or changed."""
-    for kind, problem, text in (
-        (DAMAGED, True, "images are left out, for they are missing or their annotations are damaged"),
-        (LEFT_OUT, True, "images have boxes that are left out: without area, beyond the image, or no numbers"),
-        (CUT, True, "images have boxes that reach beyond the border, and are cut there"),
+    for kind, verb, text in (
+        (DAMAGED, "is", "left out: a file is missing or an annotation is damaged"),
+        (LEFT_OUT, "has", "boxes that are left out: without area, beyond the image, or no numbers"),
+        (CUT, "has", "boxes that reach beyond the border, and are cut there"),
     ):
         found = [f"{name} ({what})" for name, what in sorted(dataset.unusual.items()) if what.startswith(kind)]
         if found:
-            check.add(problem, f"{len(found)} {text}", found)
+            check.add(True, f"{counted(len(found), 'image', verb)} {text}", found)
 
 
 def _find_in_files(check: Check, names: Mapping[str, Sequence[str]]) -> None:
@@ -311,11 +311,11 @@ def _find_in_files(check: Check, names: Mapping[str, Sequence[str]]) -> None:
             if one.damaged
         ]  # fmt: skip
         if damaged:
-            check.add(True, f"{len(damaged)} images cannot be read", damaged)
+            check.add(True, f"{counted(len(damaged), 'image')} cannot be read", damaged)
     rotated = [name for part in facts for name in _where(names[part], facts[part], lambda one: one.rotated)]
     if rotated:
-        reading = "training turns them upright" if check.layout == "folder" else "which is ignored: see that boxes fit"
-        check.add(False, f"{len(rotated)} images are turned by their EXIF data; {reading}", rotated)
+        reading = "which are applied" if check.layout == "folder" else "which are ignored: do the boxes fit?"
+        check.add(False, f"{counted(len(rotated), 'image', 'is')} turned by EXIF data, {reading}", rotated)
     kinds: dict[str, int] = {}
     for part in facts.values():
         for one in part:
@@ -332,9 +332,13 @@ def _find_in_files(check: Check, names: Mapping[str, Sequence[str]]) -> None:
         several = len({part for part, _ in members}) > 1
         (across if several else within).append(" = ".join(names[part][index] for part, index in members))
     if across:
-        check.add(True, f"{len(across)} images are in the training part and in the test part, as the same file", across)
+        check.add(
+            True,
+            f"{counted(len(across), 'image', 'is')} in the training part and in the test part, as the same file",
+            across,
+        )
     if within:
-        check.add(False, f"{len(within)} images are more than once in one part", within)
+        check.add(False, f"{counted(len(within), 'image', 'is')} more than once in one part", within)
     if len(facts) == 2:
         (first, second), (a, b) = facts, facts.values()
         twins = nearly_identical(a, b)
@@ -342,7 +346,7 @@ def _find_in_files(check: Check, names: Mapping[str, Sequence[str]]) -> None:
             check.add(False, f"{len(a):,} and {len(b):,} images are too many to look for near duplicates")
         elif twins:
             words_ = [f"{names[first][i]} ~ {names[second][j]}" for i, j in twins]
-            check.add(True, f"{len(twins)} pairs of a training and a test image look the same", words_)
+            check.add(True, f"{counted(len(twins), 'training image', 'looks')} like a test image", words_)
 
 
 def _find_wrong_sizes(check: Check, images: Mapping[str, DetectionImages]) -> None:
@@ -353,7 +357,11 @@ def _find_wrong_sizes(check: Check, images: Mapping[str, DetectionImages]) -> No
             if one.width and width and height and (one.width, one.height) != (width, height):
                 wrong.append(f"{part.name(index)} ({one.width}×{one.height}, annotated {width}×{height})")
     if wrong:
-        check.add(True, f"{len(wrong)} images have another size than their annotation says: do the boxes fit?", wrong)
+        check.add(
+            True,
+            f"{counted(len(wrong), 'image', 'has')} another size than the annotation says: do the boxes fit?",
+            wrong,
+        )
 
 
 def _find_doubled_boxes(check: Check, images: Mapping[str, DetectionImages]) -> None:
@@ -369,9 +377,9 @@ def _find_doubled_boxes(check: Check, images: Mapping[str, DetectionImages]) -> 
         for target, which in ((doubled, counts > labels_at), (ambiguous, labels_at > 1)):
             target += [part.name(index) for index in np.unique(table.images[which[place]]).tolist()]
     if doubled:
-        check.add(True, f"{len(doubled)} images have the same box of one class twice", doubled)
+        check.add(True, f"{counted(len(doubled), 'image', 'has')} the same box of one class twice", doubled)
     if ambiguous:
-        check.add(False, f"{len(ambiguous)} images have the same box for two classes", ambiguous)
+        check.add(False, f"{counted(len(ambiguous), 'image', 'has')} the same box for two classes", ambiguous)
 
 
 def _find_rare_classes(check: Check, what: str) -> None:
@@ -379,11 +387,11 @@ def _find_rare_classes(check: Check, what: str) -> None:
     for part, counts in check.parts.items():
         missing = [name for name, count in zip(check.class_names, counts.by_class, strict=True) if not count]
         if missing:
-            check.add(True, f"{len(missing)} classes have no {what} in the {part} part", missing)
+            check.add(True, f"{counted(len(missing), 'class', 'has')} no {what} in the {part} part", missing)
     train = check.parts["train"].by_class
     rare = [f"{name} ({count})" for name, count in zip(check.class_names, train, strict=True) if 0 < count < FEW]
     if rare:
-        check.add(False, f"{len(rare)} classes have fewer than {FEW} {what} to train on", rare)
+        check.add(False, f"{counted(len(rare), 'class', 'has')} fewer than {FEW} {what} to train on", rare)
     known = train[train > 0]
     if len(known) and known.max() >= IMBALANCE * known.min():
         ratio = known.max() / known.min()
@@ -398,10 +406,11 @@ def _find_difficult_to_detect(check: Check) -> None:
     smallest = ((boxes.shares[:, 2:] - boxes.shares[:, :2]) * size).min(axis=1)
     if tiny := int((smallest < SMALLEST_OBJECT).sum()):
         share = tiny / len(smallest)
-        check.add(False, f"{tiny} objects ({share:.1%}) have a side under {SMALLEST_OBJECT} pixels at {size}×{size}")
+        text = f"{counted(tiny, 'object', 'has')} a side under {SMALLEST_OBJECT} pixels at {size}×{size} ({share:.1%})"
+        check.add(False, text)
     if boxes.best_prior is not None and (far := int((boxes.best_prior < PRIOR_IOU).sum())):
         share = far / len(smallest)
-        text = f"{far} objects ({share:.1%}) overlap no prior box by an IoU of {PRIOR_IOU}; each gets its best one only"
+        text = f"{counted(far, 'object', 'overlaps')} no prior box by an IoU of {PRIOR_IOU} ({share:.1%})"
         check.add(False, text)
 
 
@@ -414,7 +423,7 @@ def _find_label_conflicts(check: Check, names: Mapping[str, Sequence[str]], labe
         if len({int(labels[part][index]) for part, index in members}) > 1:
             found.append(" = ".join(names[part][index] for part, index in members))
     if found:
-        check.add(True, f"{len(found)} images are in the folders of two classes", found)
+        check.add(True, f"{counted(len(found), 'image', 'is')} in the folders of two classes", found)
 
 
 def _where(names: Sequence[str], facts: Sequence[ImageFacts], suits: Callable[[ImageFacts], bool]) -> list[str]:

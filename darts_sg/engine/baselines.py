@@ -343,7 +343,11 @@ class RspsJob(BaselineJob):
         self.weights = self.supernet.weights()
         # not fused: a weight that no path has met yet has no gradient and no momentum, and stays as it is
         self.optimizer = torch.optim.SGD(
-            self.weights, config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
+            self.weights,
+            config.learning_rate,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            nesterov=config.nesterov,
         )
         self.rounds = strategy.num_rounds(self.num_epochs * self.steps_per_epoch)
         self.found: list[tuple[float, float]] = []

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from darts_sg.analysis.cost import CELLS, CHANNELS, choice_costs, count_macs, count_params, derived_cost, human
 from darts_sg.analysis.curves import draw_mixing_weights
+from darts_sg.analysis.decided import doubt
 from darts_sg.analysis.report import write_report
-from darts_sg.analysis.run_folder import read_search_epoch
+from darts_sg.analysis.run_folder import read_search_epoch, read_search_epochs
 from darts_sg.backends.batched import edge_batches
 from darts_sg.config import SearchConfig
 from darts_sg.data import Augment, TrainBatches
@@ -158,6 +159,10 @@ class SearchJob:
         """Whether the alphas learn in `epoch`; in the epochs of a selection phase, as in the last one before it."""
         fixed = self.phase is not None and self.phase.fixed_alphas
         return not fixed and self.stage.alphas_learn(min(epoch, self.stage.epochs - 1))
+
+    def alpha_steps(self, epochs: int) -> int:
+        """Updates of the alphas in the first `epochs` epochs."""
+        return self.steps_per_epoch * sum(self._alphas_learn(epoch) for epoch in range(epochs))
 
     def step(self, epoch: int, step: int) -> StepResult:
         position = epoch * self.steps_per_epoch + step
@@ -473,12 +478,12 @@ class SearchJob:
         if self.phase is None:
             return []
         batches = num_batches(self.trial_batches, self.phase.num_images)
-        trial = self.phase.next_trial(0)
-        assert trial is not None
-        self._measure(trial, 1)  # the first forward pass is slower than the others
-        begun = time.perf_counter()
-        self._measure(trial, 1)
-        seconds = (time.perf_counter() - begun) * batches
+        seconds = 0.0
+        if (trial := self.phase.next_trial(self.phase.epochs)) is not None:
+            self._measure(trial, 1)  # the first forward pass is slower than the others
+            begun = time.perf_counter()
+            self._measure(trial, 1)
+            seconds = (time.perf_counter() - begun) * batches
         images = min(batches * self.config.batch_size, len(self.validation_images))
         return [
             f"selection {self.config.selection}: {self.phase.facts()} on {images:,} images each, about "
@@ -615,8 +620,15 @@ def run_search(
 def _write_results(job: SearchJob, run: RunDir, loop: Loop, found: Mapping[str, float]) -> None:
     """Derive and write the final genotype and the report, and print a summary."""
     config = job.config
-    measured = {**job.task.searched(found), "search_seconds": round(loop.seconds, 1)}
+    measured: dict[str, Any] = {**job.task.searched(found), "search_seconds": round(loop.seconds, 1)}
     stopped = job.early_stop(loop.rows)
+    chosen_epoch = job.num_epochs if stopped is None else stopped.chosen_epoch
+    measured["alpha_steps"] = job.alpha_steps(chosen_epoch)
+    states = [state for state in read_search_epochs(run.path) if state.epoch <= chosen_epoch]
+    if job.phase is None and (doubted := doubt(states, job.alpha_steps(chosen_epoch))):
+        measured["doubt"] = doubted
+        run.log(doubted)
+        print(f"note: {doubted}")
     if stopped is None:
         genotype = job.derive(run, job.num_epochs, measured)
     else:

@@ -33,18 +33,19 @@ def in_double(network: nn.Module, *, frozen: bool) -> None:
             layer.eval()
 
 
-def search_job(ranks: Ranks, method: str, relaxation: str = "softmax") -> SearchJob:
+def search_job(ranks: Ranks, method: str, relaxation: str = "softmax", perturbation: str = "none") -> SearchJob:
     torch.manual_seed(0)
     space = "sandglass_3x3+sep_conv_3x3+max_pool_3x3+skip_connect+none"
-    small = {"space": space, "nodes": 1, "kernels": "pytorch", **BATCH}
-    config = search_config(hypergradient=method, relaxation=relaxation, alpha_learning_rate=0.01, **small)
+    small = {"space": space, "nodes": 1, "kernels": "pytorch", "train_images": 24, **BATCH}
+    parts = {"hypergradient": method, "relaxation": relaxation, "perturbation": perturbation}
+    config = search_config(**parts, alpha_learning_rate=0.01, **small)
     job = SearchJob(config, dataclasses.replace(setting(), ranks=ranks))
     in_double(job.supernet, frozen=True)
     return job
 
 
-def search(ranks: Ranks, method: str, relaxation: str = "softmax") -> dict[str, Any]:
-    job = search_job(ranks, method, relaxation)
+def search(ranks: Ranks, method: str, *parts: str) -> dict[str, Any]:
+    job = search_job(ranks, method, *parts)
     means = [job.step(0, step).means for step in range(job.steps_per_epoch)]
     return {"state": job.state_dict(), "means": means, "evaluation": job.evaluate()}
 
@@ -85,6 +86,8 @@ def outcomes(ranks: Ranks, images: Path) -> dict[str, Any]:
         "first_order": search(ranks, "first_order"),
         "unrolled": search(ranks, "unrolled"),
         "gumbel": search(ranks, "unrolled", "gumbel:temperature=5"),
+        "hard": search(ranks, "single_level", "gumbel:hard=true"),
+        "adversarial": search(ranks, "first_order", "softmax", "adversarial:steps=2,epsilon=0.2"),
         "augment": augment(ranks, frozen=True, num_steps=5),
         "eigenvalue": search_job(ranks, "first_order").eigenvalue(),
         "statistics": augment(ranks, frozen=False, num_steps=1),

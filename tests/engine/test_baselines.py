@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from darts_sg.analysis.run_folder import read_metrics, read_run, read_search_epoch
+from darts_sg.api import SearchResult
 from darts_sg.config import load_recipe, recipe_names
 from darts_sg.engine import baselines
 from darts_sg.engine.baselines import CandidateJob, RspsJob, baseline_job
@@ -65,7 +66,7 @@ def test_a_job_goes_on_from_any_moment_to_the_same_bits(text: str, tmp_path: Pat
     whole, begun = job_of(text), job_of(text)
     places = list(moments(whole, run))
     for number, place in enumerate(moments(begun, run)):
-        if number % 3:  # a third of the moments is enough, and faster
+        if number % 5 != 2:  # a fifth of the moments is enough, and faster
             continue
         resumed = job_of(text)
         torch.manual_seed(number)  # nothing draws from it
@@ -110,6 +111,7 @@ def test_rsps_takes_the_best_finalist_of_all_rounds() -> None:
         return {"accuracy": score_of[str(cells)], "loss": 0.0}
 
     job._measure = measured  # type: ignore[method-assign]
+    assert "2 rounds of 3 paths, each on 1 batches, and 2 of them on all" in "\n".join(job.facts())
     assert not list(job.after_steps(job.num_epochs - 2))
     assert len(list(job.after_steps(job.num_epochs - 1))) == len(asked) == 10
     for start in (0, 5):
@@ -129,9 +131,6 @@ def test_a_run_that_is_killed_among_the_rounds_ends_with_the_same_genotype(
         "--train-images=8", "--validation-images=8", "--channels=4", "--cells=3", "--nodes=1", "--epochs=2",
         "--space=sep_conv_3x3+skip_connect", "--threads=1",
     ]  # fmt: skip
-    code, out, err = in_process(capsys, *command, "--dry-run")
-    assert code == 0, err
-    assert "2 rounds of 3 paths, each on 1 batches, and 2 of them on all" in out
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     code, out, err = in_process(capsys, *command, f"--run-dir={whole}")
     assert code == 0, err
@@ -145,6 +144,7 @@ def test_a_run_that_is_killed_among_the_rounds_ends_with_the_same_genotype(
         return measure(*given)
 
     monkeypatch.setattr(baselines, "measure", killed_measure)
+    monkeypatch.setattr(baselines, "write_report", lambda folder: None)  # takes longer than the search
     assert in_process(capsys, *command, f"--run-dir={killed}", "--checkpoint-minutes=1e-9")[0] == 130
     assert in_process(capsys, "search", "--resume", str(killed))[0] == 0
     assert len(calls) == 8 + 3  # 7 of 10 were in a checkpoint
@@ -161,6 +161,5 @@ def test_a_run_that_is_killed_among_the_rounds_ends_with_the_same_genotype(
     assert read_run(whole).finished
     with pytest.raises(UsageError, match="has no mixing weights"):
         read_search_epoch(whole)
-    retrain = ["augment", f"--genotype={whole / 'genotype.yaml'}", "--dataset=synthetic", "--channels=4", "--cells=3"]
-    code, out, err = in_process(capsys, *retrain, "--dry-run", "--train-images=8", "--batch-size=8")
-    assert code == 0, err
+    with pytest.raises(UsageError, match="is a search without alphas"):
+        _ = SearchResult(whole).alphas

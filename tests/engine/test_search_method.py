@@ -1,6 +1,7 @@
 """Searches by other methods than DARTS: what their steps see, and that a resumed run goes on to the same bits."""
 
 import copy
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from darts_sg.engine.search import SearchJob
 from darts_sg.errors import UsageError
 from darts_sg.methods.hypergradient import HYPERGRADIENTS, frozen
 from darts_sg.methods.mixing import softmax
-from darts_sg.methods.regularizers import REGULARIZERS
+from darts_sg.methods.parts import build_part
+from darts_sg.methods.perturbations import PERTURBATIONS, Perturbation
+from darts_sg.methods.regularizers import REGULARIZERS, Regularizer
 from darts_sg.methods.relaxations import RELAXATIONS, Relaxation
 from darts_sg.networks.supernet import Mixing
 from tests.engine.test_search_step import search_config, setting
@@ -73,7 +76,7 @@ def test_the_noise_does_not_disturb_other_random_numbers() -> None:
 @pytest.mark.parametrize("hard", [False, True])
 def test_a_gumbel_step_is_the_formula_written_out(hard: bool) -> None:
     """Alphas by Adam and weights by SGD, each with its own sample of noise, in float64."""
-    job = job_of(relaxation=f"{GUMBEL},hard={hard}", gradient_clip=float("inf"))
+    job = job_of(relaxation=f"{GUMBEL},hard={hard},gradient=all", gradient_clip=float("inf"))
     job.supernet.double().register_forward_pre_hook(lambda net, inputs: (inputs[0].double(), *inputs[1:]))
     net = copy.deepcopy(job.supernet)
     step = 3
@@ -135,7 +138,9 @@ def test_logs_evaluation_and_derivation_see_the_expected_weights_not_a_sample(tm
     "options",
     [
         {"relaxation": GUMBEL},
-        {"relaxation": GUMBEL + ",hard=true", "hypergradient": "unrolled", "perturbation": "random"},
+        {"relaxation": GUMBEL + ",hard=true", "hypergradient": "unrolled", "kernels": "auto"},
+        {"perturbation": "adversarial:steps=2", "relaxation": "dirichlet", "regularizer": "kl"},
+        {"relaxation": "reinmax", "hypergradient": "single_level", "regularizer": "beta-decay", "recompute": True},
         {"perturbation": "random", "partial_channels": 2, "edge_normalization": True, "regularizer": "macs:0.5"},
     ],
 )
@@ -166,23 +171,105 @@ class Sharpened(Relaxation):
         return (alphas / self.temperature).softmax(dim=-1)
 
 
-@pytest.mark.parametrize("hypergradient", HYPERGRADIENTS)
-@pytest.mark.parametrize("relaxation", [*RELAXATIONS, "sharpened:temperature=0.1"])
-def test_every_relaxation_combines_with_all_other_parts(
+HARD = "gumbel:hard=true"
+EVERY_RELAXATION = [*RELAXATIONS, "sharpened:temperature=0.1"]
+# each relaxation with one hypergradient in turns, and hard samples with all of them
+PAIRS = [
+    *zip(EVERY_RELAXATION, itertools.cycle(HYPERGRADIENTS), strict=False),
+    *((HARD, name) for name in HYPERGRADIENTS),
+]
+
+
+def goes_with(part: Regularizer | Perturbation, relaxation: Relaxation) -> bool:
+    try:
+        part.refuse(relaxation)
+    except UsageError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(("relaxation", "hypergradient"), PAIRS)
+def test_every_relaxation_combines_with_all_parts_that_have_a_meaning_with_it(
     relaxation: str, hypergradient: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(RELAXATIONS._entries, "sharpened", Sharpened)
+    made = build_part(RELAXATIONS, relaxation, "")
+    terms = [name for name in REGULARIZERS if goes_with(REGULARIZERS[name](), made)]
+    perturbed = hypergradient != "single_level" and goes_with(PERTURBATIONS["random"](), made)
     job = job_of(
         relaxation=relaxation, hypergradient=hypergradient, partial_channels=2, edge_normalization=True,
-        regularizer="+".join(REGULARIZERS), perturbation="random", selection="bounded:max_skips=1",
+        regularizer="+".join(terms), perturbation="random" if perturbed else "none",
+        selection="bounded:max_skips=1",
     )  # fmt: skip
     before = [alpha.detach().clone() for alpha in job.alphas]
     means = job.step(0, 0).means
-    assert {f"penalty_{name}" for name in REGULARIZERS} <= means.keys()
+    assert {f"penalty_{name}" for name in terms} <= means.keys()
     assert all(value.isfinite() for value in means.values())
     assert not any(torch.equal(a, b) for a, b in zip(before, job.alphas, strict=True))
     assert set(job.mixing()) == {"normal", "reduce", "edge_normal", "edge_reduce"}
     assert job.select(job.mixing())
+
+
+@pytest.mark.parametrize("relaxation", [HARD, "reinmax", "gumbel:hard=true,gradient=all"])
+def test_hard_samples_compute_the_chosen_operations_alone(relaxation: str) -> None:
+    """In the weights' step always, in that of the alphas unless their gradient is to see all operations."""
+    job = job_of(relaxation=relaxation)
+    seen: list[bool] = []
+    job.supernet.register_forward_pre_hook(lambda net, inputs: seen.append(inputs[2:] not in ((), (None,))))
+    job.step(0, 0)
+    assert seen == ["all" not in relaxation, True]
+    job.evaluate()
+    assert not any(seen[2:])
+    assert {parameter.grad is None for parameter in job.weights} == {False}  # zeros where nothing was computed
+
+
+def test_perturbed_hard_samples_are_computed_in_full() -> None:
+    job = job_of(relaxation=HARD, perturbation="random")
+    seen: list[bool] = []
+    job.supernet.register_forward_pre_hook(lambda net, inputs: seen.append(inputs[2:] not in ((), (None,))))
+    job.step(0, 0)
+    assert seen == [True, False]
+
+
+def test_an_attack_leaves_statistics_modes_and_other_random_numbers_alone() -> None:
+    """The step after it is that of the same noise, and the supernet sees each batch twice in train mode, as always."""
+    states = []
+    for perturbation in ("none", "adversarial:epsilon=0,epsilon_end=0"):
+        job = job_of(perturbation=perturbation)
+        job.supernet.cells[0].eval()  # a mode of its own
+        job.step(0, 0)
+        modes = [module.training for module in job.supernet.modules()]
+        states.append((job.supernet.state_dict(), modes, torch.get_rng_state()))
+    assert_same(*states)
+
+
+def test_a_single_level_search_learns_from_one_pass_over_all_images() -> None:
+    job = job_of(hypergradient="single_level", relaxation=GUMBEL)
+    assert len(job.train_images) == len(job.validation_images) == 48
+    assert not job.holds_out
+    before = [tensor.detach().clone() for tensor in (*job.alphas, job.weights[0])]
+    assert len(mixings_of_a_step(job)) == 1
+    assert not any(torch.equal(a, b) for a, b in zip(before, (*job.alphas, job.weights[0]), strict=True))
+    assert "48 for the weights, 48 for the alphas" in job.facts()[-1]
+    held_out = job_of(hypergradient="single_level", validation_images=8)
+    assert (len(held_out.train_images), len(held_out.validation_images)) == (40, 8)
+    assert held_out.holds_out
+    assert "40 for the weights, 40 for the alphas" in held_out.facts()[-1]
+    frozen_one = job_of(hypergradient="single_level", alpha_frozen_epochs=1)
+    before = [alpha.detach().clone() for alpha in frozen_one.alphas]
+    frozen_one.step(0, 0)
+    assert all(torch.equal(a, b) for a, b in zip(before, frozen_one.alphas, strict=True))
+
+
+def test_options_of_the_alphas_and_of_the_optimizers_are_used() -> None:
+    job = job_of(alpha_mean=3.0, alpha_deviation=0.0, alpha_beta1=0.3, alpha_beta2=0.4, nesterov=True)
+    assert job.alphas[0].unique().tolist() == [3.0]
+    assert job.alpha_optimizer.param_groups[0]["betas"] == (0.3, 0.4)
+    assert job.weight_optimizer.param_groups[0]["nesterov"]
+    assert job_of(relaxation="sigmoid").alphas[0].unique().tolist() == [0.0]
+    assert job_of(relaxation="sigmoid", alpha_deviation=1.0).alphas[0].std() > 0.3
+    deviation = job_of(alpha_mean=1.0).alphas[0].std()
+    assert 0 < deviation < 0.01
 
 
 def test_only_the_step_of_the_weights_is_perturbed() -> None:
@@ -245,7 +332,9 @@ def test_a_search_by_recipe_with_parts_leaves_raw_alphas_and_is_resumed_to_the_s
 def test_a_method_that_cannot_be_is_one_line_and_exit_2(capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = in_process(capsys, "search", "--relaxation=gumbel:tau=3")
     assert code == 2
-    assert "--relaxation gumbel:tau=3: unknown option 'tau'; choices: temperature, temperature_end, hard" in err
+    assert (
+        "--relaxation gumbel:tau=3: unknown option 'tau'; choices: temperature, temperature_end, hard, gradient" in err
+    )
     assert err.count("\n") == 1
     with pytest.raises(UsageError, match="--regularizer size"):
         search_config(regularizer="size:1")

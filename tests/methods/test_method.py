@@ -1,19 +1,25 @@
 """Parts chosen by name with options, and the method that the options of a search describe."""
 
+import itertools
 import re
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 
 from darts_sg.config import SearchConfig, help_texts
 from darts_sg.errors import UsageError
 from darts_sg.methods.early_stopping import EarlyStopping
-from darts_sg.methods.hypergradient import unrolled
+from darts_sg.methods.hypergradient import HYPERGRADIENTS, unrolled
+from darts_sg.methods.method import method_of
 from darts_sg.methods.parts import build_part, build_parts, describe_parts
+from darts_sg.methods.perturbations import PERTURBATIONS
 from darts_sg.methods.perturbations.random import UniformNoise
+from darts_sg.methods.regularizers import REGULARIZERS
 from darts_sg.methods.regularizers.size import Macs, Params
 from darts_sg.methods.relaxations.gumbel import Gumbel
 from darts_sg.methods.relaxations.softmax import Softmax
+from darts_sg.methods.selection import SELECTIONS
 from darts_sg.methods.selection.argmax import Argmax
 from darts_sg.methods.selection.bounded import Bounded
 from darts_sg.methods.selection.skip_limit import SkipLimit
@@ -118,7 +124,10 @@ def test_choices_are_described_by_options_and_docstrings() -> None:
     )
     for name in ("relaxation", "regularizer", "perturbation", "selection"):
         assert "Choices: " in help_texts(SearchConfig)[name]
-    assert "gumbel:temperature=1.0,temperature_end=0.1,hard=false (" in help_texts(SearchConfig)["relaxation"]
+    assert (
+        "gumbel:temperature=1.0,temperature_end=0.1,hard=false,gradient=chosen ("
+        in help_texts(SearchConfig)["relaxation"]
+    )
 
 
 def test_the_defaults_are_the_method_of_darts() -> None:
@@ -183,9 +192,59 @@ def test_argmax_is_bounded_beside_a_target() -> None:
         ({"regularizer": "macs", "target_macs": "1G"}, "--regularizer macs and --target-macs are the same term"),
         ({"penalty": "params:1e400"}, "--penalty params:1e400: expected params:WEIGHT"),
         ({"selection": "skip-limit", "target_params": "2M"}, "--selection skip-limit does not keep the bounds"),
+        ({"selection": "threshold", "target_params": "2M"}, "--selection threshold does not keep the bounds"),
+        ({"selection": "threshold:2"}, "--selection threshold:2: least must be from 0 to 1, found 2.0"),
+        ({"relaxation": "reinmax:gradient=some"}, "gradient must be chosen or all, found 'some'"),
+        ({"relaxation": "reinmax:temperature=0"}, "temperature must be above 0, found 0.0"),
+        ({"regularizer": "kl"}, "--regularizer kl with --relaxation softmax: kl measures Dirichlet distributions"),
+        ({"regularizer": "beta-decay:-1"}, "weight must be at least 0, found -1.0"),
+        ({"perturbation": "adversarial:steps=0"}, "steps must be at least 1, found 0"),
+        ({"nesterov": True, "hypergradient": "unrolled"}, "--nesterov with --hypergradient unrolled: the virtual step"),
+        ({"nesterov": True, "momentum": 0.0}, "--nesterov needs momentum"),
+        ({"alpha_beta1": 1.0}, "--alpha-beta1 must be from 0 up to, not including, 1: 1.0"),
+        ({"alpha_gradient_clip": 0.0}, "--alpha-gradient-clip must be above 0, found 0.0"),
+        ({"alpha_deviation": -1.0}, "--alpha-deviation must be at least 0, found -1.0"),
     ],
 )
 def test_methods_that_cannot_be_are_answered_in_one_line(options: dict[str, str], said: str) -> None:
     with pytest.raises(UsageError, match=re.escape(said)) as caught:
         SearchConfig(**options)
     assert "\n" not in str(caught.value)
+
+
+def refusal(options: SimpleNamespace) -> str:
+    """What is said of options that describe no method; nothing if they describe one."""
+    try:
+        method_of(options)
+    except UsageError as error:
+        return str(error)
+    return ""
+
+
+RELAXED = ("softmax", "gumbel", "gumbel:hard=true", "reinmax:gradient=all", "dirichlet", "sigmoid")
+
+
+@pytest.mark.parametrize("relaxation", RELAXED)
+def test_combinations_are_a_method_or_are_refused_with_the_reason(relaxation: str) -> None:
+    """The whole grid. Refused are the terms of another relaxation, and perturbations of what is no distribution, or of
+    a pass that both learn from."""
+    each = [HYPERGRADIENTS, ["", *REGULARIZERS], PERTURBATIONS, SELECTIONS, (False, True), ("", "2M")]
+    for hypergradient, regularizer, perturbation, selection, nesterov, target in itertools.product(*each):
+        options = SimpleNamespace(
+            relaxation=relaxation, hypergradient=hypergradient, regularizer=regularizer, perturbation=perturbation,
+            selection=selection, nesterov=nesterov, penalty="", target_params=target, target_macs="", epochs=1, cells=3,
+            partial_channels=2, alpha_frozen_epochs=0, stop_eigenvalue=None, stop_skips=None,
+        )  # fmt: skip
+        wrong = {
+            "kl": regularizer == "kl" and relaxation != "dirichlet",
+            "zero-one": regularizer == "zero-one" and relaxation != "sigmoid",
+            "perturbed mixing weights": perturbation != "none" and relaxation == "sigmoid",
+            "a single pass": perturbation != "none" and hypergradient == "single_level",
+            "plain momentum": nesterov and hypergradient == "unrolled",
+            "does not keep the bounds": bool(target) and selection not in {"argmax", "bounded"},
+            "the same term": bool(target) and regularizer == "params",
+        }
+        said = refusal(options)
+        assert bool(said) == any(wrong.values()), options
+        assert "\n" not in said
+        assert not said or any(reason in said for reason, holds in wrong.items() if holds), (options, said)

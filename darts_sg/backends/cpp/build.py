@@ -114,15 +114,21 @@ def _load(tell: Callable[[str], None], real: str) -> ctypes.CDLL:
         return ctypes.CDLL(str(library))
     tell("compiling the C++ kernels for this processor, once (about 20 s)")
     with tempfile.TemporaryDirectory() as folder:
-        built = Path(folder) / library.name
-        _output([compiler(), *_options(real), str(SOURCES / MAIN_SOURCE), "-o", str(built)])
-        if not built.is_file():
-            raise Unavailable(f"{compiler()!r} compiles nothing: choose another C++ compiler (CXX=…)")
+        built = compile_library(real, Path(folder))
         try:
             write_atomically(library, built.read_bytes())
         except OSError:  # nothing can be cached: load it from here, for this process only
             return ctypes.CDLL(str(built))
     return ctypes.CDLL(str(library))
+
+
+def compile_library(real: str, folder: Path) -> Path:
+    """Compile the kernels into `folder`; returns the library. Raises Unavailable or a subprocess error."""
+    built = folder / library_path(real, compiler_version()).name
+    _output([compiler(), *_options(real), str(SOURCES / MAIN_SOURCE), "-o", str(built)])
+    if not built.is_file():
+        raise Unavailable(f"{compiler()!r} compiles nothing: choose another C++ compiler (CXX=…)")
+    return built
 
 
 def _output(command: list[str]) -> str:

@@ -102,6 +102,14 @@ def refuse_outside(name: str, where: Path) -> str:
     return path.as_posix()
 
 
+def counted(number: int, noun: str, verb: str = "") -> str:
+    """A number with its noun and the verb that follows, both of one thing: "1 class has", "3 classes have"."""
+    if number != 1:
+        noun += "es" if noun.endswith("s") else "s"
+        verb = {"has": "have", "is": "are", "looks": "look", "overlaps": "overlap"}.get(verb, verb)
+    return f"{number:,} {noun} {verb}".rstrip()
+
+
 def in_turn(items: Sequence[T], what: str) -> Iterable[T]:
     """The items one by one, with a progress bar if they are many."""
     console = Console(stderr=True)
@@ -133,7 +141,7 @@ def assemble(name: str, directory: Path, found: Found, image_size: int | None, s
     if class_names is None:
         class_names = sorted({row[0] for image in both for row in image.objects})
     if not class_names:
-        raise UsageError(f"no object in {directory}: {len(both)} images were read{_damage(found)}")
+        raise UsageError(f"no object in {directory}: {counted(len(both), 'image')} read{_damage(found)}")
     if len(class_names) > MOST_CLASSES:
         raise UsageError(f"{directory} has {len(class_names)} classes, more than {MOST_CLASSES}: these are no classes")
     label_of = {class_name: label for label, class_name in enumerate(class_names)}
@@ -142,9 +150,9 @@ def assemble(name: str, directory: Path, found: Found, image_size: int | None, s
         unusual[image] = f"{DAMAGED}: {reason}"
     if found.damaged:
         first = next(iter(found.damaged.items()))
-        text = "%d images are left out, for they or their annotations are damaged; the first one: %s: %s"
-        logger.warning(text, len(found.damaged), *first)
-        found.remarks.append(f"{len(found.damaged)} damaged images left out")
+        text = "%s left out, with a damaged file or annotation; the first one: %s: %s"
+        logger.warning(text, counted(len(found.damaged), "image", "is"), *first)
+        found.remarks.append(f"{counted(len(found.damaged), 'damaged image')} left out")
 
     def images(part: list[Annotated]) -> DetectionImages:
         rows = [[(*row[1:5], label_of[row[0]], *row[5:]) for row in image.objects] for image in part]
@@ -173,7 +181,7 @@ def assemble(name: str, directory: Path, found: Found, image_size: int | None, s
     unseen = set(np.unique(test.table.labels)) - set(np.unique(train.table.labels))
     if unseen:
         names = ", ".join(class_names[label] for label in sorted(unseen)[:NAMED])
-        logger.warning("%d classes of the test part have no object in the training part: %s", len(unseen), names)
+        logger.warning("%s no object in the training part: %s", counted(len(unseen), "class", "has"), names)
     reported = [what.partition(":")[0] for what in unusual.values()]
     for kind in (LEFT_OUT, CUT):
         if count := reported.count(kind):
@@ -211,7 +219,7 @@ def _damage(found: Found) -> str:
     if not found.damaged:
         return ""
     image, reason = next(iter(found.damaged.items()))
-    return f", {len(found.damaged)} are damaged, such as {image}: {reason}"
+    return f", {len(found.damaged)} damaged, such as {image}: {reason}"
 
 
 def annotation_problem(reason: str) -> str:

@@ -7,6 +7,7 @@ treat each pixel alone; values are cut to 0..255 and rounded after them; the war
 merges (Pillow's bilinear filter).
 """
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -107,30 +108,31 @@ def crop(canvas: View, boxes: np.ndarray, augment: BoxAugment, random: np.random
     if not augment.overlaps or not len(boxes):
         return canvas
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2  # (n, 2)
+    start, sides = np.array((canvas.left, canvas.top)), np.array((canvas.width, canvas.height))
     for _ in range(ROUNDS):
         overlap = augment.overlaps[random.integers(len(augment.overlaps))]
         if overlap is None:
             return canvas
-        for shares in random.random((augment.tries, 4)):
-            width, height = canvas.width * (0.3 + 0.7 * shares[0]), canvas.height * (0.3 + 0.7 * shares[1])
-            if not 0.5 <= height / width <= 2:
-                continue
-            left = canvas.left + int(shares[2] * (canvas.width - width))
-            top = canvas.top + int(shares[3] * (canvas.height - height))
-            view = View(left, top, float(max(1, int(width))), float(max(1, int(height))))
-            right, bottom = view.left + view.width, view.top + view.height
-            inside = (centres > (view.left, view.top)) & (centres < (right, bottom))
-            if inside.all(axis=1).any() and overlaps(boxes, view).max() >= overlap:
-                return view
+        shares = random.random((augment.tries, 4))  # all tries of a round at once
+        extent = sides * (0.3 + 0.7 * shares[:, :2])  # (tries, 2)
+        ratio = extent[:, 1] / extent[:, 0]
+        low = start + np.floor(shares[:, 2:] * (sides - extent))
+        extent = np.floor(extent).clip(min=1)
+        inside = (centres > low[:, None]) & (centres < (low + extent)[:, None])  # (tries, n, 2)
+        best = overlaps(boxes, np.concatenate([low, low + extent], axis=1)).max(axis=1)
+        suits = (ratio >= 0.5) & (ratio <= 2) & inside.all(axis=2).any(axis=1) & (best >= overlap)
+        if suits.any():
+            first = int(suits.argmax())
+            return View(*low[first].tolist(), *extent[first].tolist())
     return canvas
 
 
-def overlaps(boxes: np.ndarray, view: View) -> np.ndarray:
-    """The IoU of each box, (n, 4), with the view, (n,)."""
-    right, bottom = view.left + view.width, view.top + view.height
-    shared = np.minimum(boxes[:, 2:], (right, bottom)) - np.maximum(boxes[:, :2], (view.left, view.top))
-    intersection = shared.clip(min=0).prod(axis=1)
-    return intersection / ((boxes[:, 2:] - boxes[:, :2]).prod(axis=1) + view.width * view.height - intersection)
+def overlaps(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """The IoU of each box, (n, 4), with each of the others, (m, 4): (m, n)."""
+    shared = np.minimum(boxes[:, 2:], others[:, None, 2:]) - np.maximum(boxes[:, :2], others[:, None, :2])
+    intersection = shared.clip(min=0).prod(axis=2)
+    areas = [(corners[:, 2:] - corners[:, :2]).prod(axis=1) for corners in (boxes, others)]
+    return intersection / (areas[0] + areas[1][:, None] - intersection)
 
 
 def follow(boxes: np.ndarray, view: View, *, mirrored: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -147,18 +149,56 @@ def follow(boxes: np.ndarray, view: View, *, mirrored: bool) -> tuple[np.ndarray
 def render(pixels: np.ndarray, view: View, size: int, colours: "Colours | None") -> np.ndarray:
     """The view, warped to uint8 (size, size, 3); FILL where it reaches beyond the image."""
     height, width, _ = pixels.shape
-    left, top = max(0, int(view.left)), max(0, int(view.top))
-    right, bottom = min(width, int(view.left + view.width)), min(height, int(view.top + view.height))
-    part = pixels[top : max(top, bottom), left : max(left, right)]  # what of the image is in view
-    if colours is not None and part.size:
+    x, y = _spans(view.left, view.width, width, size), _spans(view.top, view.height, height, size)
+    part = pixels[y.image, x.image]
+    if not part.size:
+        return np.full((size, size, 3), FILL, np.uint8)
+    if colours is not None:
         part = recolour(part, colours)
-    if part.shape[:2] != (int(view.height), int(view.width)):
-        canvas = np.empty((int(view.height), int(view.width), 3), np.uint8)
-        canvas[:] = FILL
-        y, x = top - int(view.top), left - int(view.left)
-        canvas[y : y + part.shape[0], x : x + part.shape[1]] = part
-        part = canvas
-    return warp(part, size)
+    if x.is_whole and y.is_whole:
+        return warp(part, size)
+    # only what lies around the image is resampled: of an expanded image the rest would take most of the time
+    canvas = np.empty((y.canvas, x.canvas, 3), np.uint8)
+    canvas[:] = FILL
+    canvas[y.place, x.place] = part
+    square = np.empty((size, size, 3), np.uint8)
+    square[:] = FILL
+    out = x.out.stop - x.out.start, y.out.stop - y.out.start
+    box = x.box[0], y.box[0], x.box[1], y.box[1]
+    square[y.out, x.out] = np.asarray(Image.fromarray(canvas).resize(out, Image.Resampling.BILINEAR, box=box))
+    return square
+
+
+class _Spans(NamedTuple):
+    """Where the image lies along one axis of a view."""
+
+    is_whole: bool
+    """Whether the view shows nothing but the image."""
+    image: slice
+    """The pixels of the image that are in view."""
+    out: slice
+    """The pixels of the warped view that these reach, with one more on each side."""
+    canvas: int
+    """Pixels of a canvas that has all that flows into `out`."""
+    place: slice
+    """The image on the canvas."""
+    box: tuple[float, float]
+    """The part of the canvas that becomes `out`."""
+
+
+def _spans(start: float, length: float, image: int, size: int) -> _Spans:
+    """For a view of `length` pixels from `start` on, of an image of `image` pixels, warped to `size`."""
+    first, last = max(0, int(start)), min(image, int(start + length))
+    last = max(first, last)
+    scale = length / size
+    low, high = first - start, last - start  # the image in the view
+    out = slice(max(0, math.floor(low / scale) - 1), min(size, math.ceil(high / scale) + 1))
+    box = out.start * scale, out.stop * scale
+    reach = max(scale, 1.0) + 1  # the filter's, and one for rounding
+    begin, end = max(0, math.floor(box[0] - reach)), min(int(length), math.ceil(box[1] + reach))
+    place = slice(int(low) - begin, int(high) - begin)
+    inner = max(0.0, box[0] - begin), min(float(end - begin), box[1] - begin)
+    return _Spans(last - first == length, slice(first, last), out, end - begin, place, inner)
 
 
 def warp(pixels: np.ndarray, size: int) -> np.ndarray:
@@ -201,39 +241,40 @@ def draw_colours(augment: BoxAugment, random: np.random.Generator) -> Colours | 
 
 def recolour(pixels: np.ndarray, colours: Colours) -> np.ndarray:
     """The pixels, uint8 (H, W, 3), after these changes."""
-    x = pixels.astype(np.float32)
+    x = np.ascontiguousarray(pixels.transpose(2, 0, 1)).astype(np.float32)  # (3, H, W): channels are fast to compare
     if colours.brightness:
         x += np.float32(colours.brightness)
     if colours.contrast_first and colours.contrast != 1:
         x *= np.float32(colours.contrast)
     if colours.saturation != 1:
         # scaling the saturation in HSV scales the distance of each channel from the largest one, the value
-        value = x.max(axis=2, keepdims=True)
-        x = value - (value - x) * np.float32(colours.saturation)
+        value = np.maximum(np.maximum(x[0], x[1]), x[2])
+        x -= value
+        x *= np.float32(colours.saturation)
+        x += value
     if colours.hue:
         x = turn_hue(x, colours.hue)
     if not colours.contrast_first and colours.contrast != 1:
         x *= np.float32(colours.contrast)
-    if colours.channels != (0, 1, 2):
-        x = x[:, :, colours.channels]
-    return np.rint(x.clip(0, 255)).astype(np.uint8)
+    x = x[list(colours.channels)]
+    np.rint(x.clip(0, 255, out=x), out=x)
+    return np.ascontiguousarray(x.astype(np.uint8).transpose(1, 2, 0))
 
 
 def turn_hue(x: np.ndarray, degrees: float) -> np.ndarray:
-    """RGB pixels (H, W, 3) with their hue in HSV turned; value and saturation stay."""
-    red, green, blue = (np.ascontiguousarray(x[:, :, channel]) for channel in range(3))
+    """RGB pixels (3, H, W) with their hue in HSV turned; value and saturation stay."""
+    red, green, blue = x
     value = np.maximum(np.maximum(red, green), blue)
     chroma = value - np.minimum(np.minimum(red, green), blue)
     scale = np.float32(1) / np.where(chroma > 0, chroma, np.float32(1))
     # the hue in sixths of a turn: from red, green or blue, whichever is largest
-    hue = np.where(
-        value == red,
-        (green - blue) * scale,
-        np.where(value == green, (blue - red) * scale + np.float32(2), (red - green) * scale + np.float32(4)),
-    )
+    hue = np.where(value == green, (blue - red) * scale + np.float32(2), (red - green) * scale + np.float32(4))
+    hue = np.where(value == red, (green - blue) * scale, hue)
     hue += np.float32(degrees / 60)
     turned = np.empty_like(x)
     for channel, offset in enumerate((5, 3, 1)):
-        k = (hue + np.float32(offset)) % np.float32(6)
-        turned[:, :, channel] = value - chroma * np.minimum(k, 4 - k).clip(0, 1)
+        k = hue + np.float32(offset)
+        k -= np.float32(6) * np.floor(k / np.float32(6))
+        np.minimum(k, np.float32(4) - k, out=k)
+        turned[channel] = value - chroma * k.clip(0, 1, out=k)
     return turned

@@ -18,6 +18,7 @@ from darts_sg.data.detection.assemble import (
     annotation_problem,
     assemble,
     checked_class,
+    counted,
     number,
     pixels,
     refuse_outside,
@@ -123,7 +124,7 @@ def read_part(directory: Path, path: Path, part: str, found: Found) -> tuple[lis
             read.append(Annotated(name, pixels(image.get("width")), pixels(image.get("height")), rows))
     strangers = len(objects.keys() - known)
     if strangers:
-        raise UsageError(f"{path} has annotations of {strangers} images that it does not list")
+        raise UsageError(f"{path} has annotations of {counted(strangers, 'image')} that it does not list")
     in_order = [categories[key] for key in sorted(categories, key=lambda key: (isinstance(key, str), key))]
     return in_order, read
 

@@ -21,6 +21,7 @@ from darts_sg.data.detection.assemble import (
     annotation_problem,
     assemble,
     checked_class,
+    counted,
     image_names,
     in_turn,
     number,
@@ -42,6 +43,8 @@ DEEPEST = 20
 FIRST_PIXEL = 1
 """The number of the first column and row in VOC's annotations."""
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
+KEPT = frozenset({*CORNERS, "name", "difficult", "width", "height"})
+"""The elements whose text is read."""
 
 
 def is_voc(directory: Path) -> bool:
@@ -82,7 +85,8 @@ def load_voc(directory: Path, *, image_size: int | None, seed: int, download: bo
         stems = listing.stems(*chosen) if chosen else sorted(listing.annotations & set(listing.images) - held_out)
         if listing is first and (both := held_out & set(stems)):
             raise UsageError(
-                f"{len(both)} images stand in a training set and in the test set of {directory}, such as {min(both)}: "
+                f"{counted(len(both), 'image', 'is')} in a training set and in the test set of {directory}, such as "
+                f"{min(both)}: "
                 "take them out of one of ImageSets/Main/*.txt"
             )
         found.train += listing.read(stems)
@@ -180,44 +184,51 @@ def parse_annotation(content: bytes, name: str) -> Annotated:
 
 
 class _Reader:
-    """Collects the size and the objects while an annotation is parsed; parts of objects, such as heads, are skipped."""
+    """Collects the size and the objects while an annotation is parsed; parts of objects, such as heads, are skipped.
+
+    Text is asked for only within the elements that are kept: between the others it is blanks, which take most of the
+    time.
+    """
 
     def __init__(self) -> None:
         self.parser = expat.ParserCreate()
         self.parser.buffer_text = True
         self.parser.StartElementHandler = self.start
         self.parser.EndElementHandler = self.end
-        self.parser.CharacterDataHandler = self.text
         self.parser.StartDoctypeDeclHandler = self.refuse
         self.path: list[str] = []
         self.words: list[str] = []
         self.size: dict[str, str] = {}
         self.objects: list[dict[str, str]] = []
+        self.kept: dict[str, str] | None = None
+        """What the element that is being read is kept in."""
 
     def start(self, element: str, attributes: dict[str, str]) -> None:
-        if not self.path and element != "annotation":
-            raise DamagedAnnotation(f"no annotation of VOC: its root is <{element[:40]}>")
-        if len(self.path) == DEEPEST:
-            raise DamagedAnnotation(f"more than {DEEPEST} elements in one another")
-        self.path.append(element)
-        self.words = []
-        if self.path[1:] == ["object"]:
+        path = self.path
+        path.append(element)
+        if element in KEPT:
+            outer = path[1:-1]
+            if outer == ["size"]:
+                self.kept = self.size
+            elif outer == ["object"] or outer == ["object", "bndbox"]:
+                self.kept = self.objects[-1]
+            if self.kept is not None:
+                self.words = []
+                self.parser.CharacterDataHandler = self.words.append
+        elif element == "object" and len(path) == 2:
             if len(self.objects) == MOST_OBJECTS:
                 raise DamagedAnnotation(f"more than {MOST_OBJECTS:,} objects")
             self.objects.append({})
+        elif len(path) == 1 and element != "annotation":
+            raise DamagedAnnotation(f"no annotation of VOC: its root is <{element[:40]}>")
+        if len(path) > DEEPEST:
+            raise DamagedAnnotation(f"more than {DEEPEST} elements in one another")
 
     def end(self, element: str) -> None:
-        _, *path = self.path
-        text = "".join(self.words)
-        if len(path) == 2 and path[0] == "size":
-            self.size[element] = text
-        elif path[:1] == ["object"] and (len(path) == 2 or (len(path) == 3 and path[1] == "bndbox")):
-            self.objects[-1].setdefault(element, text)
+        if self.kept is not None and element in KEPT:
+            self.kept.setdefault(element, "".join(self.words))
+            self.kept = self.parser.CharacterDataHandler = None
         self.path.pop()
-        self.words = []
-
-    def text(self, words: str) -> None:
-        self.words.append(words)
 
     def refuse(self, *ignored: object) -> None:
         raise DamagedAnnotation("it declares a document type, which no annotation needs")

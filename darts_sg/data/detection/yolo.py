@@ -25,6 +25,7 @@ from darts_sg.data.detection.assemble import (
     annotation_problem,
     assemble,
     checked_class,
+    counted,
     image_names,
     in_turn,
 )
@@ -67,7 +68,9 @@ def load_yolo(directory: Path, *, image_size: int | None, seed: int, download: b
         test = _named_images(directory, config, part) or _found_images(directory, part)
         if test is not None:
             if both := set(train) & set(test):
-                raise UsageError(f"{len(both)} images are in the training and in the {part} part, such as {min(both)}")
+                raise UsageError(
+                    f"{counted(len(both), 'image', 'is')} in the training and in the {part} part, such as {min(both)}"
+                )
             found.test = read_part(directory, test, class_names, found)
             found.remarks.append(f"test part: {part}")
             break

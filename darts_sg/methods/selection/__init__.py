@@ -87,23 +87,23 @@ class SelectionPhase(ABC):
         """The (normal, reduction) cell by the decisions so far, and where there are none by the mixing weights."""
 
     @abstractmethod
-    def decisions(self) -> list[dict[str, Any]]:
-        """The decisions so far as plain values, for the genotype's provenance and the report."""
-
-    @abstractmethod
-    def facts(self) -> str:
-        """How many decisions, measurements and epochs there will be, in one line."""
-
-    @abstractmethod
-    def num_trials(self) -> int:
-        """Measurements of the whole phase."""
-
-    @abstractmethod
     def state_dict(self) -> dict[str, Any]:
         """Plain values and tensors."""
 
     @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+    def decisions(self) -> list[dict[str, Any]]:
+        """The decisions so far as plain values, for the genotype's provenance and the report."""
+        return []
+
+    def num_trials(self) -> int:
+        """Measurements of the whole phase."""
+        return 0
+
+    def facts(self) -> str:
+        """What the phase will do, for a dry run."""
+        return f"{self.epochs} epochs, {self.num_trials()} measurements of the supernet"
 
 
 class Selection:

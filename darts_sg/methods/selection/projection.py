@@ -71,6 +71,7 @@ class ProjectionPhase(SelectionPhase):
         self.tuning_epochs = max(1, round(setup.epochs / EPOCHS_A_TUNING)) if tuning is None else tuning
         self.learning_rate, self.num_images, self.fixed_alphas = options.learning_rate, options.images, options.blank
         self.operations, self.num_nodes = setup.operations, setup.num_nodes
+        self.epochs_before = setup.epochs
         self.choices = [i for i, name in enumerate(setup.operations) if name != "none"]
         self.subjects = [_subjects(setup, cell) for cell in range(len(CELLS))]
         self.num_decisions = len(self.subjects[0])
@@ -149,6 +150,7 @@ class ProjectionPhase(SelectionPhase):
         self._made.append(
             {
                 "decision": decision + 1,
+                "after_epoch": self.epochs_before + decision * self.tuning_epochs,
                 "cell": CELLS[cell],
                 "about": self._title(kind, subject),
                 "kept": kept,

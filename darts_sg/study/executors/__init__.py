@@ -5,6 +5,7 @@ jobs may start, and what their end means, stands in the study's folder.
 """
 
 import importlib
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,8 @@ from darts_sg.errors import UsageError
 from darts_sg.registry import unknown_name
 
 EXECUTORS = ("local", "ray", "slurm")
+WORKER = (sys.executable, "-m", "darts_sg.study.worker")
+"""The command of a worker, without its arguments."""
 
 
 class Request(NamedTuple):

@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 
 from darts_sg.engine.environment import usable_cores
 from darts_sg.errors import UsageError
+from darts_sg.study import executors
 from darts_sg.study.executors import Ended, Request, Settings, last_line, worker_words
 
 
@@ -71,7 +71,7 @@ class Local:
         words = worker_words(self.folder, request, self.threads)
         with output.open("ab") as file:
             process = subprocess.Popen(
-                [sys.executable, "-m", "darts_sg.study.worker", *words],
+                [*executors.WORKER, *words],
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
