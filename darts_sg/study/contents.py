@@ -68,7 +68,9 @@ def _claims(results: StudyResults) -> Section | None:
         *(setting_note(setting, results.findings.of(setting)) for setting in results.findings.settings),
     ]
     note = " ".join(notes)
-    return Section("claims", "Claims", tables=[Table("claims", "Claims and their conditions", columns, rows, note)])
+    return Section(
+        "claims", "Claims", tables=[Table("claims", "Claims and their conditions", columns, rows, note, True)]
+    )
 
 
 # Retrainings
@@ -560,7 +562,7 @@ def _open(results: StudyResults) -> Section | None:
         Column("last line"),
     ]  # fmt: skip
     note = "Figures above are those of the finished jobs; a table that lacks a job says so by its counts."
-    table = Table("open_jobs", "Jobs without a result", columns, rows, note)
+    table = Table("open_jobs", "Jobs without a result", columns, rows, note, True)
     return Section("open", "Jobs without a result", tables=[table])
 
 

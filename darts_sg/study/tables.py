@@ -55,6 +55,8 @@ class Table:
     """Values, not texts; None for what does not exist."""
     note: str = ""
     """Data, scale, seeds and machine of the figures, and how to read them."""
+    stacked: bool = False
+    """Whether a narrow page shows each row as a block of lines, for tables of texts."""
 
     def cell(self, column: Column, value: Any) -> str:
         """The text of a value."""

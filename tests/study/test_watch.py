@@ -5,7 +5,9 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import pytest
 from darts_sg.errors import UsageError
 from darts_sg.study.folder import StudyFolder
 from darts_sg.study.watch import HOST, Server, file_in, make_server, watch
+from tests.analysis.test_page import CHROMIUM, QUIET
 from tests.study.studies import made_up_study
 
 
@@ -125,6 +128,29 @@ def test_a_link_within_the_folder_is_followed(tmp_path: Path) -> None:
     (tmp_path / "round").symlink_to(tmp_path / "round")
     assert file_in(tmp_path, "/b.txt") == (tmp_path / "a.txt").resolve()
     assert file_in(tmp_path, "/round") is None
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs a browser: chromium, chromium-browser or google-chrome")
+def test_in_a_browser_the_page_follows_a_change(server: Server, folder: Path, tmp_path: Path) -> None:
+    live = server.RequestHandlerClass.args[0]  # type: ignore[attr-defined]
+    live._made, live._keep_until = ("", b""), 0.0
+    states = StudyFolder(folder)
+
+    def change() -> None:
+        while not live._made[0]:
+            time.sleep(0.01)
+        states.write_state(states.state("retrain_SG_1_s2").changed(state="failed", failure="seen without a reload"))
+        live._keep_until = 0.0
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    options = [*QUIET, f"user-data-dir={tmp_path / 'profile'}", "virtual-time-budget=30000", "dump-dom"]
+    url = f"http://{HOST}:{server.server_port}/"
+    command = [str(CHROMIUM), *(f"--{option}" for option in options), url]
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    thread.join()
+    assert "seen without a reload" in dom
+    assert f'let version = "{live.version()}"' not in dom  # the script is that of the page before
 
 
 def test_ctrl_c_ends_it_cleanly(folder: Path) -> None:
