@@ -9,6 +9,7 @@ from typing import Any
 from darts_sg.analysis.run_folder import Run
 from darts_sg.study.findings import ASKED, Findings, compute
 from darts_sg.study.run_records import Record
+from darts_sg.study.statistics import counted
 from darts_sg.study.verdicts import evaluate_claims
 
 DONE, RUNNING, FAILED, WAITING = STATES = ("done", "running", "failed", "waiting")
@@ -64,8 +65,8 @@ class StudyResults:
 
     @property
     def state(self) -> str:
-        """How far the study is, in words: `Finished: all 12 jobs are done.`"""
+        """How far the study is, in words: `Not finished: 8 done, 1 running, 3 waiting of 12 jobs.`"""
         if self.is_complete:
-            return f"Finished: all {len(self.jobs)} jobs are done."
+            return f"Finished: {counted(self.jobs, 'job')} done."
         parts = [f"{number} {state}" for state, number in self.counts.items()]
-        return f"Not finished: of {len(self.jobs)} jobs {', '.join(parts)}."
+        return f"Not finished: {', '.join(parts)} of {counted(self.jobs, 'job')}."

@@ -15,6 +15,8 @@ from darts_sg.study.run_records import Record, arm_name
 from darts_sg.study.statistics import counted
 from darts_sg.study.tables import Column, Linked, Table, by_seed, fixed, interval, p_text, signed, whole
 
+OPEN_JOBS = "open_jobs"
+"""The name of the table of jobs without a result."""
 TOO_MANY = f"more than {MOST_PAIRS:,}"
 
 
@@ -76,7 +78,9 @@ def _claims(results: StudyResults) -> Section | None:
 # Retrainings
 
 
-def _retrained(results: StudyResults, found: Findings) -> Section:
+def _retrained(results: StudyResults, found: Findings) -> Section | None:
+    if all(job["kind"] == "search" for job in results.jobs):
+        return None
     if not found.genotypes:
         return Section("errors", "Errors after retraining", "No retraining is finished yet.")
     looks = Looks(results)
@@ -562,7 +566,7 @@ def _open(results: StudyResults) -> Section | None:
         Column("last line"),
     ]  # fmt: skip
     note = "Figures above are those of the finished jobs; a table that lacks a job says so by its counts."
-    table = Table("open_jobs", "Jobs without a result", columns, rows, note, True)
+    table = Table(OPEN_JOBS, "Jobs without a result", columns, rows, note, True)
     return Section("open", "Jobs without a result", tables=[table])
 
 

@@ -7,7 +7,7 @@ from darts_sg.analysis.draw import save_figure
 from darts_sg.files import write_atomically
 from darts_sg.study.chart import draw_chart
 from darts_sg.study.collected import StudyResults
-from darts_sg.study.contents import Section, contents
+from darts_sg.study.contents import OPEN_JOBS, Section, contents
 from darts_sg.study.page import study_page
 from darts_sg.study.results import collect, results_text
 
@@ -20,6 +20,8 @@ def write_study_report(folder: Path) -> Path:
     results = collect(folder)
     sections = contents(results)
     write_atomically(folder / "results.json", results_text(results, sections))
+    for suffix in ("csv", "tex"):  # the one table that goes away as the study goes on
+        (folder / "tables" / f"{OPEN_JOBS}.{suffix}").unlink(missing_ok=True)
     for section in sections:
         for table in section.tables:
             write_atomically(folder / "tables" / f"{table.name}.csv", table.csv())

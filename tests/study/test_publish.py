@@ -79,7 +79,7 @@ def test_the_page_is_self_contained_and_its_links_lead_to_files(folder: Path) ->
 def test_the_page_says_how_far_the_study_is_and_escapes_its_texts(folder: Path) -> None:
     page = (folder / "report.html").read_text()
     assert "<title>Does the block &lt;help&gt;?</title>" in page
-    assert "Not finished: of 21 jobs 19 done, 1 failed, 1 waiting." in page
+    assert "Not finished: 19 done, 1 failed, 1 waiting of 21 jobs." in page
     assert "OSError: the disk is full" in page
     assert page.count('<details id="search-') == 4
     assert "Normal cell: mixing weights by epoch" in page  # of the search that has them

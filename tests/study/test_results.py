@@ -42,7 +42,7 @@ def partial(tmp_path_factory: pytest.TempPathFactory) -> StudyResults:
 
 def test_records_are_plain_dicts_of_every_run(results: StudyResults) -> None:
     assert results.is_complete
-    assert results.state == "Finished: all 21 jobs are done."
+    assert results.state == "Finished: 21 jobs done."
     assert (len(results.searches), len(results.trainings)) == (4, 17)
     search = next(one for one in results.searches if one["genotype"] == "DARTS_0")
     assert (search["space"], search["method"], search["seed"], search["validation_error"]) == (
@@ -150,7 +150,7 @@ def test_claims_are_evaluated_as_written(results: StudyResults) -> None:
 
 def test_an_unfinished_study_decides_nothing_and_says_what_is_missing(partial: StudyResults) -> None:
     assert partial.counts == {"done": 19, "failed": 1, "waiting": 1}
-    assert partial.state == "Not finished: of 21 jobs 19 done, 1 failed, 1 waiting."
+    assert partial.state == "Not finished: 19 done, 1 failed, 1 waiting of 21 jobs."
     (claim,) = partial.claims
     assert claim["word"] in ("open", "does not hold")
     no_worse = claim["conditions"][1]

@@ -59,7 +59,7 @@ def test_the_page_is_served_and_follows_the_study(server: Server, folder: Path) 
     status, headers, page = answer(server, "/")
     assert (status, headers["Content-Type"]) == (200, "text/html; charset=utf-8")
     assert "connect-src 'self'" in page
-    assert "Not finished: of 21 jobs 20 done, 1 waiting." in page
+    assert "Not finished: 20 done, 1 waiting of 21 jobs." in page
     live = server.RequestHandlerClass.args[0]  # type: ignore[attr-defined]
     live._keep_until = 0.0  # as if the page had been made long ago
     before = json.loads(answer(server, "/state.json")[2])["version"]
