@@ -128,7 +128,8 @@ class SearchResult(RunResult):
     def facts(self) -> dict[str, str]:
         genotype = self.genotype
         measured = genotype.provenance.get("measured", {}).get("validation_accuracy_percent")
-        accuracy = {} if measured is None else {"validation accuracy of the supernet": f"{measured:.2f}%"}
+        measured_on = "the best candidate" if read_run(self.run_dir).baseline else "the supernet"
+        accuracy = {} if measured is None else {f"validation accuracy of {measured_on}": f"{measured:.2f}%"}
         return {"genotype": genotype.name, **accuracy, "epochs": str(len(self.metrics)), **super().facts()}
 
 

@@ -19,15 +19,19 @@ from darts_sg.baselines import STRATEGIES, Strategy
 from darts_sg.baselines.gradient import Gradient
 from darts_sg.errors import UsageError, cut, quoted
 from darts_sg.genotype import MOST_NODES
+from darts_sg.methods.auxiliary_skips import AUXILIARY_SKIPS
 from darts_sg.methods.method import Method, method_of
+from darts_sg.methods.operation_freezing import OPERATION_FREEZING
 from darts_sg.methods.parts import build_part, describe_parts
 from darts_sg.methods.perturbations import PERTURBATIONS
 from darts_sg.methods.regularizers import REGULARIZERS
 from darts_sg.methods.relaxations import RELAXATIONS
 from darts_sg.methods.selection import SELECTIONS
+from darts_sg.methods.weight_regularizers import WEIGHT_REGULARIZERS
 from darts_sg.networks.derived import NetworkShape
 from darts_sg.networks.mobile import find_model
 from darts_sg.networks.skeleton import MOST_CELLS, MOST_CHANNELS
+from darts_sg.ops import OPERATIONS
 from darts_sg.options import flag, read_options
 from darts_sg.quantity import parse_quantity
 from darts_sg.registry import Registry, unknown_name
@@ -37,8 +41,9 @@ from darts_sg.yaml_files import read_mapping
 
 OF_ALPHAS = (
     "hypergradient", "penalty", "target_params", "target_macs", "recompute", "relaxation", "regularizer",
-    "perturbation", "selection", "partial_channels", "edge_normalization", "alpha_frozen_epochs", "eigenvalue_every",
-    "stop_eigenvalue", "stop_skips", "compile",
+    "perturbation", "auxiliary_skip", "weight_regularizer", "freeze_operations", "drop_path_prob", "selection",
+    "partial_channels", "edge_normalization", "alpha_frozen_epochs", "eigenvalue_every", "stop_eigenvalue",
+    "stop_skips", "compile",
 )  # fmt: skip
 """Options that only a search by the gradient of alphas has."""
 RECIPES = Path(__file__).parent / "recipes"
@@ -121,26 +126,27 @@ class RunConfig(metaclass=ConfigType):
     task: str = option(DEFAULT_TASK, "Data")
     """What the network is trained for: classification (one label for each image)."""
     dataset: str = option("cifar10", "Data")
-    """Data set; folder: class folders of your own images; synthetic: rendered figures, always there."""
+    """Data set; folder: class folders of your own images; voc, coco, yolo: images with objects in boxes, in the layout
+    of that name; synthetic: rendered figures, always there."""
     data: Path = option(Path("data"), "Data", free=True)
     """Folder of the data set, and where to download it."""
     data_note: str = option("", "Data")
     """Remark to print beside every figure measured on this data, such as 'CIFAR-10 (JPEG q75)'."""
     image_size: int | None = option(None, "Data")
-    """Side in pixels to resize the images of --dataset folder or imagenet to. Default: chosen from the images; 224 for
-    imagenet."""
+    """Side in pixels to resize the images of --dataset folder, imagenet, voc, coco or yolo to. Default: chosen from the
+    images; 224 for imagenet; 320 for images with boxes."""
     workers: int | None = option(None, "Data", free=True)
-    """Worker processes that prefetch the files of --dataset imagenet, per stream of batches; 0 for none. Fewer start
-    where their batches would take more than 1/8 of the available memory. Default: one per core."""
+    """Worker processes that prefetch the files of --dataset imagenet, voc, coco or yolo, per stream of batches; 0 for
+    none. Fewer start where their batches would take more than 1/8 of the available memory. Default: one per core."""
     damaged: Literal["skip", "stop"] = option("skip", "Data", free=True)
-    """How to treat an image of --dataset imagenet that cannot be decoded. skip: report it, train on the next image
-    instead, leave it out of the test. stop: report it and end the run."""
+    """How to treat an image of --dataset imagenet, voc, coco or yolo that cannot be decoded. skip: report it, train on
+    the next image instead, leave it out of the test. stop: report it and end the run."""
     split_seed: int = option(0, "Data")
-    """Seed of the test part that --dataset folder splits off where there is none. It belongs to the data: runs with
-    different --seed test on the same images."""
+    """Seed of the test part that --dataset folder, voc, coco or yolo splits off where there is none. It belongs to the
+    data: runs with different --seed test on the same images."""
     reduced_decoding: bool = option(False, "Data")
-    """Decode the JPEGs of --dataset imagenet at 1/2, 1/4 or 1/8 of their size where that is still larger than the crop:
-    faster, with slightly different pixels."""
+    """Decode the JPEGs of --dataset imagenet, voc, coco or yolo at 1/2, 1/4 or 1/8 of their size where that is still
+    larger than the crop: faster, with slightly different pixels."""
     train_images: int | None = option(None, "Data")
     """Number of training images, a seeded, class-balanced subset. Default: all."""
     validation_images: int | None = option(None, "Data")
@@ -243,6 +249,12 @@ class SearchConfig(RunConfig):
     subset). The run keeps a copy."""
     epochs: int = option(50, "Training")
     learning_rate_min: float = option(0.001, "Training")
+    cutout_schedule: Literal["constant", "linear"] = option("constant", "Data")
+    """constant: --cutout-length cuts each training image. linear: with a probability that grows by epoch from 0 to 1
+    (R-DARTS)."""
+    drop_path_prob: float | None = option(None, "Training")
+    """Probability of drop path on the edges of the supernet in the last epoch; it grows linearly from 0 (R-DARTS).
+    Default: none."""
     network: NetworkShape = option("cifar", "Network")
     """Shape of the supernet, and of the derived network that --penalty and the targets measure. cifar: stem at full
     resolution. imagenet: stem of three convolutions that reduces by 8, as in PC-DARTS on ImageNet."""
@@ -279,7 +291,8 @@ class SearchConfig(RunConfig):
     bits, somewhat more time."""
     capture: bool = option(True, "Search", free=True)
     """On a CUDA GPU, capture the launches of a step as a CUDA graph and replay it: the same bits, without waiting for
-    Python. Steps with several processes, regularizers, penalties or --compile are launched one kernel at a time."""
+    Python. Steps with several processes, regularizers of alphas or weights, penalties, frozen operations or --compile
+    are launched one kernel at a time."""
     relaxation: str = option("softmax", "Search", parts=RELAXATIONS)
     """How alphas become mixing weights: NAME, or NAME:OPTION=VALUE,OPTION=VALUE such as
     gumbel:temperature=10,hard=true."""
@@ -287,6 +300,14 @@ class SearchConfig(RunConfig):
     """Terms added to the loss of the alphas, joined with +: params:weight=0.1,target=2.45M."""
     perturbation: str = option("none", "Search", parts=PERTURBATIONS)
     """How the mixing weights are perturbed in the step of the weights: random:epsilon_end=0.3, or adversarial."""
+    auxiliary_skip: str = option("none", "Search", parts=AUXILIARY_SKIPS)
+    """Second skip connection on each edge, which the alphas do not weigh and the genotype does not have (DARTS-):
+    linear."""
+    weight_regularizer: str = option("none", "Search", parts=WEIGHT_REGULARIZERS)
+    """Term beside the loss in the step of the weights, of which only a gradient is computed:
+    alignment:strength=0.25."""
+    freeze_operations: str = option("none", "Search", parts=OPERATION_FREEZING)
+    """When the weights of an operation stop learning while it goes on computing: oles:threshold=0.4,window=20."""
     selection: str = option("argmax", "Search", parts=SELECTIONS)
     """How the genotype is chosen by the mixing weights: skip-limit:most=2. With --target-params or --target-macs argmax
     becomes bounded."""
@@ -348,7 +369,16 @@ class SearchConfig(RunConfig):
                     f"--stop-eigenvalue {self.stop_eigenvalue} needs the eigenvalue of every epoch: add "
                     "--eigenvalue-every 1"
                 )
-        parse_space(self.space)
+        space = parse_space(self.space)
+        if space.num_nodes not in (None, self.nodes):
+            raise UsageError(
+                f"--nodes {self.nodes}: space {space.name} has lists for the edges of {space.num_nodes} nodes; give "
+                f"--nodes {space.num_nodes}"
+            )
+        if self.recompute and any(OPERATIONS[name].is_random for name in space.operations):
+            raise UsageError("--recompute would draw the noise of an operation a second time; leave it out")
+        if self.cutout_schedule == "linear" and not self.cutout_length:
+            raise UsageError("--cutout-schedule linear has nothing to cut: add --cutout-length, such as 16")
         self.method()
         if self.baseline() is not None:
             self._refuse_alphas()

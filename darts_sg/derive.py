@@ -78,17 +78,30 @@ def connected_cell(chosen: Mapping[int, int], strength: Array, operations: Seque
     return Cell(tuple(nodes), tuple(NUM_INPUTS + i for i, edges in enumerate(nodes) if edges))
 
 
-def random_cell(num_nodes: int, operations: Sequence[str], generator: np.random.Generator) -> Cell:
+def random_cell(
+    num_nodes: int,
+    operations: Sequence[str],
+    generator: np.random.Generator,
+    allowed: NDArray[np.bool_] | None = None,
+) -> Cell:
     """Draw a cell uniformly: two states before each node, and an operation other than `none` on each.
 
-    Independent, identically distributed mixing weights favour no pair of states and no operation. Raises UsageError
-    for more than MOST_NODES nodes, or if there is no operation to choose.
+    Independent, identically distributed mixing weights favour no pair of states and no operation. allowed: which
+    operations each edge has, (num_edges, num_operations); None for all. Edges with lists of different lengths are drawn
+    uniformly, too: their strength is drawn apart from their operation. Raises UsageError for more than MOST_NODES
+    nodes, or if there is no operation to choose.
     """
     if num_nodes > MOST_NODES:
         raise UsageError(f"{num_nodes} nodes: a cell has at most {MOST_NODES}")
     if not set(operations) - {"none"}:
         raise UsageError("the space has no operation other than none, so no cell can be drawn from it")
-    return derive_cell(generator.random((num_edges(num_nodes), len(operations))), operations)
+    weights = generator.random((num_edges(num_nodes), len(operations)))
+    if allowed is not None:
+        choosable = allowed & (np.array(operations) != "none")
+        best = np.where(choosable, weights, -1).argmax(axis=1)
+        weights = np.zeros_like(weights)
+        weights[np.arange(len(weights)), best] = generator.random(len(weights))
+    return derive_cell(weights, operations)
 
 
 def strengths(mixing: Mapping[str, Array]) -> tuple[Array, Array]:
@@ -177,6 +190,7 @@ def derive_bounded(
     operations: Sequence[str],
     bounds: Sequence[Bound] = (),
     max_skips: int | None = None,
+    allowed: tuple[NDArray[np.bool_], NDArray[np.bool_]] | None = None,
 ) -> tuple[Cell, Cell]:
     """Find the (normal, reduction) cell with the largest sum of mixing weights within the bounds; two edges a node.
 
@@ -184,13 +198,16 @@ def derive_bounded(
     additive over the chosen edges.
 
     normal, reduce: (num_edges, num_operations), multiplied by edge weights if there are any. max_skips: bound on the
-    skip_connects of the normal cell. Raises UsageError if no pair of cells meets the bounds.
+    skip_connects of the normal cell. allowed: which operations each edge of either cell has, (num_edges,
+    num_operations); None for all. Raises UsageError if no pair of cells meets the bounds.
     """
     if not bounds and max_skips is None:
         return derive_cell(normal, operations), derive_cell(reduce, operations)
     weights = np.concatenate([np.asarray(normal, dtype=np.float64), np.asarray(reduce, dtype=np.float64)])
     rows, num_operations = weights.shape
     choosable = np.tile([float(name != "none") for name in operations], rows)
+    if allowed is not None:
+        choosable = choosable * np.concatenate(allowed).ravel()
     nodes = [
         [half * rows // 2 + edge for edge in range(num_edges(node), num_edges(node + 1))]
         for half in (0, 1)
@@ -252,26 +269,35 @@ def _cell_of(chosen: NDArray[np.bool_], operations: Sequence[str]) -> Cell:
     return Cell(tuple(nodes), tuple(range(NUM_INPUTS, NUM_INPUTS + len(nodes))))
 
 
-def frontier(normal: Array, reduce: Array, operations: Sequence[str], costs: Costs) -> list[Point]:
+def frontier(
+    normal: Array,
+    reduce: Array,
+    operations: Sequence[str],
+    costs: Costs,
+    allowed: tuple[NDArray[np.bool_], NDArray[np.bool_]] | None = None,
+) -> list[Point]:
     """The Pareto frontier of cost and kept mixing weight, cheapest first.
 
-    Exact, by dynamic programming: the undominated partial sums over the first nodes are extended node by node.
+    allowed: which operations each edge of either cell has, (num_edges, num_operations); None for all. Exact, by dynamic
+    programming: the undominated partial sums over the first nodes are extended node by node.
     """
-    choices = [i for i, name in enumerate(operations) if name != "none"]
+    real = np.array([name != "none" for name in operations])
     cost, weight = np.array([costs.fixed]), np.array([0.0])
     taken: list[tuple[tuple[Edge, ...], ...]] = [()]
     tables = (
         (np.asarray(normal, dtype=np.float64), costs.normal),
         (np.asarray(reduce, dtype=np.float64), costs.reduce),
     )
-    for weights, table in tables:
+    for half, (weights, table) in enumerate(tables):
+        choosable = np.tile(real, (len(weights), 1)) if allowed is None else allowed[half] & real
+        choices = [np.flatnonzero(edge).tolist() for edge in choosable]
         for node in range(num_nodes_of(len(weights))):
             start = num_edges(node)
             options = [
                 (int(table[start + s, a] + table[start + t, b]), float(weights[start + s, a] + weights[start + t, b]),
                  (Edge(operations[a], s), Edge(operations[b], t)))
                 for s, t in itertools.combinations(range(NUM_INPUTS + node), 2)
-                for a, b in itertools.product(choices, repeat=2)
+                for a, b in itertools.product(choices[start + s], choices[start + t])
             ]  # fmt: skip
             keep = list(_undominated(np.array([o[0] for o in options]), np.array([o[1] for o in options])))
             kept = [options[i] for i in keep]

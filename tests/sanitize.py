@@ -15,7 +15,7 @@ from pathlib import Path
 from darts_sg.backends.cpp.build import compiler
 
 ROOT = Path(__file__).resolve().parents[1]
-FLAGS = "-O1 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all"
+FLAGS = "-O0 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all"
 LIBRARIES = ("libasan.so", "libubsan.so", "libstdc++.so")
 TESTS = ("tests/backends/test_chains.py", "tests/backends/test_partial.py", "tests/networks/test_supernet.py")
 COMPILE = """

@@ -9,7 +9,7 @@ from darts_sg.formats import NUM_INPUTS, GenotypeError
 from darts_sg.genotype import NAME_PATTERN, Cell, Edge, Genotype, parse_genotype
 from darts_sg.ops import OPERATIONS
 
-CHOICES = tuple(name for name in OPERATIONS if name != "none")
+CHOICES = tuple(name for name in OPERATIONS if name != "none" and not OPERATIONS[name].is_random)
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
 PLAIN_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXTS,

@@ -22,6 +22,7 @@ from darts_sg.analysis.cost import derived_cost, model_cost
 from darts_sg.analysis.run_folder import read_metrics
 from darts_sg.cli.main import PROG, run
 from darts_sg.cli.terminal import answer
+from darts_sg.config import recipe_names
 from darts_sg.engine.checkpoint import checkpoints, read_torch
 from darts_sg.engine.weights import read_weights
 from darts_sg.genotype import load_genotype, renamed
@@ -323,10 +324,7 @@ BAD = {
     "rate of zero": (["search", "--learning-rate", "0"], "--learning-rate must be above 0"),
     "unknown space": (["search", "--space", "darts+sandglas"], "did you mean 'sandglass'?"),
     "nothing to choose": (["search", "--space", "none"], "no operation to choose"),
-    "unknown recipe": (
-        ["search", "--recipe", "dart"],
-        "choices: darts-es, darts-first, darts-second, demo, dirichlet, gumbel, imagenet",
-    ),
+    "unknown recipe": (["search", "--recipe", "dart"], f"choices: {', '.join(recipe_names('search'))}\n"),
     "unknown data set": (["search", "--dataset", "cifar"], "cifar10"),
     "unknown hypergradient": (["search", "--hypergradient", "second"], "choices: first_order, unrolled, single_level"),
     "unknown device": (["search", "--dataset", "synthetic", "--device", "cuda:7"], "there is: cpu"),

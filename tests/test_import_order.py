@@ -16,7 +16,6 @@ LEFTMOST = (
     "registry",
     "files",
     "records",
-    "boxes",
     "process",
     "invocation",
     "quantity",
@@ -28,6 +27,7 @@ LEFTMOST = (
 )
 ORDER = (
     *LEFTMOST,
+    "boxes",
     "ops",
     "spaces",
     "derive",

@@ -10,6 +10,7 @@ from darts_sg.analysis.run_folder import read_run, read_search_epoch
 from darts_sg.derive import Bound, derive_bounded, kept_weight, strengths
 from darts_sg.genotype import Genotype
 from darts_sg.networks.derived import NetworkShape
+from darts_sg.spaces import allowed_in
 
 
 def derive_genotype(
@@ -37,7 +38,8 @@ def derive_genotype(
     params, macs = choice_costs(found.operations, network, channels, cells, num_nodes=found.normal.num_nodes)
     asked = {"params": (params, max_params), "MACs": (macs, max_macs)}
     bounds = [Bound(title, costs, most) for title, (costs, most) in asked.items() if most is not None]
-    bounded = derive_bounded(*weights, found.operations, bounds, max_skips)
+    allowed = allowed_in(found.space, found.operations)
+    bounded = derive_bounded(*weights, found.operations, bounds, max_skips, allowed)
     best = derive_bounded(*weights, found.operations)
     share = kept_weight(weights, bounded, found.operations) / kept_weight(weights, best, found.operations)
     given = {"max_params": max_params, "max_macs": max_macs, "max_skips": max_skips}

@@ -1,8 +1,10 @@
 """The picture of a data set: classes, sizes and places of objects, prior boxes, and some images with their boxes."""
 
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -17,14 +19,15 @@ COLOURS = {"train": TRAIN, "test": TEST}
 OTHER = "#3C8A3F"
 SAMPLES_IN_A_ROW, SAMPLE_ROWS = 6, 2
 SAMPLE_HEIGHT = 2.3
-"""Of a row of images, in inches."""
+"""Height of a row of images in inches."""
 MOST_NAMED = 40
 """Classes whose bars have names."""
+MOST_LEVEL = 8
+"""Classes whose names fit beside each other."""
 LONGEST_NAME = 18
 
 
-@dataclass(frozen=True)
-class Sample:
+class Sample(NamedTuple):
     """An image to show, with its objects."""
 
     pixels: NDArray[np.uint8]
@@ -37,7 +40,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class BoxPlots:
-    """What is shown of the boxes, one entry an object; see `darts_sg.data.checking.BoxFacts`."""
+    """Figures of the boxes to plot, one entry an object; see `darts_sg.data.checking.BoxFacts`."""
 
     shares: NDArray[np.float32]
     side: NDArray[np.float64]
@@ -85,7 +88,9 @@ def draw_data(
         row, column = divmod(number, SAMPLES_IN_A_ROW)
         _draw_sample(figure.add_subplot(grid[row, column]), sample, class_names)
     content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=100)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph", UserWarning)  # letters that the font lacks become boxes
+        figure.savefig(content, format="png", dpi=100)
     return content.getvalue()
 
 
@@ -100,10 +105,11 @@ def _draw_classes(axes: Axes, names: Sequence[str], counts: Mapping[str, NDArray
     axes.set_xlim(-0.3, len(names))
     if len(names) <= MOST_NAMED:
         short = [name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…" for name in names]
-        axes.set_xticks(places + 0.4, [name.replace("$", r"\$") for name in short], rotation=40, ha="right", fontsize=8)
+        turned: dict[str, Any] = {"rotation": 40, "ha": "right"} if len(names) > MOST_LEVEL else {}
+        axes.set_xticks(places + 0.4, [name.replace("$", r"\$") for name in short], fontsize=8, **turned)
     else:
         axes.set_xlabel(f"{len(names)} classes")
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1, 0.98), ncols=len(counts))
     _finish(axes, f"{what.capitalize()} of each class")
 
 

@@ -24,18 +24,22 @@ from darts_sg.tasks.columns import cell as column_cell
 
 SHOWN_OPTIONS = (
     "recipe", "strategy", "space", "genotype", "model", "finetune", "network", "epochs", "batch_size", "channels",
-    "cells", "nodes", "learning_rate", "relaxation", "hypergradient", "regularizer", "perturbation", "selection",
-    "alpha_learning_rate",
-    "alpha_frozen_epochs", "partial_channels", "edge_normalization", "stop_eigenvalue", "stop_skips", "penalty",
-    "target_params", "target_macs",
-    "cutout_length", "colour_jitter", "drop_path_prob", "auxiliary_weight", "schedule", "warmup_epochs",
-    "label_smoothing", "ema", "compile",
+    "cells", "nodes", "learning_rate", "relaxation", "hypergradient", "regularizer", "perturbation", "auxiliary_skip",
+    "weight_regularizer", "freeze_operations", "selection", "alpha_learning_rate", "alpha_frozen_epochs",
+    "partial_channels", "edge_normalization", "stop_eigenvalue", "stop_skips", "penalty", "target_params",
+    "target_macs",
+    "cutout_length", "cutout_schedule", "colour_jitter", "drop_path_prob", "auxiliary_weight", "schedule",
+    "warmup_epochs", "label_smoothing", "ema", "compile",
 )  # fmt: skip
 UNREMARKABLE = {
     "strategy": "gradient",
     "relaxation": "softmax",
     "perturbation": "none",
+    "auxiliary_skip": "none",
+    "weight_regularizer": "none",
+    "freeze_operations": "none",
     "selection": "argmax",
+    "cutout_schedule": "constant",
 }  # those of DARTS: not shown
 
 
@@ -56,7 +60,9 @@ def write_report(run_dir: Path, animate: bool = False) -> Path:
     if run.genotype is not None:
         caption = _cost_line(run, run.genotype)
         save_figure(draw_genotype(run.genotype, caption), pictures / "cells")
-        sections += [*_genotype(run, run.genotype, caption), *_decisions(run.genotype), *_candidates(run.genotype)]
+        sections += _genotype(run, run.genotype, caption)
+        if run.job == "search":  # a retraining's genotype remembers them, too
+            sections += [*_decisions(run.genotype), *_candidates(run.genotype)]
     if run.options.get("model"):
         sections += _model(run, find_model(run.options["model"]))
     epochs = read_search_epochs(run_dir) if run.job == "search" else []

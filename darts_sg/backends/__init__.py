@@ -59,7 +59,7 @@ def backend_of(network: Supernet | DerivedNetwork) -> str:
 
 def pytorch_backend(network: Supernet | DerivedNetwork) -> str:
     """The backend that executes such a network fastest without kernels of our own."""
-    return "batched" if isinstance(network, Supernet) else "eager"
+    return "batched" if isinstance(network, Supernet) and network.choices is None else "eager"
 
 
 def pytorch_cell(cell: Any) -> nn.Module:

@@ -29,7 +29,7 @@ from darts_sg.derive import num_edges
 from darts_sg.errors import UsageError
 from darts_sg.genotype import NUM_INPUTS
 from darts_sg.networks.skeleton import CellSpec, State, join
-from darts_sg.networks.supernet import CellWeights, MixedOp, Supernet, SupernetCell, maybe_recomputed
+from darts_sg.networks.supernet import CellWeights, MixedOp, Supernet, SupernetCell, maybe_recomputed, per_image
 from darts_sg.ops.depthwise import DepthwiseConv2d
 from darts_sg.ops.operation import Residual
 from darts_sg.ops.primitives import HalvingConv, HalvingConvBN
@@ -230,11 +230,11 @@ class EdgeWeights:
     """The mixing weights of a batch of edges, shared by all cells of one type during a forward pass.
 
     weights: (E, number of operations without `none`), multiplied by `edges` already; edges: (E,) with edge
-    normalisation, otherwise None.
+    normalisation, otherwise None; kept: (E, N), the factors of drop path, or None.
     """
 
-    def __init__(self, weights: Tensor, edges: Tensor | None = None) -> None:
-        self.weights, self.edges = weights, edges
+    def __init__(self, weights: Tensor, edges: Tensor | None = None, kept: Tensor | None = None) -> None:
+        self.weights, self.edges, self.kept = weights, edges, kept
         self.gammas: dict[tuple[int, ...], Tensor] = {}
         """Cache of `EdgeBatch.gamma`, by the numbers of the operations."""
 
@@ -266,7 +266,8 @@ class EdgeBatch(nn.Module):
 
     def forward(self, states: Sequence[Tensor], weights: EdgeWeights, onto: Sequence[Tensor] = ()) -> list[Tensor]:
         """The T nodes, each the sum over all states (N, C, H, W) and operations, added to its tensor in `onto`."""
-        by_kernels = self._computed_by_kernels(states[0])
+        kept = weights.kept
+        by_kernels = self._computed_by_kernels(states[0]) if kept is None else []  # these have one gamma for all images
         all_by_kernels = len(by_kernels) + sum(isinstance(op, nn.Identity) for op in self.ops) == len(self.ops)
         # kernels that read each state by itself spare the copy that puts them side by side
         apart = by_kernels and all_by_kernels and self.kernels is not None and not self.kernels.side_by_side
@@ -306,7 +307,8 @@ class EdgeBatch(nn.Module):
                 coefficients.append(weight)
             elif not isinstance(op, nn.Identity):
                 for e, edge_op in enumerate(cast(nn.ModuleList, op)):
-                    given[e % self.T].append(weight[e] * edge_op(states[e // self.T]))
+                    y = weight[e] * edge_op(states[e // self.T])
+                    given[e % self.T].append(y if kept is None else y * per_image(kept[e], y))
         if by_kernels:
             assert self.kernels is not None
             of_states = [x] if self.kernels.side_by_side else states
@@ -317,12 +319,16 @@ class EdgeBatch(nn.Module):
             shared.append(x)
             coefficients.append(identity_weight)
         if shared:
-            for node, part in enumerate(mix(shared, torch.stack(coefficients), self.S, self.T)):
+            of_edges = torch.stack(coefficients)
+            for node, part in enumerate(mix(shared, of_edges, self.S, self.T, kept)):
                 given[node].append(part)
         if sums:
             # phases are put together after the sum, once for all operations
             wholes = [join_phases(y) if in_phases else y for in_phases, y in sums.items()]
-            for node, part in enumerate(sum_of_chunks(sum(wholes[1:], wholes[0]), self.S).split(self.C, dim=1)):
+            whole = sum(wholes[1:], wholes[0])
+            if kept is not None:
+                whole = whole * kept.to(whole.dtype).t().repeat_interleave(self.C, dim=1)[:, :, None, None]
+            for node, part in enumerate(sum_of_chunks(whole, self.S).split(self.C, dim=1)):
                 given[node].append(part)
         return [sum(parts[1:], parts[0]) for parts in given]
 
@@ -440,6 +446,8 @@ class BatchedCell(nn.Module):
         if isinstance(cell, BatchedCell):
             self.batches = cell.batches
         else:
+            if cell.allowed is not None:
+                raise UsageError("edges with lists of operations of their own cannot be stacked: leave them eager")
             edges = [[cast(MixedOp, cell.edges[num_edges(n) + s]) for s, n in each] for each in self.edge_lists]
             if any(type(edge) is not MixedOp or any(getattr(edge, name) for name in HOOKS) for edge in cell.edges):
                 raise UsageError("edges that are hooked or replaced cannot be stacked: leave this supernet eager")
@@ -510,7 +518,7 @@ class BatchedCell(nn.Module):
                     others = [F.max_pool2d(part, 2, 2, ceil_mode=True) for part in others]
                 ones = of_batch.weights.new_ones(batch.S * batch.T)
                 coefficients = ones if of_batch.edges is None else of_batch.edges
-                parts = mix([join(others)], coefficients[None], batch.S, batch.T)
+                parts = mix([join(others)], coefficients[None], batch.S, batch.T, of_batch.kept)
                 passed = [node + part for node, part in zip(passed, parts, strict=True)] if passed else parts
             # all edges into the first incomplete node are computed now
             complete, *given = batch(mixed, of_batch, given)
@@ -529,7 +537,8 @@ class BatchedCell(nn.Module):
         sizes = [len(edges) for edges in self.edge_lists]
         each = of_operations[self.rows[:, None], self.columns].split(sizes)
         edges = [None] * len(each) if of_edges is None else of_edges[self.rows].split(sizes)
-        return [EdgeWeights(*both) for both in zip(each, edges, strict=True)]
+        kept = [None] * len(each) if weights.kept is None else weights.kept[self.rows].split(sizes)
+        return [EdgeWeights(*of_batch) for of_batch in zip(each, edges, kept, strict=True)]
 
     def slices(self) -> Iterator[Slice]:
         """The layers of the plain cell, in its order, and where they lie here."""
@@ -627,7 +636,13 @@ def plain_tensors(
     With batched cells they are views; writing into them writes the weights. Alphas are left out. `of` maps a stored
     tensor to another of its shape that is sliced in its stead, such as its gradient.
     """
-    found: dict[str, Tensor] = {}
+    values = ((name, one, of(tensor)) for name, one, tensor in plain_slices(network, kind))
+    return {name: one.of(value) for name, one, value in values if value is not None}
+
+
+def plain_slices(network: Supernet, kind: str = "parameters") -> Iterator[tuple[str, Slice, Tensor]]:
+    """(plain name, slice, stored tensor) of all weights (kind `parameters`) or statistics (`buffers`), without alphas,
+    in the order of the plain supernet."""
     alphas = {id(alpha) for alpha in network.alphas()}
     children: list[tuple[str, nn.Module]] = [("stem", network.stem)]
     children += [(f"cells.{i}", cell) for i, cell in enumerate(network.cells)]
@@ -635,10 +650,8 @@ def plain_tensors(
         slices = module.slices() if isinstance(module, BatchedCell) else _slices("", "", module)
         for one in slices:
             for plain, _, tensor in one.tensors(kind):
-                value = None if id(tensor) in alphas else of(tensor)
-                if value is not None:
-                    found[f"{name}.{plain}"] = one.of(value)
-    return found
+                if id(tensor) not in alphas:
+                    yield f"{name}.{plain}", one, tensor
 
 
 def repeat(x: Tensor, S: int, T: int) -> Tensor:
@@ -656,14 +669,21 @@ def sum_of_chunks(y: Tensor, S: int) -> Tensor:
     return sum(parts[1:], parts[0])
 
 
-def mix(tensors: Sequence[Tensor], coefficients: Tensor, S: int, T: int) -> list[Tensor]:
+def mix(tensors: Sequence[Tensor], coefficients: Tensor, S: int, T: int, kept: Tensor | None = None) -> list[Tensor]:
     """For each of T nodes, the sum over tensors and states of coefficient times tensor.
 
-    tensors: K of (N, S · C, H, W); coefficients: (K, S · T). Returns T of (N, C, H, W).
+    tensors: K of (N, S · C, H, W); coefficients: (K, S · T); kept: factors (S · T, N) of edges, or None. Returns T of
+    (N, C, H, W).
     """
     parts = torch.stack([part.permute(0, 2, 3, 1) for t in tensors for part in t.chunk(S, dim=1)])  # (K·S, N, H, W, C)
-    matrix = coefficients.reshape(-1, T).t()  # (T, K · S)
-    mixed = (matrix @ parts.flatten(1)).view(T, *parts.shape[1:])
+    if kept is None:
+        matrix = coefficients.reshape(-1, T).t()  # (T, K · S)
+        mixed = (matrix @ parts.flatten(1)).view(T, *parts.shape[1:])
+    else:
+        of_images = coefficients[:, :, None] * kept.to(coefficients)  # (K, S · T, N)
+        matrices = of_images.reshape(-1, T, kept.shape[1]).permute(2, 1, 0)  # (N, T, K · S)
+        mixed = matrices @ parts.transpose(0, 1).flatten(2)  # (N, T, H · W · C)
+        mixed = mixed.transpose(0, 1).reshape(T, *parts.shape[1:])
     return [node.permute(0, 3, 1, 2) for node in mixed.unbind()]
 
 

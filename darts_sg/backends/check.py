@@ -16,6 +16,7 @@ from darts_sg.errors import first_line
 from darts_sg.networks.derived import DerivedNetwork
 from darts_sg.networks.skeleton import State
 from darts_sg.networks.supernet import CellWeights, Supernet
+from darts_sg.ops.primitives import Noise
 
 CHECKED_IMAGES = 2
 DRAWS = 3
@@ -34,6 +35,8 @@ class Conditions(NamedTuple):
     """float32, or bfloat16 for automatic mixed precision."""
     largest_batch: int
     is_out_of_memory: Callable[[BaseException], bool]
+    samples: bool = False
+    """Whether a supernet's steps compute one operation an edge, so that these passes are checked, too."""
 
 
 def mark_of(network: Supernet | DerivedNetwork) -> str:
@@ -79,21 +82,30 @@ def cell_errors(cell: nn.Module, shapes: Sequence[Shape], conditions: Conditions
     device = conditions.device
     mixed_precision = torch.autocast(device.type, torch.bfloat16, enabled=conditions.dtype == torch.bfloat16)
     most = conditions.largest_batch // CHECKED_IMAGES
+    cell = copy.deepcopy(cell)
+    for layer in cell.modules():
+        if isinstance(layer, Noise):
+            layer.silent = True
+    kinds = [
+        (chosen, times) for chosen in (False, True)[: 1 + conditions.samples] for times in (1, most)[: 1 + (most > 1)]
+    ]
     for seed in range(DRAWS):
-        exact = pytorch_cell(copy.deepcopy(cell)).double().cpu()
-        expected = _pass(exact, shapes, 1, seed, torch.device("cpu"), torch.float64)
         errors: dict[str, float] = {}
-        for times in (1, most) if most > 1 else (1,):
+        for chosen, times in kinds:
+            if times == 1:
+                exact = pytorch_cell(copy.deepcopy(cell)).double().cpu()
+                expected = _pass(exact, shapes, 1, seed, torch.device("cpu"), torch.float64, chosen=chosen)
             try:
                 with _no_tensorfloat32(), mixed_precision:
-                    actual = _pass(copy.deepcopy(cell), shapes, times, seed, device, torch.float32)
+                    actual = _pass(copy.deepcopy(cell), shapes, times, seed, device, torch.float32, chosen=chosen)
             except Exception as error:  # of many kinds, from Triton and CUDA
                 if not conditions.is_out_of_memory(error):
                     raise Unavailable(f"the native kernels fail here: {first_line(error)}") from error
                 if times == 1:
                     raise
                 continue  # a training step of this size will not fit either, and its error says what does
-            batch = "" if times == 1 else f" for {times * CHECKED_IMAGES} images"
+            batch = " of one operation an edge" if chosen else ""
+            batch += "" if times == 1 else f" for {times * CHECKED_IMAGES} images"
             errors |= {f"{name}{batch}": one for name, one in _errors(actual, expected).items()}
         found.append((errors, tuple(expected["the output"].shape)))
         if max(errors.values()) <= TOLERANCES[conditions.dtype]:
@@ -102,12 +114,20 @@ def cell_errors(cell: nn.Module, shapes: Sequence[Shape], conditions: Conditions
 
 
 def _pass(
-    cell: Any, shapes: Sequence[Shape], times: int, seed: int, device: torch.device, dtype: torch.dtype
+    cell: Any,
+    shapes: Sequence[Shape],
+    times: int,
+    seed: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    chosen: bool = False,
 ) -> dict[str, Tensor]:
     """A cell's output, gradients and statistics for states of noise and, in a supernet, random mixing weights.
 
     With the images repeated `times` times, tensors of images get another dimension, (times, images, …). All values are
-    those for the images once, except the running variances, which are unbiased and therefore left out.
+    those for the images once, except the running variances, which are unbiased and therefore left out. chosen: compute
+    one operation an edge, all operations in turns.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -123,14 +143,17 @@ def _pass(
     for tensor in inputs.values():
         tensor.requires_grad_()
     s0, s1, *mixing = inputs.values()
-    output = cell(State(s0), State(s1), CellWeights(mixing[0]) if is_supernet else None).joined()
+    weights = None
+    if is_supernet:
+        numbers = [(edge + seed) % len(cell.operations) for edge in range(num_edges(cell.num_nodes))]
+        weights = CellWeights(mixing[0], chosen=numbers if chosen else None)
+    output = cell(State(s0), State(s1), weights).joined()
     wanted = inputs | {f"the gradient of {name}": weight for name, weight in cell.named_parameters()}
     of_output = noise(len(output) // times, *output.shape[1:]).repeat(times, 1, 1, 1).div_(times).to(output)
-    gradients = torch.autograd.grad(output, [*wanted.values()], of_output, allow_unused=True)
+    # zeros for what the output does not depend on: a cell of a genotype may leave an input out
+    gradients = torch.autograd.grad(output, [*wanted.values()], of_output, materialize_grads=True)
     found = {"the output": output.detach()}
-    found |= {
-        name: g * times if name in states else g for name, g in zip(wanted, gradients, strict=True) if g is not None
-    }
+    found |= {name: g * times if name in states else g for name, g in zip(wanted, gradients, strict=True)}
     if times > 1:
         found |= {name: found[name].unflatten(0, (times, -1)) for name in ("the output", *states)}
     buffers = {name: buffer for name, buffer in cell.named_buffers() if buffer.is_floating_point()}
@@ -144,7 +167,7 @@ def _errors(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dic
     BatchNorm, is measured against a tenth of the median size of all tensors' values.
     """
     values = {name: tensor.norm() / tensor.numel() ** 0.5 for name, tensor in expected.items()}
-    least = 0.1 * torch.stack([*values.values()]).median()
+    least = 0.1 * torch.stack([value for value in values.values() if value > 0]).median()
     errors = {}
     for name, tensor in actual.items():
         off = (tensor.to(expected[name]) - expected[name]).norm() / tensor.numel() ** 0.5

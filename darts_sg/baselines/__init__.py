@@ -15,6 +15,7 @@ from darts_sg.errors import UsageError
 from darts_sg.genotype import Cell
 from darts_sg.methods.parts import import_parts
 from darts_sg.registry import Registry, unknown_name
+from darts_sg.spaces import Allowed
 
 
 class Cells(NamedTuple):
@@ -40,6 +41,8 @@ class Problem(NamedTuple):
 
     operations: tuple[str, ...]
     num_nodes: int
+    allowed: Allowed | None = None
+    """Which operations the edges of the normal and of the reduction cell have; None if every edge has all."""
 
 
 class Strategy:

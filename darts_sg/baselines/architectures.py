@@ -6,14 +6,15 @@ from typing import Any
 import numpy as np
 
 from darts_sg.baselines import Cells, Problem
-from darts_sg.derive import random_cell
+from darts_sg.derive import num_edges, random_cell
 from darts_sg.errors import UsageError
 from darts_sg.genotype import NUM_INPUTS, Cell, Edge
 
 
 def random_cells(problem: Problem, generator: np.random.Generator) -> Cells:
     """Two cells drawn uniformly: two different states before each node, and an operation other than `none` on each."""
-    return Cells(*(random_cell(problem.num_nodes, problem.operations, generator) for _ in range(2)))
+    tables = problem.allowed or (None, None)
+    return Cells(*(random_cell(problem.num_nodes, problem.operations, generator, table) for table in tables))
 
 
 def mutate(problem: Problem, cells: Cells, generator: np.random.Generator) -> Cells:
@@ -23,7 +24,7 @@ def mutate(problem: Problem, cells: Cells, generator: np.random.Generator) -> Ce
     mutation that changes nothing. The two inputs of a node stay different, as in the space of DARTS. Raises UsageError
     if the space has one architecture only.
     """
-    kinds: list[Callable[[Problem, Cell, int, int], list[Edge]]] = [_other_operations, _other_states]
+    kinds: list[Callable[[Problem, str, Cell, int, int], list[Edge]]] = [_other_operations, _other_states]
     generator.shuffle(kinds)
     for others in kinds:
         places = [
@@ -31,7 +32,7 @@ def mutate(problem: Problem, cells: Cells, generator: np.random.Generator) -> Ce
             for title, cell in cells._asdict().items()
             for node, edges in enumerate(cell.nodes)
             for i in range(len(edges))
-            if (found := others(problem, cell, node, i))
+            if (found := others(problem, title, cell, node, i))
         ]
         if places:
             title, node, i, found = places[generator.integers(len(places))]
@@ -52,11 +53,23 @@ def _cell(nodes: Sequence[Sequence[Edge]]) -> Cell:
     return Cell(tuple(map(tuple, nodes)), tuple(range(NUM_INPUTS, NUM_INPUTS + len(nodes))))
 
 
-def _other_operations(problem: Problem, cell: Cell, node: int, i: int) -> list[Edge]:
+def _other_operations(problem: Problem, title: str, cell: Cell, node: int, i: int) -> list[Edge]:
     edge = cell.nodes[node][i]
-    return [Edge(name, edge.state) for name in problem.operations if name not in ("none", edge.operation)]
+    names = _choices(problem, title, node, edge.state)
+    return [Edge(name, edge.state) for name in names if name != edge.operation]
 
 
-def _other_states(problem: Problem, cell: Cell, node: int, i: int) -> list[Edge]:
-    taken = {edge.state for edge in cell.nodes[node]}
-    return [Edge(cell.nodes[node][i].operation, state) for state in range(NUM_INPUTS + node) if state not in taken]
+def _other_states(problem: Problem, title: str, cell: Cell, node: int, i: int) -> list[Edge]:
+    """The edge from another state; the operation stays, so that state's edge must have it."""
+    taken, name = {edge.state for edge in cell.nodes[node]}, cell.nodes[node][i].operation
+    free = [state for state in range(NUM_INPUTS + node) if state not in taken]
+    return [Edge(name, state) for state in free if name in _choices(problem, title, node, state)]
+
+
+def _choices(problem: Problem, title: str, node: int, state: int) -> list[str]:
+    """The operations other than `none` of an edge."""
+    names = problem.operations
+    if problem.allowed is None:
+        return [name for name in names if name != "none"]
+    table = problem.allowed[Cells._fields.index(title)][num_edges(node) + state]
+    return [name for name, has in zip(names, table, strict=True) if has and name != "none"]

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from darts_sg.cli.parser import Parser, argument_type, positive, whole_number
 from darts_sg.cli.terminal import console, deliver, refuse_existing
-from darts_sg.errors import UsageError
+from darts_sg.errors import UsageError, one_line
 from darts_sg.files import write_atomically
 
 if TYPE_CHECKING:
@@ -224,7 +224,9 @@ def picture(check: "Check", dataset: "Dataset | None") -> bytes:
     what = "images" if check.boxes is None else "objects"
     parts = ", ".join(f"{part.images:,} {name} images" for name, part in check.parts.items())
     title = f"{check.directory.resolve().name}: {parts}"
-    return draw_data(title, check.class_names, counts, what, check.image_sides(), boxes, samples)
+    shown = [sample._replace(names=[one_line(name) for name in sample.names]) for sample in samples]
+    names = [one_line(name) for name in check.class_names]
+    return draw_data(one_line(title), names, counts, what, check.image_sides(), boxes, shown)
 
 
 # --- score
@@ -311,13 +313,13 @@ def _without_nan(value: Any) -> Any:
 
 
 def _escape(text: str) -> str:
-    """A name for rich, which reads square brackets as markup."""
+    """A name for rich, which reads square brackets as markup; names of files may hold anything."""
     from rich.markup import escape
 
-    return escape(text)
+    return escape(one_line(text))
 
 
 def _say(out: Any, text: str) -> None:
     """A line without markup or highlighting."""
     if text:
-        out.print(text, markup=False, highlight=False, soft_wrap=True)
+        out.print(one_line(text), markup=False, highlight=False, soft_wrap=True)

@@ -277,13 +277,15 @@ def derive_from_run(arguments: argparse.Namespace) -> None:
     from darts_sg.analysis.deriving import derive_genotype
     from darts_sg.analysis.run_folder import read_search_epoch
     from darts_sg.derive import frontier, strengths
+    from darts_sg.spaces import allowed_in
 
     shape = (arguments.network, arguments.channels, arguments.cells)
     if arguments.pareto:
         record = read_search_epoch(arguments.run_dir, arguments.epoch)
         found, weights = record.genotype, strengths(record.weights)
         params, macs = choice_costs(found.operations, *shape, num_nodes=found.normal.num_nodes)
-        show_frontier(arguments, frontier(*weights, found.operations, params), found.operations, macs)
+        allowed = allowed_in(found.space, found.operations)
+        show_frontier(arguments, frontier(*weights, found.operations, params, allowed), found.operations, macs)
         return
     asked = {key: getattr(arguments, key) for key in ("epoch", "max_params", "max_macs", "max_skips", "name")}
     genotype = derive_genotype(arguments.run_dir, *shape, **asked)
@@ -306,7 +308,10 @@ def draw_at_random(arguments: argparse.Namespace) -> None:
 
     space = parse_space(arguments.space)
     generator = np.random.default_rng(arguments.seed)
-    normal, reduce = (random_cell(arguments.nodes, space.operations, generator) for _ in range(2))
+    if space.num_nodes not in (None, arguments.nodes):
+        raise UsageError(f"space {space.name} is one of {space.num_nodes} nodes; give --nodes {space.num_nodes}")
+    tables = space.allowed or (None, None)
+    normal, reduce = (random_cell(arguments.nodes, space.operations, generator, table) for table in tables)
     name = arguments.name or f"random_{space.name}_{arguments.seed}"
     provenance = MappingProxyType({"kind": "random", "seed": arguments.seed})
     genotype = Genotype(name, space.name, space.operations, normal, reduce, provenance)

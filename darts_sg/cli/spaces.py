@@ -1,11 +1,15 @@
 """darts-sg spaces: every space and operation."""
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from rich.console import Console
 from rich.table import Table
 
 from darts_sg.cli.terminal import console
+
+if TYPE_CHECKING:
+    from darts_sg.spaces import Space
 
 
 def add_parser(commands: Any) -> None:
@@ -17,7 +21,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Print the named spaces and the operations."""
     from darts_sg.analysis.cost import count_params
     from darts_sg.ops import OPERATIONS
-    from darts_sg.spaces import SPACES
+    from darts_sg.spaces import EDGE_SPACES, SPACES, parse_space
 
     out = console()
     plugged = any(registry.origin(name) for registry in (SPACES, OPERATIONS) for name in registry)
@@ -26,6 +30,8 @@ def run(arguments: argparse.Namespace) -> None:
     for name in SPACES:
         named.add_row(name, ", ".join(SPACES[name]), *([SPACES.origin(name)] if plugged else []))
     out.print(named)
+    for name in EDGE_SPACES:
+        _print_edge_lists(parse_space(name), out)
     out.print(
         "\nSpaces and operations are joined with +: darts+sandglass, darts+sandglass_3x3_r6, …\n", highlight=False
     )
@@ -39,3 +45,14 @@ def run(arguments: argparse.Namespace) -> None:
     out.print(
         "\nParameters of the operation with stride 1 in a derived network (BatchNorm's included).", highlight=False
     )
+
+
+def _print_edge_lists(space: "Space", out: Console) -> None:
+    """The operations of each edge: a row for each node, a column for each state."""
+    out.print(f"\n{space.name}: cells of {space.num_nodes} nodes whose edges have lists of their own", highlight=False)
+    for title, cell in zip(("normal cell", "reduction cell"), space.edge_lists or (), strict=True):
+        states = ("c_{k-2}", "c_{k-1}", *(f"node {i}" for i in range(len(cell) - 1)))
+        table = Table(title, *(f"from {state}" for state in states), box=None, pad_edge=False)
+        for i, edges in enumerate(cell):
+            table.add_row(f"node {i}", *(", ".join(edge) for edge in edges))
+        out.print(table)

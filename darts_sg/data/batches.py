@@ -31,6 +31,8 @@ class Augment:
     """Mirror each image with probability 1/2, if the data set allows it (`DataSpec.flip`)."""
     cutout_length: int = 0
     """Side in pixels of a square set to the mean, centred anywhere in the image, clipped at the border; 0 for none."""
+    cutout_growth: int = 0
+    """Passes through the images over which the probability of cutout grows linearly from 0 to 1; 0 for always 1."""
     colour_jitter: float = 0.0
     """Brightness, contrast and saturation change by factors within 1 ± this, the hue by up to half of it in turns."""
 
@@ -49,6 +51,8 @@ class Draws:
     """bool (B,)."""
     centres: Tensor
     """int64 (B, 2): row and column of the centre of the cutout."""
+    cut: Tensor | None = None
+    """bool (B,): whether the image is cut; None for all."""
 
 
 class TrainBatches:
@@ -111,7 +115,7 @@ class TrainBatches:
             colours = ColourDraws(*(part[self.share(position)] for part in drawn))
         x = normalise(pixels, self.spec, colours)
         if self.augment.cutout_length:
-            cutout_(x, draws.centres, self.augment.cutout_length)
+            cutout_(x, draws.centres, self.augment.cutout_length, draws.cut)
         return x, labels
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -151,12 +155,16 @@ class TrainBatches:
         size = self.spec.image_size
         centres = torch.randint(size, (num_images, 2), generator=generator)
         offsets = torch.randint(2 * self.augment.crop_padding + 1, (num_images, 2), generator=generator)
-        return Draws(offsets, flips, centres)
+        if not self.augment.cutout_growth:
+            return Draws(offsets, flips, centres)
+        probability = position // len(self) / max(1, self.augment.cutout_growth - 1)
+        return Draws(offsets, flips, centres, torch.rand(num_images, generator=generator) < probability)
 
     def own_draws(self, position: int) -> Draws:
         """The random choices for this rank's share of the batch at `position`."""
         draws, share = self.draws(position, self.num_images(position)), self.share(position)
-        return Draws(draws.offsets[share], draws.flips[share], draws.centres[share])
+        cut = None if draws.cut is None else draws.cut[share]
+        return Draws(draws.offsets[share], draws.flips[share], draws.centres[share], cut)
 
     def _reader(self, images: ImageFiles) -> FileReader:
         """Reads the images of a set in files. UsageError if they have no label each."""
@@ -222,15 +230,17 @@ def normalise(images: Tensor, spec: DataSpec, colours: ColourDraws | None = None
     return x.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
 
 
-def cutout_(x: Tensor, centres: Tensor, length: int) -> Tensor:
+def cutout_(x: Tensor, centres: Tensor, length: int, cut: Tensor | None = None) -> Tensor:
     """Zero a square of side `length` around each centre in place, clipped at the border.
 
-    x: (B, C, H, W); centres: int64 (B, 2), row and column. The square starts length // 2 before the centre.
+    x: (B, C, H, W); centres: int64 (B, 2), row and column; cut: bool (B,), the images to treat, by default all. The
+    square starts length // 2 before the centre.
     """
     spans = []
     for axis, size in enumerate(x.shape[2:]):
         start = centres[:, axis : axis + 1] - length // 2
         at = torch.arange(size)
-        spans.append(sent((at >= start) & (at < start + length), x.device))  # (B, size)
+        inside = (at >= start) & (at < start + length)  # (B, size)
+        spans.append(sent(inside if cut is None else inside & cut[:, None], x.device))
     rows, columns = spans
     return x.masked_fill_((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)

@@ -4,14 +4,16 @@
 problem if results would be wrong or lower for it, and a note if it is good to know.
 """
 
+import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from darts_sg.data.detection.assemble import CUT, LEFT_OUT, counted
+from darts_sg.data.detection.annotations import CUT, LEFT_OUT, counted
 from darts_sg.data.detection.coco import is_coco
 from darts_sg.data.detection.objects import DetectionImages
 from darts_sg.data.detection.voc import is_voc
@@ -58,7 +60,7 @@ class Finding:
 
 @dataclass(frozen=True, eq=False)
 class PartCounts:
-    """What a part of a data set has."""
+    """Numbers of images and objects in one part of a data set."""
 
     images: int
     images_by_class: np.ndarray
@@ -103,7 +105,7 @@ class Check:
     image_size: int | None
     """Side of the network's input that objects are judged at; None for class folders."""
     facts: dict[str, list[ImageFacts]]
-    """What each file is, by part; empty if files were not looked into."""
+    """Facts about each file, by part; empty if files were not decoded."""
     boxes: BoxFacts | None = None
     samples: list[tuple[Path, str]] = field(default_factory=list)
     """Some training images of class folders, and their classes."""
@@ -213,7 +215,9 @@ def check_detection(
     _find_in_files(check, {name: [part.name(i) for i in range(len(part))] for name, part in images.items()})
     _find_wrong_sizes(check, images)
     _find_doubled_boxes(check, images)
+    _find_similar_names(check)
     _find_rare_classes(check, "objects")
+    _find_unused_files(check, dataset, {part.name(index) for part in images.values() for index in range(len(part))})
     _find_difficult_to_detect(check)
     return check
 
@@ -242,6 +246,7 @@ def check_folders(directory: Path, threads: int, *, look: bool = True) -> Check:
         check.add(False, f"{counted(len(strange), 'file', 'is')} no image ({' '.join(sorted(SUFFIXES))})", strange)
     _find_in_files(check, shown)
     _find_label_conflicts(check, shown, labels)
+    _find_similar_names(check)
     _find_rare_classes(check, "images")
 
     def is_small(one: ImageFacts) -> bool:
@@ -382,6 +387,28 @@ def _find_doubled_boxes(check: Check, images: Mapping[str, DetectionImages]) -> 
         check.add(False, f"{counted(len(ambiguous), 'image', 'has')} the same box for two classes", ambiguous)
 
 
+def _find_similar_names(check: Check) -> None:
+    """Classes whose names differ in case, blanks, hyphens or underscores only, such as of two annotators."""
+    groups: dict[str, list[str]] = {}
+    for name in check.class_names:
+        groups.setdefault(re.sub(r"[\s_-]+", "", name.casefold()), []).append(name)
+    if similar := [" ~ ".join(names) for names in groups.values() if len(names) > 1]:
+        check.add(True, f"{counted(len(similar), 'class', 'has')} several spellings", similar)
+
+
+def _find_unused_files(check: Check, dataset: Dataset, used: set[str]) -> None:
+    """Image files beside those of the data that belong to no part, such as those that nobody has annotated."""
+    unused: list[str] = []
+    for folder in sorted({PurePosixPath(name).parent for name in used}):
+        names = (
+            entry.name for entry in os.scandir(check.directory / folder) if Path(entry.name).suffix.lower() in SUFFIXES
+        )
+        found = ((folder / name).as_posix() for name in sorted(names) if Path(name).suffix.lower() in SUFFIXES)
+        unused += [name for name in found if name not in used and name not in dataset.unusual]
+    if unused:
+        check.add(False, f"{counted(len(unused), 'image file', 'is')} in no part of the data", unused)
+
+
 def _find_rare_classes(check: Check, what: str) -> None:
     """Classes that a part lacks, rare ones, and imbalance."""
     for part, counts in check.parts.items():
@@ -440,7 +467,7 @@ def _class_files(root: Path, class_names: Sequence[str]) -> list[list[Path]]:
 
 
 def _other_files(root: Path) -> list[Path]:
-    """What lies in the class folders and is no image."""
+    """Files in the class folders that are no images."""
     return [
         path for name in subfolders(root) for path in sorted((root / name).iterdir())
         if path.name[0] != "." and path.suffix.lower() not in SUFFIXES

@@ -20,9 +20,9 @@ from darts_sg.errors import first_line
 from darts_sg.files import read_bytes, why
 
 SIDE = 16
-"""Of the thumbnails by which near duplicates are found."""
+"""Side of the thumbnails that near duplicates are found by, in pixels."""
 MOST_BYTES = 2**29
-"""Of an image file."""
+"""Size limit for an image file."""
 NEAR = 4.0
 """Root mean square difference of two thumbnails, of 255, from which on images count as different."""
 FLAT = 6.0
@@ -31,23 +31,25 @@ MOST_PAIRS = 4 * 10**9
 """Pairs of images that are compared for near duplicates; beyond, only identical files are found."""
 CHUNK = 2**24
 """Pairs compared at once."""
+AT_ONCE = 256
+"""Files that are handed to the threads before the next ones."""
 EXIF_ORIENTATION = 0x0112
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ImageFacts:
-    """What a file is."""
+    """Facts about one image file."""
 
     width: int = 0
     height: int = 0
     kind: str = ""
     """Format and mode: "JPEG RGB"."""
     rotated: bool = False
-    """Whether its EXIF data turn or mirror it, which training ignores."""
+    """True if EXIF data turn or mirror the image."""
     damaged: str = ""
     """Why it cannot be read; empty if it can."""
     digest: bytes = b""
-    """Of its content."""
+    """A hash of the content."""
     thumbnail: bytes = b""
     """16×16 grey values."""
 
@@ -77,12 +79,14 @@ def image_facts(path: Path) -> ImageFacts:
 
 
 def examine(paths: Sequence[Path], threads: int) -> list[ImageFacts]:
-    """What each of the files is."""
+    """Facts about each of the files, in their order."""
+    found: list[ImageFacts] = []
+    starts = range(0, len(paths), AT_ONCE)
+    console, hidden = Console(stderr=True), len(paths) < MANY_FILES
     with ThreadPoolExecutor(threads) as pool:  # Pillow decodes without holding Python's lock
-        found = pool.map(image_facts, paths, chunksize=16)
-        console = Console(stderr=True)
-        hidden = len(paths) < MANY_FILES
-        return list(track(found, "reading images", total=len(paths), console=console, transient=True, disable=hidden))
+        for start in track(starts, "reading images", console=console, transient=True, disable=hidden):
+            found += pool.map(image_facts, paths[start : start + AT_ONCE])
+    return found
 
 
 def identical(facts: Sequence[ImageFacts]) -> list[list[int]]:

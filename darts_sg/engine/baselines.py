@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from darts_sg.analysis.cost import CELLS, CHANNELS, Cost, count_params, derived_cost, human
 from darts_sg.analysis.report import write_report
+from darts_sg.backends import accelerate, pytorch_backend
 from darts_sg.baselines import Candidate, CandidateStrategy, Cells, Problem, Strategy, as_plain
 from darts_sg.baselines.architectures import from_plain, random_cells
 from darts_sg.baselines.proxies import score as proxy_score
@@ -65,6 +66,8 @@ from darts_sg.tasks import columns, task_of
 MOST_SHOWN = 10
 """Candidates in the provenance of a genotype."""
 DIGITS = 6
+SELDOM = 50
+"""Candidates between two writings of candidates.json, where a proxy scores them."""
 
 
 class BaselineJob:
@@ -78,7 +81,7 @@ class BaselineJob:
     def __init__(self, config: SearchConfig, setting: Setting) -> None:
         self.config, self.setting = config, setting
         self.space = parse_space(config.space)
-        self.problem = Problem(self.space.operations, config.nodes)
+        self.problem = Problem(self.space.operations, config.nodes, self.space.allowed)
         self.task = task_of(config.as_dict())
         self.train_images, self.validation_images = (part.to(setting.device) for part in search_parts(config, setting))
         self.train = train_batches(self.train_images, config, setting, "weights")
@@ -189,8 +192,10 @@ class CandidateJob(BaselineJob):
         self.steps_per_epoch = 1 if strategy.proxy else len(self.train)
         self.schedule = replace(config, epochs=strategy.epochs)
         self.current: Training | None = None
+        self.kernels = ""
         if not strategy.proxy:
             self.begin(0, *self.propose(0))  # chooses the kernels, which the run records from its start
+        setting.environment["kernels"] = self.kernels or "pytorch"
 
     def learning_rate(self, epoch: int) -> float:
         return cosine_learning_rate(self.schedule, epoch % self.strategy.epochs)
@@ -203,7 +208,10 @@ class CandidateJob(BaselineJob):
         with seeded(self.config.seed, "weights", number):
             network = to_device(self.network_of(cells)[1](), self.setting.device)
         if isinstance(network, DerivedNetwork):
-            self.setting.environment["kernels"] = use_kernels(network, self.config, self.setting)
+            if self.kernels == "pytorch":  # found out with the first network, and said once
+                accelerate(network, pytorch_backend(network))
+            else:
+                self.kernels = use_kernels(network, self.config, self.setting)
         weights = list(network.parameters())
         optimizer = weight_optimizer(weights, self.config, self.setting.device)
         return Training(number, cells, parent, network, weights, optimizer)
@@ -273,10 +281,12 @@ class CandidateJob(BaselineJob):
                 self.current = None
             row |= {f"validation_{name}": measures.get(name, float("nan")) for name in ("loss", score)}
         if len(self.tried) == number + 1:
-            self.write_candidates(run)
-            genotype = self.genotype(run, epoch + 1)
-            run.write(f"genotypes/epoch_{epoch + 1:04d}.yaml", genotype.to_yaml())
-            row["best_candidate"] = float(self.best() + 1)
+            best = self.best()
+            if best == number:
+                run.write(f"genotypes/epoch_{epoch + 1:04d}.yaml", self.genotype(run, epoch + 1).to_yaml())
+            if not self.strategy.proxy or (number + 1) % SELDOM == 0:  # a proxy takes less time than the file
+                self.write_candidates(run)
+            row["best_candidate"] = float(best + 1)
         return row
 
     def _evaluate(self, network: nn.Module) -> dict[str, float]:
@@ -315,7 +325,7 @@ class CandidateJob(BaselineJob):
         """Lines of a dry run about the candidates."""
         plan, _ = self.network_of(self.propose(0)[0])
         cost: Cost = network_cost(self.task, plan, self.setting.data.spec)
-        how = f"scored by {self.strategy.proxy}" if self.strategy.proxy else f"{self.strategy.epochs} epochs each"
+        how = f"scored by {self.strategy.proxy}" if self.strategy.proxy else f"epochs of each: {self.strategy.epochs}"
         return [
             f"search space {self.space.name}: {len(self.space.operations)} operations "
             f"({', '.join(self.space.operations)})",
@@ -364,6 +374,7 @@ class RspsJob(BaselineJob):
             num_nodes=config.nodes,
             stem_multiplier=config.stem_multiplier,
             in_channels=spec.in_channels,
+            allowed=self.space.allowed,
         )
 
     def learning_rate(self, epoch: int) -> float:
@@ -479,8 +490,9 @@ class RspsJob(BaselineJob):
             f"search space {self.space.name}: {len(self.space.operations)} operations "
             f"({', '.join(self.space.operations)})",
             f"supernet: {count_params(self.supernet) - alphas:,} weights, of which a step trains one path",
-            f"strategy {self.config.strategy}: {self.rounds} rounds of {self.strategy.samples} paths, each on "
-            f"{min(self.strategy.batches, len(self.validation))} batches, and {self.strategy.finalists} of them on all",
+            f"strategy {self.config.strategy}: {self.strategy.samples} paths a round, measured on batches: "
+            f"{min(self.strategy.batches, len(self.validation))}, the best {self.strategy.finalists} on all; "
+            f"rounds: {self.rounds}",
             f"images: {len(self.train_images):,} for the weights, {len(self.validation_images):,} to compare paths on",
         ]
 
@@ -535,6 +547,7 @@ def strategy_name(config: SearchConfig) -> str:
 def _write_results(job: CandidateJob | RspsJob, run: RunDir, loop: Loop) -> None:
     """Write the best candidate as genotype.yaml and the report, and print a summary."""
     genotype = job.genotype(run, job.num_epochs, loop.seconds)
+    job.write_candidates(run)
     report = run.path / "report.md"
     run.remove(report.name)  # one of the unfinished run; the run counts as finished once both files are there
     write_unusual(run, job.setting.data.unusual)

@@ -24,6 +24,8 @@ from darts_sg.data.batches import normalise
 from darts_sg.data.synthetic import render
 from darts_sg.engine.weights import Weights
 from darts_sg.errors import RunError, UsageError
+from darts_sg.genotype import Genotype
+from darts_sg.ops import OPERATIONS
 from darts_sg.registry import Registry
 
 OPSET = 18
@@ -123,13 +125,25 @@ def refuse_missing(name: str) -> None:
         )
 
 
+def drawn_operations(genotype: Genotype) -> list[str]:
+    """The operations of a genotype whose outputs are random numbers."""
+    names = {edge.operation for _, cell in genotype.cells() for _, edge in cell.edges()}
+    return sorted(name for name in names if OPERATIONS[name].is_random)
+
+
 def export(weights: Weights, name: str) -> tuple[bytes, list[Side]]:
     """Export to the format `name`. Returns the file's content and the comparison: original, then exported model.
 
-    Both models are run on rendered images. Raises UsageError if a package is missing, RunError if an output differs by
+    Both models are run on rendered images. Raises UsageError if a package is missing or the network draws random
+    numbers, RunError if an output differs by
     more than TOLERANCE.
     """
     refuse_missing(name)
+    if isinstance(weights.trained, Genotype) and (drawn := drawn_operations(weights.trained)):
+        raise UsageError(
+            f"{weights.trained.name} holds {', '.join(drawn)}, drawn anew in each pass: an exported model could not be "
+            "compared with the original"
+        )
     format = EXPORT_FORMATS[name]
     task = weights.task
     model = task.inference(weights.build()).eval()

@@ -6,7 +6,7 @@ import torch
 
 from darts_sg.backends import accelerate, check, pytorch_backend
 from darts_sg.backends.cpp import build
-from darts_sg.config import RunConfig
+from darts_sg.config import RunConfig, SearchConfig
 from darts_sg.engine.memory import is_out_of_memory
 from darts_sg.engine.setup import Setting
 from darts_sg.errors import UsageError
@@ -24,12 +24,23 @@ def use_kernels(
 
     The choice is that of --kernels, then that of the resumed run, then native kernels where they are available and
     pass the check. prepare_gpu: compiles the network's Triton kernels and raises Unavailable if it cannot; None for
-    networks without such kernels.
+    networks without such kernels. Drop path in a search is left to PyTorch.
 
     Raises UsageError if native kernels are required, by --kernels or by the resumed run, but not available.
     """
     accelerate(network, pytorch_backend(network))
     asked = wanted = config.kernels
+    if isinstance(network, Supernet) and network.choices is not None:
+        if asked == "native":
+            raise UsageError(
+                "--kernels native computes edges that all have the same operations, and those of this space have lists "
+                "of their own; leave it out"
+            )
+        return "pytorch"
+    if isinstance(config, SearchConfig) and config.drop_path_prob:  # an edge has another factor for each image
+        if asked == "native":
+            raise UsageError("--kernels native computes no drop path in a search; leave one of them out")
+        return "pytorch"
     # kernels exist for CPUs in float32, and for supernets on CUDA GPUs; torch.compile makes its own
     prepare = prepare_gpu if setting.device.type == "cuda" and not config.compile else None
     if prepare is None and (setting.device.type != "cpu" or config.compile or config.precision != "float32"):
@@ -73,7 +84,8 @@ def check_kernels(network: Supernet | DerivedNetwork, config: RunConfig, setting
     C++ kernels are checked once after they were compiled, for each set of fused operations; Triton kernels every time.
     Raises Unavailable, naming what differs most, if they compute something else.
     """
-    mark = check.mark_of(network) if setting.device.type == "cpu" else None
+    samples = isinstance(config, SearchConfig) and config.method().relaxation.is_one_hot
+    mark = check.mark_of(network) + ("-sampled" if samples else "") if setting.device.type == "cpu" else None
     if mark is not None and build.checked(mark):
         return
     spec = setting.data.spec
@@ -82,6 +94,7 @@ def check_kernels(network: Supernet | DerivedNetwork, config: RunConfig, setting
         torch.bfloat16 if config.precision == "bfloat16" else torch.float32,
         config.batch_size // setting.ranks.size,
         is_out_of_memory,
+        samples,
     )
     largest = check.largest_error(network, (spec.in_channels, spec.image_size), conditions)
     if setting.ranks.leads:

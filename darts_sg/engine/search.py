@@ -68,14 +68,25 @@ from darts_sg.genotype import Cell, Genotype
 from darts_sg.invocation import retrain_command
 from darts_sg.methods.early_stopping import EarlyStop
 from darts_sg.methods.hypergradient import Hypergradient, VirtualStep, frozen
-from darts_sg.methods.mixing import Draw, alphas_of, draw_noise, expected_mixing, sampled_mixing
+from darts_sg.methods.mixing import (
+    Draw,
+    alphas_of,
+    draw_noise,
+    expected_mixing,
+    masked_alphas_of,
+    restricted,
+    sampled_mixing,
+)
+from darts_sg.methods.operation_freezing import FrozenOperations
+from darts_sg.methods.operation_freezing.weights import OperationWeights
 from darts_sg.methods.regularizers import Problem
 from darts_sg.methods.selection import Searched, Setup, Trial
-from darts_sg.networks.supernet import ALPHA_INIT_DEVIATION, Mixing, Supernet, chosen_by
+from darts_sg.networks.supernet import ALPHA_INIT_DEVIATION, Chosen, Mixing, Supernet, chosen_by
 from darts_sg.records import MetricsRow
-from darts_sg.spaces import parse_space
+from darts_sg.spaces import Space, parse_space
 from darts_sg.tasks import columns, task_of
 
+EDGE_BY_EDGE = "edges have lists of operations of their own: PyTorch computes them edge by edge, without kernels"
 EIGENVALUE_IMAGES = 64  # one batch, as in the code of RobustDARTS
 
 Batch = tuple[Tensor, Tensor]
@@ -99,7 +110,7 @@ class SearchJob:
         self.train = train_batches(self.train_images, config, setting, "weights")
         self.validation = train_batches(self.validation_images, config, setting, "alphas")
         self.phase = self.method.selection.phase(
-            Setup(self.space.operations, config.nodes, self.stage.epochs, config.seed)
+            Setup(self.space.operations, config.nodes, self.stage.epochs, config.seed, self.space.allowed)
         )
         """The selection, if it goes on after the supernet's epochs."""
         self.num_epochs, self.steps_per_epoch = self.stage.epochs, len(self.train)
@@ -117,19 +128,23 @@ class SearchJob:
             with torch.no_grad():
                 for alpha in self.alphas:
                     alpha.zero_()
-        problem = problem_of(config, self.space.operations)
+        problem = problem_of(config, self.space)
         self.regularizers = {name: term.prepare(problem) for name, term in self.method.regularizers.items()}
         if config.eigenvalue_every and setting.device.type == "mps":
             raise UsageError("--eigenvalue-every needs float64, which mps does not have; leave it out, or --device cpu")
         self.weight_optimizer = weight_optimizer(self.weights, config, setting.device)
+        rule = self.method.operation_freezing
+        self.freezing = rule.watch(OperationWeights(self.supernet)) if rule.needed else None
         on_gpu = setting.device.type == "cuda"
         self.alpha_optimizer = torch.optim.Adam(
             self.alphas, config.alpha_learning_rate, betas=(config.alpha_beta1, config.alpha_beta2),
             weight_decay=config.alpha_weight_decay,
             fused=on_gpu or None, capturable=on_gpu,
         )  # fmt: skip
-        # Both are set before each step, and nowhere else: checkpoints need not hold them, and a CUDA graph reads them.
+        # All are set before each step, and nowhere else, and a captured CUDA graph reads them.
         self.progress = torch.zeros((), device=setting.device)
+        self.epochs_done = torch.zeros((), device=setting.device)
+        """Share of the epochs that were done when the current one began, for schedules that change by epoch."""
         self.generator = torch.Generator(setting.device)
         self.captured = Captured(self._update, [self.generator]) if captures(config, setting) else None
 
@@ -168,6 +183,7 @@ class SearchJob:
         position = epoch * self.steps_per_epoch + step
         set_learning_rate(self.weight_optimizer, self.learning_rate(epoch))
         self.progress.fill_(min(1.0, position / (self.stage.epochs * self.steps_per_epoch)))
+        self.epochs_done.fill_(min(1.0, epoch / self.stage.epochs))
         # The noise of a step depends on seed and position: all ranks draw the same, a resumed run what it would have.
         self.generator.manual_seed(keyed_seed(self.config.seed, "mixing", "noise", position))
         tensors: tuple[Tensor, ...] = (batch := self.train[position])
@@ -186,13 +202,40 @@ class SearchJob:
         train_batch, validation_batch = (tensors[0], tensors[1]), tensors[2:]
         num_images, ranks = len(train_batch[1]), self.setting.ranks
         means: dict[str, Tensor] = {}
+        validation_gradients = None
         if len(validation_batch) == 2:
             found = self._hypergradient(train_batch, validation_batch)
             means |= self._regularize(found)
             means |= self._measured("validation", found.loss, found.outputs, validation_batch[1])
             self._alpha_step(found)
+            validation_gradients = found.weight_gradients
+        loss, outputs = self._weight_step(train_batch, validation_gradients)
+        ranks.average_statistics(self.supernet, num_images)
+        return means | self._measured("train", loss, outputs, train_batch[1])
+
+    def _weight_step(self, batch: Batch, validation_gradients: Sequence[Tensor] | None) -> tuple[Tensor, Tensor]:
+        """Update the weights on a batch; returns its loss and outputs before the update.
+
+        validation_gradients: the gradients of the validation loss in the weights, if a rule for freezing needs them.
+        """
+        ranks, num_images = self.setting.ranks, len(batch[1])
+        regularizer, draw = self.method.weight_regularizer, self._draw()
         with frozen(self.alphas):
-            loss, outputs = self.objective(train_batch, self._draw(), perturbed=True)
+            add = None
+            (mixing, chosen), kept = self._mixing(batch, draw, perturbed=True), self._kept(draw, batch)
+            if regularizer.needed:
+                mixing = regularizer.prepared(mixing, sum(not spec.reduction for spec in self.supernet.specs))
+
+                def loss_under(other: Mixing) -> Tensor:
+                    return self._loss_of(batch, other, kept)[0]
+
+                mean = partial(ranks.mean, num_images=num_images)
+                add = partial(regularizer.gradients, mixing, loss_under, self.weights, self._growth(), mean)
+            loss, outputs = self._loss_of(batch, mixing, kept, chosen)
+            adjust, before = None, []
+            if self.freezing is not None:
+                adjust = partial(self._freeze, self.freezing, validation_gradients)
+                before = [weight.detach().clone() for weight in self.freezing.operations.of(self.weights)]
             apply_weight_step(
                 self.weight_optimizer,
                 self.weights,
@@ -200,10 +243,22 @@ class SearchJob:
                 self.config.gradient_clip,
                 ranks,
                 num_images,
+                add=add,
+                adjust=adjust,
                 all_decay=self.method.relaxation.is_one_hot,
             )
-        ranks.average_statistics(self.supernet, num_images)
-        return means | self._measured("train", loss, outputs, train_batch[1])
+            if self.freezing is not None:  # momentum and weight decay would move frozen weights without a gradient
+                state = [self.weight_optimizer.state[weight] for weight in self.weights]
+                buffers = [each.get("momentum_buffer") for each in state]
+                self.freezing.restore(self.weights, before, buffers)
+        return loss, outputs
+
+    def _freeze(self, freezing: FrozenOperations, validation_gradients: Sequence[Tensor] | None) -> None:
+        """Freeze operations by the gradients of both losses, and take the gradients of frozen ones away."""
+        gradients = [torch.zeros_like(w) if w.grad is None else w.grad for w in self.weights]
+        if validation_gradients is not None:
+            freezing.observe(gradients, validation_gradients)
+        freezing.clear(gradients)
 
     def _update_together(self, batch: Batch) -> dict[str, Tensor]:
         """Update weights and alphas by the gradients of one pass over a batch (SNAS). Returns means over the images."""
@@ -237,33 +292,52 @@ class SearchJob:
 
         perturbed: under the mixing weights that the step of the weights sees.
         """
+        mixing, chosen = self._mixing(batch, draw, perturbed)
+        return self._loss_of(batch, mixing, self._kept(draw, batch), chosen)
+
+    def _mixing(self, batch: Batch, draw: Draw, perturbed: bool) -> tuple[Mixing, Chosen | None]:
+        """The mixing weights of a step, perturbed for that of the weights, and the only operations to compute."""
         with autocast(self.config, self.setting.device):
-            relaxation = self.method.relaxation
-            mixing = sampled = sampled_mixing(self.supernet, relaxation, self.progress, draw)
+            mixing = sampled = sampled_mixing(self.supernet, self.method.relaxation, self.progress, draw)
             if perturbed:
-                mixing = self._perturbed(sampled, batch)
-            # the step of the weights never needs more than the chosen operations; the alphas' gradient may
-            one = relaxation.is_one_hot and (perturbed or not relaxation.needs_all_operations)
-            chosen = chosen_by(mixing) if one and mixing is sampled and self.phase is None else None
-            outputs = self.supernet(batch[0], self._decided(mixing), chosen)
+                mixing = self._perturbed(sampled, batch, self._kept(draw, batch))
+            chosen = self._chosen(mixing, perturbed) if mixing is sampled else None
+            return self._decided(mixing), chosen
+
+    def _chosen(self, mixing: Mixing, perturbed: bool) -> Chosen | None:
+        """The only operations that a pass has to compute; None for all."""
+        relaxation, method = self.method.relaxation, self.method
+        # the step of the weights never needs more than the chosen operations; the alphas' gradient may
+        one = relaxation.is_one_hot and (perturbed or not relaxation.needs_all_operations)
+        # an auxiliary skip is a second operation, and cells with drop path or their own mixing weights compute all
+        several = method.auxiliary_skip.needed or method.drop_path or (perturbed and method.weight_regularizer.needed)
+        return chosen_by(mixing) if one and self.phase is None and not several else None
+
+    def _perturbed(self, mixing: Mixing, batch: Batch, kept: Tensor | None) -> Mixing:
+        """The mixing weights of the weights' step."""
+        perturbation, loss = self.method.perturbation, partial(self._loss_under, batch, kept=kept)
+        if not perturbation.attacks:
+            return restricted(self.supernet, perturbation(mixing, loss, self.progress, self.generator))
+        with frozen(self.weights), eval_mode(self.supernet):
+            return restricted(self.supernet, perturbation(mixing, loss, self.progress, self.generator))
+
+    def _loss_of(
+        self, batch: Batch, mixing: Mixing, kept: Tensor | None = None, chosen: Chosen | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Loss and outputs of this rank's share of a batch under these mixing weights."""
+        with autocast(self.config, self.setting.device):
+            outputs = self._outputs(batch[0], mixing, kept=kept, chosen=chosen)
             return self.task.loss(outputs, batch[1]), outputs
 
-    def _perturbed(self, mixing: Mixing, batch: Batch) -> Mixing:
-        """The mixing weights of the weights' step."""
-        perturbation, loss = self.method.perturbation, partial(self._loss_under, batch)
-        if not perturbation.attacks:
-            return perturbation(mixing, loss, self.progress, self.generator)
-        with frozen(self.weights), eval_mode(self.supernet):
-            return perturbation(mixing, loss, self.progress, self.generator)
-
-    def _loss_under(self, batch: Batch, mixing: Mixing) -> Tensor:
+    def _loss_under(self, batch: Batch, mixing: Mixing, kept: Tensor | None = None) -> Tensor:
         """The loss of a training batch under other mixing weights; that of the whole batch, and its gradient, on
         several ranks."""
         ranks, num_images = self.setting.ranks, len(batch[1])
+        mixing = restricted(self.supernet, mixing)
         if ranks.size > 1:
             parts = ranks.share_gradients((mixing.normal, mixing.reduce), num_images)
             mixing = mixing._replace(normal=parts[0], reduce=parts[1])
-        loss = self.task.loss(self.supernet(batch[0], self._decided(mixing)), batch[1])
+        loss, _ = self._loss_of(batch, self._decided(mixing), kept)
         if ranks.size > 1:
             loss = loss + (ranks.means(num_images, loss=loss)["loss"] - loss.detach())
         return loss
@@ -272,29 +346,60 @@ class SearchJob:
         """The mixing weights under what a selection phase has decided so far."""
         return mixing if self.phase is None else self.phase.mixing(mixing)
 
-    def _draw(self) -> Draw:
-        return draw_noise(self.supernet, self.method.relaxation, self.progress, self.generator)
+    def _growth(self) -> Tensor:
+        """The factor of schedules that grow by epoch: 0 in the first epoch, 1 in the last."""
+        epochs = self.stage.epochs
+        return (self.epochs_done * (epochs / max(1, epochs - 1))).clamp_max(1.0)
+
+    def _kept(self, draw: Draw, batch: Batch) -> Tensor | None:
+        """The factors of drop path for this rank's share of a batch; None without drop path."""
+        if self.method.drop_path is None or draw.paths is None:
+            return None
+        start = draw.paths.shape[-1] * self.setting.ranks.rank // self.setting.ranks.size
+        return self.method.drop_path.kept(draw.paths[..., start : start + len(batch[0])], self._growth())
+
+    def _outputs(
+        self,
+        images: Tensor,
+        mixing: Mixing,
+        supernet: Supernet | None = None,
+        *,
+        kept: Tensor | None = None,
+        chosen: Chosen | None = None,
+    ) -> Any:
+        """The outputs of the supernet, or of a copy, with the auxiliary skip of the current epoch and drop path."""
+        skip = self.method.auxiliary_skip(self.epochs_done)
+        return (self.supernet if supernet is None else supernet)(images, mixing, chosen, skip=skip, kept=kept)
+
+    def _draw(self, num_images: int | None = None) -> Draw:
+        """The random numbers of an objective on batches of up to `num_images`, by default those of --batch-size."""
+        draw = draw_noise(self.supernet, self.method.relaxation, self.progress, self.generator)
+        if self.method.drop_path is None:
+            return draw
+        cells, edges = len(self.supernet.cells), len(self.supernet.alpha_normal)
+        size = self.config.batch_size if num_images is None else num_images
+        return draw._replace(paths=self.method.drop_path.draw(cells, edges, size, self.generator))
 
     def _expected(self, supernet: Supernet) -> Mixing:
         return self._decided(expected_mixing(supernet, self.method.relaxation))
 
     def expected_loss(self, batch: Batch) -> Tensor:
         """The loss of a batch under the expected mixing weights, which draws no random numbers."""
-        with autocast(self.config, self.setting.device):
-            return self.task.loss(self.supernet(batch[0], self._expected(self.supernet)), batch[1])
+        return self._loss_of(batch, self._expected(self.supernet))[0]
 
     def attempt(self, batch_size: int, *, recompute: bool, side: int | None = None) -> int:
         """Compute a step with `batch_size` images, on this rank alone, and discard it."""
         x, targets = trial_batch(self.train_images, self.config, self.setting, batch_size)
         batch = x[..., :side, :side], targets
         self.weight_optimizer.zero_grad()
-        objective, virtual = partial(self.objective, draw=self._draw()), VirtualStep(learning_rate=0.0)
+        draw, virtual = self._draw(batch_size), VirtualStep(learning_rate=0.0)
+        objective = partial(self.objective, draw=draw)
         as_before, self.supernet.recompute = self.supernet.recompute, recompute
         try:
             with buffers_kept(self.supernet):
                 self.method.hypergradient(objective, self.weights, self.alphas, batch, batch, virtual)
                 with frozen(self.alphas):
-                    loss = self.objective(batch, self._draw(), perturbed=True)[0]
+                    loss = self.objective(batch, draw, perturbed=True)[0]
                     torch.autograd.grad(loss, self.weights, materialize_grads=True)
         finally:
             self.supernet.recompute = as_before
@@ -316,7 +421,7 @@ class SearchJob:
             mixing = trial.mixing(expected_mixing(self.supernet, self.method.relaxation))
         return measure(
             self.supernet,
-            lambda x: self.supernet(x, mixing),
+            lambda x: self._outputs(x, mixing),
             self.trial_batches,
             trial.decision,
             batches or num_batches(self.trial_batches, self.phase.num_images),
@@ -336,6 +441,8 @@ class SearchJob:
             row |= term.metrics({title: torch.from_numpy(weights) for title, weights in mixing.items()})
             row[f"penalty_{name}"] = means.get(f"penalty_{name}", float("nan"))
         row |= {name: means.get(name, float("nan")) for name in names}
+        if self.freezing is not None:
+            row["frozen_operations"] = float(self.freezing.num_frozen())
         for title, skips in zip(("normal", "reduce"), genotype.count("skip_connect"), strict=True):
             row[f"skips_{title}"] = float(skips)
         for title in ("normal", "reduce"):
@@ -364,7 +471,7 @@ class SearchJob:
         batch = TrainBatches(images, spec, size, fixed, seed, "eigenvalue", ranks.rank, ranks.size)[0]
 
         def loss(supernet: Supernet, batch: Batch) -> Tensor:
-            return self.task.loss(supernet(batch[0], self._expected(supernet)), batch[1])
+            return self.task.loss(self._outputs(batch[0], self._expected(supernet), supernet), batch[1])
 
         return supernet_eigenvalue(self.supernet, loss, batch, ranks)
 
@@ -387,7 +494,7 @@ class SearchJob:
         if self.phase is not None:
             return self.phase.cells(mixing)
         bounds = [bound for term in self.regularizers.values() for bound in term.bounds()]
-        return self.method.selection(Searched(mixing, self.space.operations, bounds))
+        return self.method.selection(Searched(mixing, self.space.operations, bounds, self.space.allowed))
 
     def derive(
         self,
@@ -417,7 +524,7 @@ class SearchJob:
         mixing = self._expected(self.supernet)
         batches = batches_to_evaluate(self.validation_images, self.config, self.setting)
         evaluator = functools.partial(self.task.evaluator, self.setting.data.spec)
-        found = evaluate(self.supernet, lambda x: self.supernet(x, mixing), batches, evaluator, self.setting.ranks)
+        found = evaluate(self.supernet, lambda x: self._outputs(x, mixing), batches, evaluator, self.setting.ranks)
         self.share()
         return found
 
@@ -430,6 +537,8 @@ class SearchJob:
             "weight_optimizer": self.weight_optimizer.state_dict(),
             "alpha_optimizer": self.alpha_optimizer.state_dict(),
             "unusual_images": dict(self.setting.data.unusual),
+            "epochs_done": self.epochs_done.item(),
+            **({} if self.freezing is None else {"freezing": self.freezing.state_dict()}),
             **({} if self.phase is None else {"selection": self.phase.state_dict()}),
         }
 
@@ -442,6 +551,9 @@ class SearchJob:
         load_optimizer(self.weight_optimizer, state["weight_optimizer"])
         load_optimizer(self.alpha_optimizer, state["alpha_optimizer"])
         self.setting.data.unusual.update(state.get("unusual_images", {}))
+        if self.freezing is not None:
+            self.freezing.load_state_dict(state["freezing"])
+        self.epochs_done.fill_(state.get("epochs_done", 0.0))  # the evaluation may follow without another step
         if self.phase is not None:
             self.phase.load_state_dict(state["selection"])
 
@@ -468,7 +580,9 @@ class SearchJob:
             f"({', '.join(self.space.operations)})",
             f"supernet: {count_params(self.supernet) - alphas:,} weights, {alphas:,} alphas, "
             f"{human(macs)} MACs an image (C={self.config.channels}, {self.stage.cells} cells)",
+            *(() if self.supernet.choices is None else (EDGE_BY_EDGE,)),
             *unfused_facts(self),
+            *(["drop path: PyTorch computes the cells, without kernels of our own"] if self.method.drop_path else []),
             *self._phase_facts(),
             f"images: {len(self.train_images):,} for the weights, {self._num_alpha_images:,} for the alphas",
         ]
@@ -503,7 +617,9 @@ class SearchJob:
             in_channels=spec.in_channels,
             partial_channels=stage.partial_channels,
             edge_normalization=config.edge_normalization,
+            auxiliary_skip=self.method.auxiliary_skip.needed,
             initial_alphas=self._initial_alphas,
+            allowed=self.space.allowed,
         )
 
     def _initial_alphas(self, num_edges: int, num_operations: int) -> Tensor:
@@ -532,7 +648,7 @@ class SearchJob:
         """Add the gradients of the regularizers to those of the alphas; returns the regularizers by column."""
         values = {}
         for name, term in self.regularizers.items():
-            value = term(alphas_of(self.supernet), self._expected(self.supernet), self.progress)
+            value = term(masked_alphas_of(self.supernet), self._expected(self.supernet), self.progress)
             gradients = torch.autograd.grad(value, self.alphas, materialize_grads=True)
             for gradient, more in zip(found.gradients, gradients, strict=True):
                 gradient += more
@@ -548,15 +664,15 @@ class SearchJob:
         self.alpha_optimizer.zero_grad(set_to_none=True)
 
 
-def problem_of(config: SearchConfig, operations: tuple[str, ...]) -> Problem:
+def problem_of(config: SearchConfig, space: Space) -> Problem:
     """The search as its regularizers see it, with the costs of networks of the papers' size (CIFAR: C=36, 20 cells)."""
 
     @cache
     def tables() -> dict[str, Costs]:
-        costs = choice_costs(operations, config.network, num_nodes=config.nodes)
+        costs = choice_costs(space.operations, config.network, num_nodes=config.nodes)
         return dict(zip(("params", "macs"), costs, strict=True))
 
-    return Problem(operations, config.nodes, lambda unit: tables()[unit])
+    return Problem(space.operations, config.nodes, lambda unit: tables()[unit], space.allowed)
 
 
 @lenient_output()

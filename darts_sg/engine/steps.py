@@ -100,17 +100,23 @@ def apply_weight_step(
     ranks: Ranks = ALONE,
     num_terms: int = 1,
     *,
+    add: Callable[[], Sequence[Tensor]] | None = None,
+    adjust: Callable[[], None] | None = None,
     all_decay: bool = False,
 ) -> None:
     """One step down the gradient of `loss`, whose norm over all `parameters` is clipped.
 
     The loss of several ranks is the mean over their terms, of which this one has `num_terms` (by default images).
+    add: called after the backward pass, gives what is added to the gradient of each of the parameters on this rank.
+    adjust: called once the parameters have the gradients of all ranks, before these are clipped.
     all_decay: parameters that the loss does not depend on have a gradient of 0, so that momentum and weight decay move
     them; otherwise they stay.
     """
     optimizer.zero_grad(set_to_none=True)
     if loss.requires_grad:
         loss.backward()
+    for p, more in zip(parameters, add(), strict=True) if add is not None else ():
+        p.grad = more if p.grad is None else p.grad.add_(more)
     for p in parameters if all_decay else ():
         if p.grad is None:
             p.grad = torch.zeros_like(p)
@@ -118,6 +124,8 @@ def apply_weight_step(
     gradients = ranks.mean([p.grad for p in reached if p.grad is not None], num_terms)
     for p, gradient in zip(reached, gradients, strict=True):
         p.grad = gradient
+    if adjust is not None:
+        adjust()
     nn.utils.clip_grad_norm_(parameters, clip)
     optimizer.step()
 

@@ -39,6 +39,8 @@ class Hypergradient(NamedTuple):
     loss: Tensor
     outputs: Tensor
     gradients: list[Tensor]
+    weight_gradients: list[Tensor] | None = None
+    """Gradients of the validation loss in the current weights; None unless the method computes them."""
 
 
 def of_one_process(gradients: Sequence[Tensor], batch: Batch) -> Sequence[Tensor]:
@@ -92,6 +94,23 @@ def first_order(
         found = torch.autograd.grad(loss, list(alphas), materialize_grads=True)
         gradients = mean(found, validation_batch)
     return Hypergradient(loss.detach(), outputs.detach(), list(gradients))
+
+
+def first_order_with_weights(
+    objective: Objective,
+    weights: Sequence[Tensor],
+    alphas: Sequence[Tensor],
+    train_batch: Batch,
+    validation_batch: Batch,
+    virtual: VirtualStep,
+    mean: Mean = of_one_process,
+) -> Hypergradient:
+    """∇α L_val(w, α), and ∇w L_val(w, α) from the same pass."""
+    loss, outputs = objective(validation_batch)
+    wanted = [*alphas, *weights]
+    gradients = list(mean(torch.autograd.grad(loss, wanted, materialize_grads=True), validation_batch))
+    num_alphas = len(alphas)
+    return Hypergradient(loss.detach(), outputs.detach(), gradients[:num_alphas], gradients[num_alphas:])
 
 
 def single_level(

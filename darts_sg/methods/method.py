@@ -6,8 +6,17 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from darts_sg.errors import UsageError, cut
+from darts_sg.methods.auxiliary_skips import AUXILIARY_SKIPS, AuxiliarySkip
+from darts_sg.methods.drop_path import EdgeDropPath
 from darts_sg.methods.early_stopping import EarlyStopping
-from darts_sg.methods.hypergradient import HYPERGRADIENTS, HypergradientMethod, single_level, unrolled
+from darts_sg.methods.hypergradient import (
+    HYPERGRADIENTS,
+    HypergradientMethod,
+    first_order_with_weights,
+    single_level,
+    unrolled,
+)
+from darts_sg.methods.operation_freezing import OPERATION_FREEZING, OperationFreezing
 from darts_sg.methods.parts import build_part, build_parts
 from darts_sg.methods.perturbations import PERTURBATIONS, Perturbation
 from darts_sg.methods.perturbations.none import Unperturbed
@@ -18,8 +27,10 @@ from darts_sg.methods.selection import SELECTIONS, Selection
 from darts_sg.methods.selection.argmax import Argmax
 from darts_sg.methods.selection.bounded import Bounded
 from darts_sg.methods.stages import Stage
+from darts_sg.methods.weight_regularizers import WEIGHT_REGULARIZERS, WeightRegularizer
 from darts_sg.quantity import parse_quantity
 
+NUM_REDUCTIONS = 2  # cells of a network that are reductions
 PENALTIES: dict[str, type[Size]] = {"params": Params, "macs": Macs}
 
 
@@ -40,6 +51,14 @@ class MethodOptions(Protocol):
     def target_macs(self) -> str: ...
     @property
     def perturbation(self) -> str: ...
+    @property
+    def auxiliary_skip(self) -> str: ...
+    @property
+    def weight_regularizer(self) -> str: ...
+    @property
+    def freeze_operations(self) -> str: ...
+    @property
+    def drop_path_prob(self) -> float | None: ...
     @property
     def selection(self) -> str: ...
     @property
@@ -67,6 +86,10 @@ class Method:
     regularizers: dict[str, Regularizer]
     """By name, to be prepared for the search (`Regularizer.prepare`)."""
     perturbation: Perturbation
+    auxiliary_skip: AuxiliarySkip
+    drop_path: EdgeDropPath | None
+    weight_regularizer: WeightRegularizer
+    operation_freezing: OperationFreezing
     stages: tuple[Stage, ...]
     early_stopping: EarlyStopping
     selection: Selection
@@ -83,12 +106,14 @@ class Method:
         Hard samples launch other operations in each step. The other methods ruled out have not been checked on a GPU.
         """
         unchecked = self.regularizers or self.perturbation.attacks or self.is_single_level
+        unchecked = unchecked or self.weight_regularizer.needed or self.operation_freezing.needed
         return not (unchecked or self.relaxation.is_one_hot)
 
 
 def method_of(options: MethodOptions) -> Method:
     """The method that the options of a search describe; UsageError in one line if they describe none."""
     regularizers = _regularizers(options)
+    freezing = build_part(OPERATION_FREEZING, options.freeze_operations, "--freeze-operations")
     selection = _selection(options, any(isinstance(r, Size) and r.target for r in regularizers.values()))
     if selection.has_phase and (options.stop_eigenvalue is not None or options.stop_skips is not None):
         early = "--stop-eigenvalue" if options.stop_eigenvalue is not None else "--stop-skips"
@@ -98,9 +123,13 @@ def method_of(options: MethodOptions) -> Method:
         )
     method = Method(
         relaxation=build_part(RELAXATIONS, options.relaxation, "--relaxation"),
-        hypergradient=HYPERGRADIENTS[options.hypergradient],
+        hypergradient=_hypergradient(options, freezing),
         regularizers=regularizers,
         perturbation=build_part(PERTURBATIONS, options.perturbation, "--perturbation"),
+        auxiliary_skip=build_part(AUXILIARY_SKIPS, options.auxiliary_skip, "--auxiliary-skip"),
+        drop_path=EdgeDropPath(options.drop_path_prob) if options.drop_path_prob else None,
+        weight_regularizer=_weight_regularizer(options),
+        operation_freezing=freezing,
         stages=(Stage(options.epochs, options.cells, options.partial_channels, options.alpha_frozen_epochs),),
         early_stopping=EarlyStopping(options.stop_eigenvalue, options.stop_skips),
         selection=selection,
@@ -127,11 +156,38 @@ def _refuse_combinations(method: Method, options: MethodOptions) -> None:
             f"--perturbation {cut(options.perturbation)} with --hypergradient single_level: only the weights may see "
             "perturbed mixing weights, and a single pass gives the gradients of both; leave one of them out"
         )
+    if method.is_single_level and method.weight_regularizer.needed:
+        raise UsageError(
+            f"--weight-regularizer {cut(options.weight_regularizer)} with --hypergradient single_level: a single pass "
+            "gives the gradients of weights and alphas, and the term is for the weights alone; leave one of them out"
+        )
     if method.hypergradient is unrolled and options.nesterov:
         raise UsageError(
             "--nesterov with --hypergradient unrolled: the virtual step looks through plain momentum; leave one of "
             "them out"
         )
+
+
+def _hypergradient(options: MethodOptions, freezing: OperationFreezing) -> HypergradientMethod:
+    if not freezing.needed:
+        return HYPERGRADIENTS[options.hypergradient]
+    if options.hypergradient != "first_order":
+        raise UsageError(
+            f"--freeze-operations {cut(options.freeze_operations)} compares both gradients at the same weights, "
+            f"which --hypergradient {options.hypergradient} does not take; choose first_order"
+        )
+    return first_order_with_weights
+
+
+def _weight_regularizer(options: MethodOptions) -> WeightRegularizer:
+    found = build_part(WEIGHT_REGULARIZERS, options.weight_regularizer, "--weight-regularizer")
+    least = found.min_normal_cells + NUM_REDUCTIONS
+    if options.cells < least:
+        raise UsageError(
+            f"--weight-regularizer {cut(options.weight_regularizer)} compares normal cells, of which --cells "
+            f"{options.cells} leaves {options.cells - NUM_REDUCTIONS}; give --cells {least} or more"
+        )
+    return found
 
 
 def _regularizers(options: MethodOptions) -> dict[str, Regularizer]:

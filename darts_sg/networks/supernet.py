@@ -5,12 +5,15 @@ weights (darts_sg.methods.relaxations). This module is the plain form; darts_sg.
 ones that compute the same function.
 """
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -34,6 +37,8 @@ from darts_sg.networks.skeleton import (
 from darts_sg.ops import OPERATIONS
 
 ALPHA_INIT_DEVIATION = 1e-3  # alphas start at 1e-3 · N(0, 1)
+AUXILIARY_SKIP = "skip_connect"
+"""The operation behind the last column of the cells' mixing weights in a supernet with an auxiliary skip."""
 T = TypeVar("T")
 
 
@@ -43,7 +48,10 @@ def normal_alphas(num_edges: int, num_operations: int) -> Tensor:
 
 
 class Mixing(NamedTuple):
-    """Mixing weights: (num_edges, num_operations) for either cell type, and with edge normalisation (num_edges,)."""
+    """Mixing weights: (num_edges, num_operations) for either cell type, and with edge normalisation (num_edges,).
+
+    With another dimension in front, (num_cells of the type, num_edges, num_operations), each cell has its own.
+    """
 
     normal: Tensor
     reduce: Tensor
@@ -65,15 +73,21 @@ def chosen_by(mixing: Mixing) -> Chosen:
 
 
 class CellWeights:
-    """The mixing weights of all cells of one type during one forward pass.
+    """The mixing weights of all cells of one type, or of a single cell, during one forward pass.
 
     operations: (num_edges, num_operations); edges: (num_edges,) with edge normalisation (PC-DARTS, section 3.3).
     chosen: the number of the only operation to be computed on each edge, whose mixing weight multiplies it; None for
-    all operations.
+    all operations. kept: (num_edges, N), the factors of drop path, or None.
     """
 
-    def __init__(self, operations: Tensor, edges: Tensor | None = None, chosen: Sequence[int] | None = None) -> None:
-        self.operations, self.edges, self.chosen = operations, edges, chosen
+    def __init__(
+        self,
+        operations: Tensor,
+        edges: Tensor | None = None,
+        chosen: Sequence[int] | None = None,
+        kept: Tensor | None = None,
+    ) -> None:
+        self.operations, self.edges, self.chosen, self.kept = operations, edges, chosen, kept
         self._derived: dict[object, Any] = {}
 
     def once(self, key: object, make: Callable[["CellWeights"], T]) -> T:
@@ -82,6 +96,62 @@ class CellWeights:
             self._derived[key] = make(self)
         found: T = self._derived[key]
         return found
+
+
+class EdgeChoices:
+    """Which operations each edge of a cell type has, where edges have lists of their own.
+
+    A relaxation sees tables of edges with as many operations each; `apply` takes them out of the alphas and puts its
+    mixing weights back, 0 for an operation that an edge does not have.
+    """
+
+    def __init__(self, allowed: Tensor) -> None:
+        """allowed: bool (num_edges, num_operations), on the CPU."""
+        self.allowed = allowed
+        self._groups: dict[torch.device, list[tuple[Tensor, Tensor]]] = {}  # cache, by device
+
+    def of_edge(self, edge: int) -> list[bool]:
+        found: list[bool] = self.allowed[edge].tolist()
+        return found
+
+    def groups(self, device: torch.device) -> list[tuple[Tensor, Tensor]]:
+        """For each number of operations k that edges have: their rows (E_k, 1) and columns (E_k, k)."""
+        if device not in self._groups:
+            found = []
+            counts = self.allowed.sum(dim=1)
+            for k in counts.unique().tolist():
+                rows = (counts == k).nonzero()
+                columns = self.allowed[rows[:, 0]].nonzero()[:, 1].view(-1, k)
+                found.append((rows.to(device), columns.to(device)))
+            self._groups[device] = found
+        return self._groups[device]
+
+    def compact(self, table: Tensor) -> list[Tensor]:
+        """(num_edges, num_operations) to one (E_k, k) for each group."""
+        return [table[rows, columns] for rows, columns in self.groups(table.device)]
+
+    def whole(self, parts: Sequence[Tensor]) -> Tensor:
+        """The inverse of `compact`, with 0 for an operation that an edge does not have."""
+        table = parts[0].new_zeros(self.allowed.shape)
+        for (rows, columns), part in zip(self.groups(table.device), parts, strict=True):
+            table = table.index_put((rows, columns), part)
+        return table
+
+    def restrict(self, weights: Tensor) -> Tensor:
+        """Mixing weights without those of operations that an edge does not have, summing to 1 on each edge."""
+        kept = weights * self.allowed.to(weights.device)
+        return kept / kept.sum(dim=1, keepdim=True)
+
+    def masked(self, alphas: Tensor) -> Tensor:
+        """Alphas with minus infinity for an operation that an edge does not have."""
+        return torch.where(self.allowed.to(alphas.device), alphas, -torch.inf)
+
+
+class Choices(NamedTuple):
+    """The lists of the edges of the normal and of the reduction cells."""
+
+    normal: EdgeChoices
+    reduce: EdgeChoices
 
 
 def candidate(name: str, C: int, stride: int) -> nn.Module:
@@ -99,10 +169,22 @@ class MixedOp(nn.Module):
     (N, C, H, W) to (N, C, H / stride, W / stride). `none` has no module: it adds nothing.
     """
 
-    def __init__(self, operations: Sequence[str], C: int, stride: int, partial_channels: int) -> None:
+    def __init__(
+        self,
+        operations: Sequence[str],
+        C: int,
+        stride: int,
+        partial_channels: int,
+        allowed: Sequence[bool] | None = None,
+    ) -> None:
+        """allowed: which of the operations this edge has, None for all; every edge has an auxiliary skip."""
         super().__init__()
         self.stride, self.K, self.C_mixed = stride, partial_channels, C // partial_channels
-        self.columns = [i for i, name in enumerate(operations) if name != "none"]  # of the mixing weights
+        self.columns = [  # of the mixing weights
+            i
+            for i, name in enumerate(operations)
+            if name != "none" and (allowed is None or i >= len(allowed) or allowed[i])
+        ]
         self.ops = nn.ModuleList(candidate(operations[i], self.C_mixed, stride) for i in self.columns)
 
     def forward(self, x: Tensor, weights: Tensor, chosen: int | None = None) -> Tensor:
@@ -132,14 +214,28 @@ class SupernetCell(nn.Module):
     ordered by node, then by state, as are the rows of the mixing weights.
     """
 
-    def __init__(self, spec: CellSpec, operations: Sequence[str], num_nodes: int, partial_channels: int) -> None:
+    def __init__(
+        self,
+        spec: CellSpec,
+        operations: Sequence[str],
+        num_nodes: int,
+        partial_channels: int,
+        allowed: "EdgeChoices | None" = None,
+    ) -> None:
+        """allowed: which of the operations each edge has; None if every edge has all."""
         super().__init__()
-        self.spec, self.operations = spec, tuple(operations)
+        self.spec, self.operations, self.allowed = spec, tuple(operations), allowed
         self.num_nodes, self.K = num_nodes, partial_channels
         self.reduction = spec.reduction
         self.input_0, self.input_1 = input_layers(spec, affine=False)
         self.edges = nn.ModuleList(
-            MixedOp(operations, spec.C, edge_stride(spec.reduction, state), partial_channels)
+            MixedOp(
+                operations,
+                spec.C,
+                edge_stride(spec.reduction, state),
+                partial_channels,
+                None if allowed is None else allowed.of_edge(num_edges(node) + state),
+            )
             for node in range(num_nodes)
             for state in range(NUM_INPUTS + node)
         )
@@ -162,9 +258,16 @@ class SupernetCell(nn.Module):
                 e = num_edges(node) + state
                 chosen = None if weights.chosen is None else weights.chosen[e]
                 y = self.edges[e](x, weights.operations[e], chosen)
+                if weights.kept is not None:
+                    y = y * per_image(weights.kept[e], y)
                 terms.append(y if weights.edges is None else weights.edges[e] * y)
             states.append(sum(terms[1:], terms[0]))
         return states[NUM_INPUTS:]
+
+
+def per_image(factors: Tensor, like: Tensor) -> Tensor:
+    """Factors (N,) as (N, 1, 1, 1), in the type of the tensor (N, C, H, W) that they multiply."""
+    return factors.to(like.dtype)[:, None, None, None]
 
 
 def maybe_recomputed(cell: nn.Module, compute: Callable[..., T], *inputs: object, recompute: bool) -> T:
@@ -223,8 +326,11 @@ class Supernet(nn.Module):
         in_channels: int = 3,
         partial_channels: int = 1,
         edge_normalization: bool = False,
+        auxiliary_skip: bool = False,
         initial_alphas: Callable[[int, int], Tensor] = normal_alphas,
+        allowed: tuple[NDArray[np.bool_], NDArray[np.bool_]] | None = None,
     ) -> None:
+        """allowed: which operations each edge of the normal and of the reduction cell has; None for all."""
         super().__init__()
         if channels % partial_channels or channels // partial_channels < 2:
             raise UsageError(
@@ -240,7 +346,15 @@ class Supernet(nn.Module):
         C_stem = stem_channels(network, channels, stem_multiplier)
         self.stem = (ImageNetStem if large else CifarStem)(in_channels, C_stem)
         self.specs = cell_specs(channels, cells, C_stem, lambda reduction: num_nodes, reduction_before=large)
-        self.cells = nn.ModuleList(SupernetCell(spec, operations, num_nodes, partial_channels) for spec in self.specs)
+        self.choices = None if allowed is None else Choices(*(EdgeChoices(torch.from_numpy(each)) for each in allowed))
+        """Which operations the edges have, where they have lists of their own."""
+        self.auxiliary_skip = auxiliary_skip
+        # the auxiliary skip is a candidate to the cells, so that backends merge it with other identities of an edge
+        candidates = (*operations, AUXILIARY_SKIP) if auxiliary_skip else operations
+        self.cells = nn.ModuleList(
+            SupernetCell(spec, candidates, num_nodes, partial_channels, self.choices and self.choices[spec.reduction])
+            for spec in self.specs
+        )
         self.head = Head(num_nodes * self.specs[-1].C, num_classes)
 
         for layer in self.modules():
@@ -267,15 +381,51 @@ class Supernet(nn.Module):
         own = {id(p) for p in self.alphas()}
         return [p for p in self.parameters() if id(p) not in own]
 
-    def forward(self, x: Tensor, mixing: Mixing, chosen: Chosen | None = None) -> Tensor:
-        normal = CellWeights(mixing.normal, mixing.edge_normal, chosen and chosen.normal)
-        reduce = CellWeights(mixing.reduce, mixing.edge_reduce, chosen and chosen.reduce)
+    def forward(
+        self,
+        x: Tensor,
+        mixing: Mixing,
+        chosen: Chosen | None = None,
+        *,
+        skip: Tensor | None = None,
+        kept: Tensor | None = None,
+    ) -> Tensor:
+        """Images (N, in_channels, H, W) to logits (N, num_classes).
+
+        skip: the factor β of the auxiliary skip, a scalar; None for 0. kept: factors (num_cells, num_edges, N) of the
+        outputs of edges, for drop path; None for 1.
+        """
         s0, s1 = self.stem(x)
         recompute = self.recompute and torch.is_grad_enabled()
-        for i, cell in enumerate(self.cells):
+        for i, (cell, weights) in enumerate(
+            zip(self.cells, self.cell_weights(mixing, chosen, skip, kept), strict=True)
+        ):
             last = i == len(self.cells) - 1  # the backward pass begins with it: nothing is gained by forgetting it
-            s0, s1 = s1, cell(s0, s1, reduce if cell.reduction else normal, recompute and not last)
+            s0, s1 = s1, cell(s0, s1, weights, recompute and not last)
         return self.head(s1.joined())
+
+    def cell_weights(
+        self, mixing: Mixing, chosen: Chosen | None, skip: Tensor | None, kept: Tensor | None
+    ) -> list[CellWeights]:
+        """The mixing weights of each cell: one object for all cells of a type, unless each has its own."""
+        normal = self._of_type(mixing.normal, mixing.edge_normal, skip, chosen and chosen.normal)
+        reduce = self._of_type(mixing.reduce, mixing.edge_reduce, skip, chosen and chosen.reduce)
+        each = [next(reduce if spec.reduction else normal) for spec in self.specs]
+        if kept is None:
+            return each
+        pairs = zip(each, kept.unbind(), strict=True)
+        return [CellWeights(weights.operations, weights.edges, weights.chosen, own) for weights, own in pairs]
+
+    def _of_type(
+        self, operations: Tensor, edges: Tensor | None, skip: Tensor | None, chosen: Sequence[int] | None
+    ) -> Iterator[CellWeights]:
+        """The mixing weights of the cells of one type, one after the other, with the auxiliary skip's column."""
+        if self.auxiliary_skip:
+            factor = operations.new_zeros(()) if skip is None else skip.to(operations)
+            operations = torch.cat([operations, factor.expand(*operations.shape[:-1], 1)], dim=-1)
+        if operations.dim() == 2:
+            return itertools.repeat(CellWeights(operations, edges, chosen))
+        return (CellWeights(of_cell, edges, chosen) for of_cell in operations.unbind())
 
 
 def _without_counters(module: nn.Module, keys: Any) -> None:

@@ -21,6 +21,10 @@ def kept_paths(x: Tensor, drop_prob: float | Tensor | None) -> Tensor | None:
     """
     if drop_prob is None or (isinstance(drop_prob, float) and drop_prob <= 0.0):
         return None
+    return kept_factors(torch.rand(x.shape[0], *[1] * (x.dim() - 1), dtype=x.dtype, device=x.device), drop_prob)
+
+
+def kept_factors(drawn: Tensor, drop_prob: float | Tensor) -> Tensor:
+    """0 with probability `drop_prob`, else 1 / (1 - drop_prob), for uniform random numbers in [0, 1) of any shape."""
     keep = 1.0 - drop_prob
-    kept = torch.rand(x.shape[0], *[1] * (x.dim() - 1), dtype=x.dtype, device=x.device) < keep
-    return kept.to(x.dtype) / keep
+    return (drawn < keep).to(drawn.dtype) / keep

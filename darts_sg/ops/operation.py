@@ -30,6 +30,8 @@ class Operation:
     needs_norm: bool = False
     """The output is not normalised, as that of a pool, so that a supernet appends a BatchNorm to bring the outputs of
     all operations to one scale."""
+    is_random: bool = False
+    """The output is drawn anew in each pass, so that two ways to compute it differ."""
 
 
 def check_operation(operation: Operation) -> None:
@@ -55,11 +57,13 @@ def check_operation(operation: Operation) -> None:
 OPERATIONS: Registry[Operation] = Registry("operation", check=check_operation)
 
 
-def register_operation(name: str, family: str, chain: str, *, needs_norm: bool = False) -> Callable[[Build], Build]:
+def register_operation(
+    name: str, family: str, chain: str, *, needs_norm: bool = False, is_random: bool = False
+) -> Callable[[Build], Build]:
     """Decorator: register the factory `build(C, stride, affine)` as the operation `name`; see Operation."""
 
     def add(build: Build) -> Build:
-        OPERATIONS.add(name, Operation(name, build, chain, family, needs_norm))
+        OPERATIONS.add(name, Operation(name, build, chain, family, needs_norm, is_random))
         return build
 
     return add

@@ -22,6 +22,23 @@ class Zero(nn.Module):
         return torch.zeros_like(x[..., :: self.stride, :: self.stride])
 
 
+class Noise(nn.Module):
+    """Standard normal noise of the output's shape, whatever the input; another draw in each pass.
+
+    Drawn from PyTorch's default generator, whose state checkpoints hold. RobustDARTS, space S4.
+    """
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.silent = False
+        """Give zeros, so that two ways to compute a network can be compared."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept = x[..., :: self.stride, :: self.stride]
+        return torch.zeros_like(kept) if self.silent else torch.randn_like(kept)
+
+
 class AvgPool(nn.AvgPool2d):
     """3×3 average pool, padding not counted.
 
@@ -126,6 +143,11 @@ class SepConv(nn.Sequential):
 @register_operation("none", "none", "zeros")
 def none(C: int, stride: int, affine: bool) -> nn.Module:
     return Zero(stride)
+
+
+@register_operation("noise", "other", "N(0, 1) of the output's shape, whatever the input", is_random=True)
+def noise(C: int, stride: int, affine: bool) -> nn.Module:
+    return Noise(stride)
 
 
 @register_operation("max_pool_3x3", "pool", "3×3 max pool", needs_norm=True)

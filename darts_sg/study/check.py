@@ -137,14 +137,14 @@ def _option_place(study: StudyFile, name: str) -> Place:
 
 def refuse_impossible(config: SearchConfig, limits: Limits) -> None:
     """UsageError if no genotype of the searched space keeps the bounds, at the papers' size of networks."""
-    operations = parse_space(config.space).operations
-    bounds = []
+    space = parse_space(config.space)
+    operations, bounds = space.operations, []
     if limits.max_params is not None or limits.max_macs is not None:
         params, macs = choice_costs(operations, config.network, num_nodes=config.nodes)
         asked = {"params": (params, limits.max_params), "MACs": (macs, limits.max_macs)}
         bounds = [Bound(title, costs, most) for title, (costs, most) in asked.items() if most is not None]
     uniform = np.full((num_edges(config.nodes), len(operations)), 1 / len(operations))
-    derive_bounded(uniform, uniform, operations, bounds, limits.max_skips)
+    derive_bounded(uniform, uniform, operations, bounds, limits.max_skips, space.allowed)
 
 
 def _check_data(study: StudyFile, jobs: Sequence[StudyJob], configs: Mapping[str, RunConfig]) -> None:

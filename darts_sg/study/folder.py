@@ -6,7 +6,8 @@ jobs/ID.json          a JobState for each job: waiting, running, done or failed;
 claims/ID.N           who runs a job, or ran it; see claims.py
 genotypes/NAME.yaml   each genotype of the study once it is known: found, derived, drawn, or of the zoo
 log.txt               what the coordinators and workers did, with the time, host and process
-stop                  while it exists, jobs save and end, and none is started
+jobs/ID.out           what the worker of a job printed
+stop                  while it exists, jobs save and end, and none is started; jobs/ID.stop for one job alone
 results.json          statistics of the finished study; report.md and its pictures stand beside it
 """
 
@@ -119,6 +120,10 @@ class StudyFolder:
     def stop_file(self) -> Path:
         """While it exists, jobs save and end, and none is started."""
         return self.path / "stop"
+
+    def job_stop_file(self, job_id: str) -> Path:
+        """While it exists, that job saves and ends."""
+        return self.path / "jobs" / f"{job_id}.stop"
 
     def state_file(self, job_id: str) -> Path:
         """jobs/ID.json."""

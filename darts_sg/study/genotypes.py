@@ -25,7 +25,8 @@ def random_genotype(space: str, nodes: int, seed: int, name: str) -> Genotype:
     """
     found = parse_space(space)
     generator = np.random.default_rng(seed)
-    normal, reduce = (random_cell(nodes, found.operations, generator) for _ in range(2))
+    tables = found.allowed or (None, None)
+    normal, reduce = (random_cell(nodes, found.operations, generator, table) for table in tables)
     provenance = MappingProxyType({"kind": "random", "seed": seed})
     return Genotype(name, found.name, found.operations, normal, reduce, provenance)
 

@@ -90,7 +90,7 @@ class Work:
     def _heartbeats(self) -> None:
         beats = time.monotonic()
         while not self._ended.wait(min(1.0, claims.BEAT)):
-            if self.folder.stop_file.exists():
+            if self.folder.stop_file.exists() or self.folder.job_stop_file(self.job.id).exists():
                 self.stop.set()
             if time.monotonic() - beats >= claims.BEAT:
                 beats = time.monotonic()
@@ -207,7 +207,8 @@ def work(
     try:
         if folder.state(job_id).state in ("done", "failed"):
             return DONE
-        if folder.stop_file.exists() or any(folder.state(each).state != "done" for each in job.depends_on):
+        stops = folder.stop_file, folder.job_stop_file(job_id)
+        if any(file.exists() for file in stops) or any(folder.state(each).state != "done" for each in job.depends_on):
             return AGAIN
         attempt = Work(folder, study, job, claim)
         with _stopping(attempt.stop):

@@ -85,7 +85,7 @@ def mean_over_classes(values: np.ndarray) -> float:
 
 @dataclass(frozen=True, eq=False)
 class CocoFigures:
-    """What COCO's evaluation reports; NaN where a class has no object of a size."""
+    """The figures of COCO's evaluation; NaN where a class has no object of a size."""
 
     precision: np.ndarray
     """float64 (sizes, IoUs, classes): the AP; sizes as in COCO_AREAS."""

@@ -173,8 +173,11 @@ class Task(ABC):
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         """`options`: those of a run by field name; options that are missing have their defaults."""
+        growing = options.get("cutout_schedule") == "linear"
         self.augment = Augment(
-            cutout_length=options.get("cutout_length") or 0, colour_jitter=options.get("colour_jitter") or 0.0
+            cutout_length=options.get("cutout_length") or 0,
+            cutout_growth=options["epochs"] if growing else 0,
+            colour_jitter=options.get("colour_jitter") or 0.0,
         )
 
     # --- training and evaluation

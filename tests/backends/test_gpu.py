@@ -28,7 +28,7 @@ from darts_sg.ops import OPERATIONS
 from tests.reference.transfer import assert_equal_tensors, randomize
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-EVERY = [name for name in OPERATIONS if name != "none"]
+EVERY = [name for name in OPERATIONS if name != "none" and not OPERATIONS[name].is_random]
 SEVERAL = ["sep_conv_3x3", "dil_conv_3x3", "sandglass_3x3", "max_pool_3x3", "avg_pool_3x3", "skip_connect"]
 
 
@@ -87,6 +87,21 @@ def test_each_operation_gives_what_pytorch_gives(name: str, stride: int) -> None
 @pytest.mark.parametrize(("S", "T", "stride", "size", "training"), [(2, 1, 2, 5, True), (1, 2, 1, 4, False)])
 def test_several_operations_together(S: int, T: int, stride: int, size: int, training: bool) -> None:
     compare(batch_of(SEVERAL, S, T, 4, stride).train(training), 4, size, onto=True)
+
+
+def test_a_second_skip_joins_the_identity_and_drop_path_is_left_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an auxiliary skip is; a batch with factors of images launches no kernel."""
+    monkeypatch.setattr(gpu, "_Run", Counted(gpu._Run))
+    batch = batch_of(["skip_connect", "max_pool_3x3", "skip_connect"], 1, 2, 3, 1)
+    compare(batch, 3, size=4)
+    assert [len(operations.each) for operations in gpu._Run.operations] == [2]
+    x, mixing = torch.randn(2, 3, 4, 4, dtype=torch.float64, device=DEVICE), torch.rand(2, 3, device=DEVICE).double()
+    kept = torch.tensor([[0.0, 2.0], [1.0, 3.0]], device=DEVICE)
+    nodes = batch([x], EdgeWeights(mixing, None, kept.double()))
+    plain = batch([x], EdgeWeights(mixing))
+    assert len(gpu._Run.operations) == 2
+    for node, whole, factors in zip(nodes, plain, kept, strict=True):
+        torch.testing.assert_close(node, whole * factors[:, None, None, None].double())
 
 
 @pytest.mark.parametrize(("stride", "C", "images"), [(1, 3, 3), (2, 3, 1), (1, 33, 1)])

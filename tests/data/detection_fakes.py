@@ -35,7 +35,7 @@ def save_image(path: Path, boxes: Sequence[Box], seed: int = 0) -> None:
     Image.fromarray(painted(boxes, seed=seed)).save(path, quality=95)
 
 
-def voc_object(name: str, x1: float, y1: float, x2: float, y2: float, difficult: int = 0) -> str:
+def voc_object(name: str, x1: float, y1: float, x2: float | str, y2: float | str, difficult: int = 0) -> str:
     """An object in VOC's XML, its coordinates as they are given."""
     box = f"<xmin>{x1}</xmin><ymin>{y1}</ymin><xmax>{x2}</xmax><ymax>{y2}</ymax>"
     return f"<object><name>{name}</name><difficult>{difficult}</difficult><bndbox>{box}</bndbox></object>"

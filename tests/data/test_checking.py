@@ -113,6 +113,17 @@ def test_faults_of_annotations_are_found(tmp_path: Path) -> None:
     assert texts(checked(tmp_path, look=False))[:3] == texts(check)[:3]
 
 
+def test_spellings_of_one_class_and_unused_files_are_found(tmp_path: Path) -> None:
+    write_voc(tmp_path, sets={"trainval": [*"abc"], "test": ["d"]})
+    (tmp_path / "Annotations" / "a.xml").write_text(voc_xml(voc_object("Traffic Light", 1, 1, 9, 9)))
+    (tmp_path / "Annotations" / "d.xml").write_text(voc_xml(voc_object("traffic_light", 1, 1, 9, 9)))
+    check = checked(tmp_path)
+    assert check.problems[0].text == "1 class has several spellings"
+    assert check.problems[0].examples == ("Traffic Light ~ traffic_light",)
+    found = {finding.text: finding.examples for finding in check.findings}
+    assert found["1 image file is in no part of the data"] == ("JPEGImages/e.jpg",)
+
+
 def test_small_objects_are_named_at_the_size_of_the_input(tmp_path: Path) -> None:
     write_voc(tmp_path)
     (tmp_path / "Annotations" / "a.xml").write_text(voc_xml(voc_object("red", 5, 6, 7, 25)))
@@ -210,7 +221,8 @@ def test_the_command_prints_json_and_draws(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_class_folders_are_checked_by_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_image_folder(tmp_path / "own", {"a": 10, "b": 10})
+    """Also with names that can be neither printed nor drawn as they are."""
+    write_image_folder(tmp_path / "own", {"$a\x1b[31m\n\udcff": 10, "猫": 10})
     run(["data", "check", str(tmp_path / "own"), "--strict", "-o", str(tmp_path / "x.png")])
     assert "layout folder, 2 classes" in capsys.readouterr().out
     assert (tmp_path / "x.png").stat().st_size > 10000

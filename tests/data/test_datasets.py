@@ -6,8 +6,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from darts_sg.data import DATASETS, Augment, Dataset, DataSpec, ImageFiles, ImageSet, TrainBatches, load_dataset
+from darts_sg.data import (
+    DATASETS,
+    Augment,
+    Dataset,
+    DataSpec,
+    DetectionImages,
+    ImageFiles,
+    ImageSet,
+    TrainBatches,
+    load_dataset,
+)
+from darts_sg.data.detection.batches import DetectionBatches
 from darts_sg.errors import UsageError
+from tests.data.detection_fakes import write_coco, write_voc, write_yolo
 from tests.data.fakes import write_cifar, write_cifar100, write_fashion_mnist, write_image_folder, write_imagenet
 
 WRITERS: dict[str, Callable[[Path], object]] = {
@@ -17,6 +29,9 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "imagenet": lambda directory: write_imagenet(directory, 4, 8),
     "folder": lambda directory: write_image_folder(directory, {"a": 20, "b": 20}),
     "synthetic": lambda directory: None,
+    "voc": write_voc,
+    "coco": write_coco,
+    "yolo": write_yolo,
 }
 
 
@@ -27,7 +42,7 @@ def test_every_data_set_loads_whole_and_makes_batches(name: str, tmp_path: Path)
     spec = dataset.spec
     assert spec.name == name
     for part in (dataset.train, dataset.test):
-        assert 0 <= part.labels.min() <= part.labels.max() < spec.num_classes
+        assert 0 <= part.labels.min() <= part.labels.max() < spec.num_classes + isinstance(part, DetectionImages)
         if isinstance(part, ImageFiles):
             assert len(part.names) == len(part)
             continue
@@ -35,9 +50,13 @@ def test_every_data_set_loads_whole_and_makes_batches(name: str, tmp_path: Path)
         assert part.images.shape == (len(part), spec.image_size, spec.image_size, spec.in_channels)
         assert part.images.is_contiguous()
     assert all(0 < value < 1 for value in (*spec.mean, *spec.std))
-    x, y = TrainBatches(dataset.train, spec, 8, Augment(cutout_length=8), 0, "weights")[3]
-    assert x.shape == (8, spec.in_channels, spec.image_size, spec.image_size)
-    assert y.shape == (8,)
+    if isinstance(dataset.train, DetectionImages):
+        x, objects = DetectionBatches(dataset.train, spec, 3)[3]
+        assert len(objects) == len(x) == 3
+    else:
+        x, y = TrainBatches(dataset.train, spec, 8, Augment(cutout_length=8), 0, "weights")[3]
+        assert y.shape == (8,)
+    assert x.shape[1:] == (spec.in_channels, spec.image_size, spec.image_size)
     assert len(dataset.fingerprint()) == 16
     assert dataset.fingerprint() == load_dataset(name, tmp_path, download=False).fingerprint()
 

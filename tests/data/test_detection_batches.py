@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from darts_sg.data import DetectionImages, Reading, load_dataset
 from darts_sg.data.detection import augment as steps
@@ -25,7 +26,7 @@ from darts_sg.data.detection.augment import (
     overlaps,
     recolour,
 )
-from darts_sg.data.detection.batches import BoxReader, DetectionBatches, detection_evaluation_batches
+from darts_sg.data.detection.batches import BoxReader, DetectionBatches, detection_evaluation_batches, read_reduced
 from darts_sg.registry import unknown_name
 from tests.data.detection_fakes import BOXES, COLOURS, SIZE, painted, voc_object, voc_xml, write_voc
 
@@ -69,6 +70,35 @@ def test_a_view_is_that_of_the_whole_canvas(view: View) -> None:
     expected = steps.warp(canvas[top : top + int(view.height), left : left + int(view.width)], 48)
     found = steps.render(pixels, view, 48, None)
     assert np.abs(found.astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("name", ["none", "expansion", "crop", "mirror", "all"])
+def test_a_large_photograph_is_reduced_first(name: str) -> None:
+    """The picture of a reduced image is that of the whole image, up to what the filters differ in at edges."""
+    large = painted([("red", 8, 6, 26, 24)]).repeat(16, 0).repeat(16, 1)
+    factors = set()
+    for seed in range(12):
+        plan = steps.make_plan(640, 480, 16 * BOX, STEPS[name], np.random.default_rng(seed))
+        factor = plan.reduction(24)
+        factors.add(factor)
+        assert 2 * 24 * factor <= min(plan.view.width, plan.view.height) or factor == 1
+        reduced, found = read_reduced(Image.fromarray(large), factor, decoding=False)
+        assert found == factor
+        whole, few = steps.carry_out(plan, large, 24), steps.carry_out(plan, reduced, 24, factor)
+        difference = np.abs(whole.astype(int) - few)
+        assert difference.mean() < 3
+        assert np.median(difference) <= 1
+    assert max(factors) > 3
+
+
+def test_a_jpeg_is_decoded_at_a_part_of_its_size(tmp_path: Path) -> None:
+    large = painted([("red", 8, 6, 26, 24)]).repeat(16, 0).repeat(16, 1)
+    Image.fromarray(large).save(tmp_path / "x.jpg", quality=95)
+    for factor, expected in ((1, 1), (2, 2), (3, 2), (5, 4), (9, 8), (17, 16)):
+        with Image.open(tmp_path / "x.jpg") as image:
+            pixels, found = read_reduced(image, factor, decoding=True)
+        assert found == expected
+        assert pixels.shape == (480 // expected, 640 // expected, 3)
 
 
 def test_a_mirrored_box_is_the_reflection() -> None:
@@ -228,7 +258,7 @@ def test_ranks_share_a_batch(images: DetectionImages) -> None:
 
 
 def test_a_reader_gives_the_same_in_another_process(images: DetectionImages) -> None:
-    """What a worker does, without starting one."""
+    """Pickled and read, as in a worker, but without starting one."""
     reader = BoxReader(images, SSD, 1, "weights")
     there = pickle.loads(pickle.dumps(reader))
     for key in ((0, 1), (3, 0)):

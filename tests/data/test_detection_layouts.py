@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from darts_sg.data import Dataset, DetectionImages, Reading, TrainBatches, load_dataset
-from darts_sg.data.detection import assemble
+from darts_sg.data.detection import annotations
 from darts_sg.data.detection.voc import parse_annotation
 from darts_sg.data.detection.yolo import parse_labels
 from darts_sg.errors import UsageError
@@ -34,7 +34,7 @@ def load(name: str, directory: Path, **options: Any) -> Dataset:
 
 
 def short(value: object) -> str | None:
-    """What names a case of a test: hostile content can be long."""
+    """The name of a test case: hostile content can be long."""
     return repr(value)[:30] if isinstance(value, str | bytes) else None
 
 
@@ -60,7 +60,7 @@ def annotate(folder: Path, stem: str, content: str | bytes) -> None:
 
 
 def test_all_four_coordinates_of_voc_become_one_less(tmp_path: Path) -> None:
-    """As in the SSD codebases: x2 and y2 then are the last column and row of the object, counted from 0."""
+    """The convention of the SSD codebases: x2 and y2 are the last column and row of the object, counted from 0."""
     dataset = load("voc", write_voc(tmp_path))
     found = boxes_of(dataset) | boxes_of(dataset, "test")
     assert found == {
@@ -360,7 +360,7 @@ def test_yolo_polygons_lists_and_flat_folders(tmp_path: Path) -> None:
         ("-1 0.5 0.5 0.1 0.1", "has the class -1"),
         ("nan 0.5 0.5 0.1 0.1", "has the class nan"),
         ("0.5 0.5 0.5 0.1 0.1", "has the class 0.5"),
-        ("0 0.5 0.5 0.1 0.1\n" * (assemble.MOST_OBJECTS + 1), "more than 10,000 objects"),
+        ("0 0.5 0.5 0.1 0.1\n" * (annotations.MOST_OBJECTS + 1), "more than 10,000 objects"),
         (b"\xff\xfe", "no text"),
     ],
     ids=short,
@@ -451,3 +451,16 @@ def test_images_with_boxes_are_refused_where_labels_are_needed(tmp_path: Path) -
     ):
         with pytest.raises(UsageError, match="boxes instead of one label each: choose --task detection"):
             ask()
+
+
+def test_the_documented_plug_in_reads_another_format(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "detection.md").read_text()
+    code = page.split("```python\n")[1].split("```")[0].replace('DATASETS.add("csv", load_csv)', "")
+    found: dict[str, Any] = {}
+    exec(code, found)
+    for stem in ("a", "b"):
+        save_image(tmp_path / f"{stem}.jpg", BOXES[stem])
+    rows = [",".join(map(str, (f"{stem}.jpg", *box))) for stem in ("a", "b") for box in BOXES[stem]]
+    (tmp_path / "boxes.csv").write_text("\n".join(rows))
+    dataset = found["load_csv"](tmp_path, image_size=32, seed=0, download=False)
+    assert boxes_of(dataset) | boxes_of(dataset, "test") == {stem: [*BOXES[stem]] for stem in ("a", "b")}

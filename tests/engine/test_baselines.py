@@ -111,7 +111,7 @@ def test_rsps_takes_the_best_finalist_of_all_rounds() -> None:
         return {"accuracy": score_of[str(cells)], "loss": 0.0}
 
     job._measure = measured  # type: ignore[method-assign]
-    assert "2 rounds of 3 paths, each on 1 batches, and 2 of them on all" in "\n".join(job.facts())
+    assert "3 paths a round, measured on batches: 1, the best 2 on all; rounds: 2" in "\n".join(job.facts())
     assert not list(job.after_steps(job.num_epochs - 2))
     assert len(list(job.after_steps(job.num_epochs - 1))) == len(asked) == 10
     for start in (0, 5):
@@ -163,3 +163,4 @@ def test_a_run_that_is_killed_among_the_rounds_ends_with_the_same_genotype(
         read_search_epoch(whole)
     with pytest.raises(UsageError, match="is a search without alphas"):
         _ = SearchResult(whole).alphas
+    assert "validation accuracy of the best candidate" in SearchResult(whole).facts()

@@ -300,6 +300,23 @@ def test_what_only_a_whole_batch_has_no_memory_for_is_not_checked(
     assert len(marks) == 1
 
 
+def test_a_search_with_hard_samples_also_has_its_sampled_passes_checked(
+    marks: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong_for_samples(found: list[Tensor], graph: ir.CellGraph) -> list[Tensor]:
+        sampled = all(step.operations.T == 1 for step in graph.steps if isinstance(step, ir.GraphStep))
+        return wrong_output(found, graph) if sampled else found
+
+    hard = search_config(relaxation="gumbel:hard=true")
+    check_kernels(network_of("supernet"), hard, setting())
+    assert [mark.endswith("-sampled") for mark in marks] == [True]
+    marks.clear()
+    compute_wrongly(wrong_for_samples, monkeypatch)
+    check_kernels(network_of("supernet"), search_config(), setting())
+    with pytest.raises(build.Unavailable, match=r"in cell 0, .* of one operation an edge.* is off by"):
+        check_kernels(network_of("supernet"), hard, setting())
+
+
 @pytest.mark.parametrize("job", ["search", "augment"])
 def test_wrong_kernels_are_not_used(
     job: str, marks: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -154,7 +154,10 @@ def test_another_phase_is_one_class(monkeypatch: pytest.MonkeyPatch) -> None:
     resumed = job_of(selection="loss")
     resumed.load_state_dict(job.state_dict())
     assert not list(resumed.after_steps(5))
-    assert any("selection loss: 1 epochs, 0 measurements" in fact for fact in job_of(selection="loss").facts())
+    assert any(
+        "selection loss: epochs: 1, measurements of the supernet: 0" in fact
+        for fact in job_of(selection="loss").facts()
+    )
 
 
 def test_fixed_alphas_stay_equal() -> None:

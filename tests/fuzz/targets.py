@@ -30,8 +30,9 @@ from darts_sg.analysis.run_folder import read_run, read_search_epochs
 from darts_sg.cli.main import COMMANDS, build_parser
 from darts_sg.cli.main import run as run_command
 from darts_sg.config import JOBS, make_config
-from darts_sg.data import load_dataset
+from darts_sg.data import DetectionImages, load_dataset
 from darts_sg.data.cifar import CIFAR10
+from darts_sg.data.detection.predictions import read_predictions
 from darts_sg.data.fashion_mnist import read_idx
 from darts_sg.data.folder import median_size, read_image
 from darts_sg.data.pickles import load_pickled_dict
@@ -45,8 +46,19 @@ from darts_sg.genotype import load_genotype, parse_genotype, zoo_names
 from darts_sg.networks.build import NetworkPlan, build_network
 from darts_sg.plugins import load
 from darts_sg.study.protocol import PROTOCOLS, read_protocol
+from darts_sg.tasks.average_precision import average_precision
 from darts_sg.yaml_files import parse_yaml
 from tests.analysis.fakes import varied_search
+from tests.data.detection_fakes import (
+    BOXES,
+    coco_content,
+    voc_object,
+    voc_xml,
+    write_coco,
+    write_voc,
+    write_yolo,
+    yolo_text,
+)
 from tests.data.fakes import cifar_batch, idx_bytes, write_imagenet
 from tests.fuzz.damage import WORDS, as_json, damaged_bytes, damaged_plain
 from tests.plugged import plugins_left_behind
@@ -450,6 +462,92 @@ def splits(content: bytes, folder: Path) -> None:
     path = folder / "split.json"
     path.write_bytes(content)
     read_split(path, listed(folder))
+
+
+def voc_annotations() -> st.SearchStrategy[bytes]:
+    objects = voc_object("red", 2, 3, 9, 12) + voc_object("green", 1.5, 1, "nan", 9, difficult=1)
+    bomb = '<!DOCTYPE a [<!ENTITY a "aa"><!ENTITY b "&a;&a;">]><annotation>&b;</annotation>'
+    texts = [voc_xml(objects), voc_xml(""), bomb, "<annotation>" + "<a>" * 3000, "<svg/>"]
+    forms = [text.encode(form) for text in texts for form in ("utf-8", "utf-16")]
+    return damaged_bytes([*forms, f'<?xml version="1.0" encoding="latin-1"?>{texts[0]}'.encode()])
+
+
+@cache
+def voc_folder(folder: Path) -> Path:
+    """A small data set in the layout of VOC."""
+    return write_voc(folder / "voc")
+
+
+@target(voc_annotations)
+def voc(content: bytes, folder: Path) -> None:
+    directory = voc_folder(folder)
+    (directory / "Annotations" / "a.xml").write_bytes(content)
+    train = load_dataset("voc", directory).train
+    assert isinstance(train, DetectionImages)
+    assert np.isfinite(train.table.boxes).all()
+
+
+@target(lambda: damaged_bytes([b"a\nb\nc\n", b"a  1\nb -1\n", b"../a\n", b"x\n"]))
+def voc_sets(content: bytes, folder: Path) -> None:
+    directory = voc_folder(folder)
+    (directory / "ImageSets" / "Main" / "trainval.txt").write_bytes(content)
+    load_dataset("voc", directory)
+
+
+def coco_files() -> st.SearchStrategy[bytes]:
+    plain = coco_content({stem: BOXES[stem] for stem in "abc"})
+    return damaged_bytes([as_json(plain), b"[" * 10**5]) | damaged_plain(plain).map(as_json)
+
+
+@cache
+def coco_folder(folder: Path) -> Path:
+    (folder / "coco").mkdir()
+    return write_coco(folder / "coco")
+
+
+@target(coco_files)
+def coco(content: bytes, folder: Path) -> None:
+    directory = coco_folder(folder)
+    (directory / "annotations" / "instances_train2017.json").write_bytes(content)
+    load_dataset("coco", directory)
+
+
+def yolo_files() -> st.SearchStrategy[bytes]:
+    """A letter for the file, and its content: the objects of an image, or data.yaml."""
+    labels = damaged_bytes([yolo_text(BOXES["b"]).encode(), b"0 0.1 0.2 0.5 0.2 0.3 0.6\n", b"nan 1 1 1 1", b"1e400"])
+    plain = {"train": "images/train", "val": ["images/val"], "names": {0: "red", 1: "green", 2: "blue"}, "path": "."}
+    bomb = b"a: &a [1]\nnames: [*a, *a]"
+    configs = damaged_bytes([_yaml(plain), bomb, b"names: [a, b, c]"]) | damaged_plain(plain).map(_yaml)
+    return labels.map(lambda content: b"l" + content) | configs.map(lambda content: b"c" + content)
+
+
+@cache
+def yolo_folder(folder: Path) -> Path:
+    return write_yolo(folder / "yolo")
+
+
+@target(yolo_files)
+def yolo(content: bytes, folder: Path) -> None:
+    directory = yolo_folder(folder)
+    config = directory / "data.yaml"
+    config.unlink(missing_ok=True)
+    path = config if content[:1] == b"c" else directory / "labels" / "train" / "a.txt"
+    path.write_bytes(content[1:])
+    load_dataset("yolo", directory)
+
+
+def prediction_files() -> st.SearchStrategy[bytes]:
+    plain = [{"image": "JPEGImages/d.jpg", "category": "red", "bbox": [1.0, 2.0, 3.5, 4.0], "score": 0.5}] * 2
+    return damaged_bytes([as_json(plain), b"[]", b"[" * 10**5]) | damaged_plain(plain).map(as_json)
+
+
+@target(prediction_files)
+def predictions(content: bytes, folder: Path) -> None:
+    path = folder / "predictions.json"
+    path.write_bytes(content)
+    test = load_dataset("voc", voc_folder(folder)).test
+    assert isinstance(test, DetectionImages)
+    average_precision(test.table, read_predictions(path, test), 2).figures()
 
 
 # --- plug-ins ---------------------------------------------------------------------------------------------------------

@@ -9,9 +9,11 @@ import pytest
 
 from darts_sg.config import SearchConfig, help_texts
 from darts_sg.errors import UsageError
+from darts_sg.methods.auxiliary_skips import AUXILIARY_SKIPS
 from darts_sg.methods.early_stopping import EarlyStopping
 from darts_sg.methods.hypergradient import HYPERGRADIENTS, unrolled
 from darts_sg.methods.method import method_of
+from darts_sg.methods.operation_freezing import OPERATION_FREEZING
 from darts_sg.methods.parts import build_part, build_parts, describe_parts
 from darts_sg.methods.perturbations import PERTURBATIONS
 from darts_sg.methods.perturbations.random import UniformNoise
@@ -24,6 +26,7 @@ from darts_sg.methods.selection.argmax import Argmax
 from darts_sg.methods.selection.bounded import Bounded
 from darts_sg.methods.selection.skip_limit import SkipLimit
 from darts_sg.methods.stages import Stage
+from darts_sg.methods.weight_regularizers import WEIGHT_REGULARIZERS
 from darts_sg.registry import Registry
 
 
@@ -233,7 +236,8 @@ def test_combinations_are_a_method_or_are_refused_with_the_reason(relaxation: st
         options = SimpleNamespace(
             relaxation=relaxation, hypergradient=hypergradient, regularizer=regularizer, perturbation=perturbation,
             selection=selection, nesterov=nesterov, penalty="", target_params=target, target_macs="", epochs=1, cells=3,
-            partial_channels=2, alpha_frozen_epochs=0, stop_eigenvalue=None, stop_skips=None,
+            partial_channels=2, alpha_frozen_epochs=0, stop_eigenvalue=None, stop_skips=None, auxiliary_skip="none",
+            weight_regularizer="none", freeze_operations="none", drop_path_prob=None,
         )  # fmt: skip
         wrong = {
             "kl": regularizer == "kl" and relaxation != "dirichlet",
@@ -247,4 +251,24 @@ def test_combinations_are_a_method_or_are_refused_with_the_reason(relaxation: st
         said = refusal(options)
         assert bool(said) == any(wrong.values()), options
         assert "\n" not in said
+        assert not said or any(reason in said for reason, holds in wrong.items() if holds), (options, said)
+
+
+def test_parts_of_the_weights_step_combine_or_are_refused_with_the_reason() -> None:
+    each = [HYPERGRADIENTS, WEIGHT_REGULARIZERS, OPERATION_FREEZING, AUXILIARY_SKIPS, (None, 0.5)]
+    for hypergradient, regularizer, freezing, skip, drop in itertools.product(*each):
+        options = {
+            "hypergradient": hypergradient, "weight_regularizer": regularizer, "freeze_operations": freezing,
+            "auxiliary_skip": skip, "drop_path_prob": drop,
+        }  # fmt: skip
+        wrong = {
+            "compares both gradients at the same weights": freezing != "none" and hypergradient != "first_order",
+            "a single pass": regularizer != "none" and hypergradient == "single_level",
+        }
+        said = ""
+        try:
+            SearchConfig(**options)
+        except UsageError as error:
+            said = str(error)
+        assert bool(said) == any(wrong.values()), options
         assert not said or any(reason in said for reason, holds in wrong.items() if holds), (options, said)

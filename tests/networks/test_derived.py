@@ -22,7 +22,7 @@ from tests.reference.transfer import assert_equal_tensors, copy_tensors, gradien
 
 def genotype_with_every_operation() -> Genotype:
     """Two edges a node, over the registered operations in turn, in both cells."""
-    names = [name for name in OPERATIONS if name != "none"]
+    names = [name for name in OPERATIONS if name != "none" and not OPERATIONS[name].is_random]
     names += names[: len(names) % 2]
     nodes = tuple(
         (Edge(first, node % 2), Edge(second, node + 1))
@@ -72,6 +72,35 @@ def test_network_is_the_textbook_one(network: str, size: int, name: str) -> None
     (logits, none), (wanted, _) = actual.eval()(x), expected.eval()(x)
     assert none is None
     assert_equal_tensors([logits], [wanted])
+
+
+def sparse_genotype() -> Genotype:
+    """Nodes of 0 to 3 edges, and a reduction cell that ignores c_{k-1}."""
+    normal = (
+        (),
+        (Edge("sep_conv_3x3", 0),),
+        (Edge("skip_connect", 3), Edge("max_pool_3x3", 1), Edge("dil_conv_3x3", 0)),
+    )
+    reduce = ((Edge("skip_connect", 0),), (), ())
+    return Genotype("sparse", "", tuple(OPERATIONS), Cell(normal, (3, 4)), Cell(reduce, (2,)))
+
+
+@pytest.mark.parametrize("backend", ["eager", "cpp"])
+def test_nodes_of_any_number_of_edges_are_the_textbook_ones(backend: str) -> None:
+    if backend == "cpp":
+        native_kernels()
+    actual, expected = pair(sparse_genotype(), network="cifar", channels=4, cells=4, num_classes=3)
+    accelerate(actual, backend)
+    x = images(3, 3, 9, 9)
+    outputs = [actual(x)[0], expected(x)[0]]
+    assert_equal_tensors(outputs[:1], outputs[1:])
+    found, wanted = (
+        gradients(o.logsumexp(1).sum(), n.parameters()) for o, n in zip(outputs, (actual, expected), strict=True)
+    )
+    assert_equal_tensors(found, wanted)
+    assert_equal_tensors(actual.buffers(), expected.buffers())
+    cost = derived_cost(sparse_genotype(), "cifar", 4, 4)
+    assert cost.params == sum(p.numel() for p in DerivedNetwork(sparse_genotype(), channels=4, cells=4).parameters())
 
 
 @pytest.mark.parametrize(

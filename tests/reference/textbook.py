@@ -349,7 +349,7 @@ class DerivedCell(nn.Module):
         ops = iter(self.ops)
         for node in self.nodes:
             terms = [next(ops)(states[state]) for _, state in node]
-            states.append(torch.stack(terms).sum(dim=0))
+            states.append(torch.stack(terms).sum(dim=0) if terms else None)  # nothing reads a node without edges
         return torch.cat([states[i] for i in self.concat], dim=1)
 
 

@@ -24,6 +24,7 @@ from darts_sg.files import write_atomically
 
 SOURCES = Path(__file__).parent
 MAIN_SOURCE = "chains.cpp"
+LONGEST = 1800  # seconds; compiling for a sanitizer on a busy machine takes minutes
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fno-math-errno", "-Wno-psabi", "-fPIC", "-shared")
 
 
@@ -132,7 +133,7 @@ def compile_library(real: str, folder: Path) -> Path:
 
 
 def _output(command: list[str]) -> str:
-    return subprocess.run(command, capture_output=True, text=True, timeout=600, check=True).stdout
+    return subprocess.run(command, capture_output=True, text=True, timeout=LONGEST, check=True).stdout
 
 
 def _processor() -> str:

@@ -290,7 +290,7 @@ class CppCell(BatchedCell):
         yield from (batch.fused(known) for batch in self.edge_batches() if (known := batch.known()))
 
     def forward(self, s0: State, s1: State, weights: CellWeights, recompute: bool = False) -> State:
-        if not takes(s0.first) or not self._skipped.unchanged():
+        if weights.kept is not None or not takes(s0.first) or not self._skipped.unchanged():
             return super().forward(s0, s1, weights, recompute)
         self.refuse_changes()
         if weights.chosen is not None:

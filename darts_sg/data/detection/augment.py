@@ -18,15 +18,13 @@ from darts_sg.registry import Registry
 
 FILL = (123, 117, 104)
 """The colour around an expanded image: the mean of ImageNet, RGB."""
-LARGEST_CANVAS = 2**26
-"""Pixels of a crop of an expanded image; larger ones are not expanded."""
 ROUNDS = 50
 """Overlaps tried one after another before the image stays whole."""
 
 
 @dataclass(frozen=True)
 class BoxAugment:
-    """What is done to training images and their boxes, each step with its probability."""
+    """The augmentation of training images and their boxes: steps and their probabilities."""
 
     photometric: float = 0.0
     """Probability of each of: brightness, contrast, saturation, hue, channel order."""
@@ -53,7 +51,7 @@ class BoxAugment:
 NONE = BoxAugment()
 SSD = BoxAugment(photometric=0.5, expansion=0.5, overlaps=(None, 0.1, 0.3, 0.7, 0.9, 0.0), mirror=0.5)
 CROP_AND_FLIP = BoxAugment(overlaps=(None, 0.0, 0.1, 0.3, 0.5, 0.7, 0.9), tries=40, mirror=0.5)
-"""As torchvision trains its SSDLite."""
+"""The augmentation of torchvision's SSDLite."""
 
 BOX_AUGMENTS: Registry[BoxAugment] = Registry("augmentation of boxes")
 BOX_AUGMENTS.add("ssd", SSD)
@@ -70,6 +68,38 @@ class View(NamedTuple):
     height: float
 
 
+class Plan(NamedTuple):
+    """The random choices for one image, made before it is decoded."""
+
+    view: View
+    mirrored: bool
+    colours: "Colours | None"
+    kept: np.ndarray
+    """int64 (m,): the indices of the objects whose centre is in view."""
+    shares: np.ndarray
+    """float32 (m, 4): their boxes, cut at the border, as shares of the sides."""
+
+    def reduction(self, size: int) -> int:
+        """By which whole number an image may be reduced so that the view still has twice the pixels of its square."""
+        return max(1, int(min(self.view.width, self.view.height) / (2 * size)))
+
+
+def make_plan(width: int, height: int, boxes: np.ndarray, augment: BoxAugment, random: np.random.Generator) -> Plan:
+    """Random choices for an image with these boxes, (n, 4) in pixels."""
+    colours = draw_colours(augment, random)  # before all else: what geometry draws depends on the boxes
+    canvas = expand(width, height, augment, random)
+    view = crop(canvas, boxes, augment, random)
+    mirrored = augment.mirror > 0 and random.random() < augment.mirror
+    return Plan(view, mirrored, colours, *follow(boxes, view, mirrored=mirrored))
+
+
+def carry_out(plan: Plan, pixels: np.ndarray, size: int, factor: float = 1) -> np.ndarray:
+    """The augmented image, uint8 (size, size, 3). pixels: uint8 (H, W, 3), at 1 / `factor` of the planned size."""
+    view = View(*(number / factor for number in plan.view))
+    picture = render(pixels, view, size, plan.colours)
+    return np.ascontiguousarray(picture[:, ::-1]) if plan.mirrored else picture
+
+
 def augmented(
     pixels: np.ndarray, boxes: np.ndarray, augment: BoxAugment, size: int, random: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -78,14 +108,8 @@ def augmented(
     pixels: uint8 (H, W, 3); boxes: (n, 4) in pixels. Returns the pixels, uint8 (size, size, 3); the indices of the
     objects whose centre is in view, (m,); and their boxes, float32 (m, 4), cut at the border, as shares of the sides.
     """
-    height, width, _ = pixels.shape
-    colours = draw_colours(augment, random)  # before all else: what geometry draws depends on the boxes
-    canvas = expand(width, height, augment, random)
-    view = crop(canvas, boxes, augment, random)
-    mirrored = augment.mirror > 0 and random.random() < augment.mirror
-    kept, shares = follow(boxes, view, mirrored=mirrored)
-    picture = render(pixels, view, size, colours)
-    return np.ascontiguousarray(picture[:, ::-1]) if mirrored else picture, kept, shares
+    plan = make_plan(pixels.shape[1], pixels.shape[0], boxes, augment, random)
+    return carry_out(plan, pixels, size), plan.kept, plan.shares
 
 
 def expand(width: int, height: int, augment: BoxAugment, random: np.random.Generator) -> View:
@@ -95,8 +119,6 @@ def expand(width: int, height: int, augment: BoxAugment, random: np.random.Gener
         return whole
     ratio = random.uniform(1, augment.largest_expansion)
     left, top = random.uniform(0, width * ratio - width), random.uniform(0, height * ratio - height)
-    if width * height * ratio**2 > LARGEST_CANVAS:
-        return whole
     return View(-float(int(left)), -float(int(top)), float(int(width * ratio)), float(int(height * ratio)))
 
 
@@ -155,25 +177,26 @@ def render(pixels: np.ndarray, view: View, size: int, colours: "Colours | None")
         return np.full((size, size, 3), FILL, np.uint8)
     if colours is not None:
         part = recolour(part, colours)
-    if x.is_whole and y.is_whole:
-        return warp(part, size)
-    # only what lies around the image is resampled: of an expanded image the rest would take most of the time
-    canvas = np.empty((y.canvas, x.canvas, 3), np.uint8)
-    canvas[:] = FILL
-    canvas[y.place, x.place] = part
-    square = np.empty((size, size, 3), np.uint8)
-    square[:] = FILL
+    if x.canvas == part.shape[1] and y.canvas == part.shape[0]:
+        canvas = np.ascontiguousarray(part)
+    else:
+        canvas = np.empty((y.canvas, x.canvas, 3), np.uint8)
+        canvas[:] = FILL
+        canvas[y.place, x.place] = part
     out = x.out.stop - x.out.start, y.out.stop - y.out.start
     box = x.box[0], y.box[0], x.box[1], y.box[1]
-    square[y.out, x.out] = np.asarray(Image.fromarray(canvas).resize(out, Image.Resampling.BILINEAR, box=box))
+    warped = np.asarray(Image.fromarray(canvas).resize(out, Image.Resampling.BILINEAR, box=box))
+    # only what lies around the image is resampled: of an expanded image the rest would take most of the time
+    square = np.empty((size, size, 3), np.uint8)
+    if warped.shape != square.shape:
+        square[:] = FILL
+    square[y.out, x.out] = warped
     return square
 
 
 class _Spans(NamedTuple):
     """Where the image lies along one axis of a view."""
 
-    is_whole: bool
-    """Whether the view shows nothing but the image."""
     image: slice
     """The pixels of the image that are in view."""
     out: slice
@@ -188,22 +211,22 @@ class _Spans(NamedTuple):
 
 def _spans(start: float, length: float, image: int, size: int) -> _Spans:
     """For a view of `length` pixels from `start` on, of an image of `image` pixels, warped to `size`."""
-    first, last = max(0, int(start)), min(image, int(start + length))
-    last = max(first, last)
+    low, high = math.floor(start), math.ceil(start + length)
+    first = max(0, low)
+    last = max(first, min(image, high))
     scale = length / size
-    low, high = first - start, last - start  # the image in the view
-    out = slice(max(0, math.floor(low / scale) - 1), min(size, math.ceil(high / scale) + 1))
-    box = out.start * scale, out.stop * scale
+    out = slice(max(0, math.floor((first - start) / scale) - 1), min(size, math.ceil((last - start) / scale) + 1))
+    box = start + out.start * scale, start + out.stop * scale
     reach = max(scale, 1.0) + 1  # the filter's, and one for rounding
-    begin, end = max(0, math.floor(box[0] - reach)), min(int(length), math.ceil(box[1] + reach))
-    place = slice(int(low) - begin, int(high) - begin)
+    begin, end = max(low, math.floor(box[0] - reach)), min(high, math.ceil(box[1] + reach))
+    place = slice(first - begin, last - begin)
     inner = max(0.0, box[0] - begin), min(float(end - begin), box[1] - begin)
-    return _Spans(last - first == length, slice(first, last), out, end - begin, place, inner)
+    return _Spans(slice(first, last), out, end - begin, place, inner)
 
 
-def warp(pixels: np.ndarray, size: int) -> np.ndarray:
+def warp(pixels: np.ndarray | Image.Image, size: int) -> np.ndarray:
     """The whole image as a square, uint8 (size, size, 3), whatever its aspect ratio."""
-    image = Image.fromarray(np.ascontiguousarray(pixels))
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(np.ascontiguousarray(pixels))
     return np.array(image.resize((size, size), Image.Resampling.BILINEAR))
 
 
@@ -213,7 +236,7 @@ class Colours(NamedTuple):
     brightness: float
     contrast: float
     contrast_first: bool
-    """Whether contrast changes before saturation and hue."""
+    """True: contrast changes before saturation and hue; false: after them."""
     saturation: float
     hue: float
     """In degrees."""

@@ -4,6 +4,7 @@ Positions, order, ranks and workers are those of `darts_sg.data.batches` and `da
 its position and the seed alone.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from darts_sg.data.batches import Augment, TrainBatches, normalise
-from darts_sg.data.detection.augment import SSD, BoxAugment, augmented, warp
+from darts_sg.data.detection.augment import SSD, BoxAugment, carry_out, make_plan, warp
 from darts_sg.data.detection.objects import DetectionImages, Objects, as_objects
 from darts_sg.data.generator import keyed_seed
 from darts_sg.data.spec import DataSpec
@@ -45,20 +46,47 @@ class BoxReader(FileReader):
         number, index = key
 
         def read(path: str, at: int) -> tuple[np.ndarray, str, Any]:
-            pixels, kind = read_image(path)
             boxes, labels, difficult, crowd, area = self.table[at]
-            size = pixels.shape[1], pixels.shape[0]
-            if self.augment is None:
-                shares = boxes / np.array(size * 2, np.float32)
-                return warp(pixels, self.size), kind, (size, (shares, labels, difficult, crowd, area))
-            random = np.random.default_rng(keyed_seed(self.seed, self.stream, f"boxes of {index}", number))
-            # objects that an evaluation does not ask for are not trained on
-            wanted = np.flatnonzero(~(difficult | crowd))
-            picture, kept, shares = augmented(pixels, boxes[wanted], self.augment, self.size, random)
-            kept = wanted[kept]
-            return picture, kind, (size, (shares, labels[kept], difficult[kept], crowd[kept], area[kept]))
+            refuse_irregular(path)
+            with Image.open(path) as image:
+                refuse_bomb(image, path)
+                size, kind = image.size, f"{image.format} {image.mode}"
+                kind = "" if kind == USUAL else kind
+                if self.augment is None:
+                    if self.reduced:
+                        image.draft(None, (2 * self.size, 2 * self.size))
+                    shares = boxes / np.array(size * 2, np.float32)
+                    return (
+                        warp(to_rgb(image), self.size),
+                        kind,
+                        (size, (shares, labels, difficult, crowd, area)),
+                    )
+                random = np.random.default_rng(keyed_seed(self.seed, self.stream, f"boxes of {index}", number))
+                # objects that an evaluation does not ask for are not trained on
+                wanted = np.flatnonzero(~(difficult | crowd))
+                plan = make_plan(*size, boxes[wanted], self.augment, random)
+                pixels, factor = read_reduced(image, plan.reduction(self.size), decoding=self.reduced)
+            kept = wanted[plan.kept]
+            target = size, (plan.shares, labels[kept], difficult[kept], crowd[kept], area[kept])
+            return carry_out(plan, pixels, self.size, factor), kind, target
 
         return read
+
+
+def read_reduced(image: Image.Image, factor: int, *, decoding: bool) -> tuple[np.ndarray, int]:
+    """The pixels of an opened image, uint8 (H, W, 3), averaged over squares of up to `factor` pixels a side, and the
+    side of these squares. `decoding`: also decode JPEGs at 1/2, 1/4 or 1/8, faster and with slightly different pixels.
+
+    All that follows takes less time on large photographs, such as those of 12 megapixels.
+    """
+    decoded = 1
+    if decoding and factor > 1:
+        width = image.width
+        image.draft(None, (math.ceil(width / factor), math.ceil(image.height / factor)))
+        decoded = round(width / image.width)
+    rgb = to_rgb(image)
+    rest = factor // decoded
+    return np.asarray(rgb.reduce(rest) if rest > 1 else rgb), max(1, rest) * decoded
 
 
 class DetectionBatches(TrainBatches):

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from darts_sg.data.detection.assemble import (
+from darts_sg.data.detection.annotations import (
     MOST_OBJECTS,
     Annotated,
     DamagedAnnotation,
@@ -29,7 +29,7 @@ from darts_sg.errors import UsageError, first_line, quoted
 from darts_sg.files import read_text, why
 
 MOST_BYTES = 2**31
-"""Of a file; that of COCO's training part has 448 MiB."""
+"""Size limit for a file; that of COCO's training part has 448 MiB."""
 
 
 def part_file(directory: Path, part: str) -> Path | None:
@@ -47,7 +47,7 @@ def part_file(directory: Path, part: str) -> Path | None:
 
 
 def is_coco(directory: Path) -> bool:
-    """Whether a folder has the layout of COCO."""
+    """True for a folder in the layout of COCO."""
     return part_file(directory, "train") is not None
 
 

@@ -17,7 +17,7 @@ from darts_sg.data.stream import BOXES_HINT, DAMAGED, ImageFiles
 from darts_sg.errors import UsageError
 
 ANNOTATION = "annotation"
-"""What follows DAMAGED in the report on an image whose annotation, not whose pixels, cannot be read."""
+"""Follows DAMAGED in the report on an image whose pixels are fine and whose annotation cannot be read."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +37,7 @@ class Objects:
     image: str = ""
     """The name of the image below the folder of the data."""
     width: int = 0
-    """Of the original image, in pixels; 0 if unknown."""
+    """Width of the original image in pixels; 0 if unknown."""
     height: int = 0
 
     def __len__(self) -> int:

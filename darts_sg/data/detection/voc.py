@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from xml.parsers import expat
 
-from darts_sg.data.detection.assemble import (
+from darts_sg.data.detection.annotations import (
     MOST_ANNOTATION_BYTES,
     MOST_OBJECTS,
     Annotated,
@@ -48,7 +48,7 @@ KEPT = frozenset({*CORNERS, "name", "difficult", "width", "height"})
 
 
 def is_voc(directory: Path) -> bool:
-    """Whether a folder has the layout of VOC."""
+    """True for a folder in the layout of VOC."""
     return bool(year_folders(directory))
 
 
@@ -201,7 +201,7 @@ class _Reader:
         self.size: dict[str, str] = {}
         self.objects: list[dict[str, str]] = []
         self.kept: dict[str, str] | None = None
-        """What the element that is being read is kept in."""
+        """Receives the text of the current element; None if that is skipped."""
 
     def start(self, element: str, attributes: dict[str, str]) -> None:
         path = self.path

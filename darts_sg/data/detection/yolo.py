@@ -14,7 +14,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from darts_sg.data.detection.assemble import (
+from darts_sg.data.detection.annotations import (
     MOST_ANNOTATION_BYTES,
     MOST_CLASSES,
     MOST_OBJECTS,
@@ -38,13 +38,13 @@ from darts_sg.files import read_text, refuse_irregular, why
 CONFIGS = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 NAMES = ("classes.txt", "obj.names")
 MOST_BYTES = 2**22
-"""Of data.yaml and of lists of names."""
+"""Size limit for data.yaml and lists of names."""
 MOST_LIST_BYTES = 2**28
-"""Of a text that lists images."""
+"""Size limit for a text that lists images."""
 
 
 def is_yolo(directory: Path) -> bool:
-    """Whether a folder has the layout of YOLO."""
+    """True for a folder in the layout of YOLO."""
     return any((directory / name).is_file() for name in CONFIGS) or _found_images(directory, "train") is not None
 
 

@@ -6,11 +6,13 @@ from typing import NamedTuple
 from torch import Tensor
 
 from darts_sg.derive import Bound, Costs
+from darts_sg.errors import UsageError
 from darts_sg.methods.mixing import Alphas
 from darts_sg.methods.parts import import_parts
 from darts_sg.methods.relaxations import Relaxation
 from darts_sg.networks.supernet import Mixing
 from darts_sg.registry import Registry
+from darts_sg.spaces import Allowed
 
 
 class Problem(NamedTuple):
@@ -20,6 +22,8 @@ class Problem(NamedTuple):
     num_nodes: int
     costs: Callable[[str], Costs]
     """The cost tables of the derived network, of the papers' size for its shape: `params` or `macs`."""
+    allowed: Allowed | None = None
+    """Which operations the edges of either cell have; None if every edge has all. The alphas of others are -inf."""
 
 
 class Regularizer:
@@ -46,6 +50,12 @@ class Regularizer:
     def bounds(self) -> Sequence[Bound]:
         """Bounds that the derived genotype has to keep."""
         return ()
+
+
+def refuse_edge_lists(problem: Problem) -> None:
+    """UsageError for a space whose edges have lists of operations of their own."""
+    if problem.allowed is not None:
+        raise UsageError("the term reads the alphas of all operations on every edge, which this space does not have")
 
 
 REGULARIZERS: Registry[type[Regularizer]] = Registry("regularizer")

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from darts_sg.errors import UsageError
 from darts_sg.methods.mixing import Alphas
-from darts_sg.methods.regularizers import REGULARIZERS, Regularizer
+from darts_sg.methods.regularizers import REGULARIZERS, Problem, Regularizer, refuse_edge_lists
 from darts_sg.methods.relaxations import Relaxation
 from darts_sg.methods.relaxations.dirichlet import Dirichlet, concentration
 from darts_sg.networks.supernet import Mixing
@@ -27,6 +27,10 @@ class KullbackLeibler(Regularizer):
     def __post_init__(self) -> None:
         if not self.weight >= 0:
             raise UsageError(f"weight must be at least 0, found {self.weight}")
+
+    def prepare(self, problem: Problem) -> "KullbackLeibler":
+        refuse_edge_lists(problem)
+        return self
 
     def refuse(self, relaxation: Relaxation) -> None:
         if not isinstance(relaxation, Dirichlet):

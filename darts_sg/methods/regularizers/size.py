@@ -60,7 +60,7 @@ class Penalty(Regularizer):
         normal, reduce = mixing.normal, mixing.reduce
         if self.target is not None:
             return self.weight * torch.relu(self.expected(normal, reduce) / self.target - 1)
-        even = torch.ones_like(normal), torch.ones_like(reduce)
+        even = [(weights.detach() > 0).to(weights) for weights in (normal, reduce)]  # 0: the edge does not have it
         return self.weight * self.expected(normal, reduce) / self.expected(*even)
 
     def metrics(self, mixing: Mapping[str, Tensor]) -> dict[str, float]:
@@ -91,7 +91,7 @@ class Size(Regularizer):
             return Penalty(self.name, self.weight, problem.operations, costs)
         target = parse_quantity("target", self.target)
         even = np.ones(costs.normal.shape)
-        smallest = frontier(even, even, problem.operations, costs)[0].cost
+        smallest = frontier(even, even, problem.operations, costs, problem.allowed)[0].cost
         if smallest > target:
             has = f"{smallest:,}{at_size(costs)}"
             raise UsageError(f"--target-{self.name} {target:,}: the smallest network of this space has {has}")

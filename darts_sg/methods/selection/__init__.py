@@ -14,6 +14,7 @@ from darts_sg.genotype import Cell
 from darts_sg.methods.parts import import_parts
 from darts_sg.networks.supernet import Mixing
 from darts_sg.registry import Registry
+from darts_sg.spaces import Allowed
 
 
 class Searched(NamedTuple):
@@ -25,6 +26,8 @@ class Searched(NamedTuple):
     operations: tuple[str, ...]
     bounds: Sequence[Bound] = ()
     """Bounds that the genotype has to keep, such as that of --target-params."""
+    allowed: Allowed | None = None
+    """Which operations the edges of either cell have; None if every edge has all."""
 
 
 class Setup(NamedTuple):
@@ -35,6 +38,8 @@ class Setup(NamedTuple):
     epochs: int
     """Epochs of the supernet before the phase."""
     seed: int
+    allowed: Allowed | None = None
+    """Which operations the edges of either cell have; None if every edge has all."""
 
 
 class Trial(NamedTuple):
@@ -103,7 +108,7 @@ class SelectionPhase(ABC):
 
     def facts(self) -> str:
         """What the phase will do, for a dry run."""
-        return f"{self.epochs} epochs, {self.num_trials()} measurements of the supernet"
+        return f"epochs: {self.epochs}, measurements of the supernet: {self.num_trials()}"
 
 
 class Selection:

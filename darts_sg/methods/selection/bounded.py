@@ -24,7 +24,8 @@ class Bounded(Selection):
             raise UsageError(f"max_skips must be at least 0, found {self.max_skips}")
 
     def __call__(self, searched: Searched) -> tuple[Cell, Cell]:
-        return derive_bounded(*strengths(searched.mixing), searched.operations, searched.bounds, self.max_skips)
+        weights = strengths(searched.mixing)
+        return derive_bounded(*weights, searched.operations, searched.bounds, self.max_skips, searched.allowed)
 
 
 SELECTIONS.add("bounded", Bounded)

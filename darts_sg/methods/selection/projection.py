@@ -72,7 +72,10 @@ class ProjectionPhase(SelectionPhase):
         self.learning_rate, self.num_images, self.fixed_alphas = options.learning_rate, options.images, options.blank
         self.operations, self.num_nodes = setup.operations, setup.num_nodes
         self.epochs_before = setup.epochs
-        self.choices = [i for i, name in enumerate(setup.operations) if name != "none"]
+        real = np.tile([name != "none" for name in setup.operations], (num_edges(setup.num_nodes), 1))
+        tables = [real, real] if setup.allowed is None else [allowed & real for allowed in setup.allowed]
+        self.choices = [[np.flatnonzero(edge).tolist() for edge in table] for table in tables]
+        """For each cell type, the operations other than `none` of each edge."""
         self.subjects = [_subjects(setup, cell) for cell in range(len(CELLS))]
         self.num_decisions = len(self.subjects[0])
         self.epochs = self.tuning_epochs * (self.num_decisions - 1)
@@ -99,9 +102,9 @@ class ProjectionPhase(SelectionPhase):
 
     def _alternatives(self) -> list[int]:
         """What the trials of the open question remove: operations of the edge, or edges of the node."""
-        _, _, kind, subject = self._question()
+        _, cell, kind, subject = self._question()
         if kind == "edge":
-            return self.choices
+            return self.choices[cell][subject]
         return [e for e in range(num_edges(subject), num_edges(subject + 1)) if e not in self.removed]
 
     def next_trial(self, due: int) -> Trial | None:
@@ -205,14 +208,15 @@ class ProjectionPhase(SelectionPhase):
         return [dict(made) for made in self._made]
 
     def num_trials(self) -> int:
-        of_edges = num_edges(self.num_nodes) * len(self.choices)
+        of_edges = sum(len(names) for choices in self.choices for names in choices)
         of_nodes = sum(sum(range(NUM_KEPT + 1, NUM_INPUTS + node + 1)) for node in range(self.num_nodes))
-        return len(CELLS) * (of_edges + of_nodes)
+        return of_edges + len(CELLS) * of_nodes
 
     def facts(self) -> str:
+        epochs = "1 epoch" if self.tuning_epochs == 1 else f"{self.tuning_epochs} epochs"
         return (
-            f"{self.num_decisions} decisions on each cell with {self.tuning_epochs} epochs between them, "
-            f"{self.num_trials()} measurements of the supernet"
+            f"{self.num_decisions} decisions on each cell with {epochs} between them, {self.num_trials()} measurements "
+            "of the supernet"
         )
 
     def state_dict(self) -> dict[str, Any]:

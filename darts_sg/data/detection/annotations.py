@@ -25,10 +25,10 @@ logger = logging.getLogger(__name__)
 SIZE = 320
 """Default side of the images in pixels, that of SSDLite-320."""
 MOST_OBJECTS = 10_000
-"""In one image; COCO has up to 93, aerial images up to 2,000."""
+"""Limit for one image; COCO has up to 93, aerial images up to 2,000."""
 MOST_CLASSES = 10_000
 MOST_ANNOTATION_BYTES = 2**24
-"""Of the annotation of one image."""
+"""Size limit for the annotation of one image."""
 TOLERANCE = 1.0
 """Pixels that a box may reach beyond its image without being reported: some tools count from 0, others from 1."""
 LEFT_OUT, CUT = "boxes left out", "boxes cut at the border"
@@ -197,7 +197,7 @@ def clean(table: ObjectTable, sizes: np.ndarray, names: Sequence[str], unusual: 
 
     Adds the images concerned to `unusual`, but for damaged ones.
     """
-    boxes, image = table.boxes, table.images
+    boxes, image, counts = table.boxes, table.images, table.counts
     limits = np.where(sizes > 0, sizes, np.inf).astype(np.float32)[image][:, [0, 1, 0, 1]]  # (M, 4)
     finite = np.isfinite(boxes).all(axis=1)
     inside = np.clip(boxes, 0, limits)
@@ -206,7 +206,7 @@ def clean(table: ObjectTable, sizes: np.ndarray, names: Sequence[str], unusual: 
     area = np.where(np.isfinite(table.area), table.area, np.prod(inside[:, 2:] - inside[:, :2], axis=1))
     for kind, which in ((CUT, beyond & kept), (LEFT_OUT, ~kept)):
         for index, count in sorted(Counter(image[which].tolist()).items()):
-            unusual.setdefault(names[index], f"{kind}: {count} of {table.counts[index]}")
+            unusual.setdefault(names[index], f"{kind}: {count} of {counts[index]}")
     starts = np.concatenate([[0], np.bincount(image[kept], minlength=len(table)).cumsum()]).astype(np.int64)
     return ObjectTable(
         starts, inside[kept], table.labels[kept], table.difficult[kept], table.crowd[kept],

@@ -1,0 +1,109 @@
+"""Runs workers as Ray tasks, on a cluster or on this machine. Needs the extra `ray`.
+
+The study's folder and the data must be at the same path on all nodes. A task asks for CPUs, memory and a GPU; a worker
+that is lost with its node is started again once its heartbeat stands still.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from darts_sg.errors import UsageError, first_line
+from darts_sg.study import executors
+from darts_sg.study.executors import Ended, Request, Settings, worker_words
+from darts_sg.study.executors.remote import WorkerTask, worker_environment
+
+OBJECT_STORE = 100 * 2**20
+"""Bytes of Ray's object store on this machine: tasks return a few words. The default is a third of the memory."""
+
+
+class OnRay:
+    """Ray tasks, each of which waits for the subprocess of a worker."""
+
+    def __init__(self, ray: Any, folder: Path, settings: Settings) -> None:
+        self._ray, self.folder, self.settings = ray, folder, settings
+        resources = ray.cluster_resources()
+        gpus = 0 if settings.device == "cpu" else int(resources.get("GPU", 0))
+        if settings.device.startswith("cuda") and not gpus:
+            raise UsageError(f"--device {settings.device}: the Ray cluster has no GPU; choose cpu or another --address")
+        self.threads = settings.threads or 1
+        self.gpus = 1 if gpus else 0
+        cpus = int(resources.get("CPU", 0))
+        if cpus < self.threads:
+            raise UsageError(f"jobs ask for {self.threads} threads, the Ray cluster has {cpus} CPUs; lower the threads")
+        self.most = settings.jobs or max(1, min(cpus // self.threads, gpus or cpus))
+        self._tasks: dict[Any, str] = {}
+
+    def describe(self) -> str:
+        number = len(self._ray.nodes())
+        kind = "a GPU" if self.gpus else f"{self.threads} CPU{'s' * (self.threads > 1)}"
+        return f"Ray, {number} node{'s' * (number > 1)}, at most {self.most} jobs at a time ({kind} each)"
+
+    def start(self, requests: Sequence[Request], busy: int = 0) -> list[str]:
+        started = []
+        for request in requests[: max(0, self.most - len(self._tasks))]:
+            command = [*executors.WORKER, *worker_words(self.folder, request, self.threads)]
+            output = (self.folder / "jobs" / f"{request.job_id}.out").absolute()
+            task = WorkerTask(command, output, Path.cwd(), worker_environment(self.threads))
+            options = {"num_cpus": self.threads, "num_gpus": self.gpus, "max_retries": 0, "name": request.job_id}
+            if request.memory:
+                options["memory"] = request.memory
+            remote = self._ray.remote(_run).options(**options)
+            self._tasks[remote.remote(task)] = request.job_id
+            started.append(request.job_id)
+        return started
+
+    def running(self) -> set[str]:
+        return set(self._tasks.values())
+
+    def ended(self) -> list[Ended]:
+        if not self._tasks:
+            return []
+        ready, _ = self._ray.wait(list(self._tasks), num_returns=len(self._tasks), timeout=0)
+        found = []
+        for reference in ready:
+            job_id = self._tasks.pop(reference)
+            try:
+                found.append(Ended(job_id, *self._ray.get(reference)))
+            except self._ray.exceptions.RayError as error:  # the node is gone, or the task was cancelled
+                found.append(Ended(job_id, None, first_line(error)))
+        return found
+
+    def stop(self) -> None:
+        for reference in self._tasks:
+            self._ray.cancel(reference, force=False)
+
+    def kill(self) -> None:
+        for reference in self._tasks:
+            self._ray.cancel(reference, force=True)
+
+    def close(self) -> None:
+        """Leave the cluster; one that was started here ends."""
+        self._ray.shutdown()
+
+
+def _run(task: WorkerTask) -> tuple[int, str]:
+    return task()
+
+
+def make(folder: Path, settings: Settings) -> OnRay:
+    """Join the Ray cluster at the address, or start one on this machine; UsageError if neither works."""
+    try:
+        import ray
+    except ImportError:
+        raise UsageError("--executor ray needs the package ray: pip install 'darts_sg[ray]'") from None
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    quiet: dict[str, Any] = {"configure_logging": False, "log_to_driver": False}
+    if settings.address is None:
+        quiet |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE}
+    try:
+        ray.init(address=settings.address, ignore_reinit_error=True, **quiet)
+    except Exception as error:  # ConnectionError, ValueError, RuntimeError and others of Ray's own
+        where = f"--address {settings.address}" if settings.address else "a Ray cluster on this machine"
+        raise UsageError(f"{where} cannot be used: {first_line(error)}") from None
+    try:
+        return OnRay(ray, folder, settings)
+    except UsageError:
+        ray.shutdown()
+        raise
