@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from scipy.stats import chi2, nct
@@ -172,11 +172,6 @@ class Design:
     """Pairs if this comparison must hold against the first and hardest threshold of Holm, 5% / comparisons."""
     detectable: float | None
     """The smallest difference that the present pairs find with 80% power, in points."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """The fields for JSON, with the names of the comparison."""
-        fields = {name: value for name, value in vars(self).items() if name != "comparison"}
-        return {"ours": self.comparison.ours, "theirs": self.comparison.theirs, **fields}
 
 
 def designs(comparisons: Sequence[Comparison], target: float = 0.1) -> list[Design]:

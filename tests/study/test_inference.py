@@ -97,4 +97,3 @@ def test_the_design_states_how_uncertain_it_is() -> None:
     assert one.needed == pairs_needed(0.1, sd)
     assert one.needed_range == (pairs_needed(0.1, expected[0]), pairs_needed(0.1, expected[1]))
     assert one.needed_corrected == pairs_needed(0.1, sd, 0.05 / 2)
-    assert one.as_dict()["ours"] == "A"

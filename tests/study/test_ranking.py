@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from darts_sg.study.anytime import anytime_curve, mean_curve
+from darts_sg.study.anytime import anytime_curve
 from darts_sg.study.ranking import rank_correlation
 
 BELIEVED = [60.0, 58.0, 61.0, 59.5, 57.0, 57.0]
@@ -67,9 +67,3 @@ def test_an_anytime_curve_keeps_the_best() -> None:
     ]
     assert anytime_curve(rows, "validation_accuracy") == [(1.0, 50.0), (2.0, 50.0), (3.0, 37.5)]
     assert anytime_curve(rows, "test_accuracy") == []
-
-
-def test_a_mean_curve_lies_where_all_curves_do() -> None:
-    first, second = [(1.0, 50.0), (3.0, 40.0)], [(2.0, 60.0), (4.0, 20.0)]
-    assert mean_curve([first, second, []]) == [(2.0, 55.0), (3.0, 50.0)]
-    assert mean_curve([]) == []
