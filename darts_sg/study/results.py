@@ -21,6 +21,7 @@ from darts_sg.study.folder import StudyFolder, read_state
 from darts_sg.study.plan import StudyJob, jobs_of
 from darts_sg.study.run_records import (
     Record,
+    any_seed,
     arm_name,
     group_name,
     search_record,
@@ -182,7 +183,8 @@ def _published(study: StudyFile) -> list[Record]:
 def _name_settings(trainings: Iterable[Record], runs: Mapping[str, Run]) -> None:
     """Give each training its setting: data and scale, and what tells it from others of the same data and scale."""
     compared = compared_options("augment")
-    keys = {record["id"]: setting(runs[record["id"]], compared) for record in trainings}
+    settings = {record["id"]: setting(runs[record["id"]], compared) for record in trainings}
+    keys = {name: (any_seed(key[0]), *key[1:]) for name, key in settings.items()}
     apart = distinctions(set(keys.values()), compared)
     for record in trainings:
         record["setting"] = training_setting(runs[record["id"]]) + apart[keys[record["id"]]]

@@ -1,6 +1,7 @@
 """What one run of a study measured, as a record: a plain dict that pandas takes."""
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -108,7 +109,15 @@ def training_record(run: Run) -> Record:
 
 def training_setting(run: Run) -> str:
     """Data and scale, as they must stand beside every figure of a training."""
-    return f"{run.data}: {scale(run)}"
+    return f"{any_seed(run.data)}: {scale(run)}"
+
+
+def any_seed(data: str) -> str:
+    """The name of data without the seed that they were rendered from, so that runs differ in nothing but their seeds.
+
+    The images of the data set `synthetic` follow from the seed of the run: its spread over the seeds includes theirs.
+    """
+    return re.sub(r"\brendered from seed \d+", "rendered from the seed of the run", data)
 
 
 def operations_by_epoch(run: Run, most: int = 24) -> dict[str, list[tuple[int, dict[str, float]]]]:
@@ -136,13 +145,13 @@ def operations_by_epoch(run: Run, most: int = 24) -> dict[str, list[tuple[int, d
 
 def _search_setting(run: Run) -> str:
     if run.finished and run.genotype is not None and run.genotype.provenance.get("train_images"):
-        return run.genotype.search_size
+        return any_seed(run.genotype.search_size)
     options, data = run.options, run.environment.get("data") or {}
     images = [
         f"{data[key]:,}" if isinstance(data.get(key), int) else "?" for key in ("train_images", "validation_images")
     ]
     return (
-        f"{run.data}, C={options.get('channels')}, {options.get('cells')} cells, {images[0]} images for the weights "
+        f"{any_seed(run.data)}, C={options.get('channels')}, {options.get('cells')} cells, {images[0]} images for the weights "
         f"and {images[1]} for the alphas, {options.get('epochs')} epochs"
     )
 

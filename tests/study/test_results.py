@@ -16,6 +16,7 @@ from darts_sg.genotype import NUM_INPUTS, load_genotype
 from darts_sg.study.collected import StudyResults
 from darts_sg.study.findings import differences
 from darts_sg.study.results import collect, write_results
+from darts_sg.study.run_records import any_seed
 from tests.study.studies import ERRORS, cells_of, made_up_study
 
 LEFT_OUT = ("retrain_SG_1_s2", "retrain_DARTS_0_s1")
@@ -187,3 +188,8 @@ def test_published_figures_share_no_column_with_measured_ones(written: dict[str,
 def test_what_is_no_study_is_answered(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"is not the folder of a study: it has no study\.yaml"):
         collect(tmp_path)
+
+
+def test_rendered_data_differ_in_their_seed_only() -> None:
+    assert any_seed("synthetic (rendered from seed 12)") == any_seed("synthetic (rendered from seed 0)")
+    assert any_seed("cifar10 (JPEG q75; seed 3)") == "cifar10 (JPEG q75; seed 3)"
