@@ -151,8 +151,8 @@ def _search_setting(run: Run) -> str:
         f"{data[key]:,}" if isinstance(data.get(key), int) else "?" for key in ("train_images", "validation_images")
     ]
     return (
-        f"{any_seed(run.data)}, C={options.get('channels')}, {options.get('cells')} cells, {images[0]} images for the weights "
-        f"and {images[1]} for the alphas, {options.get('epochs')} epochs"
+        f"{any_seed(run.data)}, C={options.get('channels')}, {options.get('cells')} cells, {images[0]} images for the "
+        f"weights and {images[1]} for the alphas, {options.get('epochs')} epochs"
     )
 
 
