@@ -100,7 +100,7 @@ def search_data(run: Run, epochs: Sequence[SearchEpoch]) -> dict[str, Any]:
         plans = plan_cells([epoch.cell(title) for epoch in epochs])
         columns = [heat_map_columns(epoch.weights, title, operations) for epoch in epochs]
         for record, plan, (_, values) in zip(records, plans, columns, strict=True):
-            record[title] = {"cell": _cell(plan, operations), "weights": values}
+            record[title] = {"cell": cell_shapes(plan, operations), "weights": values}
         shown[title] = {
             "heading": heading,
             "columns": columns[-1][0],
@@ -110,7 +110,7 @@ def search_data(run: Run, epochs: Sequence[SearchEpoch]) -> dict[str, Any]:
             "bottom": plans[0].bottom,
             "states": [
                 {"text": subscripted(name), "x": left, "y": -top, "width": right - left, "height": top - bottom,
-                 "kind": _kind(name)}
+                 "kind": state_kind(name)}
                 for name, _, left, right, bottom, top in state_boxes(plans[0])
             ],
         }  # fmt: skip
@@ -144,7 +144,8 @@ def _panel(panel: Panel) -> dict[str, Any]:
     return {"title": panel.title, "kind": kind, "curves": curves}
 
 
-def _kind(state: str) -> str:
+def state_kind(state: str) -> str:
+    """Whether a state is an `input`, a `node` or the `output` of its cell."""
     return "output" if state == "c_k" else "input" if state.startswith("c_") else "node"
 
 
@@ -154,7 +155,7 @@ def _style(style: Style) -> dict[str, Any]:
     return {"title": style.title, **colors, "width": style.width, "dashes": style.dashes}
 
 
-def _cell(plan: CellPlan, operations: Sequence[str]) -> dict[str, Any]:
+def cell_shapes(plan: CellPlan, operations: Sequence[str]) -> dict[str, Any]:
     """SVG shapes of a cell's edges and of the lines to its output; `edge` is the row of the mixing weights."""
     edges = []
     for track, wire in zip(plan.tracks, edge_wires(plan), strict=True):

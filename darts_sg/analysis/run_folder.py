@@ -317,6 +317,18 @@ def search_epochs(run_dir: Path) -> list[int]:
     return sorted(_by_epoch(run_dir / "alphas", "npz").keys() & _by_epoch(run_dir / "genotypes", "yaml").keys())
 
 
+def read_mixing_weights(run_dir: Path, epoch: int) -> dict[str, Array]:
+    """The mixing weights after an epoch, as they are in the file: `normal`, `reduce` and whatever else is there.
+
+    Much faster than `read_search_epoch`, which also reads the genotype and checks them against it. Raises UsageError if
+    the file is missing or damaged.
+    """
+    path = run_dir / "alphas" / f"epoch_{epoch:04}.npz"
+    return {
+        name: array for name, array in _read_arrays(path, epoch).items() if not name.startswith(("alpha_", "beta_"))
+    }
+
+
 def read_search_epoch(run_dir: Path, epoch: int | None = None) -> SearchEpoch:
     """The state of a search after an epoch, by default the epoch of its genotype, or the last one so far.
 

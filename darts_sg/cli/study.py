@@ -16,6 +16,7 @@ from darts_sg.errors import UsageError
 from darts_sg.invocation import argument, program
 
 EXECUTORS = ("local", "ray", "slurm")
+WATCH_PORT = 8765
 
 
 def add_parser(commands: Any) -> None:
@@ -65,12 +66,17 @@ def add_parser(commands: Any) -> None:
         ("status", "show the jobs with state, attempts and costs"),
         ("stop", "have all jobs saved, wherever they run, and the coordinators end"),
         ("retry", "let failed jobs start again at the next run"),
-        ("report", "write results.json and the report from what is finished"),
+        ("report", "write report.html, report.md, tables, figures and results.json from what is finished"),
+        ("watch", "serve the report as a page that follows the study, to this machine only"),
     ):
         action = actions.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
         action.add_argument("folder", metavar="DIR", type=Path, help="folder of the study")
         if name == "status":
             action.add_argument("--json", action="store_true", help="print JSON")
+        if name == "watch":
+            action.add_argument(
+                "--port", type=argument_type(int), help=f"port (default: {WATCH_PORT}; 0: any free one)"
+            )
         if name == "retry":
             action.add_argument("jobs", metavar="ID", nargs="*", help="jobs to start again (default: all that failed)")
 
@@ -89,6 +95,7 @@ def run(arguments: argparse.Namespace) -> None:
         "stop": stop_study,
         "retry": retry_jobs,
         "report": report_study,
+        "watch": watch_study,
     }
     actions[arguments.action](arguments)
 
@@ -245,10 +252,17 @@ def retry_jobs(arguments: argparse.Namespace) -> None:
 
 
 def report_study(arguments: argparse.Namespace) -> None:
-    """Write the results of a study from what is finished."""
-    from darts_sg.study.coordinator import write_results
-    from darts_sg.study.folder import StudyFolder
+    """Write the report of a study from what is finished."""
+    from darts_sg.study.publish import write_study_report
 
-    folder = StudyFolder.open(arguments.folder)
-    write_results(folder)
-    print(folder.path / "results.json")
+    print(write_study_report(arguments.folder))
+
+
+def watch_study(arguments: argparse.Namespace) -> None:
+    """Serve the report of a study until Ctrl-C."""
+    from darts_sg.study.watch import watch
+
+    port = WATCH_PORT if arguments.port is None else arguments.port
+    if not 0 <= port <= 65535:
+        raise UsageError(f"--port must be from 0 to 65535, found {port}")
+    watch(arguments.folder, port, lambda line: print(line, flush=True))

@@ -4,7 +4,6 @@ The folder is the only truth. A coordinator keeps nothing that another one could
 any moment, and several may work in one folder.
 """
 
-import importlib.util
 import signal
 import threading
 import time
@@ -264,7 +263,9 @@ class Coordinator:
 
     def _finish(self, progress: Progress) -> None:
         """Write the results, and report what failed."""
-        write_results(self.folder)
+        from darts_sg.study.results import write_results  # not before: it imports matplotlib
+
+        write_results(self.folder.path)
         self.folder.log(f"coordinator: {len(progress.done)} jobs done, {len(progress.failed)} failed")
         if progress.failed:
             states = self.folder.states()
@@ -293,13 +294,6 @@ class Coordinator:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def write_results(folder: StudyFolder) -> None:
-    """Write results.json and the report of a study from its folder, where this installation can."""
-    if importlib.util.find_spec("darts_sg.study.results") is None:
-        return
-    importlib.import_module("darts_sg.study.results").write_results(folder.path)
 
 
 def study_command(word: str, folder: StudyFolder) -> str:
