@@ -27,6 +27,7 @@ from darts_sg.methods.perturbations import PERTURBATIONS
 from darts_sg.methods.regularizers import REGULARIZERS
 from darts_sg.methods.relaxations import RELAXATIONS
 from darts_sg.methods.selection import SELECTIONS
+from darts_sg.methods.stages import STAGE_PLANS
 from darts_sg.methods.weight_regularizers import WEIGHT_REGULARIZERS
 from darts_sg.networks.derived import NetworkShape
 from darts_sg.networks.mobile import find_model
@@ -43,7 +44,7 @@ from darts_sg.yaml_files import read_mapping
 OF_ALPHAS = (
     "hypergradient", "penalty", "target_params", "target_macs", "recompute", "relaxation", "regularizer",
     "perturbation", "auxiliary_skip", "weight_regularizer", "freeze_operations", "drop_path_prob", "selection",
-    "partial_channels", "edge_normalization", "alpha_frozen_epochs", "eigenvalue_every", "stop_eigenvalue",
+    "partial_channels", "stages", "edge_normalization", "alpha_frozen_epochs", "eigenvalue_every", "stop_eigenvalue",
     "stop_skips", "compile",
 )  # fmt: skip
 """Options that only a search by the gradient of alphas has."""
@@ -325,6 +326,9 @@ class SearchConfig(RunConfig):
     becomes bounded."""
     partial_channels: int = option(1, "Search")
     """K: 1/K of the channels pass through the candidate operations, the others bypass them (PC-DARTS)."""
+    stages: str = option("single", "Search", parts=STAGE_PLANS)
+    """Stages of the search, with supernets that grow while operations are pruned: p-darts, drnas-progressive. --epochs
+    are those of all stages, --cells those of the last."""
     edge_normalization: bool = option(False, "Search")
     """Learn a weight for each edge as well as for its operations (PC-DARTS)."""
     alpha_learning_rate: float = option(3e-4, "Search")
@@ -395,6 +399,11 @@ class SearchConfig(RunConfig):
         random = [name for name in space.operations if OPERATIONS[name].is_random]
         if self.recompute and random:
             raise UsageError("--recompute would draw the noise of an operation a second time; leave it out")
+        if self.recompute and self.method().has_skip_dropout:
+            raise UsageError(
+                f"--recompute would draw the dropout of --stages {cut(self.stages)} a second time; leave it out, or "
+                "give p-darts:dropout=0/0/0"
+            )
         if random and self.method().weight_regularizer.needed:
             raise UsageError(
                 f"--weight-regularizer {cut(self.weight_regularizer)} takes the difference of two passes, and the "

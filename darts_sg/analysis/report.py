@@ -26,13 +26,14 @@ SHOWN_OPTIONS = (
     "recipe", "strategy", "space", "genotype", "model", "finetune", "network", "epochs", "batch_size", "channels",
     "cells", "nodes", "learning_rate", "relaxation", "hypergradient", "regularizer", "perturbation", "auxiliary_skip",
     "weight_regularizer", "freeze_operations", "selection", "alpha_learning_rate", "alpha_frozen_epochs",
-    "partial_channels", "edge_normalization", "stop_eigenvalue", "stop_skips", "penalty", "target_params",
+    "partial_channels", "stages", "edge_normalization", "stop_eigenvalue", "stop_skips", "penalty", "target_params",
     "target_macs",
     "cutout_length", "cutout_schedule", "colour_jitter", "drop_path_prob", "auxiliary_weight", "schedule",
     "warmup_epochs", "label_smoothing", "ema", "compile", "detector", "freeze_backbone",
 )  # fmt: skip
 UNREMARKABLE = {
     "strategy": "gradient",
+    "stages": "single",
     "relaxation": "softmax",
     "perturbation": "none",
     "auxiliary_skip": "none",

@@ -34,6 +34,14 @@ from darts_sg.engine.output import lenient_output
 from darts_sg.engine.run_dir import RunDir
 from darts_sg.engine.search_data import search_parts
 from darts_sg.engine.search_result import npz_bytes, searched_genotype
+from darts_sg.engine.search_stages import (
+    enter_stage_of,
+    load_stage,
+    refuse_kernels,
+    stage_ends,
+    stage_state,
+    stage_times,
+)
 from darts_sg.engine.selection_phase import measure, num_batches, run_phase
 from darts_sg.engine.setup import (
     Setting,
@@ -81,9 +89,11 @@ from darts_sg.methods.operation_freezing import FrozenOperations
 from darts_sg.methods.operation_freezing.weights import OperationWeights
 from darts_sg.methods.regularizers import Problem
 from darts_sg.methods.selection import Searched, Setup, Trial
+from darts_sg.methods.skip_dropout import add_skip_dropout, silence
+from darts_sg.methods.stages import Timeline
 from darts_sg.networks.supernet import ALPHA_INIT_DEVIATION, Chosen, Mixing, Supernet, chosen_by
 from darts_sg.records import MetricsRow
-from darts_sg.spaces import Space, parse_space
+from darts_sg.spaces import Allowed, Space, parse_space
 from darts_sg.tasks import columns, task_of
 
 EDGE_BY_EDGE = "edges have lists of operations of their own: PyTorch computes them edge by edge, without kernels"
@@ -99,7 +109,8 @@ class SearchJob:
 
     def __init__(self, config: SearchConfig, setting: Setting) -> None:
         self.config, self.setting, self.method = config, setting, config.method()
-        [self.stage] = self.method.stages
+        self.timeline = Timeline(self.method.stages)
+        refuse_kernels(config, self.method)
         self.space = parse_space(config.space)
         self.task = task_of(config.as_dict())
         parts = search_parts(config, setting)
@@ -110,16 +121,37 @@ class SearchJob:
         self.train = train_batches(self.train_images, config, setting, "weights")
         self.validation = train_batches(self.validation_images, config, setting, "alphas")
         self.phase = self.method.selection.phase(
-            Setup(self.space.operations, config.nodes, self.stage.epochs, config.seed, self.space.allowed)
+            Setup(self.space.operations, config.nodes, self.timeline.epochs, config.seed, self.space.allowed)
         )
         """The selection, if it goes on after the supernet's epochs."""
-        self.num_epochs, self.steps_per_epoch = self.stage.epochs, len(self.train)
+        self.num_epochs, self.steps_per_epoch = self.timeline.epochs, len(self.train)
         if self.phase is not None:
             self.num_epochs += self.phase.epochs
             setting.environment["epochs"] = self.num_epochs  # for reports: more than --epochs
             self.trial_batches = train_batches(self.validation_images, config, setting, "selection")
-        self.supernet = to_device(self._build(), setting.device)
-        setting.environment["kernels"] = use_kernels(self.supernet, config, setting, self._prepare_gpu)
+        # All are set before each step, and nowhere else, and a captured CUDA graph reads them.
+        self.progress = torch.zeros((), device=setting.device)
+        self.epochs_done = torch.zeros((), device=setting.device)
+        """Share of the epochs that were done when the current one began, for schedules that change by epoch."""
+        self.skip_dropout = torch.zeros((), device=setting.device)
+        """Probability of dropout after skip connections."""
+        self.generator = torch.Generator(setting.device)
+        self.begin_stage(0, self.space.allowed)
+
+    def begin_stage(self, number: int, allowed: Allowed | None, carried: Supernet | None = None) -> None:
+        """Build the supernet of a stage, its optimizers and all that depends on it.
+
+        allowed: which operations each edge has, None for all. carried: a plain supernet of the stage with the tensors
+        to go on from; by default a new one.
+        """
+        config, setting = self.config, self.setting
+        self.stage_number, self.stage, self.allowed = number, self.method.stages[number], allowed
+        self.captured: Captured | None = None  # frees the memory of the stage before
+        self.skip_dropout.fill_(0.0)  # the check of the kernels compares outputs
+        self.supernet = to_device(self.build(number, allowed) if carried is None else carried, setting.device)
+        kernels = use_kernels(self.supernet, config, setting, self._prepare_gpu)
+        if number == 0:
+            setting.environment["kernels"] = kernels  # of the run: a resumed one begins with the same choice
         self.supernet.recompute = config.recompute
         if config.compile:
             compile_parts(edge_batches(self.supernet), setting.device)
@@ -128,7 +160,7 @@ class SearchJob:
             with torch.no_grad():
                 for alpha in self.alphas:
                     alpha.zero_()
-        problem = problem_of(config, self.space)
+        problem = problem_of(config, self.space, allowed)
         self.regularizers = {name: term.prepare(problem) for name, term in self.method.regularizers.items()}
         if config.eigenvalue_every and setting.device.type == "mps":
             raise UsageError("--eigenvalue-every needs float64, which mps does not have; leave it out, or --device cpu")
@@ -141,11 +173,6 @@ class SearchJob:
             weight_decay=config.alpha_weight_decay,
             fused=on_gpu or None, capturable=on_gpu,
         )  # fmt: skip
-        # All are set before each step, and nowhere else, and a captured CUDA graph reads them.
-        self.progress = torch.zeros((), device=setting.device)
-        self.epochs_done = torch.zeros((), device=setting.device)
-        """Share of the epochs that were done when the current one began, for schedules that change by epoch."""
-        self.generator = torch.Generator(setting.device)
         self.captured = Captured(self._update, [self.generator]) if captures(config, setting) else None
 
     @property
@@ -166,24 +193,29 @@ class SearchJob:
         return 1 if self.captured is None else WARM_UP + 1
 
     def learning_rate(self, epoch: int) -> float:
-        if self.phase is not None and epoch >= self.stage.epochs:
+        if self.phase is not None and epoch >= self.timeline.epochs:
             return self.phase.learning_rate
-        return cosine_learning_rate(self.config, epoch)
+        first, epochs = self.timeline.schedule(epoch)
+        return cosine_learning_rate(self.config, epoch - first, epochs)
 
     def _alphas_learn(self, epoch: int) -> bool:
         """Whether the alphas learn in `epoch`; in the epochs of a selection phase, as in the last one before it."""
         fixed = self.phase is not None and self.phase.fixed_alphas
-        return not fixed and self.stage.alphas_learn(min(epoch, self.stage.epochs - 1))
+        return not fixed and self.timeline.alphas_learn(epoch)
 
     def alpha_steps(self, epochs: int) -> int:
         """Updates of the alphas in the first `epochs` epochs."""
         return self.steps_per_epoch * sum(self._alphas_learn(epoch) for epoch in range(epochs))
 
     def step(self, epoch: int, step: int) -> StepResult:
+        enter_stage_of(self, epoch)
         position = epoch * self.steps_per_epoch + step
         set_learning_rate(self.weight_optimizer, self.learning_rate(epoch))
-        self.progress.fill_(min(1.0, position / (self.stage.epochs * self.steps_per_epoch)))
-        self.epochs_done.fill_(min(1.0, epoch / self.stage.epochs))
+        first, epochs = self.timeline.schedule(epoch)
+        self.progress.fill_(min(1.0, (position - first * self.steps_per_epoch) / (epochs * self.steps_per_epoch)))
+        self.epochs_done.fill_(min(1.0, (epoch - first) / epochs))
+        if self.stage.skip_dropout:
+            self.skip_dropout.fill_(self.stage.skip_dropout_at(self.timeline.within(epoch)))
         # The noise of a step depends on seed and position: all ranks draw the same, a resumed run what it would have.
         self.generator.manual_seed(keyed_seed(self.config.seed, "mixing", "noise", position))
         tensors: tuple[Tensor, ...] = (batch := self.train[position])
@@ -350,7 +382,7 @@ class SearchJob:
 
     def _growth(self) -> Tensor:
         """The factor of schedules that grow by epoch: 0 in the first epoch, 1 in the last."""
-        epochs = self.stage.epochs
+        _, epochs = self.timeline.schedule(self.timeline.spans[self.stage_number].first)
         return (self.epochs_done * (epochs / max(1, epochs - 1))).clamp_max(1.0)
 
     def _kept(self, draw: Draw, batch: Batch) -> Tensor | None:
@@ -408,10 +440,11 @@ class SearchJob:
         return batch[0][:, 0].numel()
 
     def after_steps(self, epoch: int) -> Iterator[Piece]:
-        """The measurements of a selection phase that are due after `epoch`."""
-        due = epoch + 1 - self.stage.epochs
+        """The measurements of a selection phase that are due after `epoch`, and the end of a stage."""
+        due = epoch + 1 - self.timeline.epochs
         if self.phase is not None and due >= 0:
             yield from run_phase(self.phase, due, self._measure, self.task.score)
+        yield from stage_ends(self.timeline, epoch)
 
     def _measure(self, trial: Trial, batches: int | None = None) -> dict[str, float]:
         """The task's measures of the supernet under the mixing weights of a trial, on validation images.
@@ -438,7 +471,8 @@ class SearchJob:
         run.write(f"genotypes/epoch_{epoch + 1:04d}.yaml", genotype.to_yaml())
         measures = ("loss", *self.task.training_measures)
         names = [f"{part}_{measure}" for part in ("train", "validation") for measure in measures]
-        row = {"learning_rate": self.learning_rate(epoch)}
+        row = {} if len(self.timeline.stages) == 1 else {"stage": float(self.stage_number + 1)}
+        row["learning_rate"] = self.learning_rate(epoch)
         for name, term in self.regularizers.items():
             row |= term.metrics({title: torch.from_numpy(weights) for title, weights in mixing.items()})
             row[f"penalty_{name}"] = means.get(f"penalty_{name}", float("nan"))
@@ -473,6 +507,7 @@ class SearchJob:
         batch = TrainBatches(images, spec, size, fixed, seed, "eigenvalue", ranks.rank, ranks.size)[0]
 
         def loss(supernet: Supernet, batch: Batch) -> Tensor:
+            silence(supernet)
             return self.task.loss(self._outputs(batch[0], self._expected(supernet), supernet), batch[1])
 
         return supernet_eigenvalue(self.supernet, loss, batch, ranks)
@@ -496,7 +531,7 @@ class SearchJob:
         if self.phase is not None:
             return self.phase.cells(mixing)
         bounds = [bound for term in self.regularizers.values() for bound in term.bounds()]
-        return self.method.selection(Searched(mixing, self.space.operations, bounds, self.space.allowed))
+        return self.method.selection(Searched(mixing, self.space.operations, bounds, self.allowed))
 
     def derive(
         self,
@@ -542,9 +577,11 @@ class SearchJob:
             "epochs_done": self.epochs_done.item(),
             **({} if self.freezing is None else {"freezing": self.freezing.state_dict()}),
             **({} if self.phase is None else {"selection": self.phase.state_dict()}),
+            **stage_state(self),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        load_stage(self, state)
         missing, unexpected = self.supernet.load_state_dict(state["supernet"], strict=False)
         # BatchNorm expects its counter of batches, which a supernet does not have, in whatever it loads
         unexpected = [name for name in unexpected if not name.endswith("num_batches_tracked")]
@@ -564,7 +601,7 @@ class SearchJob:
 
     def forward_anew(self, x: Tensor) -> Tensor:
         """Outputs of images (N, C, H, W) from a new supernet like this one, in train mode."""
-        supernet = self._build()
+        supernet = self.build(self.stage_number, self.allowed)
         return supernet(x, self._expected(supernet))
 
     def facts(self) -> list[str]:
@@ -572,7 +609,7 @@ class SearchJob:
         spec = self.setting.data.spec
         alphas = sum(a.numel() for a in self.alphas)
         with torch.device("meta"):
-            supernet = self._build().eval()
+            supernet = self.build(self.stage_number, self.allowed).eval()
             image = torch.empty(1, spec.in_channels, spec.image_size, spec.image_size)
             with torch.no_grad():
                 mixing = self._expected(supernet)
@@ -606,9 +643,10 @@ class SearchJob:
             f"{columns.clock(seconds * self.phase.num_trials())} (h:mm:ss) beside its epochs"
         ]
 
-    def _build(self) -> Supernet:
-        config, stage, spec = self.config, self.stage, self.setting.data.spec
-        return Supernet(
+    def build(self, number: int, allowed: Allowed | None) -> Supernet:
+        """A new plain supernet of a stage."""
+        config, stage, spec = self.config, self.method.stages[number], self.setting.data.spec
+        supernet = Supernet(
             self.space.operations,
             network=config.network,
             channels=config.channels,
@@ -621,8 +659,11 @@ class SearchJob:
             edge_normalization=config.edge_normalization,
             auxiliary_skip=self.method.auxiliary_skip.needed,
             initial_alphas=self._initial_alphas,
-            allowed=self.space.allowed,
+            allowed=allowed,
         )
+        if stage.skip_dropout:
+            add_skip_dropout(supernet, self.skip_dropout)
+        return supernet
 
     def _initial_alphas(self, num_edges: int, num_operations: int) -> Tensor:
         """The alphas to start from: those of the relaxation unless the options set their mean or deviation."""
@@ -666,7 +707,7 @@ class SearchJob:
         self.alpha_optimizer.zero_grad(set_to_none=True)
 
 
-def problem_of(config: SearchConfig, space: Space) -> Problem:
+def problem_of(config: SearchConfig, space: Space, allowed: Allowed | None) -> Problem:
     """The search as its regularizers see it, with the costs of networks of the papers' size (CIFAR: C=36, 20 cells)."""
 
     @cache
@@ -674,7 +715,7 @@ def problem_of(config: SearchConfig, space: Space) -> Problem:
         costs = choice_costs(space.operations, config.network, num_nodes=config.nodes)
         return dict(zip(("params", "macs"), costs, strict=True))
 
-    return Problem(space.operations, config.nodes, lambda unit: tables()[unit], space.allowed)
+    return Problem(space.operations, config.nodes, lambda unit: tables()[unit], allowed)
 
 
 @lenient_output()
@@ -719,7 +760,10 @@ def run_search(
     if dry:
         writes = "genotype.yaml, config.yaml, metrics.csv, tensorboard/, checkpoints/, genotypes/, alphas/, report.md"
         first = job.stage.alpha_frozen_epochs
-        dry_run(job, config, setting, run, title=title, first_epoch=first, facts=job.facts, writes=writes)
+        dry_run(
+            job, config, setting, run, title=title, first_epoch=first, facts=job.facts, writes=writes,
+            stages=partial(stage_times, job) if len(job.timeline.stages) > 1 else None,
+        )  # fmt: skip
         return None
 
     def finish(run: RunDir, config: SearchConfig, loop: Loop) -> None:
@@ -742,8 +786,9 @@ def _write_results(job: SearchJob, run: RunDir, loop: Loop, found: Mapping[str, 
     stopped = job.early_stop(loop.rows)
     chosen_epoch = job.num_epochs if stopped is None else stopped.chosen_epoch
     measured["alpha_steps"] = job.alpha_steps(chosen_epoch)
-    states = [state for state in read_search_epochs(run.path) if state.epoch <= chosen_epoch]
-    if job.phase is None and (doubted := doubt(states, job.alpha_steps(chosen_epoch))):
+    begun = job.timeline.schedule(chosen_epoch - 1).first  # mixing weights of earlier alphas say nothing about these
+    states = [state for state in read_search_epochs(run.path) if begun < state.epoch <= chosen_epoch]
+    if job.phase is None and (doubted := doubt(states, job.alpha_steps(chosen_epoch) - job.alpha_steps(begun))):
         measured["doubt"] = doubted
         run.log(doubted)
         print(f"note: {doubted}")

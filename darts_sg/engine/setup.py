@@ -386,15 +386,20 @@ def dry_run(
     first_epoch: int,
     facts: Callable[[], list[str]],
     writes: str,
+    stages: Callable[[float], tuple[list[str], float]] | None = None,
 ) -> None:
     """Time a step, and print what the whole run would take and write. Leaves nothing behind.
 
-    facts: lines about the job, asked for once a step has been taken. Raises RunError if it does not fit into memory.
+    facts: lines about the job, asked for once a step has been taken. stages: of a job whose steps change by stage, from
+    the seconds of a step of the first to lines about the stages and the seconds of the whole run. Raises RunError if a
+    step does not fit into memory.
     """
     _refuse_too_large(job, config, setting)
     exhausted = False
     try:
         result, seconds = timed_step(job, first_epoch)
+        of_job = facts()
+        of_stages, whole = stages(seconds) if stages else ([], job.num_epochs * job.steps_per_epoch * seconds)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -403,11 +408,12 @@ def dry_run(
         raise out_of_memory(job, config, again(job.name, setting.ranks.launcher if setting.ranks.size > 1 else ""))
     folder = config.run_dir or default_run_dir(job.name, config, title) if run is None else run.path
     lines = [
-        *facts(),
+        *of_job,
+        *of_stages,
         f"device: {setting.device} ({environment.machine(setting.device)})"
         + (f", {setting.ranks.size} processes like it" if setting.ranks.size > 1 else ""),
         f"data: {config.dataset}{', ' + setting.data.remark if setting.data.remark else ''}",
-        *_step_facts(job, setting, result, seconds),
+        *_step_facts(job, setting, result, seconds, whole),
         f"would {'write' if run is None else 'go on in'}: {folder}/ with {writes}",
         "dry run: nothing was written",
     ]
@@ -441,15 +447,14 @@ def _wait_for(result: StepResult) -> None:
         value.item()
 
 
-def _step_facts(job: Job, setting: Setting, result: StepResult, seconds: float) -> list[str]:
-    """Time, losses and memory of a step, and the time of the whole run from that."""
+def _step_facts(job: Job, setting: Setting, result: StepResult, seconds: float, whole: float) -> list[str]:
+    """Time, losses and memory of a step, and the time of the whole run."""
     losses = ", ".join(f"{name.replace('_', ' ')} {value.item():.4f}" for name, value in result.means.items())
-    whole = clock(job.num_epochs * job.steps_per_epoch * seconds)
     return [
         f"one step of batch {result.num_images}: {seconds:.2f} s ({result.num_images / seconds:.1f} images/s), "
         + losses,
         f"peak memory: {peak_memory(setting.device) / 2**20:.0f} MiB",
-        f"whole run: {job.num_epochs} epochs of {job.steps_per_epoch} steps, about {whole} (h:mm:ss), "
+        f"whole run: {job.num_epochs} epochs of {job.steps_per_epoch} steps, about {clock(whole)} (h:mm:ss), "
         "evaluation not counted",
     ]
 

@@ -19,10 +19,13 @@ STEPS = 2 / 3, 5 / 6
 """Shares of the epochs after which the schedule `step` divides the learning rate by 10."""
 
 
-def cosine_learning_rate(config: RunConfig, epoch: int) -> float:
-    """Learning rate of `epoch` (from 0): half a cosine from learning_rate to learning_rate_min (SGDR, equation 5)."""
+def cosine_learning_rate(config: RunConfig, epoch: int, epochs: int | None = None) -> float:
+    """Learning rate of `epoch` (from 0): half a cosine from learning_rate to learning_rate_min (SGDR, equation 5).
+
+    epochs: over which it falls, by default --epochs.
+    """
     span = config.learning_rate - config.learning_rate_min
-    return config.learning_rate_min + span * (1 + math.cos(math.pi * epoch / config.epochs)) / 2
+    return config.learning_rate_min + span * (1 + math.cos(math.pi * epoch / (epochs or config.epochs))) / 2
 
 
 def scheduled_learning_rate(config: AugmentConfig, epoch: int) -> float:

@@ -26,15 +26,16 @@ from darts_sg.methods.relaxations import RELAXATIONS, Relaxation
 from darts_sg.methods.selection import SELECTIONS, Selection
 from darts_sg.methods.selection.argmax import Argmax
 from darts_sg.methods.selection.bounded import Bounded
-from darts_sg.methods.stages import Stage
+from darts_sg.methods.stages import STAGE_PLANS, Stage, StageOptions
 from darts_sg.methods.weight_regularizers import WEIGHT_REGULARIZERS, WeightRegularizer
 from darts_sg.quantity import parse_quantity
+from darts_sg.spaces import parse_space
 
 NUM_REDUCTIONS = 2  # cells of a network that are reductions
 PENALTIES: dict[str, type[Size]] = {"params": Params, "macs": Macs}
 
 
-class MethodOptions(Protocol):
+class MethodOptions(StageOptions, Protocol):
     """The options of a search that a method is built from."""
 
     @property
@@ -64,13 +65,7 @@ class MethodOptions(Protocol):
     @property
     def nesterov(self) -> bool: ...
     @property
-    def epochs(self) -> int: ...
-    @property
-    def cells(self) -> int: ...
-    @property
-    def partial_channels(self) -> int: ...
-    @property
-    def alpha_frozen_epochs(self) -> int: ...
+    def stages(self) -> str: ...
     @property
     def stop_eigenvalue(self) -> float | None: ...
     @property
@@ -100,6 +95,11 @@ class Method:
         return self.hypergradient is single_level
 
     @property
+    def has_skip_dropout(self) -> bool:
+        """Whether dropout follows skip connections in any stage."""
+        return any(stage.skip_dropout for stage in self.stages)
+
+    @property
     def is_capturable(self) -> bool:
         """Whether a step on a GPU may be captured as a CUDA graph, which replays the same launches each time.
 
@@ -107,6 +107,7 @@ class Method:
         """
         unchecked = self.regularizers or self.perturbation.attacks or self.is_single_level
         unchecked = unchecked or self.weight_regularizer.needed or self.operation_freezing.needed
+        unchecked = unchecked or self.has_skip_dropout
         return not (unchecked or self.relaxation.is_one_hot)
 
 
@@ -130,11 +131,12 @@ def method_of(options: MethodOptions) -> Method:
         drop_path=EdgeDropPath(options.drop_path_prob) if options.drop_path_prob else None,
         weight_regularizer=_weight_regularizer(options),
         operation_freezing=freezing,
-        stages=(Stage(options.epochs, options.cells, options.partial_channels, options.alpha_frozen_epochs),),
+        stages=_stages(options),
         early_stopping=EarlyStopping(options.stop_eigenvalue, options.stop_skips),
         selection=selection,
     )
     _refuse_combinations(method, options)
+    _refuse_with_stages(method, options)
     return method
 
 
@@ -166,6 +168,56 @@ def _refuse_combinations(method: Method, options: MethodOptions) -> None:
             "--nesterov with --hypergradient unrolled: the virtual step looks through plain momentum; leave one of "
             "them out"
         )
+
+
+def _stages(options: MethodOptions) -> tuple[Stage, ...]:
+    plan = build_part(STAGE_PLANS, options.stages, "--stages")
+    try:
+        return plan.stages(options)
+    except UsageError as error:
+        raise UsageError(f"--stages {cut(options.stages)}: {error}") from None
+
+
+def _refuse_with_stages(method: Method, options: MethodOptions) -> None:
+    """UsageError for parts that have no meaning in a search of several stages."""
+    if len(method.stages) == 1:
+        return
+    fewest = min(stage.cells for stage in method.stages)
+    wrong = {
+        "--stop-eigenvalue": (
+            options.stop_eigenvalue is not None,
+            "compares eigenvalues of one supernet, and each stage has its own",
+        ),
+        "--stop-skips": (options.stop_skips is not None, "would end the search before its last stage"),
+        f"--selection {cut(options.selection)}": (method.selection.has_phase, "decides on a supernet of one stage"),
+        f"--freeze-operations {cut(options.freeze_operations)}": (
+            method.operation_freezing.needed,
+            "freezes operations for good, and stages give them new weights",
+        ),
+        "a target": (
+            any(isinstance(term, Size) and term.target for term in method.regularizers.values()),
+            "may be out of reach once operations are pruned",
+        ),
+        f"space {cut(options.space)}": (
+            parse_space(options.space).allowed is not None,
+            "has a list of operations for each edge, which stages would prune",
+        ),
+        f"--weight-regularizer {cut(options.weight_regularizer)} in {fewest} cells": (
+            fewest < method.weight_regularizer.min_normal_cells + NUM_REDUCTIONS,
+            "compares normal cells, and a stage has too few",
+        ),
+        f"--hypergradient {options.hypergradient}": (
+            method.has_skip_dropout and method.hypergradient is unrolled,
+            "takes the difference of passes, and the dropout after skip connections draws anew in each",
+        ),
+        f"--weight-regularizer {cut(options.weight_regularizer)}": (
+            method.has_skip_dropout and method.weight_regularizer.needed,
+            "takes the difference of passes, and the dropout after skip connections draws anew in each",
+        ),
+    }
+    for name, (found, reason) in wrong.items():
+        if found:
+            raise UsageError(f"--stages {cut(options.stages)} with {name}: it {reason}; leave one of them out")
 
 
 def _hypergradient(options: MethodOptions, freezing: OperationFreezing) -> HypergradientMethod:

@@ -237,7 +237,7 @@ def test_combinations_are_a_method_or_are_refused_with_the_reason(relaxation: st
             relaxation=relaxation, hypergradient=hypergradient, regularizer=regularizer, perturbation=perturbation,
             selection=selection, nesterov=nesterov, penalty="", target_params=target, target_macs="", epochs=1, cells=3,
             partial_channels=2, alpha_frozen_epochs=0, stop_eigenvalue=None, stop_skips=None, auxiliary_skip="none",
-            weight_regularizer="none", freeze_operations="none", drop_path_prob=None,
+            weight_regularizer="none", freeze_operations="none", drop_path_prob=None, stages="single",
         )  # fmt: skip
         wrong = {
             "kl": regularizer == "kl" and relaxation != "dirichlet",

@@ -2,12 +2,15 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from darts_sg.derive import derive_cell, num_edges, strengths
 from darts_sg.errors import UsageError
 from darts_sg.genotype import NUM_INPUTS, Cell
 from darts_sg.methods.selection import SELECTIONS, Searched, Selection
 
 SKIP = "skip_connect"
+GIVEN_UP = -1.0  # below every mixing weight
 
 
 @dataclass(frozen=True)
@@ -17,7 +20,7 @@ class SkipLimit(Selection):
     Chen et al., "Progressive Differentiable Architecture Search" (P-DARTS), ICCV 2019, section 3.3, as in the authors'
     code: the chosen skip_connect of the smallest mixing weight is ruled out, and the cell is derived again. Greedy,
     unlike `bounded:max_skips=2`: the edge takes its next operation or loses its place to another edge of its node. The
-    reduction cell is not limited.
+    reduction cell is not limited. An edge that has no other operation keeps its skip connection.
     """
 
     most: int = 2
@@ -29,12 +32,17 @@ class SkipLimit(Selection):
     def __call__(self, searched: Searched) -> tuple[Cell, Cell]:
         operations = searched.operations
         normal, reduce = strengths(searched.mixing)
+        if searched.allowed is not None:
+            normal = np.where(searched.allowed[0], normal, GIVEN_UP - 1)
         cell = derive_cell(normal, operations)
         if not set(operations) - {"none", SKIP}:
             return cell, derive_cell(reduce, operations)  # nothing could take the place of a skip
         skip = operations.index(SKIP) if SKIP in operations else -1
-        while len(skips := _skipped_edges(cell)) > self.most:
-            normal[min(skips, key=lambda edge: float(normal[edge, skip])), skip] = -1.0  # below every mixing weight
+        while len(_skipped_edges(cell)) > self.most:
+            skips = [edge for edge in _skipped_edges(cell) if normal[edge, skip] > GIVEN_UP]
+            if not skips:
+                break  # the others are on edges that have no other operation
+            normal[min(skips, key=lambda edge: float(normal[edge, skip])), skip] = GIVEN_UP
             cell = derive_cell(normal, operations)
         return cell, derive_cell(reduce, operations)
 
