@@ -12,6 +12,7 @@ from darts_sg.config import SearchConfig
 from darts_sg.data import Images
 from darts_sg.engine.memory import is_out_of_memory
 from darts_sg.engine.setup import Setting, trial_batch
+from darts_sg.methods.stages import Stage
 from darts_sg.networks.supernet import Supernet
 from darts_sg.spaces import Space
 
@@ -22,6 +23,7 @@ class Search(Protocol):
     config: SearchConfig
     setting: Setting
     space: Space
+    stage: Stage
     supernet: Supernet
     train_images: Images
     weights: Any
@@ -43,7 +45,7 @@ def unfused_facts(job: Search) -> list[str]:
             names,
             job.supernet.specs,
             config.nodes,
-            config.partial_channels,
+            job.stage.partial_channels,
             size // 8 if config.network == "imagenet" else size,
             len(batch[1]),
             job.setting.device,
