@@ -326,7 +326,7 @@ def test_mbconv_is_the_block_of_the_papers(name: str, stride: int) -> None:
 
 def test_operations_without_a_fast_path_are_told_from_chains() -> None:
     plugins.load(MBCONV)
-    assert unfused_operations(list(OPERATIONS)) == ("mbconv_se_3x3", "mbconv_se_5x5")
+    assert unfused_operations(list(OPERATIONS)) == ("noise", "mbconv_se_3x3", "mbconv_se_5x5")
     supernet = Supernet(parse_space("mbconv_se").operations, channels=4, cells=3, num_nodes=3)
     assert num_calls(supernet.specs, 3) == 3 * (2 + 3 + 4)
 

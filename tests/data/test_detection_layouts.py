@@ -455,7 +455,9 @@ def test_images_with_boxes_are_refused_where_labels_are_needed(tmp_path: Path) -
 
 def test_the_documented_plug_in_reads_another_format(tmp_path: Path) -> None:
     page = (Path(__file__).parents[2] / "docs" / "detection.md").read_text()
-    code = page.split("```python\n")[1].split("```")[0].replace('DATASETS.add("csv", load_csv)', "")
+    blocks = [block.split("```")[0] for block in page.split("```python\n")[1:]]
+    [code] = [block for block in blocks if "load_csv" in block]
+    code = code.replace('DATASETS.add("csv", load_csv)', "")
     found: dict[str, Any] = {}
     exec(code, found)
     for stem in ("a", "b"):
