@@ -152,6 +152,7 @@ def test_the_whole_bench_prints_every_table(
     monkeypatch.setattr(speed, "interleave", lambda steps, rounds: interleave(steps, 1))
     monkeypatch.setattr(speed, "peak_mib", lambda which, batch, threads: {"textbook": 800.0}.get(which, 200.0))
     monkeypatch.setattr(speed, "SCALES", {"channels": (4,), "cells": (3,), "batch": (2,)})
+    monkeypatch.setattr(speed, "step_gflop", lambda shape: 1.0)  # counted above
     small = {"channels": 4, "cells": 3}
     monkeypatch.setattr(
         speed, "retraining_steps", lambda name, batch, **how: subjects.retraining_steps(name, 2, **small, **how)
