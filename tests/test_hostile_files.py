@@ -216,7 +216,8 @@ def npz(**headers: tuple[str, str]) -> bytes:
     with zipfile.ZipFile(file, "w") as archive:
         for name, (dtype, shape) in headers.items():
             text = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
-            archive.writestr(f"{name}.npy", b"\x93NUMPY\x01\0v\0" + text.encode() + bytes(8))
+            entry = zipfile.ZipInfo(f"{name}.npy")  # of a fixed date, unlike one by its name alone
+            archive.writestr(entry, b"\x93NUMPY\x01\0v\0" + text.encode() + bytes(8))
     return file.getvalue()
 
 
@@ -233,6 +234,18 @@ def npz(**headers: tuple[str, str]) -> bytes:
         npz(**{f"a{i}": ("<f8", "(1,)") for i in range(100)}),
         b"PK\x03\x04",
         b"",
+    ],
+    ids=[
+        "long",
+        "square",
+        "empty texts",
+        "objects",
+        "negative",
+        "no shape",
+        "no type",
+        "many",
+        "no archive",
+        "nothing",
     ],
 )
 def test_mixing_weights_whose_header_promises_more_than_follows_are_refused(content: bytes, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from benchmarks.same_bits import compared
+from darts_sg.engine.checkpoint import checkpoints
 
 ROOT = Path(__file__).resolve().parents[2]
 LONGEST = 600  # seconds that a run may take before it counts as hanging
@@ -54,6 +55,8 @@ class Kind:
     """How long the undisturbed run took."""
     expected: dict[str, object] = field(default_factory=dict, init=False)
     files: set[str] = field(default_factory=set, init=False)
+    last: str = field(default="", init=False)
+    """The checkpoint at the end of the undisturbed run."""
 
     def start(self, words: list[str], folder: Path) -> "subprocess.Popen[str]":
         launcher = ["-m", "darts_sg"]
@@ -77,6 +80,7 @@ class Kind:
             raise SystemExit(f"kills: {self.name} ended with {process.returncode}: {out.strip().splitlines()[-1]}")
         self.seconds = time.monotonic() - begun
         self.expected, self.files = dict(compared(run)), names(run)
+        self.last = checkpoints(run / "checkpoints")[-1].name
 
 
 def names(run: Path) -> set[str]:
@@ -94,6 +98,10 @@ KINDS = {
         Kind("search", SEARCH),
         Kind("second-order", f"{SEARCH} --hypergradient unrolled --eigenvalue-every 1"),
         Kind("pc-darts", f"{SEARCH} --partial-channels 2 --edge-normalization --alpha-frozen-epochs 1"),
+        Kind("p-darts", f"{SEARCH} --stages p-darts:cells=3/3/4"),
+        Kind("darts-pt", f"{SEARCH} --epochs 1 --selection projection:tuning_epochs=1,images=8"),
+        Kind("oles, skip", f"{SEARCH} --freeze-operations oles:window=2 --auxiliary-skip linear"),
+        Kind("evolution", f"{SEARCH} --strategy evolution:candidates=4,population=2,sample=2"),
         Kind("retraining", f"{TRAINING} {NETWORK}"),
         Kind("mobile", f"{TRAINING} --model mobilenext_0.1_id2"),
         Kind("two ranks", f"{SEARCH}", ranks=2),
@@ -107,17 +115,19 @@ def disturbed(kind: Kind, folder: Path, run: Path, draw: random.Random, tally: T
     for _ in range(draw.randint(1, MOST_KILLS)):
         process = kind.start(next_command(kind, run), folder)
         try:
-            process.communicate(timeout=draw.uniform(0, 1.1 * kind.seconds))
+            begun = time.monotonic()
+            process.communicate(timeout=draw.uniform(0, kind.seconds))
+            kind.seconds = min(kind.seconds, time.monotonic() - begun)  # the first run also compiled and rendered
             tally.ended += 1
             break
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
         tally.kills += 1
-        tally.starting += not list(run.glob("checkpoints/*.pt"))
-        finishing = bool(list(run.glob("checkpoints/epoch_0003_*.pt")))
-        tally.finishing += finishing
-        tally.running += bool(list(run.glob("checkpoints/*.pt"))) and not finishing
+        saved = {path.name for path in run.glob("checkpoints/*.pt")}
+        tally.starting += not saved
+        tally.finishing += kind.last in saved
+        tally.running += bool(saved) and kind.last not in saved
     process = kind.start(next_command(kind, run), folder)
     try:
         out, _ = process.communicate(timeout=LONGEST)
