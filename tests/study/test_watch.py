@@ -161,7 +161,11 @@ def test_ctrl_c_ends_it_cleanly(folder: Path) -> None:
         if line:
             threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
 
-    watch(folder, 0, say)  # returns, so the command exits with 0
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore Ctrl-C
+    try:
+        watch(folder, 0, say)  # returns, so the command exits with 0
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert lines[0].startswith("http://127.0.0.1:")
     assert lines[1:] == [""]
 
