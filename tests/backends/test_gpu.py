@@ -28,7 +28,12 @@ from darts_sg.ops import OPERATIONS
 from tests.reference.transfer import assert_equal_tensors, randomize
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-EVERY = [name for name in OPERATIONS if name != "none" and not OPERATIONS[name].is_random]
+EVERY = [
+    name
+    for name in OPERATIONS
+    if name not in ("none", "sep_conv_5x5", "sandglass_3x3_r4") and not OPERATIONS[name].is_random
+]
+"""Without those that differ from another one by a size alone."""
 SEVERAL = ["sep_conv_3x3", "dil_conv_3x3", "sandglass_3x3", "max_pool_3x3", "avg_pool_3x3", "skip_connect"]
 
 
