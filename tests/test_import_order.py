@@ -39,6 +39,7 @@ ORDER = (
     "config",
     "engine",
     "api",
+    "fitting",
     "study",
     "cli",
     "__main__",

@@ -47,7 +47,7 @@ class Kind(NamedTuple):
     """The cost of a genotype's network."""
 
 
-def _tables(operations: Sequence[str], nodes: int, size: Size) -> tuple[Costs, Costs]:
+def cost_tables(operations: Sequence[str], nodes: int, size: Size) -> tuple[Costs, Costs]:
     return choice_costs(
         operations, size.network, size.channels, size.cells, nodes,
         num_classes=size.num_classes, image_size=size.image_size,
@@ -61,8 +61,8 @@ def counted(genotype: Genotype, size: Size) -> tuple[int, int]:
 
 
 KINDS: Mapping[str, Kind] = {
-    "max_params": Kind("parameters", lambda *given: _tables(*given)[0], lambda g, size: counted(g, size)[0]),
-    "max_macs": Kind("MACs", lambda *given: _tables(*given)[1], lambda g, size: counted(g, size)[1]),
+    "max_params": Kind("parameters", lambda *given: cost_tables(*given)[0], lambda g, size: counted(g, size)[0]),
+    "max_macs": Kind("MACs", lambda *given: cost_tables(*given)[1], lambda g, size: counted(g, size)[1]),
 }
 """By the option that gives the maximum."""
 
@@ -108,9 +108,7 @@ class Limits:
 
     def roomy(self, space: Space, nodes: int, size: Size) -> bool:
         """Whether the mean network of this size keeps them, so that a search can choose freely."""
-        return all(
-            mean_cost(bound.costs, space) <= bound.maximum for bound in self.bounds(space, nodes, size)
-        )
+        return all(mean_cost(bound.costs, space) <= bound.maximum for bound in self.bounds(space, nodes, size))
 
     def widest(self, space: Space, nodes: int, size: Size) -> int | None:
         """The largest even C up to that of `size` whose mean network keeps the bounds.

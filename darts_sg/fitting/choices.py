@@ -25,8 +25,8 @@ WANTED_STEPS, WANTED_EPOCHS = 1500, (15, 60)
 """The same for the training: steps, but epochs within these bounds."""
 LEAST_STEPS_AN_EPOCH = 20
 BATCHES = (8, 16, 32, 64)
-LEARNING_RATE = 0.1
-"""Of the training, for batches of 32 and more."""
+LEARNING_RATE = 0.025
+"""Of the training, as in DARTS."""
 MOST_ALPHA_LEARNING_RATE = 0.03
 CIFAR_TRAIN_IMAGES = 50_000
 REGULARISED_EPOCHS = 100
@@ -192,11 +192,6 @@ def batch_in_memory(size: int, pixels: int, bytes_per_pixel: float | None, avail
     while size > 1 and size * pixels * bytes_per_pixel > MEMORY_SHARE * available:
         size //= 2
     return size if size > 1 else 0
-
-
-def learning_rate(batch: int) -> float:
-    """Of the training: LEARNING_RATE, lower in proportion for batches below 32."""
-    return round(LEARNING_RATE * min(1.0, batch / 32), 4)
 
 
 def published_alpha_steps(config: SearchConfig) -> int:
