@@ -30,7 +30,9 @@ def add_parser(commands: Any) -> None:
         if f.name == "recipe":
             text += f" Choices: {', '.join(recipe_names('search'))}."
         names = ["-o"] if f.name == "output" else []
-        add_option(groups[title], f.name, hints[f.name], partial(read_typed, FitOptions, f.name), text, f.default, *names)
+        add_option(
+            groups[title], f.name, hints[f.name], partial(read_typed, FitOptions, f.name), text, f.default, *names
+        )
     parser.add_argument(
         "--resume", type=argument_type(Path), default=None, help="Folder of a fit to continue to the same result."
     )

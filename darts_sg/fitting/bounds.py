@@ -1,8 +1,8 @@
 """Bounds on the network of a fit, at the size in which it is trained and used.
 
-A bound is a kind of cost and a maximum. A kind has a table of costs by edge for a network size, so that derivation within
-bounds stays exact (`derive.derive_bounded`). Another kind, such as a latency from a table of measured operations, is one
-more entry of KINDS and an option of its name.
+A bound is a kind of cost and a maximum. A kind has a table of costs by edge for a network size, so that derivation
+within bounds stays exact (`derive.derive_bounded`). Another kind, such as a latency from a table of measured
+operations, is one more entry of KINDS and an option of its name.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -29,6 +29,13 @@ LEARNING_RATE = 0.025
 """Of the training, as in DARTS."""
 MOST_ALPHA_LEARNING_RATE = 0.03
 CIFAR_TRAIN_IMAGES = 50_000
+DARTS_DISTANCE = 19_550 * 3e-4
+"""How far an alpha may move in the search of the DARTS paper: 50 epochs of 391 steps, times the learning rate."""
+GROWTH = 0.6
+"""Exponent by which time is expected to grow with MACs, to choose what to measure next: small networks leave a
+processor waiting. A guess that is too low costs a measurement, one that is too high a level."""
+FURTHEST = 2
+"""Levels that a measurement is ahead of the last one."""
 REGULARISED_EPOCHS = 100
 """From this number of epochs on, cutout and drop path help a training more than they slow it down."""
 MEMORY_SHARE = 0.6
@@ -71,7 +78,8 @@ class Level(NamedTuple):
     @property
     def text(self) -> str:
         return (
-            f"{self.image_size}×{self.image_size} pixels, supernet C={self.search_channels}, {self.search_cells} cells, "
+            f"{self.image_size}×{self.image_size} pixels, "
+            f"supernet C={self.search_channels}, {self.search_cells} cells, "
             f"network C={self.channels}, {self.cells} cells"
         )
 
@@ -144,7 +152,10 @@ def ladder(
     channels: int | None = None,
     cells: int | None = None,
 ) -> list[Level]:
-    """The levels to choose from, cheapest first, with what the options fix. UsageError if the images fill the memory."""
+    """The levels to choose from, cheapest first, with what the options fix.
+
+    Raises UsageError if the images fill the memory.
+    """
     natural = image_size or natural_size(facts.side)
     shape = network or stem_of(natural)
     levels: list[Level] = []
@@ -186,7 +197,7 @@ def without_single(size: int, images: int) -> int:
 
 
 def batch_in_memory(size: int, pixels: int, bytes_per_pixel: float | None, available: int | None) -> int:
-    """`size`, halved until a batch of images of so many pixels fits into MEMORY_SHARE of the memory; 0 if two do not."""
+    """`size`, halved until a batch of images of so many pixels fits into MEMORY_SHARE of the memory; 0 if none does."""
     if bytes_per_pixel is None or available is None:
         return size
     while size > 1 and size * pixels * bytes_per_pixel > MEMORY_SHARE * available:
@@ -204,13 +215,18 @@ def alpha_learning_rate(config: SearchConfig, steps: int) -> float:
     """The learning rate of the alphas for a search of so many of their steps.
 
     Adam divides the gradient by its own size, so that a step moves an alpha by about the learning rate, whatever the
-    loss: in n steps of rate r an alpha moves by at most about n · r. That product is kept as the recipe has it on
-    CIFAR-10: r(n) = r_recipe · n_recipe / n. Never below the recipe's rate, and never above 0.03, with which a step
-    changes no mixing weight p by more than p (1 - p) · 0.03 < 0.0075.
+    loss: in n steps of rate r an alpha moves by at most about n · r. That distance is kept: r(n) = distance / n,
+    with the distance of DARTS, 19,550 · 3e-4 = 5.9, or that of the recipe on CIFAR-10 if it is longer. Never below the
+    recipe's rate, and never above 0.03, with which a step changes no mixing weight p by more than
+    p (1 - p) · 0.03 < 0.0075.
     """
     own = config.alpha_learning_rate
-    scaled = own * published_alpha_steps(config) / max(1, steps)
-    return max(own, min(scaled, MOST_ALPHA_LEARNING_RATE))
+    return max(own, min(alpha_distance(config) / max(1, steps), MOST_ALPHA_LEARNING_RATE))
+
+
+def alpha_distance(config: SearchConfig) -> float:
+    """How far an alpha may move in a search: see `alpha_learning_rate`."""
+    return max(DARTS_DISTANCE, config.alpha_learning_rate * published_alpha_steps(config))
 
 
 def frozen_epochs(config: SearchConfig, epochs: int) -> int:
@@ -300,6 +316,7 @@ def enough(found: Plan, timing: Timing, facts: DataFacts, searched: int, frozen_
 
 def scaled(timing: Timing, search: float, train: float) -> Timing:
     """The timing expected of another level, whose search and training have so many times the MACs."""
+    search, train = search**GROWTH, train**GROWTH
     return timing._replace(
         search_step=timing.search_step * search, train_step=timing.train_step * train,
         test_image=timing.test_image * train,
@@ -324,7 +341,8 @@ def next_level(
         return None
     broken = min((index for index, timing in measured.items() if timing is None), default=len(works))
     failed = min((index for index, good in fits.items() if not good), default=len(works))
-    for index in range(min(broken, failed, len(works)) - 1, -1, -1):
+    ahead = max((index for index, good in fits.items() if good), default=0) + FURTHEST
+    for index in range(min(broken, failed, len(works), ahead + 1) - 1, -1, -1):
         if index in measured:
             return None
         nearest = min(known, key=lambda other: abs(other - index))

@@ -173,8 +173,8 @@ class FitJob:
         best = folder / "weights_best.safetensors"
         if cut and not best.is_file():
             raise RunError(
-                f"the time ended before the first epoch of the training; continue with more time: {self.resume_command} "
-                "--minutes 30"
+                "the time ended before the first epoch of the training; continue with more time: "
+                f"{self.resume_command} --minutes 30"
             )
         weights = best if cut else folder / "weights.safetensors"
         self.run.write("weights.safetensors", weights.read_bytes())
@@ -183,8 +183,8 @@ class FitJob:
         self.state.update(done=stages | {"train": {"cut": cut, "epochs": epochs}})
         if cut:
             self.say(
-                f"the time was over after {epochs} of {training['epochs']} epochs: the network is that of the best epoch "
-                f"so far. {self.resume_command} completes the training"
+                f"the time was over after {epochs} of {training['epochs']} epochs: the network is that of the best "
+                f"epoch so far. {self.resume_command} completes the training"
             )
 
     def _schedule(self, genotype: Genotype) -> None:
@@ -332,8 +332,8 @@ class FitJob:
         _, _, environment = read_run_config(self.folder / "search" / "config.yaml")
         if (known := environment["data"]["fingerprint"]) != fingerprint:
             raise UsageError(
-                f"the images in {self.options.data} are not those of the search (fingerprint {fingerprint}, then {known}): "
-                "bring them back, or start a new fit with another --run-dir"
+                f"the images in {self.options.data} are not those of the search (fingerprint {fingerprint}, then "
+                f"{known}): bring them back, or start a new fit with another --run-dir"
             )
 
     def _same_data(self, folder: Path) -> None:
@@ -416,7 +416,7 @@ def run_fit(
     if dry:
         _print_choices(state, options)
         return None
-    run = RunDir(options.run_dir)
+    run = RunDir(state.folder)
     state.update(resumed=True)
     print(f"continuing {options.run_dir}")
     return _execute(FitJob(options, run, state, timer, callbacks=callbacks, stop=stop))

@@ -60,8 +60,8 @@ def look(directory: Path, threads: int) -> Check:
             if readable < least:
                 why = ": a test part is to be split off, which needs two" if least == 2 else f" in the {part} part"
                 raise UsageError(
-                    f"the class {name} has {readable} image{'s' * (readable != 1)} that can be read{why}; add images, or "
-                    "remove the class"
+                    f"the class {name} has {readable} image{'s' * (readable != 1)} that can be read{why}; add images, "
+                    "or remove the class"
                 )
     return check
 
@@ -88,8 +88,8 @@ def notes_of(check: Check) -> list[str]:
     low, high = np.quantile(sides, (0.05, 0.95))
     if high >= MANY_SIDES * low:
         lines.append(
-            f"note: images are of very different sizes, shorter sides {low:.0f} to {high:.0f} pixels: each is scaled by "
-            "its shorter side and cropped"
+            f"note: images are of very different sizes, shorter sides {low:.0f} to {high:.0f} pixels: each is scaled "
+            "by its shorter side and cropped"
         )
     if (grey := sum(one.kind.endswith((" L", " 1", " LA")) for part in check.facts.values() for one in part)) > 0:
         lines.append(f"note: {grey:,} images are grey; all are read as colour images")
@@ -97,8 +97,8 @@ def notes_of(check: Check) -> list[str]:
     unused = [part for part in TEST_PARTS if (check.directory / part).is_dir() and test and part != test.name]
     if unused:
         lines.append(
-            f"note: {' and '.join(f'{part}/' for part in unused)} is not used: the network is tested on {test}, and the "
-            "search holds out images of train/"
+            f"note: {' and '.join(f'{part}/' for part in unused)} is not used: the network is tested on {test}, and "
+            "the search holds out images of train/"
         )
     return [one_line(line, 400) for line in lines]
 
@@ -108,8 +108,8 @@ def described(check: Check, facts: DataFacts) -> str:
     _, test = find_parts(check.directory)
     part = f"the test part {test.name}/" if test else "a fifth that is held out as the test part"
     return (
-        f"{facts.images + facts.test:,} images of {facts.classes} classes: {facts.images:,} to train on, {facts.test:,} "
-        f"in {part}; shorter sides about {facts.side} pixels"
+        f"{facts.images + facts.test:,} images of {facts.classes} classes: {facts.images:,} to train on, "
+        f"{facts.test:,} in {part}; shorter sides about {facts.side} pixels"
     )
 
 

@@ -9,6 +9,7 @@ from darts_sg.data.memory import available_memory
 from darts_sg.fitting.bench import Bench
 from darts_sg.fitting.bounds import LEAST_CELLS, LEAST_CHANNELS, Limits, Size, cost_tables, mean_cost
 from darts_sg.fitting.choices import (
+    DARTS_DISTANCE,
     LEARNING_RATE,
     MOST_ALPHA_LEARNING_RATE,
     Affordable,
@@ -17,6 +18,7 @@ from darts_sg.fitting.choices import (
     Level,
     Plan,
     Timing,
+    alpha_distance,
     alpha_learning_rate,
     chosen_level,
     frozen_epochs,
@@ -216,10 +218,14 @@ def _planned(
     add("search epochs", found.search_epochs, reason, "search_epochs")
     own, published = config.alpha_learning_rate, published_alpha_steps(config)
     if rate > own:
-        capped = ", at most" if rate >= MOST_ALPHA_LEARNING_RATE else ""
+        capped = ", but no faster than this" if rate >= MOST_ALPHA_LEARNING_RATE else ""
+        distance = alpha_distance(config)
+        source = "the 19,550 steps of 3e-4 of the DARTS paper"
+        if distance > DARTS_DISTANCE:
+            source = f"the {published:,} steps of {own:g} of {options.recipe} on CIFAR-10"
         reason = (
-            f"a step of Adam moves an alpha by about the rate: {alpha_steps:,} steps of it go as far as the "
-            f"{published:,} steps of {own:g} of {options.recipe} on CIFAR-10{capped}"
+            f"a step of Adam moves an alpha by about the rate, and {alpha_steps:,} steps of it go as far as {source}"
+            f"{capped}"
         )
     else:
         reason = f"the recipe's: {alpha_steps:,} steps are no fewer than its {published:,}"

@@ -1,4 +1,4 @@
-"""report.md and report.html of a fit: the result, the data, every choice with its reason, cells, curves, test, next steps."""
+"""report.md and report.html of a fit: result, data, choices with their reasons, cells, curves, test, next steps."""
 
 import base64
 import re
@@ -119,8 +119,8 @@ def _result(folder: Path, state: State) -> Section:
         parts.append(f"**The search chose nothing:** {derived['doubt']}.")
     if train.get("cut"):
         parts.append(
-            f"**The time was over** after {train['epochs']} of {state['training']['epochs']} epochs of the training. The "
-            "network is that of the best epoch so far, chosen on the test images, so that its accuracy flatters."
+            f"**The time was over** after {train['epochs']} of {state['training']['epochs']} epochs of the training. "
+            "The network is that of the best epoch so far, chosen on the test images, so that its accuracy flatters."
         )
     return Section("Result", [*parts, Table(("", ""), rows)])
 
@@ -147,8 +147,8 @@ def _compared(state: State) -> list[Section]:
         verdicts.append(f"**{facts['verdict'][:1].upper()}{facts['verdict'][1:]}.**")
     header = ("network", "parameters", "MACs", "test accuracy", "only searched right", "only this right", "McNemar's p")
     text = (
-        "All networks have the same data, image size, schedule and seed; the baselines are the widest that cost no more "
-        "than the searched network. One training each: a difference of a few points may be the seed's."
+        "All networks have the same data, image size, schedule and seed; the baselines are the widest that cost no "
+        "more than the searched network. One training each: a difference of a few points may be the seed's."
     )
     return [Section("Compared with known networks", [*verdicts, Table(header, rows), text])]
 
@@ -157,7 +157,8 @@ def _data(state: State) -> Section:
     data, notes = state["data"], state["data"]["notes"]
     found = [f"- {note}" for note in notes] or ["No problems were found."]
     return Section(
-        "Data", [f"{data['described']}.", "\n".join(found), Image("pictures/data.png", "Classes, sizes and some images")]
+        "Data",
+        [f"{data['described']}.", "\n".join(found), Image("pictures/data.png", "Classes, sizes and some images")],
     )
 
 
@@ -175,8 +176,8 @@ def _cells(folder: Path, state: State) -> Section:
     if derived["derived"]:
         kept = derived["derived"]["mixing_weight_kept"]
         parts.append(
-            f"The strongest cells of the search exceed the bounds; these are the best ones within them, with {kept:.1%} of "
-            "the mixing weight."
+            f"The strongest cells of the search exceed the bounds; these are the best ones within them, with "
+            f"{kept:.1%} of the mixing weight."
         )
     if derived["doubt"]:
         parts.append(f"{derived['doubt'][:1].upper()}{derived['doubt'][1:]}.")
@@ -194,8 +195,7 @@ def _curves(folder: Path) -> Section:
         [
             "The training:",
             Image("pictures/training_curves.svg", "Curves of the training"),
-            "The search, whose accuracies are those of the supernet "
-            "([every epoch of its cells](search/search.html)):",
+            "The search, whose accuracies are those of the supernet ([every epoch of its cells](search/search.html)):",
             Image("pictures/search_curves.svg", "Curves of the search"),
         ],
     )
@@ -220,8 +220,9 @@ def _classes(found: Predicted, names: Sequence[str], mistakes: bool) -> Section:
 
 def _measured(state: State) -> Section:
     text = (
-        "Measured: one search and one training with one seed. The interval says how far the accuracy depends on the choice "
-        "of the test images. Not measured: the spread over seeds of search and training, which a study shows (`study new`)."
+        "Measured: one search and one training with one seed. The interval says how far the accuracy depends on the "
+        "choice of the test images. Not measured: the spread over seeds of search and training, which a study shows "
+        "(`study new`)."
     )
     options = {key: value for key, value in state["options"].items() if value not in (None, "", False)}
     said = ", ".join(f"{key} {value}" for key, value in options.items())

@@ -88,8 +88,8 @@ class FitResult:
     def __repr__(self) -> str:
         low, high = self.interval
         return (
-            f"FitResult(test accuracy: {self.accuracy:.1%} ({low:.1%} to {high:.1%}), parameters: {self.params:,}, MACs: "
-            f"{self.macs:,}, folder: {self.run_dir})"
+            f"FitResult(test accuracy: {self.accuracy:.1%} ({low:.1%} to {high:.1%}), parameters: {self.params:,}, "
+            f"MACs: {self.macs:,}, folder: {self.run_dir})"
         )
 
 

@@ -1,4 +1,4 @@
-"""fit.json: the choices of a fit and how far it has got. The folder is the only truth; any process may go on with it."""
+"""fit.json: the choices of a fit and how far it has got. The folder is the only truth; any process may go on."""
 
 import json
 from collections.abc import Mapping
