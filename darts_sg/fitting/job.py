@@ -92,6 +92,8 @@ class FitJob:
         self.space = parse_space(options.space)
         self.resume_command = line("fit", resume=self.folder)
         self._dataset: Dataset | None = None
+        self.resumed = False
+        """Whether an earlier process has begun this fit, and the images may have changed since."""
 
     # --- the stages
 
@@ -116,12 +118,15 @@ class FitJob:
         # the training gets at least the time of its planned share
         reserve = self.reserve() + 0.8 * self.state["plan"]["train_seconds"]
         cut = self._execute(search, "search", folder, self.state["search"], reserve)
-        if cut and not read_search_epochs(folder):
+        epochs = len(read_search_epochs(folder))
+        if cut and not epochs:
             raise RunError(
                 f"the time of the search ended before its first epoch; continue with more time: {self.resume_command} "
                 "--minutes 30"
             )
-        self.state.finish("search", cut=cut)
+        if cut:
+            self.say(f"the time of the search was over after {epochs} of {self.state['search']['epochs']} epochs")
+        self.state.finish("search", cut=cut, epochs=epochs)
 
     def derive(self) -> Genotype:
         """The genotype: that of the search if its network keeps the bounds, else the best one that does."""
@@ -338,7 +343,7 @@ class FitJob:
 
     def _same_data(self, folder: Path) -> None:
         """UsageError if the data have changed between the search and a training that is about to start."""
-        if not (folder / "config.yaml").is_file() and self.state["resumed"]:
+        if not (folder / "config.yaml").is_file() and self.resumed:
             self.dataset()
 
     def _bench(self) -> Bench:
@@ -416,10 +421,10 @@ def run_fit(
     if dry:
         _print_choices(state, options)
         return None
-    run = RunDir(state.folder)
-    state.update(resumed=True)
-    print(f"continuing {options.run_dir}")
-    return _execute(FitJob(options, run, state, timer, callbacks=callbacks, stop=stop))
+    print(f"continuing {state.folder}")
+    job = FitJob(options, RunDir(state.folder), state, timer, callbacks=callbacks, stop=stop)
+    job.resumed = True
+    return _execute(job)
 
 
 def _new_fit(
@@ -466,7 +471,7 @@ def _new_fit(
         "level": list(planned.level), "timing": list(planned.timing), "plan": planned.plan._asdict(),
         "choices": [list(choice) for choice in planned.choices],
         "search": planned.search, "training": planned.training, "compare_seconds": compare_seconds,
-        "resumed": False, "done": {},
+        "done": {},
     }  # fmt: skip
     state = State(options.run_dir, content)
     if timer.budget is not None:

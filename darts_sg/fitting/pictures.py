@@ -58,11 +58,12 @@ def draw_classes(found: Predicted, names: Sequence[str]) -> Figure:
     figure = Figure(figsize=(7.5, 1.2 + 0.26 * len(rows)), dpi=100, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    for place, (name, images, accuracy, low, high) in enumerate(reversed(rows)):
+    for place, (_, images, accuracy, low, high) in enumerate(reversed(rows)):
         axes.plot([low, high], [place, place], color=TRAIN, linewidth=2, alpha=0.4, solid_capstyle="round")
         axes.plot([accuracy], [place], "o", color=TRAIN, markersize=5)
         axes.text(1.02, place, f"{images}", va="center", fontsize=8, color=INK, transform=axes.get_yaxis_transform())
-        del name
+    top = {"va": "bottom", "fontsize": 8, "color": INK, "transform": axes.transAxes}
+    axes.text(1.02, 1.0, "images", **top)
     axes.set_yticks(range(len(rows)), [shown_name(row[0]) for row in reversed(rows)], fontsize=8)
     axes.axvline(found.accuracy, color=FAINT, linewidth=1.2, zorder=0)
     axes.set_xlim(-0.02, 1.02)

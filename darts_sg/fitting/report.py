@@ -94,7 +94,7 @@ def report_sections(folder: Path, state: State, data: Dataset) -> list[Section]:
 
 
 def _result(folder: Path, state: State) -> Section:
-    test, derived, train = (state.done(stage) or {} for stage in ("test", "derive", "train"))
+    test, derived, train, search = (state.done(stage) or {} for stage in ("test", "derive", "train", "search"))
     low, high = test["interval"]
     rows = [
         ("test accuracy", f"**{test['accuracy']:.1%}** of {test['images']:,} images"),
@@ -117,6 +117,11 @@ def _result(folder: Path, state: State) -> Section:
     parts: list[str | Table | Image | Lines] = []
     if derived["doubt"]:
         parts.append(f"**The search chose nothing:** {derived['doubt']}.")
+    if search.get("cut"):
+        parts.append(
+            f"The search was ended by its share of the time, after {search['epochs']} of {state['search']['epochs']} "
+            "epochs."
+        )
     if train.get("cut"):
         parts.append(
             f"**The time was over** after {train['epochs']} of {state['training']['epochs']} epochs of the training. "

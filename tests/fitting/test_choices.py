@@ -41,7 +41,9 @@ def times(timing: Timing, factor: float) -> Timing:
     return timing._replace(search_step=timing.search_step * factor, train_step=timing.train_step * factor)
 
 
-@pytest.mark.parametrize(("side", "size"), [(10, 32), (32, 32), (47, 48), (63, 64), (128, 128), (200, 192), (3000, 224)])
+@pytest.mark.parametrize(
+    ("side", "size"), [(10, 32), (32, 32), (47, 48), (63, 64), (128, 128), (200, 192), (3000, 224)]
+)
 def test_images_are_never_enlarged_to_the_natural_size(side: int, size: int) -> None:
     assert natural_size(side) == size
 
