@@ -34,7 +34,7 @@ from darts_sg.fitting import look as looking
 from darts_sg.fitting.baseline import Baseline, baselines
 from darts_sg.fitting.bench import Bench, training_config
 from darts_sg.fitting.bounds import Limits, Size, counted, limits_of
-from darts_sg.fitting.choices import Choice, DataFacts, Level, Timing, train_epoch_seconds, train_epochs
+from darts_sg.fitting.choices import Choice, train_epoch_seconds, train_epochs
 from darts_sg.fitting.options import FitOptions, export_format
 from darts_sg.fitting.planning import Planned, decide, schedule, size_of
 from darts_sg.fitting.state import FORMAT, State
@@ -85,8 +85,7 @@ class FitJob:
         self.options, self.run, self.state, self.clock = options, run, state, clock
         self.callbacks, self.stop = callbacks, stop
         self.folder = run.path
-        self.facts = DataFacts(**state["data"]["facts"])
-        self.level = Level(*state["level"])
+        self.facts, self.level = state.facts, state.level
         self.size: Size = size_of(self.level, self.facts)
         self.limits: Limits = limits_of(options)
         self.space = parse_space(options.space)
@@ -195,7 +194,7 @@ class FitJob:
     def _schedule(self, genotype: Genotype) -> None:
         """Time steps of the network that was found, and choose the epochs of its training."""
         plan, training = self.state["plan"], dict(self.state["training"])
-        timing = Timing(*self.state["timing"])
+        timing = self.state.timing
         bench = self._bench()
         timing = bench.training(self.level, genotype, timing, training["precision"])
         left = self.clock.left(self.reserve())

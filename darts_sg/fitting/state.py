@@ -6,14 +6,17 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from darts_sg.errors import UsageError
+from darts_sg.config import known_options
+from darts_sg.errors import UsageError, first_line, quoted
 from darts_sg.files import read_text, why, write_atomically
+from darts_sg.fitting.choices import Choice, DataFacts, Level, Plan, Timing
 from darts_sg.fitting.options import FitOptions
 from darts_sg.options import flag, read_options
 
 FORMAT = "darts_sg fit 1"
 FILE = "fit.json"
 MOST_BYTES = 2**24
+MOST = 2**53
 NEEDED: Mapping[str, type] = {
     "options": dict, "data": dict, "level": list, "choices": list, "plan": dict, "timing": list, "search": dict,
     "training": dict, "done": dict,
@@ -43,7 +46,47 @@ class State:
         for name, kind in NEEDED.items():
             if not isinstance(content.get(name), kind):
                 raise UsageError(f"{path} is damaged: {name} is missing, or has another type")
-        return cls(folder, content)
+        found = cls(folder, content)
+        try:
+            found.check()
+        except (KeyError, TypeError, ValueError) as error:
+            raise UsageError(f"{path} is damaged: {first_line(error)[:200]}") from None
+        return found
+
+    def check(self) -> None:
+        """KeyError, TypeError or ValueError if a value that the stages read is missing, or is none."""
+        numbers = (*self.level[2:], *self.timing, self.level.image_size, *vars(self.facts).values())
+        for value in (*numbers, self["compare_seconds"], *(Plan(**self["plan"]))):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < MOST:
+                raise ValueError(f"expected a number, found {quoted(value)}")
+        if self.level.network not in ("cifar", "imagenet") or not all(isinstance(each, int) for each in self.level[2:]):
+            raise ValueError(f"level is {quoted(self.content['level'])}")
+        for choice in self["choices"]:
+            if not all(isinstance(text, str) for text in Choice(*choice)):
+                raise ValueError(f"expected texts, found {quoted(choice)}")
+        data = self["data"]
+        texts = (*data["notes"], data["name"], data["listing"], data["described"], self["machine"])
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError("data: expected texts")
+        if not all(isinstance(facts, dict) for facts in self["done"].values()):
+            raise ValueError("done: expected mappings")
+        known_options("search", self["search"], "search")
+        known_options("augment", self["training"], "training")
+
+    @property
+    def facts(self) -> DataFacts:
+        """The numbers of the data."""
+        return DataFacts(**self["data"]["facts"])
+
+    @property
+    def level(self) -> Level:
+        """The size of the work."""
+        return Level(*self["level"])
+
+    @property
+    def timing(self) -> Timing:
+        """Seconds as they were last measured."""
+        return Timing(*self["timing"])
 
     def options(self, given: Mapping[str, Any], started: bool) -> FitOptions:
         """The options to go on with: those of the fit, with the given ones that change no result.
