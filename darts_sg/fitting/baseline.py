@@ -25,7 +25,10 @@ class Baseline(NamedTuple):
 
 
 def baselines(genotype: Genotype, size: Size, level: Level, *, by_params: bool) -> list[Baseline]:
-    """Both baselines, each the widest with no more MACs than the searched network, or parameters with `by_params`."""
+    """Both baselines, each the widest with no more MACs than the searched network, or parameters with `by_params`.
+
+    Where even the narrowest has more, it is taken, and its title says so.
+    """
     which = 0 if by_params else 1
     most = counted(genotype, size)[which]
     known = load_genotype(GENOTYPE)
@@ -41,9 +44,10 @@ def baselines(genotype: Genotype, size: Size, level: Level, *, by_params: bool) 
     half = widest(lambda n: derived(n)[which] <= most, 4096)
     hundredths = widest(lambda n: mobile(n)[which] <= most, HUNDREDTHS)
     model = find_model(f"{FAMILY}_{hundredths / 100:g}")
+    narrowest = [", the narrowest" if cost[which] > most else "" for cost in (derived(half), mobile(hundredths))]
     return [
-        Baseline(f"{GENOTYPE} at C={2 * half}", known, level._replace(channels=2 * half), *derived(half)),
-        Baseline(f"MobileNetV2 of width {hundredths / 100:g}", model, level, *mobile(hundredths)),
+        Baseline(f"{GENOTYPE} at C={2 * half}{narrowest[0]}", known, level._replace(channels=2 * half), *derived(half)),
+        Baseline(f"MobileNetV2 of width {hundredths / 100:g}{narrowest[1]}", model, level, *mobile(hundredths)),
     ]
 
 

@@ -183,7 +183,8 @@ class FitJob:
         weights = best if cut else folder / "weights.safetensors"
         self.run.write("weights.safetensors", weights.read_bytes())
         epochs = len(read_metrics(folder / "metrics.csv"))
-        stages = {name: facts for name, facts in self.state["done"].items() if name not in ("test", "export")}
+        later = ("test", "export", "compare")  # of an earlier end of the training
+        stages = {name: facts for name, facts in self.state["done"].items() if name not in later}
         self.state.update(done=stages | {"train": {"cut": cut, "epochs": epochs}})
         if cut:
             self.say(
@@ -283,7 +284,6 @@ class FitJob:
         """report.md and report.html, and the result in a few lines."""
         from darts_sg.fitting.report import write_report  # imports matplotlib
 
-        self.state.finish("report", seconds=round(self.clock.spent(), 1))
         page = write_report(self.folder, self.dataset())
         for text in self.result_lines():
             self.say(text)

@@ -10,6 +10,7 @@ import numpy as np
 
 from darts_sg.analysis.draw_data import Sample, draw_data
 from darts_sg.data.checking import Check, check_folders, layout_of
+from darts_sg.data.detection.annotations import counted
 from darts_sg.data.detection.batches import read_image as read_stored
 from darts_sg.data.folder import (
     TEST_PARTS,
@@ -92,7 +93,7 @@ def notes_of(check: Check) -> list[str]:
             "by its shorter side and cropped"
         )
     if (grey := sum(one.kind.endswith((" L", " 1", " LA")) for part in check.facts.values() for one in part)) > 0:
-        lines.append(f"note: {grey:,} images are grey; all are read as colour images")
+        lines.append(f"note: {counted(grey, 'image', 'is')} grey; all are read as colour images")
     _, test = find_parts(check.directory)
     unused = [part for part in TEST_PARTS if (check.directory / part).is_dir() and test and part != test.name]
     if unused:

@@ -112,7 +112,8 @@ def _result(folder: Path, state: State) -> Section:
             )
         )
     rows.append(("runs", "[search](search/report.md), [training](retrain/report.md)"))
-    rows.append(("time", f"{duration((state.done('report') or {}).get('seconds', float('nan')))} in the last process"))
+    seconds = (read_metrics(folder / run / "metrics.csv")[-1]["seconds"] for run in ("search", "retrain"))
+    rows.append(("time", "search {}, training {}".format(*map(duration, seconds))))
     rows.append(("machine", state["machine"]))
     parts: list[str | Table | Image | Lines] = []
     if derived["doubt"]:
