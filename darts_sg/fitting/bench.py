@@ -178,8 +178,7 @@ def training_config(level: Level, trained: Genotype | Model, options: Mapping[st
     else:
         cells = {"channels": level.channels, "cells": level.cells, "drop_path_prob": 0.0, "auxiliary_weight": 0.0}
         subject, more = {"genotype": trained.name}, cells | more
-    config = make_config(
-        "augment", dataset="folder", image_size=level.image_size, network=level.network, **subject, **more
-    )
+    data = {"dataset": "folder", "image_size": level.image_size, "network": level.network}
+    config = make_config("augment", **{**data, **subject, **more})
     assert isinstance(config, AugmentConfig)
     return config

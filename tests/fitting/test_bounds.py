@@ -37,7 +37,9 @@ def test_the_least_cost_is_that_of_the_cheapest_network() -> None:
         costs = kind.costs(SPACE.operations, 4, SIZE)
         cells = derive_bounded(-costs.normal.astype(float), -costs.reduce.astype(float), SPACE.operations)
         assert least_cost(costs, SPACE) == costs.of(cells, SPACE.operations)
-        drawn_costs = [kind.of(drawn(seed), SIZE) for seed in range(40)]
+        genotypes = [drawn(seed) for seed in range(100)]
+        drawn_costs = [costs.of((each.normal, each.reduce), SPACE.operations) for each in genotypes]
+        assert drawn_costs[0] == kind.of(genotypes[0], SIZE)
         assert abs(np.mean(drawn_costs) / mean_cost(costs, SPACE) - 1) < 0.1
 
 
@@ -59,8 +61,8 @@ def test_an_impossible_bound_is_refused_with_the_least() -> None:
 
 
 def test_baselines_are_the_widest_that_cost_no_more() -> None:
-    level = Level(72, "imagenet", 8, 3, 16, 4)
-    size = Size("imagenet", 72, 16, 4, 5)
+    level = Level(72, "imagenet", 8, 3, 24, 3)
+    size = Size("imagenet", 72, 24, 3, 5)
     most = counted(load_genotype("DARTS_V1"), size)[1]
     darts, mobile = baselines(load_genotype("DARTS_V1"), size, level, by_params=False)
     assert darts.macs <= most
