@@ -176,8 +176,9 @@ def training_config(level: Level, trained: Genotype | Model, options: Mapping[st
         for name in ("channels", "cells", "drop_path_prob", "auxiliary_weight"):
             more.pop(name, None)
     else:
-        cells = {"channels": level.channels, "cells": level.cells, "drop_path_prob": 0.0, "auxiliary_weight": 0.0}
-        subject, more = {"genotype": trained.name}, cells | more
+        subject = {"genotype": trained.name}
+        more = {"drop_path_prob": 0.0, "auxiliary_weight": 0.0} | more
+        more |= {"channels": level.channels, "cells": level.cells}  # those of a baseline differ from the searched ones
     data = {"dataset": "folder", "image_size": level.image_size, "network": level.network}
     config = make_config("augment", **{**data, **subject, **more})
     assert isinstance(config, AugmentConfig)

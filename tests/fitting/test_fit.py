@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import darts_sg
-from darts_sg import FitResult
+from darts_sg import FitResult, RetrainResult
 from darts_sg.cli.main import run
 from darts_sg.errors import RunError, Stopped, UsageError
 from darts_sg.fitting import job as stages
@@ -85,8 +85,10 @@ def test_the_report_shows_choices_data_and_comparison(finished: FitResult) -> No
         assert text in report
         assert text in page
     assert {facts["title"].split()[0] for facts in finished.compared.values()} == {"DARTS_V2", "MobileNetV2"}
-    for facts in finished.compared.values():
+    for name, facts in finished.compared.items():
         assert facts["macs"] <= finished.macs or facts["title"].endswith("the narrowest")
+        trained = RetrainResult(finished.run_dir / "compare" / name).result
+        assert (trained["params"], trained["macs"]) == (facts["params"], facts["macs"])
         assert facts["verdict"][:1].upper() + facts["verdict"][1:] in report
     assert 'src="data:image/png;base64,' in page
     for picture in ("data.png", "cells.svg", "confusion.svg", "classes.svg", "training_curves.svg"):
