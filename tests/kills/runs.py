@@ -81,7 +81,6 @@ class Kind:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            start_new_session=True,  # a group of its own, so that its workers can be killed with it
         )
 
     def words(self, run: Path) -> list[str]:
@@ -91,8 +90,11 @@ class Kind:
         return [*self.command.split(), "--run-dir", str(run)]
 
     def kill(self, process: "subprocess.Popen[str]", run: Path, draw: random.Random) -> None:
-        """Kill the run with all processes that it has started."""
-        os.killpg(process.pid, signal.SIGKILL)
+        """Kill the run with all processes that it has started, the parent first: it would start its children again."""
+        victims = [process.pid, *descendants(process.pid)]
+        for pid in victims:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         process.communicate()
 
     def moment(self, run: Path) -> str:
@@ -141,6 +143,20 @@ class StudyKind(Kind):
 
     def result(self, run: Path) -> dict[str, Any]:
         return {**killed_study.results(run), **killed_study.tables(run)}
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes that a process has started, and those that these have, also in sessions of their own."""
+    children: dict[int, list[int]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has just ended
+            parent = path.read_text().rpartition(")")[2].split()[1]  # after the name, which may hold anything
+            children.setdefault(int(parent), []).append(int(path.parent.name))
+    found, new = list[int](), [pid]
+    while new:
+        new = [child for each in new for child in children.get(each, ())]
+        found += new
+    return found
 
 
 def names(run: Path) -> set[str]:
