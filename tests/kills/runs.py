@@ -106,6 +106,11 @@ class Kind:
         """What must be equal in the end."""
         return dict(compared(run))
 
+    def names(self, run: Path) -> set[str]:
+        """The files that do not depend on when the run was stopped."""
+        found = (path.relative_to(run) for path in run.rglob("*") if path.is_file())
+        return {str(path) for path in found if not VARYING & set(path.parts)}
+
     def undisturbed(self, folder: Path) -> None:
         """Run to the end, and note what came out."""
         self.prepare(folder)
@@ -115,7 +120,7 @@ class Kind:
         if process.returncode:
             raise SystemExit(f"kills: {self.name} ended with {process.returncode}: {out.strip().splitlines()[-1]}")
         self.seconds = time.monotonic() - begun
-        self.expected, self.files = self.result(run), names(run)
+        self.expected, self.files = self.result(run), self.names(run)
         self.last = next((path.name for path in reversed(checkpoints(run / "checkpoints"))), "")
 
 
@@ -141,6 +146,11 @@ class StudyKind(Kind):
             return "finishing"
         return "running" if list(run.glob("runs/*/checkpoints/*.pt")) else "starting"
 
+    def names(self, run: Path) -> set[str]:
+        """Without temporary files beside those of the jobs, which the coordinator removes once they are old."""
+        hidden = {str(path.relative_to(run)) for part in ("jobs", "genotypes") for path in run.glob(f"{part}/.*")}
+        return super().names(run) - hidden
+
     def result(self, run: Path) -> dict[str, Any]:
         return {**killed_study.results(run), **killed_study.tables(run)}
 
@@ -157,12 +167,6 @@ def descendants(pid: int) -> list[int]:
         new = [child for each in new for child in children.get(each, ())]
         found += new
     return found
-
-
-def names(run: Path) -> set[str]:
-    """The files of a run folder that do not depend on when it was stopped."""
-    found = (path.relative_to(run) for path in run.rglob("*") if path.is_file())
-    return {str(path) for path in found if not VARYING & set(path.parts)}
 
 
 def write_study(folder: Path) -> None:
@@ -217,7 +221,7 @@ def disturbed(kind: Kind, folder: Path, run: Path, draw: random.Random, tally: T
     else:
         here = kind.result(run)
         found += [name for name in kind.expected if here.get(name) != kind.expected[name]]
-        found += [f"{name} is missing" for name in sorted(kind.files - names(run))]
-        found += [f"{name} is too much" for name in sorted(names(run) - kind.files)]
+        found += [f"{name} is missing" for name in sorted(kind.files - kind.names(run))]
+        found += [f"{name} is too much" for name in sorted(kind.names(run) - kind.files)]
     tally.different += bool(found)
     return found
