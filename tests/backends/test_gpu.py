@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from darts_sg.backends.triton.cells import TritonCell, TritonKernels
 from darts_sg.networks.skeleton import CellSpec
 from darts_sg.networks.supernet import SupernetCell, candidate
 from darts_sg.ops import OPERATIONS
+from tests.backends.bounds import checked_bounds
 from tests.reference.transfer import assert_equal_tensors, randomize
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -66,11 +68,11 @@ def builtins_found_once() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def small_programs_on_this_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Several programs for an edge, and several rounds for each."""
+    """Several programs for an edge, and several rounds for each; with CHECK_BOUNDS every access is checked, too."""
     monkeypatch.setattr(gpu, "TILE", 256)
     monkeypatch.setattr(gpu, "LONGEST", 2)
     monkeypatch.setattr(gpu, "PROGRAMS", 2)
-    with triton_kernels_on_any_device():
+    with triton_kernels_on_any_device(), checked_bounds() if os.environ.get("CHECK_BOUNDS") else nullcontext():
         yield
 
 
