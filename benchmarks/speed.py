@@ -429,7 +429,7 @@ def main(arguments: argparse.Namespace) -> None:
     for peer in others:
         environment.keep_freed_memory()
         name = f"first-order step, batch 16, darts, {peer.name}"
-        own = own_step(Shape(space="darts"), native=native)
+        own = own_step(peer.shape(Shape(space="darts")), native=native)
         of_peers.append(timed(name, peer.step(Shape(space="darts")), own, 2, None, None, baseline_name=peer.name))
 
     def add(*more: BenchRow) -> None:
