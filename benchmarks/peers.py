@@ -65,9 +65,9 @@ def on_cpu(folder: Path) -> Iterator[None]:
 
 
 def quark0(shape: Shape) -> Step:
-    """The original DARTS code: model_search.Network, whose alphas are arch_parameters(). That of PC-DARTS is built alike.
+    """The original DARTS code: model_search.Network, whose alphas are arch_parameters().
 
-    The code of PC-DARTS has K = 4 written into it.
+    That of the PC-DARTS authors has the same names, and K = 4 written into it.
     """
     from model_search import Network  # type: ignore[import-not-found]
 
