@@ -48,8 +48,9 @@ def too_large(job: Job, config: RunConfig, image_size: int, ranks: Ranks, device
     side = int(math.sqrt(room / config.batch_size / here)) // PIXELS_TOGETHER * PIXELS_TOGETHER
     if image_size > TRIAL_SIDE and side >= 4 * PIXELS_TOGETHER:
         ways.append(f"--image-size {side}")
+    where = f" in {stage}" if stage else ""
     return (
-        f"a step of {config.batch_size} images of {image_size}×{image_size} pixels{stage and f' in {stage}'} needs about "
+        f"a step of {config.batch_size} images of {image_size}×{image_size} pixels{where} needs about "
         f"{per_pixel * pixels / 1e9:.0f} GB of memory, and {available / 1e9:.0f} GB are available; what fits: "
         f"{', or '.join(ways) or 'fewer --channels or --cells'}"
     )

@@ -105,8 +105,11 @@ def results_text(results: StudyResults, sections: Sequence[Section]) -> str:
         ],
         "tables": {
             table.name: {
-                "title": table.title, "note": table.note, "rows": table.records(), "markdown": table.markdown(),
-            }  # fmt: skip
+                "title": table.title,
+                "note": table.note,
+                "rows": table.records(),
+                "markdown": table.markdown(),
+            }
             for section in sections
             for table in section.tables
         },
