@@ -27,7 +27,7 @@ SHOWN_OPTIONS = (
     "cells", "nodes", "learning_rate", "relaxation", "hypergradient", "regularizer", "perturbation", "auxiliary_skip",
     "weight_regularizer", "freeze_operations", "selection", "alpha_learning_rate", "alpha_frozen_epochs",
     "partial_channels", "stages", "edge_normalization", "stop_eigenvalue", "stop_skips", "penalty", "target_params",
-    "target_macs",
+    "target_macs", "target_latency", "latency_table",
     "cutout_length", "cutout_schedule", "colour_jitter", "drop_path_prob", "auxiliary_weight", "schedule",
     "warmup_epochs", "label_smoothing", "ema", "compile", "detector", "freeze_backbone",
 )  # fmt: skip
