@@ -6,6 +6,7 @@ layout channels_last; BatchNorm uses its running statistics and is not folded in
 how `predict`, `augment --evaluate` and `genotype cost` run a network without native kernels.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -40,9 +41,10 @@ from darts_sg.spaces import Space, parse_space
 from darts_sg.yaml_files import read_mapping
 
 FORMAT = "darts_sg latency table, version 1"
-ROUNDS = 30
+ROUNDS, CHECK_ROUNDS = 100, 30
 LEAST_SECONDS = 0.002
-"""An operation is called so often in a row that its time spans that long: a single call may take microseconds."""
+"""On a GPU a part is called so often in a row that its time spans that long, so that launches overlap with kernels as
+in a network. On a CPU it is called once a round, when the parts before it have evicted its weights from the caches."""
 MOST_IMAGES, MOST_PIXELS = 4096, 2**12
 NOISY = 0.1
 """A part is reported if its times scatter by more than this share of their median."""
@@ -272,7 +274,8 @@ def measure_table(
         joined = State(inputs(shape.nodes * last.C, -(-side // 2) if last.reduction else side))
         runs["stem"] = lambda: stem(images)
         runs["head"] = lambda: head(joined.joined())
-        found = timed(list(runs.values()), shape.batch_size, device, rounds, LEAST_SECONDS)
+        least = LEAST_SECONDS if device.type == "cuda" else 0.0
+        found = timed(list(runs.values()), shape.batch_size, device, rounds, least)
     timings = {key: Timing(1e6 * time.median, time.spread) for key, time in zip(runs, found, strict=True)}
     fixed = [FixedPart("stem", 1, timings["stem"])]
     fixed += [FixedPart(_cell_name(*cell), count, timings[cell]) for cell, count in cells.items()]
@@ -393,7 +396,7 @@ def random_genotypes(space: Space, nodes: int, count: int, seed: int) -> list[Ge
 
 
 def check_table(
-    table: LatencyTable, count: int, seed: int, device: torch.device, rounds: int = ROUNDS
+    table: LatencyTable, count: int, seed: int, device: torch.device, rounds: int = CHECK_ROUNDS
 ) -> list[Checked]:
     """Predict and measure the latencies of `count` random genotypes of the table's space on `device`, in turns."""
     shape = table.shape
@@ -411,16 +414,21 @@ def check_table(
 
 def agreement(checked: Sequence[Checked]) -> Agreement:
     """Spearman's rank correlations and relative errors of the predictions, over three genotypes or more."""
-    from scipy.stats import spearmanr  # takes a second to import
-
     predicted, measured, _, macs = (np.array(column) for column in zip(*checked, strict=True))
     errors = predicted / measured - 1
     return Agreement(
-        float(spearmanr(predicted, measured).statistic),
-        float(spearmanr(macs, measured).statistic),
+        _rank_correlation(predicted, measured),
+        _rank_correlation(macs, measured),
         float(np.abs(errors).mean()),
         float(errors.mean()),
     )
+
+
+def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Spearman's; nan if one of the two is constant."""
+    from scipy.stats import spearmanr  # takes a second to import
+
+    return float(spearmanr(a, b).statistic) if np.ptp(a) and np.ptp(b) else math.nan
 
 
 # Reading

@@ -40,7 +40,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--batch-size", type=positive, help="images in a batch (default: 1)")
     parser.add_argument("--device", default="cpu", help="device to measure on (default: cpu)")
     parser.add_argument("--threads", type=positive, help="CPU threads (default: one per core)")
-    parser.add_argument("--rounds", type=positive, help="rounds in which all parts take turns (default: 30)")
+    parser.add_argument("--rounds", type=positive, help="rounds in which all take turns (default: 100, of a check 30)")
     parser.add_argument(
         "--check", type=positive, metavar="N", help="then predict and measure the networks of N random genotypes"
     )
@@ -54,7 +54,15 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Measure a table and write it, check it, or both."""
-    from darts_sg.analysis.latency import NOISY, ROUNDS, check_table, derived_shape, measure_table, read_latency_table
+    from darts_sg.analysis.latency import (
+        CHECK_ROUNDS,
+        NOISY,
+        ROUNDS,
+        check_table,
+        derived_shape,
+        measure_table,
+        read_latency_table,
+    )
     from darts_sg.engine import environment
     from darts_sg.engine.distributed import ALONE
     from darts_sg.files import write_atomically
@@ -101,7 +109,7 @@ def run(arguments: argparse.Namespace) -> None:
             file=sys.stderr,
         )
     if arguments.check:
-        checked = check_table(table, arguments.check, arguments.seed, device, rounds)
+        checked = check_table(table, arguments.check, arguments.seed, device, arguments.rounds or CHECK_ROUNDS)
         _show(arguments, table, checked, environment.machine(device), kind)
 
 
