@@ -12,6 +12,7 @@ from PIL import Image
 
 from darts_sg.analysis.curves import (
     CELL_TITLES,
+    FAINT,
     HEAT,
     INK,
     NORMAL,
@@ -170,12 +171,13 @@ class _Stage:
 def _colors(operations: Sequence[str]) -> list[int]:
     """Red, green, blue of all colours in a frame, those of lines also blended with white."""
     paints = [style_of(name).paint(LIGHT) for name in (*STYLES, *plugged_families(operations))]
-    lines = [INK, LIGHT.ink, LIGHT.muted, LIGHT.faint, LIGHT.frame, SOFT, MARK, TRAIN, VALIDATION, NORMAL, REDUCE]
+    lines = [INK, FAINT, LIGHT.ink, LIGHT.muted, LIGHT.faint, LIGHT.frame, SOFT, MARK]
+    lines += [TRAIN, VALIDATION, NORMAL, REDUCE]
     lines += [color for paint in paints for color in (paint.line, paint.text)]
     fills = [LIGHT.node, LIGHT.input, LIGHT.output, *(paint.tint for paint in paints)]
     solid = np.array([to_rgb(color) for color in lines])
     smoothed = [1 - share * (1 - solid) for share in (1.0, 0.65, 0.35)]
-    shades = HEAT(np.linspace(0, 1, 96))[:, :3]
+    shades = HEAT(np.linspace(0, 1, 65))[:, :3]
     found = np.concatenate([[to_rgb(color) for color in ("white", *fills)], *smoothed, shades])
     return np.unique(np.round(255 * found).astype(int), axis=0).ravel().tolist()
 

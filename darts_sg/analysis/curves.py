@@ -209,8 +209,12 @@ def draw_heat_map(
     axes.set_yticks(range(len(edges)), edges)
     axes.tick_params(labelsize=8.5, colors=INK, length=0)
     axes.spines[:].set_visible(False)
+    # thin lines tell even weights, which are white, from the page
+    style = {"color": FAINT, "linewidth": 0.5}
+    lines = [axes.axvline(column - 0.5, **style) for column in range(len(names) + 1)]
+    lines += [axes.axhline(row - 0.5, **style) for row in range(len(edges) + 1)]
     starts = [num_edges(node) for node in range(1, num_nodes_of(len(edges)))]
-    lines = [axes.axhline(start - 0.5, color="white", linewidth=3) for start in starts]
+    lines += [axes.axhline(start - 0.5, color="white", linewidth=3) for start in starts]
     if len(names) > num_operations:
         lines.append(axes.axvline(num_operations - 0.5, color="white", linewidth=5))
     return image, lines

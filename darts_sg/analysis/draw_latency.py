@@ -15,13 +15,13 @@ def draw_check(checked: Sequence[Checked], found: Agreement, subject: str, machi
     subject: space and shape; machine: the device; both stand under the title. Horizontal bars span the interquartile
     range, taken as symmetric about the median.
     """
-    figure = Figure(figsize=(6.4, 5.6), dpi=100, facecolor="white", layout="constrained")
+    figure = Figure(figsize=(5.6, 6.0), dpi=100, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     predicted = [check.predicted / 1e3 for check in checked]
     measured = [check.measured / 1e3 for check in checked]
     bars = [check.measured * check.spread / 2e3 for check in checked]
-    values = [*predicted, *measured]
+    values = [*predicted, *measured, *(m + bar for m, bar in zip(measured, bars, strict=True))]
     room = 0.08 * (max(values) - min(values)) or 0.1 * max(values)
     ends = min(values) - room, max(values) + room
     axes.plot(ends, ends, color=VALIDATION, linewidth=1.2, linestyle="--", label="prediction = measurement", zorder=1)
@@ -40,6 +40,6 @@ def draw_check(checked: Sequence[Checked], found: Agreement, subject: str, machi
         f"Spearman {found.rank_correlation:.3f}, mean absolute relative error "
         f"{100 * found.mean_absolute_relative_error:.1f}%"
     )
-    figure.suptitle(title, fontsize=11, fontweight="bold", color=INK)
+    figure.suptitle(title, fontsize=10, fontweight="bold", color=INK)
     axes.set_title(f"{subject}\n{machine}", fontsize=8, color=INK, loc="left")
     return figure

@@ -1,16 +1,20 @@
 """Latency tables: the time of every operation of a space at every place of a derived network, measured on one device.
 
-The latency of a network is predicted as a sum: its stem, what every cell costs beside its operations (input layers,
-sums and concatenation), its operations, and its head. Networks run in PyTorch (eager), in inference mode and in the
-layout channels_last; BatchNorm uses its running statistics and is not folded into the convolutions before it. That is
-how `predict`, `augment --evaluate` and `genotype cost` run a network without native kernels.
+The latency of a network is predicted as a sum, times a factor: its stem, what every cell costs beside its operations
+(input layers, sums and concatenation), its operations, and its head. The factor is measured on whole networks. It makes
+up for what differs for parts that run alone, such as the content of the caches.
+
+Networks run in PyTorch (eager), in inference mode and in the layout channels_last. BatchNorm uses its running
+statistics and is not folded into the convolutions before it. `predict`, `augment --evaluate` and `genotype cost` run a
+network in the same way.
 """
 
 import math
+import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,6 +50,9 @@ LEAST_SECONDS = 0.002
 """On a GPU a part is called so often in a row that its time spans that long, so that launches overlap with kernels as
 in a network. On a CPU it is called once a round, when the parts before it have evicted its weights from the caches."""
 MOST_IMAGES, MOST_PIXELS = 4096, 2**12
+CALIBRATION, CALIBRATION_SEED = 4, 2**32 - 1
+"""Number of random genotypes whose networks give the factor, and the seed that they are drawn by."""
+MOST_FACTOR = 100.0
 NOISY = 0.1
 """A part is reported if its times scatter by more than this share of their median."""
 
@@ -117,6 +124,8 @@ class LatencyTable:
     choices: Mapping[tuple[str, EdgePlace], Timing]
     """By operation and place. `none` is not among them, because no derived network has it."""
     fixed: tuple[FixedPart, ...]
+    factor: float
+    """Latencies of whole networks relative to the sums of their parts."""
     machine: Mapping[str, Any]
     """Where, when and how it was measured: device, device_name, threads, versions, command, …"""
     source: str = "the latency table"
@@ -125,7 +134,7 @@ class LatencyTable:
     @property
     def fixed_microseconds(self) -> float:
         """The time of all that no choice changes."""
-        return sum(part.count * part.timing.microseconds for part in self.fixed)
+        return self.factor * sum(part.count * part.timing.microseconds for part in self.fixed)
 
     @property
     def place(self) -> str:
@@ -140,7 +149,7 @@ class LatencyTable:
         return [*found, *(part.name for part in self.fixed if part.timing.spread > NOISY)]
 
     def microseconds(self, operations: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Unrounded times of the (normal, reduction) cells' edges, summed over the network's cells.
+        """Unrounded times of the (normal, reduction) cells' edges, summed over the network's cells, times the factor.
 
         (num_edges, num_operations) each; 0 for `none`. Raises UsageError if the table lacks an operation.
         """
@@ -157,7 +166,7 @@ class LatencyTable:
         ):
             for i, name in enumerate(operations):
                 if name != "none":
-                    tables[reduction][edge, i] += self.choices[name, place].microseconds
+                    tables[reduction][edge, i] += self.factor * self.choices[name, place].microseconds
         return tables[0], tables[1]
 
     def costs(self, operations: Sequence[str]) -> Costs:
@@ -215,6 +224,7 @@ class LatencyTable:
             "operations": list(self.operations),
             "shape": shape,
             "measured": dict(self.machine),
+            "factor": round(self.factor, 4),
             "fixed": [{"part": part.name, "count": part.count, **_timing_fields(part.timing)} for part in self.fixed],
             "choices": [
                 {"operation": name, **place._asdict(), **_timing_fields(timing)}
@@ -272,6 +282,8 @@ def measure_table(
         images = inputs(shape.in_channels, shape.image_size)
         last, side = list(cell_places(*sizes))[-1]
         joined = State(inputs(shape.nodes * last.C, -(-side // 2) if last.reduction else side))
+        known = random_genotypes(space, shape.nodes, CALIBRATION, CALIBRATION_SEED)
+        runs |= {genotype.name: partial(_ready(_network(genotype, shape), device), images) for genotype in known}
         runs["stem"] = lambda: stem(images)
         runs["head"] = lambda: head(joined.joined())
         least = LEAST_SECONDS if device.type == "cuda" else 0.0
@@ -281,7 +293,9 @@ def measure_table(
     fixed += [FixedPart(_cell_name(*cell), count, timings[cell]) for cell, count in cells.items()]
     fixed.append(FixedPart("head", 1, timings["head"]))
     choices = {(name, place): timings[name, place] for place in places for name in names}
-    return LatencyTable(space.name, space.operations, shape, choices, tuple(fixed), dict(machine))
+    table = LatencyTable(space.name, space.operations, shape, choices, tuple(fixed), 1.0, dict(machine))
+    ratios = [timings[genotype.name].microseconds / table.predict(genotype) for genotype in known]
+    return replace(table, factor=round(statistics.geometric_mean(ratios), 4))
 
 
 class _Inputs:
@@ -461,10 +475,11 @@ def read_latency_table(path: Path) -> LatencyTable:
         if sum(part.count for part in fixed) != shape.cells + 2:
             raise UsageError(f"fixed: expected the stem, {shape.cells} cells and the head")
         machine = _mapping(content, "measured")
+        factor = _number(content, "factor", MOST_FACTOR)
         space = _text(content.get("space"), "space")
     except UsageError as error:
         raise UsageError(f"latency table {path}: {error}") from None
-    return LatencyTable(space, operations, shape, choices, fixed, machine, f"latency table {path}")
+    return LatencyTable(space, operations, shape, choices, fixed, factor, machine, f"latency table {path}")
 
 
 def _shape(found: Mapping[str, Any]) -> DerivedShape:
@@ -509,11 +524,11 @@ def _whole(entry: Mapping[str, Any], key: str, most: int) -> int:
 
 
 def _timing(entry: Mapping[str, Any]) -> Timing:
-    found = []
-    for key in ("microseconds", "spread"):
-        value = entry.get(key)
-        sound = isinstance(value, int | float) and not isinstance(value, bool)
-        if not sound or not 0 <= value < 1e12:  # also refuses nan
-            raise UsageError(f"{key}: expected a number from 0, found {quoted(value)}")
-        found.append(float(value))
-    return Timing(*found)
+    return Timing(_number(entry, "microseconds", 1e12), _number(entry, "spread", 1e12))
+
+
+def _number(entry: Mapping[str, Any], key: str, most: float) -> float:
+    value = entry.get(key)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= most:  # nan is not, either
+        raise UsageError(f"{key}: expected a number from 0 to {most:g}, found {quoted(value)}")
+    return float(value)

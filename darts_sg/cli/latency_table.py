@@ -156,7 +156,8 @@ def _summary(table: "LatencyTable", path: Path) -> str:
     fixed = duration_text(table.fixed_microseconds)
     return (
         f"{path}: {len(table.choices)} operations at their places and {len(table.fixed)} fixed parts, "
-        f"{table.shape}, on {table.place}\n{fixed} of a network do not depend on its genotype"
+        f"{table.shape}, on {table.place}\n{fixed} of a network do not depend on its genotype; whole networks take "
+        f"{table.factor:.3f} times the sum of their parts"
     )
 
 

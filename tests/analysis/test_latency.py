@@ -59,7 +59,7 @@ def made_up(space: Space = SMALL, shape: DerivedShape = SHAPE, seed: int = 0) ->
     cells = [FixedPart(f"cell {i}", 1, timing(300)) for i, _ in enumerate(cell_places(*sizes))]
     fixed = (FixedPart("stem", 1, timing(50)), *cells, FixedPart("head", 1, timing(20)))
     machine = {"device": "cpu", "device_name": "Abacus", "threads": 1, "started": "2026-11-28T10:00:00+00:00"}
-    return LatencyTable(space.name, space.operations, shape, choices, fixed, machine)
+    return LatencyTable(space.name, space.operations, shape, choices, fixed, 1.25, machine)
 
 
 def written(table: LatencyTable, path: Path) -> Path:
@@ -97,8 +97,10 @@ def test_a_prediction_is_the_sum_over_the_operations_that_the_network_runs(shape
         with torch.no_grad():
             net(torch.zeros(1, shape.in_channels, shape.image_size, shape.image_size))
         assert len(found) == 2 * shape.nodes * shape.cells
-        total = sum(part.timing.microseconds for part in table.fixed) + sum(table.choices[key][0] for key in found)
-        assert table.predict(genotype) == pytest.approx(total, abs=0.5 * (4 * shape.nodes + 1))  # rounded once an edge
+        parts = [part.timing.microseconds for part in table.fixed] + [table.choices[key].microseconds for key in found]
+        assert table.predict(genotype) == pytest.approx(
+            1.25 * sum(parts), abs=0.5 * (4 * shape.nodes + 1)
+        )  # rounded once an edge
 
 
 def test_the_expected_latency_is_the_mean_over_all_genotypes_and_its_gradient_is_right() -> None:
@@ -140,6 +142,7 @@ def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
             {"choices": [{"operation": "x", "C": 4, "stride": 1, "size": 8, "microseconds": ".nan"}]},
             "microseconds: ",
         ),
+        ({"factor": "fast"}, "factor: expected a number from 0 to 100"),
         ({"operations": ["sandglass_3x3"]}, "it lacks sandglass_3x3 at C=4, 16×16, stride 1"),
         ({"fixed": [{"part": "stem", "count": 1, "microseconds": 1.0, "spread": 0.0}]}, "expected the stem, 3 cells"),
     ],
@@ -195,6 +198,7 @@ def test_a_table_is_measured_and_checked_by_the_command(tmp_path: Path, capsys: 
     }  # fmt: skip
     assert [part.count for part in table.fixed] == [1, 1, 1, 1, 1]
     assert all(timing.microseconds > 0 for timing in table.choices.values())
+    assert table.factor > 0
     assert table.machine["batchnorm"] == "running statistics, not folded"
     capsys.readouterr()
     check = ["--check", "3", "--table", str(path), "--rounds", "3", "--picture", str(picture)]
