@@ -5,8 +5,7 @@ The latency of a network is predicted as a sum, times a factor: its stem, what e
 up for what differs for parts that run alone, such as the content of the caches.
 
 Networks run in PyTorch (eager), in inference mode and in the layout channels_last. BatchNorm uses its running
-statistics and is not folded into the convolutions before it. `predict`, `augment --evaluate` and `genotype cost` run a
-network in the same way.
+statistics and is not folded into the convolutions before it. `genotype cost` measures whole networks in the same way.
 """
 
 import math
@@ -172,7 +171,7 @@ class LatencyTable:
     def costs(self, operations: Sequence[str]) -> Costs:
         """The table as costs of the edges, in whole microseconds: exact sums over cells, rounded once."""
         normal, reduce = (np.rint(table).astype(np.int64) for table in self.microseconds(operations))
-        return Costs(normal, reduce, round(self.fixed_microseconds), self.shape.size, "us")
+        return Costs(normal, reduce, max(1, round(self.fixed_microseconds)), self.shape.size, "us")
 
     def predict(self, genotype: Genotype) -> float:
         """The latency of the genotype's network in microseconds. Raises UsageError if the table does not cover it."""
@@ -476,6 +475,8 @@ def read_latency_table(path: Path) -> LatencyTable:
             raise UsageError(f"fixed: expected the stem, {shape.cells} cells and the head")
         machine = _mapping(content, "measured")
         factor = _number(content, "factor", MOST_FACTOR)
+        if not factor:
+            raise UsageError("factor: expected a number above 0, found 0")
         space = _text(content.get("space"), "space")
     except UsageError as error:
         raise UsageError(f"latency table {path}: {error}") from None

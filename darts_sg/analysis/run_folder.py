@@ -117,14 +117,12 @@ class Run:
 
     @property
     def data_title(self) -> str:
-        """The data in a title: the data set with its note; for images of one's own, their folder.
-
-        `data` names what else must stand beside a figure.
-        """
+        """The data in a title: as beside every figure, but for images of one's own the name of their folder."""
         data = self.environment.get("data") or {}
-        name = str(data.get("name") or self.options.get("dataset", "unknown data"))
         folder = Path(str(self.options.get("data") or "")).name
-        return described_data(folder if name in OWN_IMAGES and folder else name, data.get("note"))
+        if data.get("name") in OWN_IMAGES and folder:
+            return described_data(folder, data.get("note"))
+        return self.data
 
     @property
     def data(self) -> str:

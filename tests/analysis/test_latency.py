@@ -13,14 +13,12 @@ from scipy.stats import rankdata
 from torch import nn
 
 from darts_sg.analysis.compare import Latency, spread_of
-from darts_sg.analysis.cost import EdgePlace, cell_places, edge_places
+from darts_sg.analysis.cost import EdgePlace
 from darts_sg.analysis.deriving import derive_genotype
 from darts_sg.analysis.latency import (
     Checked,
     DerivedShape,
-    FixedPart,
     LatencyTable,
-    Timing,
     agreement,
     random_genotypes,
     read_latency_table,
@@ -34,32 +32,9 @@ from darts_sg.errors import UsageError
 from darts_sg.genotype import Cell, Edge, Genotype, load_genotype
 from darts_sg.methods.regularizers.size import expected_cost
 from darts_sg.networks.derived import DerivedNetwork
-from darts_sg.spaces import Space, parse_space
-from tests.analysis.fakes import OPERATIONS, varied_search
+from darts_sg.spaces import Space
+from tests.analysis.fakes import LATENCY_SHAPE, LATENCY_SPACE, OPERATIONS, made_up_latencies, varied_search
 from tests.engine.test_search_step import search_config, setting
-
-SHAPE = DerivedShape(channels=4, cells=3, nodes=2, image_size=16, num_classes=10)
-SMALL = parse_space("none+skip_connect+sep_conv_3x3")
-
-
-def made_up(space: Space = SMALL, shape: DerivedShape = SHAPE, seed: int = 0) -> LatencyTable:
-    """A table of random times."""
-    rng = np.random.default_rng(seed)
-    sizes = shape.network, shape.channels, shape.cells, shape.nodes, shape.image_size
-
-    def timing(most: float) -> Timing:
-        return Timing(round(rng.uniform(1, most), 3), round(rng.uniform(0, 0.05), 4))
-
-    choices = {
-        (name, place): timing(900)
-        for place in dict.fromkeys(place for _, _, place in edge_places(*sizes))
-        for name in space.operations
-        if name != "none"
-    }
-    cells = [FixedPart(f"cell {i}", 1, timing(300)) for i, _ in enumerate(cell_places(*sizes))]
-    fixed = (FixedPart("stem", 1, timing(50)), *cells, FixedPart("head", 1, timing(20)))
-    machine = {"device": "cpu", "device_name": "Abacus", "threads": 1, "started": "2026-11-28T10:00:00+00:00"}
-    return LatencyTable(space.name, space.operations, shape, choices, fixed, 1.25, machine)
 
 
 def written(table: LatencyTable, path: Path) -> Path:
@@ -70,13 +45,13 @@ def written(table: LatencyTable, path: Path) -> Path:
 @pytest.mark.parametrize(
     "shape",
     [
-        SHAPE,
+        LATENCY_SHAPE,
         DerivedShape(network="imagenet", channels=4, cells=5, nodes=3, image_size=72, num_classes=7, in_channels=1),
     ],
 )
 def test_a_prediction_is_the_sum_over_the_operations_that_the_network_runs(shape: DerivedShape) -> None:
-    table = made_up(shape=shape)
-    for genotype in random_genotypes(SMALL, shape.nodes, 3, seed=1):
+    table = made_up_latencies(shape=shape)
+    for genotype in random_genotypes(LATENCY_SPACE, shape.nodes, 3, seed=1):
         net = DerivedNetwork(
             genotype, network=shape.network, channels=shape.channels, cells=shape.cells,
             num_classes=shape.num_classes, in_channels=shape.in_channels,
@@ -104,9 +79,9 @@ def test_a_prediction_is_the_sum_over_the_operations_that_the_network_runs(shape
 
 
 def test_the_expected_latency_is_the_mean_over_all_genotypes_and_its_gradient_is_right() -> None:
-    shape = replace(SHAPE, nodes=1)
-    table = made_up(shape=shape)
-    names, costs = SMALL.operations, table.costs(SMALL.operations)
+    shape = replace(LATENCY_SHAPE, nodes=1)
+    table = made_up_latencies(shape=shape)
+    names, costs = LATENCY_SPACE.operations, table.costs(LATENCY_SPACE.operations)
     rng = np.random.default_rng(3)
     weights = [torch.from_numpy(rng.dirichlet(np.ones(len(names)), 2)).requires_grad_() for _ in range(2)]
     drawn = [w.detach().numpy()[:, 1:] for w in weights]  # none is not drawn
@@ -121,7 +96,7 @@ def test_the_expected_latency_is_the_mean_over_all_genotypes_and_its_gradient_is
 
 
 def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
-    table = made_up()
+    table = made_up_latencies()
     found = read_latency_table(written(table, tmp_path / "t.yaml"))
     assert replace(found, source=table.source) == table
     assert found.foreign("Abacus", 1) == ""
@@ -149,7 +124,7 @@ def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
 )
 def test_a_file_that_is_no_table_is_answered_in_one_line(change: dict[str, Any], said: str, tmp_path: Path) -> None:
     path = tmp_path / "t.yaml"
-    path.write_text(yaml.safe_dump(made_up().as_dict() | change))
+    path.write_text(yaml.safe_dump(made_up_latencies().as_dict() | change))
     with pytest.raises(UsageError) as caught:
         read_latency_table(path)
     assert said in str(caught.value)
@@ -225,9 +200,9 @@ def test_requests_without_a_meaning_are_refused(words: list[str], said: str) -> 
 
 
 def test_a_genotype_is_derived_within_a_latency(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shape = replace(SHAPE, nodes=3)
+    shape = replace(LATENCY_SHAPE, nodes=3)
     space = Space("darts+sandglass", OPERATIONS)
-    path = written(made_up(space, shape), tmp_path / "t.yaml")
+    path = written(made_up_latencies(space, shape), tmp_path / "t.yaml")
     table, folder = read_latency_table(path), varied_search(tmp_path / "run", epochs=2)
     free = table.predict(derive_genotype(folder))
     most = round(0.8 * free)
@@ -251,7 +226,7 @@ def test_a_genotype_is_derived_within_a_latency(tmp_path: Path, capsys: pytest.C
 
 
 def test_a_search_heads_for_low_latency_and_derives_within_its_target(tmp_path: Path) -> None:
-    table = made_up()
+    table = made_up_latencies()
     path = written(table, tmp_path / "t.yaml")
     options = {"space": "none+skip_connect+sep_conv_3x3", "latency_table": path, "kernels": "pytorch"}
     found = []
@@ -262,11 +237,11 @@ def test_a_search_heads_for_low_latency_and_derives_within_its_target(tmp_path: 
         found.append(penalty.metrics(mixing)["expected_latency_ms"])
         job.step(0, step % job.steps_per_epoch)
     assert found[2] < 0.98 * found[0]
-    genotypes = random_genotypes(SMALL, 2, 40, seed=0)
+    genotypes = random_genotypes(LATENCY_SPACE, 2, 40, seed=0)
     most = round(min(map(table.predict, genotypes)))
     job = SearchJob(search_config(target_latency=f"{most}us", **options), setting())
     cells = job.select(job.mixing())
-    assert table.predict(Genotype("found", "", SMALL.operations, *cells[:2])) <= most
+    assert table.predict(Genotype("found", "", LATENCY_SPACE.operations, *cells[:2])) <= most
 
 
 @pytest.mark.parametrize(
@@ -279,7 +254,7 @@ def test_a_search_heads_for_low_latency_and_derives_within_its_target(tmp_path: 
     ],
 )
 def test_a_table_of_another_space_or_shape_is_refused(options: dict[str, Any], said: str, tmp_path: Path) -> None:
-    path = written(made_up(), tmp_path / "t.yaml")
+    path = written(made_up_latencies(), tmp_path / "t.yaml")
     base = {"space": "skip_connect+sep_conv_3x3", "penalty": "latency:1", "latency_table": path, "kernels": "pytorch"}
     with pytest.raises(UsageError) as caught:
         SearchJob(search_config(**base | options), setting())
@@ -296,11 +271,11 @@ def test_a_penalty_and_a_table_need_each_other() -> None:
 
 
 def test_a_run_keeps_its_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = written(made_up(), tmp_path / "t.yaml")
+    path = written(made_up_latencies(), tmp_path / "t.yaml")
     folder = tmp_path / "run"
     search(
-        space=SMALL.name, nodes=2, channels=2, cells=3, epochs=1, batch_size=8, train_images=8, validation_images=8,
-        dataset="synthetic", penalty="latency:0.1", latency_table=path, run_dir=folder, kernels="pytorch", device="cpu",
+        space=LATENCY_SPACE.name, nodes=2, channels=2, cells=3, epochs=1, batch_size=8, train_images=8,
+        validation_images=8, dataset="synthetic", penalty="latency:0.1", latency_table=path, run_dir=folder, kernels="pytorch", device="cpu",
     )  # fmt: skip
     out = capsys.readouterr().out
     assert "note: latency table" in out
