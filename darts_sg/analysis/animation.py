@@ -45,6 +45,7 @@ EDGE_NAMES, COLUMN_NAMES, HEAT_TITLE, COLUMN, EDGE = 88.0, 78.0, 20.0, 24.0, 11.
 CURVES, CURVES_ACROSS, CURVE_LABELS = 150.0, 240.0, 42.0
 MARK = "#D98200"
 SCALE_WIDTH, SCALE_HEIGHT = 110.0, 7.0
+NEARLY_WHITE = 0.96  # Pillow would take a paler shade for white itself
 
 
 def search_animation(run: Run, epochs: Sequence[SearchEpoch]) -> bytes:
@@ -178,6 +179,7 @@ def _colors(operations: Sequence[str]) -> list[int]:
     solid = np.array([to_rgb(color) for color in lines])
     smoothed = [1 - share * (1 - solid) for share in (1.0, 0.65, 0.35)]
     shades = HEAT(np.linspace(0, 1, 65))[:, :3]
+    shades = shades[shades.min(axis=1) < NEARLY_WHITE]
     found = np.concatenate([[to_rgb(color) for color in ("white", *fills)], *smoothed, shades])
     return np.unique(np.round(255 * found).astype(int), axis=0).ravel().tolist()
 

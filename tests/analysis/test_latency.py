@@ -275,7 +275,8 @@ def test_a_run_keeps_its_table(tmp_path: Path, capsys: pytest.CaptureFixture[str
     folder = tmp_path / "run"
     search(
         space=LATENCY_SPACE.name, nodes=2, channels=2, cells=3, epochs=1, batch_size=8, train_images=8,
-        validation_images=8, dataset="synthetic", penalty="latency:0.1", latency_table=path, run_dir=folder, kernels="pytorch", device="cpu",
+        validation_images=8, dataset="synthetic", penalty="latency:0.1", latency_table=path, run_dir=folder,
+        kernels="pytorch", device="cpu",
     )  # fmt: skip
     out = capsys.readouterr().out
     assert "note: latency table" in out
