@@ -52,6 +52,7 @@ MOST_IMAGES, MOST_PIXELS = 4096, 2**12
 CALIBRATION, CALIBRATION_SEED = 4, 2**32 - 1
 """Number of random genotypes whose networks give the factor, and the seed that they are drawn by."""
 MOST_FACTOR = 100.0
+NEGLIGIBLE = 1.0  # microseconds: an identity takes less, and its time is mostly that of the clock
 NOISY = 0.1
 """A part is reported if its times scatter by more than this share of their median."""
 
@@ -143,9 +144,10 @@ class LatencyTable:
 
     @property
     def noisy(self) -> list[str]:
-        """The parts whose times scatter by more than NOISY."""
-        found = [f"{name} {_place_text(place)}" for (name, place), t in self.choices.items() if t.spread > NOISY]
-        return [*found, *(part.name for part in self.fixed if part.timing.spread > NOISY)]
+        """The parts whose times scatter by more than NOISY, apart from those too short to matter."""
+        parts = [(f"{name} {_place_text(place)}", timing) for (name, place), timing in self.choices.items()]
+        parts += [(part.name, part.timing) for part in self.fixed]
+        return [name for name, timing in parts if timing.spread > NOISY and timing.microseconds > NEGLIGIBLE]
 
     def microseconds(self, operations: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Unrounded times of the (normal, reduction) cells' edges, summed over the network's cells, times the factor.

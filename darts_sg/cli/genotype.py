@@ -286,6 +286,8 @@ def derive_from_run(arguments: argparse.Namespace) -> None:
     from darts_sg.spaces import allowed_in
 
     shape = (arguments.network, arguments.channels, arguments.cells)
+    if arguments.pareto and (arguments.max_latency is not None or arguments.latency_table is not None):
+        raise UsageError("--pareto trades mixing weight for parameters; leave --max-latency and --latency-table out")
     if arguments.pareto:
         record = read_search_epoch(arguments.run_dir, arguments.epoch)
         found, weights = record.genotype, strengths(record.weights)

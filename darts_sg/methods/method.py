@@ -22,7 +22,7 @@ from darts_sg.methods.parts import build_part, build_parts
 from darts_sg.methods.perturbations import PERTURBATIONS, Perturbation
 from darts_sg.methods.perturbations.none import Unperturbed
 from darts_sg.methods.regularizers import REGULARIZERS, Regularizer
-from darts_sg.methods.regularizers.size import Latency, Macs, Params, Size
+from darts_sg.methods.regularizers.size import Macs, MeasuredLatency, Params, Size
 from darts_sg.methods.relaxations import RELAXATIONS, Relaxation
 from darts_sg.methods.selection import SELECTIONS, Selection
 from darts_sg.methods.selection.argmax import Argmax
@@ -32,7 +32,7 @@ from darts_sg.methods.weight_regularizers import WEIGHT_REGULARIZERS, WeightRegu
 from darts_sg.spaces import parse_space
 
 NUM_REDUCTIONS = 2  # cells of a network that are reductions
-PENALTIES: dict[str, type[Size]] = {"params": Params, "macs": Macs, "latency": Latency}
+PENALTIES: dict[str, type[Size]] = {"params": Params, "macs": Macs, "latency": MeasuredLatency}
 
 
 class MethodOptions(StageOptions, Protocol):
@@ -269,7 +269,9 @@ def _regularizers(options: MethodOptions) -> dict[str, Regularizer]:
             flag = "--penalty" if (options.penalty or "").startswith(name) else f"--target-{name}"
             raise UsageError(f"--regularizer {name} and {flag} are the same term; give one of them")
         found[name] = regularizer
-    if any(isinstance(regularizer, Latency) for regularizer in found.values()) != (options.latency_table is not None):
+    if any(isinstance(regularizer, MeasuredLatency) for regularizer in found.values()) != (
+        options.latency_table is not None
+    ):
         raise UsageError(
             "a latency is that of measured operations: add --latency-table FILE (see python -m darts_sg latency-table)"
             if options.latency_table is None

@@ -217,6 +217,7 @@ def test_a_genotype_is_derived_within_a_latency(tmp_path: Path, capsys: pytest.C
         (["--max-latency", "1us"], "has latency at most 1 µs at C=4, 3 cells; loosen a bound"),
         ([], "add --max-latency"),
         (["--max-latency", "fast"], "expected a time such as 12ms"),
+        (["--pareto"], "leave --max-latency and --latency-table out"),
         (["--max-latency", "1ms", "--cells", "5"], "give --network cifar --channels 4 --cells 3, or another table"),
     ):
         with pytest.raises(UsageError, match=said):

@@ -122,7 +122,7 @@ class Macs(Size):
 
 
 @dataclass(frozen=True)
-class Latency(Size):
+class MeasuredLatency(Size):
     """The expected latency by --latency-table; with a target, such as 12ms, what is above it."""
 
     name: ClassVar[str] = "latency"
@@ -130,5 +130,5 @@ class Latency(Size):
     least: ClassVar[str] = "fastest"
 
 
-for penalty in (Params, Macs, Latency):
+for penalty in (Params, Macs, MeasuredLatency):
     REGULARIZERS.add(penalty.name, penalty)
