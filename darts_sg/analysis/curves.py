@@ -136,7 +136,7 @@ def draw_mixing_weights(
     scale = figure.colorbar(ScalarMappable(Normalize(0, 1), HEAT), ax=grid.tolist(), fraction=0.02, aspect=28, pad=0.01)
     scale.set_ticks([0, 0.5, 1], labels=scale_labels(np.concatenate([e.ravel() for e in even.values()]), most))
     scale.ax.tick_params(labelsize=8.5, colors=INK, length=0)
-    scale.outline.set_visible(False)  # type: ignore[operator]
+    scale.outline.set_visible(False)
     return figure
 
 
@@ -210,9 +210,8 @@ def draw_heat_map(
     axes.tick_params(labelsize=8.5, colors=INK, length=0)
     axes.spines[:].set_visible(False)
     # thin lines tell even weights, which are white, from the page
-    style = {"color": FAINT, "linewidth": 0.5}
-    lines = [axes.axvline(column - 0.5, **style) for column in range(len(names) + 1)]
-    lines += [axes.axhline(row - 0.5, **style) for row in range(len(edges) + 1)]
+    lines = [axes.axvline(column - 0.5, color=FAINT, linewidth=0.5) for column in range(len(names) + 1)]
+    lines += [axes.axhline(row - 0.5, color=FAINT, linewidth=0.5) for row in range(len(edges) + 1)]
     starts = [num_edges(node) for node in range(1, num_nodes_of(len(edges)))]
     lines += [axes.axhline(start - 0.5, color="white", linewidth=3) for start in starts]
     if len(names) > num_operations:

@@ -105,7 +105,8 @@ class Timing(NamedTuple):
     spread: float
 
 
-class FixedPart(NamedTuple):
+@dataclass(frozen=True)
+class FixedPart:
     """A part of every derived network: the stem, cells without their operations, or the head."""
 
     name: str
@@ -318,7 +319,7 @@ def _run_operation(module: nn.Module, x: Tensor) -> Tensor:
 
 
 def _ready(module: nn.Module, device: torch.device) -> nn.Module:
-    return module.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    return module.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def _frame_run(spec: CellSpec, size: int, nodes: int, inputs: _Inputs, device: torch.device) -> Callable[[], object]:
@@ -399,15 +400,11 @@ def random_genotypes(space: Space, nodes: int, count: int, seed: int) -> list[Ge
     """Genotypes drawn uniformly from a space."""
     generator = np.random.default_rng(seed)
     tables = space.allowed or (None, None)
-    return [
-        Genotype(
-            f"random_{i}",
-            space.name,
-            space.operations,
-            *(random_cell(nodes, space.operations, generator, table) for table in tables),
-        )
-        for i in range(count)
-    ]
+    found = []
+    for i in range(count):
+        normal, reduce = (random_cell(nodes, space.operations, generator, table) for table in tables)
+        found.append(Genotype(f"random_{i}", space.name, space.operations, normal, reduce))
+    return found
 
 
 def check_table(

@@ -1,6 +1,6 @@
 """Penalties on the expected size or latency of the derived network, so that a search heads for small or fast ones."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -78,8 +78,6 @@ class Size(Regularizer):
     """Base class of the options of all these penalties: `prepare` makes a Penalty of them."""
 
     name: ClassVar[str]
-    parse: ClassVar[Callable[[str, str], int]] = staticmethod(parse_quantity)
-    """Reads a target: (name for messages, text) to a cost in the unit of the tables."""
     least: ClassVar[str] = "smallest"
     """The network of the lowest cost, in a word."""
     weight: float = 1.0
@@ -90,6 +88,11 @@ class Size(Regularizer):
             raise UsageError(f"weight must be at least 0, found {self.weight}")
         if self.target:
             self.parse("target", self.target)
+
+    @staticmethod
+    def parse(option_flag: str, text: str) -> int:
+        """A target in the unit of the cost tables; UsageError naming the option if it is none."""
+        return parse_quantity(option_flag, text)
 
     def prepare(self, problem: Problem) -> Penalty:
         """Raises UsageError if no network of the space is as small as the target."""
@@ -126,8 +129,12 @@ class MeasuredLatency(Size):
     """The expected latency by --latency-table; with a target, such as 12ms, what is above it."""
 
     name: ClassVar[str] = "latency"
-    parse: ClassVar[Callable[[str, str], int]] = staticmethod(parse_duration)
     least: ClassVar[str] = "fastest"
+
+    @staticmethod
+    def parse(option_flag: str, text: str) -> int:
+        """A duration in microseconds, such as that of 12ms."""
+        return parse_duration(option_flag, text)
 
 
 for penalty in (Params, Macs, MeasuredLatency):
