@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from darts_sg.errors import UsageError
 from darts_sg.genotype import MOST_NODES, NUM_INPUTS, Cell, Edge, Genotype
+from darts_sg.quantity import duration_text
 from darts_sg.spaces import parse_space
 
 Array = NDArray[np.floating]
@@ -151,6 +152,8 @@ class Costs(NamedTuple):
     """Cost of everything outside the edges."""
     size: str = ""
     """Size of the networks whose costs these are, for messages: C=36, 20 cells."""
+    unit: str = ""
+    """Unit of the costs: us (microseconds) for a latency, empty for a count."""
 
     def both(self) -> NDArray[np.int64]:
         """Both tables, (2 · num_edges, num_operations)."""
@@ -164,6 +167,11 @@ class Costs(NamedTuple):
             for state, edge in cell.edges()
         )
         return self.fixed + int(sum(chosen))
+
+
+def amount(costs: Costs, value: int) -> str:
+    """A cost for a message: 2,450,000, or with its unit 12.3 ms."""
+    return duration_text(value) if costs.unit == "us" else f"{value:,}"
 
 
 def at_size(costs: Costs) -> str:
@@ -267,7 +275,7 @@ def derive_bounded(
             options={"mip_rel_gap": 0},
         )
         if found.x is None:
-            asked = [f"{bound.name} at most {bound.maximum:,}{at_size(bound.costs)}" for bound in bounds]
+            asked = [f"{name} at most {amount(costs, most)}{at_size(costs)}" for name, costs, most in bounds]
             asked += [] if max_skips is None else [f"at most {max_skips} skip_connect in the normal cell"]
             raise UsageError(f"no genotype of this space has {' and '.join(asked)}; loosen a bound")
         chosen = found.x.reshape(weights.shape) > 0.5

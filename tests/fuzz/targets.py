@@ -25,6 +25,7 @@ from safetensors.torch import save
 
 from darts_sg import api
 from darts_sg.analysis.deriving import derive_genotype
+from darts_sg.analysis.latency import read_latency_table
 from darts_sg.analysis.report import write_report
 from darts_sg.analysis.run_folder import read_run, read_search_epochs
 from darts_sg.cli.main import COMMANDS, build_parser
@@ -52,7 +53,7 @@ from darts_sg.study.protocol import PROTOCOLS, read_protocol
 from darts_sg.study.results import write_results
 from darts_sg.tasks.average_precision import average_precision
 from darts_sg.yaml_files import parse_yaml
-from tests.analysis.fakes import varied_search
+from tests.analysis.fakes import LATENCY_SPACE, made_up_latencies, varied_search
 from tests.data.detection_fakes import (
     BOXES,
     coco_content,
@@ -165,6 +166,19 @@ def study_files(content: bytes, folder: Path) -> None:
         check_study(study, here=False, data=False)
 
 
+def latency_tables_as_yaml() -> st.SearchStrategy[bytes]:
+    sound = made_up_latencies().as_dict()
+    return damaged_bytes([_yaml(sound)]) | damaged_plain(sound).map(_yaml)
+
+
+@target(latency_tables_as_yaml)
+def latency_tables(content: bytes, folder: Path) -> None:
+    path = folder / "table.yaml"
+    path.write_bytes(content)
+    table = read_latency_table(path)
+    _ = table.costs(LATENCY_SPACE.operations), table.noisy, table.foreign("Abacus", 1), str(table.shape)
+
+
 # --- options ----------------------------------------------------------------------------------------------------------
 
 
@@ -202,7 +216,7 @@ def all_options() -> list[list[str]]:
     return found
 
 
-RUNNING = {"demo", "bench", "diagnose", "export"}
+RUNNING = {"demo", "bench", "diagnose", "export", "latency-table"}
 """Commands that are parsed only: they train or measure for minutes."""
 
 

@@ -235,7 +235,8 @@ def test_combinations_are_a_method_or_are_refused_with_the_reason(relaxation: st
     for hypergradient, regularizer, perturbation, selection, nesterov, target in itertools.product(*each):
         options = SimpleNamespace(
             relaxation=relaxation, hypergradient=hypergradient, regularizer=regularizer, perturbation=perturbation,
-            selection=selection, nesterov=nesterov, penalty="", target_params=target, target_macs="", epochs=1, cells=3,
+            selection=selection, nesterov=nesterov, penalty="", target_params=target, target_macs="", target_latency="",
+            latency_table=None, epochs=1, cells=3,
             partial_channels=2, alpha_frozen_epochs=0, stop_eigenvalue=None, stop_skips=None, auxiliary_skip="none",
             weight_regularizer="none", freeze_operations="none", drop_path_prob=None, stages="single",
         )  # fmt: skip
@@ -247,6 +248,7 @@ def test_combinations_are_a_method_or_are_refused_with_the_reason(relaxation: st
             "plain momentum": nesterov and hypergradient == "unrolled",
             "does not keep the bounds": bool(target) and selection not in {"argmax", "bounded"},
             "the same term": bool(target) and regularizer == "params",
+            "add --latency-table": regularizer == "latency",
         }
         said = refusal(options)
         assert bool(said) == any(wrong.values()), options
