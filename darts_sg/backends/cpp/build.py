@@ -1,10 +1,12 @@
-"""Compiles the C++ kernels on first use and caches the library; says whether Triton kernels can be had.
+"""Loads the C++ kernels: those of the wheel, or compiled on first use and cached. Finds Triton, too.
 
 Kernels are optional: without them PyTorch computes the same. chains.cpp includes the headers beside it, so there is one
-translation unit; the cached library's name is a hash of all these files, the flags, the compiler and the processor.
+translation unit; the cached library's name is a hash of all these files, the flags, the compiler and the processor. A
+wheel may bring libraries for levels of processors (`prebuilt`); one that was compiled here from the same sources goes
+first, so that a run keeps its bits.
 
 Environment: CXX names the compiler, XDG_CACHE_HOME the cache, and DARTS_SG_CXXFLAGS adds flags, for instance
-"-g -fsanitize=undefined" to look for errors in the kernels.
+"-g -fsanitize=undefined" to look for errors in the kernels, which then are compiled in any case.
 """
 
 import ctypes
@@ -20,12 +22,11 @@ from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
+from darts_sg.backends.cpp import prebuilt
+from darts_sg.backends.cpp.prebuilt import LONGEST, MAIN_SOURCE, SOURCES
 from darts_sg.files import write_atomically
 
-SOURCES = Path(__file__).parent
-MAIN_SOURCE = "chains.cpp"
-LONGEST = 1800  # seconds; compiling for a sanitizer on a busy machine takes minutes
-FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fno-math-errno", "-Wno-psabi", "-fPIC", "-shared")
+FLAGS = (prebuilt.OPTIMISATION, "-march=native", *prebuilt.FLAGS)
 
 
 class Unavailable(Exception):
@@ -49,7 +50,7 @@ def compiler_version() -> str:
 
 
 def kernels(tell: Callable[[str], None] = lambda message: None, real: str = "float") -> ctypes.CDLL:
-    """The kernel library for one C++ number type (`real`: float or double), compiled if it is not in the cache.
+    """The kernel library for one C++ number type (`real`: float or double): cached, of the wheel, or compiled now.
 
     tell: called with a message before compiling, which takes about 20 s. The cache is $XDG_CACHE_HOME/darts_sg
     (~/.cache/darts_sg). The library is written atomically, so several processes may compile it at the same time.
@@ -74,12 +75,18 @@ def checked(by: str) -> bool:
 def set_checked(by: str) -> None:
     """Record that they passed; where nothing can be written they are checked again next time."""
     with suppress(OSError):
-        _mark(by).touch()
+        mark = _mark(by)
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()
 
 
 def _mark(by: str) -> Path:
-    """The marker file beside the library."""
-    return Path(f"{kernels()._name}.{by}.checked")
+    """The marker file beside the library; for one of the wheel in the cache, because the check is of this processor."""
+    library = Path(kernels()._name)
+    if library.parent == prebuilt.FOLDER:
+        key = "\n".join([library.name, prebuilt.fingerprint(), _processor()])
+        library = _cache() / f"built-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    return Path(f"{library}.{by}.checked")
 
 
 def triton_missing(capability: tuple[int, int]) -> str | None:
@@ -102,7 +109,11 @@ def library_path(real: str, version: str) -> Path:
     texts = [f"{path.name}\n{path.read_text(encoding='utf-8')}" for path in sources]
     key = "\n".join([*texts, *_options(real), version, _processor()])
     name = f"chains-{real}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "darts_sg" / name
+    return _cache() / name
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "darts_sg"
 
 
 def _options(real: str) -> list[str]:
@@ -110,9 +121,21 @@ def _options(real: str) -> list[str]:
 
 
 def _load(tell: Callable[[str], None], real: str) -> ctypes.CDLL:
-    library = library_path(real, compiler_version())
-    if library.is_file():
+    try:
+        library = library_path(real, compiler_version())
+        missing = None
+    except Unavailable as reason:
+        library, missing = None, reason
+    if library is not None and library.is_file():
         return ctypes.CDLL(str(library))
+    brought, unsuitable = _brought(real)
+    if brought is not None:
+        return brought
+    if missing is not None:
+        raise Unavailable(f"{unsuitable}{missing}")
+    assert library is not None
+    if unsuitable:
+        tell(f"note: {unsuitable.removesuffix(', and ')}")
     tell("compiling the C++ kernels for this processor, once (about 20 s)")
     with tempfile.TemporaryDirectory() as folder:
         built = compile_library(real, Path(folder))
@@ -121,6 +144,17 @@ def _load(tell: Callable[[str], None], real: str) -> ctypes.CDLL:
         except OSError:  # nothing can be cached: load it from here, for this process only
             return ctypes.CDLL(str(built))
     return ctypes.CDLL(str(library))
+
+
+def _brought(real: str) -> tuple[ctypes.CDLL | None, str]:
+    """The wheel's library for this processor, or None and why one that is there does not fit, to be continued."""
+    if os.environ.get("DARTS_SG_CXXFLAGS"):
+        return None, ""
+    try:
+        found = prebuilt.chosen(real, folder=prebuilt.FOLDER)
+        return None if found is None else ctypes.CDLL(str(found)), ""
+    except (prebuilt.Unsuitable, OSError) as error:  # the latter where a library of the system is missing
+        return None, f"the kernels of this installation do not fit ({' '.join(str(error).split())}), and "
 
 
 def compile_library(real: str, folder: Path) -> Path:
