@@ -10,43 +10,54 @@ import torch
 
 from darts_sg.analysis.compare import Latency
 from darts_sg.cli.main import run
-from darts_sg.data.synthetic import load_synthetic
+from darts_sg.data import Dataset, DataSpec, ImageSet
 from darts_sg.engine import quantise as module
 from darts_sg.engine.export import EXPORT_FORMATS
 from darts_sg.engine.quantise import Precision, Quantised, accuracy_of, calibration_part, quantise
 from darts_sg.engine.weights import Weights, read_weights
 from darts_sg.errors import RunError, UsageError
-from tests.engine.test_weights import MODEL, written
+from darts_sg.genotype import Cell, Edge, Genotype
+from tests.engine.test_weights import PLAIN, Metadata, written
 
 Capture = pytest.CaptureFixture[str]
 
 
+CLASSES = 4
+
+
+def noise(classes: int, count: int, seed: int) -> ImageSet:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(256, (count, 8, 8, 3), generator=generator, dtype=torch.uint8)
+    return ImageSet(images, torch.arange(count) % classes)
+
+
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Weights:
-    """A network that calls itself one of the rendered figures."""
-    data = load_synthetic(Path(), image_size=None, seed=MODEL.seed, download=False)
+def data() -> Dataset:
+    spec = DataSpec("folder", CLASSES, 8, 3, (0.5,) * 3, (0.3,) * 3, tuple("abcd"))
+    return Dataset(spec, noise(CLASSES, 200, 0), noise(CLASSES, 120, 1))
+
+
+@pytest.fixture(scope="module")
+def weights(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Weights:
+    """A small network that calls itself one of these data."""
+    cell = Cell(((Edge("sep_conv_3x3", 0), Edge("skip_connect", 1)),), (2,))
+    genotype = Genotype("small", "darts", ("sep_conv_3x3", "skip_connect"), cell, cell)
     spec = data.spec
-    facts = {
-        "dataset": spec.name, "num_classes": 10, "class_names": spec.class_names, "mean": spec.mean, "std": spec.std,
-        "data_fingerprint": data.fingerprint(),
+    facts = PLAIN | {
+        "dataset": spec.name, "num_classes": CLASSES, "class_names": spec.class_names, "image_size": 8,
+        "mean": spec.mean, "std": spec.std, "data_fingerprint": data.fingerprint(),
     }  # fmt: skip
     path = tmp_path_factory.mktemp("int8") / "weights.safetensors"
-    written(path, replace(MODEL, **facts), num_classes=10)
+    m = Metadata(genotype=genotype.to_yaml(), network="cifar", channels=4, cells=3, **facts)
+    written(path, m, num_classes=CLASSES)
     return read_weights(path)
 
 
-@pytest.fixture
-def few_test_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    load = module.load_data
-
-    def fewer(weights: Weights, folder: Path) -> object:
-        data = load(weights, folder)
-        return replace(data, test=data.test.select(torch.arange(100)))
-
-    monkeypatch.setattr(module, "load_data", fewer)
+@pytest.fixture(autouse=True)
+def loaded(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("darts_sg.engine.diagnosis.load_dataset", lambda *arguments, **options: data)
 
 
-@pytest.mark.usefixtures("few_test_images")
 def test_the_int8_model_is_close_and_says_so(weights: Weights, capsys: Capture, tmp_path: Path) -> None:
     for package in EXPORT_FORMATS["onnx"].needs:
         pytest.importorskip(package, reason="the optional dependency group export is not installed")
@@ -58,44 +69,42 @@ def test_the_int8_model_is_close_and_says_so(weights: Weights, capsys: Capture, 
     assert "calibrated on 50 training images" in out
     proto = onnx.load(output)
     facts = {entry.key: entry.value for entry in proto.metadata_props}
-    assert facts["model"] == weights.metadata.model
+    assert facts["genotype"] == weights.metadata.genotype
     recorded = json.loads(facts["quantisation"])
-    assert (recorded["calibration_images"], recorded["test_images"]) == (50, 100)
+    assert (recorded["calibration_images"], recorded["test_images"]) == (50, 120)
     for side in ("float32", "int8"):
         assert f"{recorded[side]['accuracy']:.2f}%" in out
     # every convolution has 8-bit weights, each output channel with a scale of its own
     shapes = {tensor.name: (tensor.data_type, tuple(tensor.dims)) for tensor in proto.graph.initializer}
     made = {name: node for node in proto.graph.node for name in node.output}
     convolutions = [node for node in proto.graph.node if node.op_type == "Conv"]
-    assert len(convolutions) > 10
+    assert len(convolutions) > 5
     for node in convolutions:
         values, scale, _ = made[node.input[1]].input
         assert shapes[values][0] == onnx.TensorProto.INT8
         assert shapes[scale][1] == shapes[values][1][:1]
-    images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         exact = weights.build()(images)[0]
     found = EXPORT_FORMATS["onnx"].load(output.read_bytes())(images)
     assert 0 < (found - exact).norm() / exact.norm() < 0.2
 
 
-def test_calibration_images_are_of_the_training_part_and_balanced(weights: Weights) -> None:
-    data = load_synthetic(Path(), image_size=None, seed=MODEL.seed, download=False)
+def test_calibration_images_are_of_the_training_part_and_balanced(data: Dataset, weights: Weights) -> None:
     part = calibration_part(data, weights, 40)
-    assert part.labels.bincount().tolist() == [4] * 10
+    assert isinstance(part, ImageSet)
+    assert part.labels.bincount().tolist() == [10] * CLASSES
     known = {image.numpy().tobytes() for image in data.train.images}
     assert all(image.numpy().tobytes() in known for image in part.images)
     with pytest.raises(UsageError, match=r"--calibration-images 999999: the training part .*; lower it"):
         calibration_part(data, weights, 999999)
 
 
-def test_the_accuracy_is_the_share_of_right_answers(weights: Weights) -> None:
-    data = load_synthetic(Path(), image_size=None, seed=MODEL.seed, download=False)
-    test = data.test.select(torch.arange(120))
-    answers = iter(torch.randn(120, 10, generator=torch.Generator().manual_seed(0)).split(module.BATCH))
-    expected = torch.randn(120, 10, generator=torch.Generator().manual_seed(0)).argmax(dim=1).numpy()
-    found = accuracy_of(lambda images: next(answers), weights, test)
-    assert found == pytest.approx(100 * np.mean(expected == test.labels.numpy()))
+def test_the_accuracy_is_the_share_of_right_answers(data: Dataset, weights: Weights) -> None:
+    answers = torch.randn(120, CLASSES, generator=torch.Generator().manual_seed(0))
+    batches = iter(answers.split(module.BATCH))
+    found = accuracy_of(lambda images: next(batches), weights, data.test)
+    assert found == pytest.approx(100 * np.mean(answers.argmax(dim=1).numpy() == data.test.labels.numpy()))
 
 
 @pytest.mark.parametrize(
