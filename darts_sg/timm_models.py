@@ -157,7 +157,7 @@ def mobile(name: str, shape: NetworkShape) -> Build:
 def add(name: str, build: Build, shape: NetworkShape, classifier: str) -> None:
     """Register the network with timm under `name`."""
     mean, std = (CIFAR10.mean, CIFAR10.std) if shape == "cifar" else (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
-    cfg = {
+    cfg: dict[str, Any] = {
         "num_classes": NUM_CLASSES[shape],
         "input_size": (3, IMAGE_SIZE[shape], IMAGE_SIZE[shape]),
         "mean": mean,

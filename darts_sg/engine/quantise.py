@@ -10,6 +10,7 @@ import logging
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -131,13 +132,13 @@ def quantise(weights: Weights, folder: Path, calibration_images: int) -> Quantis
     contents = (content, quantised)
     runs = [EXPORT_FORMATS["onnx"].load(each) for each in contents]
     one = rendered_images(weights.spec, 1)
-    latencies = timed([lambda run=run: run(one) for run in runs], 1, torch.device("cpu"))
-    sides = [
+    latencies = timed([partial(run, one) for run in runs], 1, torch.device("cpu"))
+    float32, int8 = (
         Precision(title, len(each), accuracy_of(run, weights, data.test), latency)
         for title, each, run, latency in zip(("float32", "INT8"), contents, runs, latencies, strict=True)
-    ]
+    )
     found = Quantised(
-        quantised, *sides, calibration_images, len(data.test), weights.data, machine(torch.device("cpu"))
+        quantised, float32, int8, calibration_images, len(data.test), weights.data, machine(torch.device("cpu"))
     )  # fmt: skip
     return _with_facts(found, weights.metadata.as_texts())
 
