@@ -92,6 +92,38 @@ def test_without_a_compiler_the_reason_names_both(brought: Path, monkeypatch: py
         build.kernels()
 
 
+def test_without_a_compiler_the_library_of_the_wheel_is_loaded(brought: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr(prebuilt, "FOLDER", brought)
+    monkeypatch.setattr(build, "_loaded", {})
+    monkeypatch.setattr(build.ctypes, "CDLL", opened.append)
+    monkeypatch.setattr(prebuilt, "features", lambda: V3)
+    monkeypatch.delenv("DARTS_SG_CXXFLAGS", raising=False)
+    monkeypatch.setenv("CXX", "/nonexistent")
+    build.kernels()
+    assert opened == [str(brought / "chains-float-x86-64-v3.so")]
+    with pytest.raises(build.Unavailable, match="float, and double is asked for"):
+        build.kernels(real="double")
+
+
+def test_the_mark_of_a_check_is_of_this_processor_and_outside_the_installation(
+    brought: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Library:
+        _name = str(brought / "chains-float-x86-64-v3.so")
+
+    monkeypatch.setattr(prebuilt, "FOLDER", brought)
+    monkeypatch.setattr(build, "_loaded", {"float": Library()})
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert not build.checked("cell")
+    build.set_checked("cell")
+    assert build.checked("cell")
+    (mark,) = (tmp_path / "cache" / "darts_sg").iterdir()
+    assert mark.name.endswith(".cell.checked")
+    monkeypatch.setattr(build, "_processor", lambda: "another")
+    assert not build.checked("cell")
+
+
 def test_the_kernels_need_nothing_of_pytorch() -> None:
     """So that a library serves every version of it."""
     for path in prebuilt.SOURCES.iterdir():

@@ -1,9 +1,9 @@
-"""Loads the C++ kernels: those of the wheel, or compiled on first use and cached. Finds Triton, too.
+"""Loads the C++ kernels: compiled on first use and cached, or those of the wheel. Finds Triton, too.
 
 Kernels are optional: without them PyTorch computes the same. chains.cpp includes the headers beside it, so there is one
-translation unit; the cached library's name is a hash of all these files, the flags, the compiler and the processor. A
-wheel may bring libraries for levels of processors (`prebuilt`); one that was compiled here from the same sources goes
-first, so that a run keeps its bits.
+translation unit; the cached library's name is a hash of all these files, the flags, the compiler and the processor.
+Where none can be compiled, a library that a wheel brings for this level of processors is taken (`prebuilt`); the
+compiler's own is a few percent faster, because it is tuned for the very processor.
 
 Environment: CXX names the compiler, XDG_CACHE_HOME the cache, and DARTS_SG_CXXFLAGS adds flags, for instance
 "-g -fsanitize=undefined" to look for errors in the kernels, which then are compiled in any case.
@@ -50,20 +50,17 @@ def compiler_version() -> str:
 
 
 def kernels(tell: Callable[[str], None] = lambda message: None, real: str = "float") -> ctypes.CDLL:
-    """The kernel library for one C++ number type (`real`: float or double): cached, of the wheel, or compiled now.
+    """The kernel library for one C++ number type (`real`: float or double): cached, compiled now, or of the wheel.
 
     tell: called with a message before compiling, which takes about 20 s. The cache is $XDG_CACHE_HOME/darts_sg
     (~/.cache/darts_sg). The library is written atomically, so several processes may compile it at the same time.
-    Raises Unavailable if there is no compiler or it cannot compile the kernels.
+    Raises Unavailable if there is no compiler, or it cannot compile the kernels, and the wheel brings none that fit.
     """
     if real not in _loaded:
         try:
             _loaded[real] = _load(tell, real)
-        except subprocess.CalledProcessError as error:
-            reason = next((line for line in error.stderr.splitlines() if "error" in line), "no reason given")
-            raise Unavailable(f"{compiler()} cannot compile the kernels: {reason.strip()}") from None
-        except (OSError, RuntimeError, subprocess.SubprocessError) as error:
-            raise Unavailable(" ".join(str(error).split())) from None
+        except (Unavailable, OSError, RuntimeError, subprocess.SubprocessError) as error:
+            _loaded[real] = _brought(real, _reason(error))
     return _loaded[real]
 
 
@@ -121,21 +118,9 @@ def _options(real: str) -> list[str]:
 
 
 def _load(tell: Callable[[str], None], real: str) -> ctypes.CDLL:
-    try:
-        library = library_path(real, compiler_version())
-        missing = None
-    except Unavailable as reason:
-        library, missing = None, reason
-    if library is not None and library.is_file():
+    library = library_path(real, compiler_version())
+    if library.is_file():
         return ctypes.CDLL(str(library))
-    brought, unsuitable = _brought(real)
-    if brought is not None:
-        return brought
-    if missing is not None:
-        raise Unavailable(f"{unsuitable}{missing}")
-    assert library is not None
-    if unsuitable:
-        tell(f"note: {unsuitable.removesuffix(', and ')}")
     tell("compiling the C++ kernels for this processor, once (about 20 s)")
     with tempfile.TemporaryDirectory() as folder:
         built = compile_library(real, Path(folder))
@@ -146,15 +131,28 @@ def _load(tell: Callable[[str], None], real: str) -> ctypes.CDLL:
     return ctypes.CDLL(str(library))
 
 
-def _brought(real: str) -> tuple[ctypes.CDLL | None, str]:
-    """The wheel's library for this processor, or None and why one that is there does not fit, to be continued."""
-    if os.environ.get("DARTS_SG_CXXFLAGS"):
-        return None, ""
+def _reason(error: Exception) -> str:
+    """Why the kernels cannot be compiled, in one line."""
+    if isinstance(error, subprocess.CalledProcessError):
+        reason = next((line for line in error.stderr.splitlines() if "error" in line), "no reason given")
+        return f"{compiler()} cannot compile the kernels: {reason.strip()}"
+    return " ".join(str(error).split())
+
+
+def _brought(real: str, reason: str) -> ctypes.CDLL:
+    """The wheel's library for this processor, where none can be compiled for the given reason.
+
+    Raises Unavailable with both reasons if a library that is there does not fit, with the given one if there is none.
+    """
     try:
-        found = prebuilt.chosen(real, folder=prebuilt.FOLDER)
-        return None if found is None else ctypes.CDLL(str(found)), ""
+        # whoever adds flags wants kernels compiled with them
+        found = None if os.environ.get("DARTS_SG_CXXFLAGS") else prebuilt.chosen(real, folder=prebuilt.FOLDER)
+        if found is not None:
+            return ctypes.CDLL(str(found))
     except (prebuilt.Unsuitable, OSError) as error:  # the latter where a library of the system is missing
-        return None, f"the kernels of this installation do not fit ({' '.join(str(error).split())}), and "
+        unsuitable = " ".join(str(error).split())
+        reason = f"the kernels of this installation do not fit ({unsuitable}), and {reason}"
+    raise Unavailable(reason)
 
 
 def compile_library(real: str, folder: Path) -> Path:
