@@ -25,7 +25,7 @@ def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir(parents=True)
     written(folder / "weights.safetensors", metadata("DARTS_V2"))
     (folder / "config.yaml").write_text(yaml.safe_dump({"environment": {"command": COMMAND}}))
-    (folder / "result.json").write_text("{}")
+    (folder / "result.json").write_text('{"train_images": 1234}')
     return folder
 
 
@@ -55,7 +55,15 @@ def test_a_dry_run_writes_the_card_and_uploads_nothing(run_dir: Path, capsys: Ca
     assert (facts["license"], facts["library_name"], facts["datasets"]) == ("cc-by-4.0", "darts_sg", ["cats"])
     assert result["metrics"] == [{"type": "error", "name": "test error", "value": 12.34}]
     weights = read_weights(run_dir)
-    for said in (COMMAND, weights.title, weights.history, "12.34%", "hf://me/small", "seed 1: there is no spread"):
+    for said in (
+        COMMAND,
+        weights.title,
+        weights.history,
+        "12.34%",
+        "hf://me/small",
+        "seed 1: there is no spread",
+        "1,234 training images, 3 epochs",
+    ):
         assert said in text
     assert "published figures of such networks come from 600" in text
     with pytest.raises(UsageError, match="small exists; choose another --output"):

@@ -1,6 +1,8 @@
 """A run's weights as a folder for the Hugging Face hub: the files, and a model card written from their provenance."""
 
 import hashlib
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +46,7 @@ def make_card(run_dir: Path, repository: str, licence: str) -> Card:
         command = _command(run_dir / "config.yaml")
     except OSError as error:
         raise UsageError(f"{run_dir} cannot be read: {why(error)}") from None
-    return Card(weights, files, card_text(weights, repository, licence, command, sorted(files)))
+    return Card(weights, files, card_text(weights, repository, licence, command, files))
 
 
 def _command(config: Path) -> str:
@@ -56,7 +58,16 @@ def _command(config: Path) -> str:
     return str((environment or {}).get("command") or "") if isinstance(environment, dict) else ""
 
 
-def card_text(weights: Weights, repository: str, licence: str, command: str, files: list[str]) -> str:
+def _train_images(result: bytes) -> str:
+    """The number of training images that a run's result.json records, in words; empty where it records none."""
+    try:
+        found = json.loads(result or b"{}").get("train_images")
+    except (ValueError, AttributeError, RecursionError):
+        return ""
+    return f"{found:,} training images, " if isinstance(found, int) else ""
+
+
+def card_text(weights: Weights, repository: str, licence: str, command: str, files: Mapping[str, bytes]) -> str:
     """The card: YAML front matter as the hub reads it, then the facts and what the weights are not."""
     m, figure = weights.metadata, weights.task.headline
     params = count_params(weights.build())
@@ -87,6 +98,7 @@ def card_text(weights: Weights, repository: str, licence: str, command: str, fil
         "outputs": f"{weights.task.num_outputs(weights.spec)} {weights.task.output_unit}",
         "data": weights.data,
         f"{figure.title} on {m.test_images:,} images": figure.text.format(weights.recorded),
+        "scale": f"{_train_images(files.get('result.json', b''))}{m.epochs} epochs, one seed",
         "training": f"{weights.history}, PyTorch {m.torch}, {m.git}",
     }
     if m.finetuned_from:
@@ -116,7 +128,7 @@ def card_text(weights: Weights, repository: str, licence: str, command: str, fil
         "",
         "## Files",
         "",
-        *(f"- `{name}`" for name in files),
+        *(f"- `{name}`" for name in sorted(files)),
         "",
         f"Licence of the weights: {licence}. Data sets have licences of their own.",
     ]

@@ -162,6 +162,7 @@ def _images(weights: Weights, images: Images) -> Iterator[Tensor]:
 def _quantised(content: bytes, batches: Iterator[Tensor]) -> bytes:
     """The float32 model in 8 bits: the graph is folded (BatchNorm into convolutions), calibrated and rewritten."""
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.registry import QDQRegistry
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     logging.getLogger().addFilter(_is_no_advice)
@@ -176,6 +177,8 @@ def _quantised(content: bytes, batches: Iterator[Tensor]) -> bytes:
                 written,
                 CalibrationImages(batches),
                 quant_format=QuantFormat.QDQ,
+                # a BatchNorm that no convolution takes in stays float32: its vectors have no axis of output channels
+                op_types_to_quantize=sorted(set(QDQRegistry) - {"BatchNormalization"}),
                 per_channel=True,
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
