@@ -23,6 +23,7 @@ COMMANDS = {
     "latency-table": "measure the operations of a space on this device, to search and derive by latency",
     "models": "costs and published accuracies of MobileNeXt and MobileNetV2",
     "predict": "what trained weights say of images: objects in boxes, or classes",
+    "weights": "list trained weights, and publish those of a run on the Hugging Face hub",
     "export": "export trained weights as a model for other programs",
     "diagnose": "gradient confusion and information loss of trained networks",
     "data": "prepare data",
