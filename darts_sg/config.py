@@ -587,7 +587,7 @@ def compared_options(job: JobName) -> dict[str, Any]:
     }
 
 
-def help_texts(config: type[RunConfig]) -> dict[str, str]:
+def help_texts(config: type[Any]) -> dict[str, str]:
     """The help of each field: the text under it, in the class or in the one it inherits from."""
     texts: dict[str, str] = {}
     for cls in reversed(config.__mro__):

@@ -14,6 +14,7 @@ from darts_sg.cli.terminal import answer
 PROG = "darts-sg"
 
 COMMANDS = {
+    "fit": "one command for your own images: choose, search, train, test, export and report",
     "search": f"search for a cell ({PROG} search --help)",
     "augment": f"train the network of a genotype, or a model ({PROG} augment --help)",
     "demo": "search, derive and retrain on rendered images in a few minutes",

@@ -43,6 +43,8 @@ from darts_sg.engine.checkpoint import load_newest, write_torch
 from darts_sg.engine.published import read_published
 from darts_sg.engine.weights import FORMAT, Metadata, _checksum, read_weights
 from darts_sg.errors import UsageError
+from darts_sg.fitting.state import FORMAT as FIT_FORMAT
+from darts_sg.fitting.state import State
 from darts_sg.formats import FORMATS
 from darts_sg.genotype import load_genotype, parse_genotype, zoo_names
 from darts_sg.networks.build import NetworkPlan, build_network
@@ -177,6 +179,25 @@ def latency_tables(content: bytes, folder: Path) -> None:
     path.write_bytes(content)
     table = read_latency_table(path)
     _ = table.costs(LATENCY_SPACE.operations), table.noisy, table.foreign("Abacus", 1), str(table.shape)
+
+
+def fit_states() -> st.SearchStrategy[bytes]:
+    options = {"data": "photos", "minutes": 6.0, "space": "darts", "recipe": "pc-darts", "seed": 0}
+    facts = {"images": 8, "test": 2, "classes": 2, "side": 64}
+    sound = {
+        "format": FIT_FORMAT, "options": options, "machine": "a CPU", "compare_seconds": 0.0, "done": {"search": {}},
+        "data": {"name": "photos", "facts": facts, "notes": ["a"], "listing": "", "described": ""},
+        "level": [64, "imagenet", 8, 5, 8, 5], "timing": [0.1, 8, 0.1, 8, 0.1, 1.0, 1.0, 0.1, 0.1],
+        "plan": {"search_epochs": 3, "epochs": 5, "search_seconds": 1.0, "train_seconds": 1.0},
+        "choices": [["stem", "imagenet", "given"]], "search": {"epochs": 3}, "training": {"batch_size": 8},
+    }  # fmt: skip
+    return damaged_bytes([as_json(sound)]) | damaged_plain(sound).map(as_json)
+
+
+@target(fit_states)
+def fits(content: bytes, folder: Path) -> None:
+    (folder / "fit.json").write_bytes(content)
+    State.read(folder).options({}, started=False)
 
 
 # --- options ----------------------------------------------------------------------------------------------------------
