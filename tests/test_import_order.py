@@ -15,6 +15,7 @@ LEFTMOST = (
     "errors",
     "registry",
     "files",
+    "remote",
     "records",
     "process",
     "invocation",

@@ -2,9 +2,9 @@
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from darts_sg.networks import ssdlite
 from darts_sg.networks.build import NetworkPlan
 from darts_sg.networks.derived import DerivedNetwork, NetworkShape
 from darts_sg.networks.mobile import MobileNetwork, Model
-from darts_sg.networks.skeleton import cell_specs, edge_stride, stem_channels
+from darts_sg.networks.skeleton import CellSpec, cell_specs, edge_stride, stem_channels
 from darts_sg.ops import OPERATIONS
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -224,19 +224,43 @@ def _edge_costs(
     """(parameters, MACs) of the edges alone, without fixed costs."""
     edges = num_edges(num_nodes)
     tables = {reduction: np.zeros((2, edges, len(operations)), dtype=np.int64) for reduction in (False, True)}
-    size = image_size
-    for _ in range(0 if network == "cifar" else 3):  # the stem of the imagenet shape halves three times
-        size = -(-size // 2)
-    for spec in cell_specs(C, num_cells, stem_channels(network, C), lambda reduction: num_nodes, network == "imagenet"):
+    for reduction, edge, place in edge_places(network, C, num_cells, num_nodes, image_size):
+        for i, name in enumerate(operations):
+            tables[reduction][:, edge, i] += operation_cost(name, *place)
+    params, macs = (Costs(tables[False][i], tables[True][i], 0) for i in range(2))
+    return params, macs
+
+
+class EdgePlace(NamedTuple):
+    """What the cost of an operation on an edge depends on: it maps (N, C, size, size) with this stride."""
+
+    C: int
+    stride: int
+    size: int
+
+
+def edge_places(
+    network: NetworkShape, C: int, num_cells: int, num_nodes: int, image_size: int
+) -> Iterator[tuple[bool, int, EdgePlace]]:
+    """Every edge of every cell of a derived network: (whether the cell is a reduction, number of the edge, place)."""
+    for spec, size in cell_places(network, C, num_cells, num_nodes, image_size):
         for node in range(num_nodes):
             for state in range(NUM_INPUTS + node):
                 stride = edge_stride(spec.reduction, state)
                 side = size if stride == 2 or not spec.reduction else -(-size // 2)
-                for i, name in enumerate(operations):
-                    tables[spec.reduction][:, num_edges(node) + state, i] += operation_cost(name, spec.C, stride, side)
+                yield spec.reduction, num_edges(node) + state, EdgePlace(spec.C, stride, side)
+
+
+def cell_places(
+    network: NetworkShape, C: int, num_cells: int, num_nodes: int, image_size: int
+) -> Iterator[tuple[CellSpec, int]]:
+    """Every cell of a derived network whose nodes are all joined, with the height of its state c_{k-1}."""
+    size = image_size
+    for _ in range(0 if network == "cifar" else 3):  # halvings of the ImageNet stem
+        size = -(-size // 2)
+    for spec in cell_specs(C, num_cells, stem_channels(network, C), lambda reduction: num_nodes, network == "imagenet"):
+        yield spec, size
         size = -(-size // 2) if spec.reduction else size
-    params, macs = (Costs(tables[False][i], tables[True][i], 0) for i in range(2))
-    return params, macs
 
 
 @functools.cache

@@ -39,8 +39,8 @@ COMMAND_OPTIONS: dict[str, tuple[Any, str]] = {
 EVALUATE = {
     "evaluate": (
         Path | None,
-        "Weights file (weights.safetensors), or run folder, to test instead of training. Network, normalisation and "
-        "data set are the file's; --dataset and --data choose other data.",
+        "Weights file (weights.safetensors), run folder, hf://user/name or URL to test instead of training. Network, "
+        "normalisation and data set are the file's; --dataset and --data choose other data.",
     )
 }
 
