@@ -87,7 +87,7 @@ class Score(NamedTuple):
 
     def __str__(self) -> str:
         spread = "" if self.deviation is None else f" ± {self.deviation:.2f}"
-        return f"{self.mean:.2f}{spread} ({self.setting})"
+        return f"{self.mean:.2f}{spread} on {self.setting}"
 
     def as_dict(self) -> dict[str, Any]:
         """The fields, with mean and deviation, for JSON."""

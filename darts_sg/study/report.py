@@ -73,7 +73,7 @@ def _published_and_measured(found: Experiment) -> list[str]:
 def _errors_of(found: Experiment, title: str) -> str:
     """The errors of a genotype in all settings, each with its setting."""
     rows = ((setting, setting.find(title)) for setting in found.settings)
-    texts = [f"{row.spread.text(2)} ({title}; {_seeds(row)}; {s.title})" for s, row in rows if row is not None]
+    texts = [f"{row.spread.text(2)}: {title}; {_seeds(row)}; {s.title}" for s, row in rows if row is not None]
     return "; ".join(texts) or ABSENT
 
 

@@ -1,101 +1,111 @@
-"""Detectors in the report of a study: published and measured figures apart, differences paired by seed."""
+"""Studies of models and of detectors: trained without a search, compared by mAP, of which more is better."""
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
-from scipy import stats
 
+from darts_sg.config import AugmentConfig
+from darts_sg.engine import augment
 from darts_sg.errors import UsageError
-from darts_sg.study.as_dict import report_dict
-from darts_sg.study.detectors import DetectorSetting, detectors_section, direction
-from darts_sg.study.protocol import Detectors, load_protocol, read_protocol
-from darts_sg.study.read import read_experiment
-from darts_sg.study.report import study_report
+from darts_sg.study.check import check_study
+from darts_sg.study.file import parse_study, read_study
+from darts_sg.study.findings import compute
+from darts_sg.study.plan import jobs_of
+from darts_sg.study.results import collect, write_results
+from darts_sg.study.verdicts import evaluate_claims
+from tests.data.detection_fakes import write_voc
+from tests.study.small import run_inline
 
-NEXT, V2 = "mobilenext_1.0", "mobilenetv2_1.0"
-MAPS = {NEXT: {0: 61.0, 1: 63.0, 2: 62.5}, V2: {0: 60.0, 1: 61.0, 2: 61.25}}
-
-
-def detector_run(folder: Path, model: str, seed: int, found: float, **options: Any) -> None:
-    """The folder of a finished training of a detector."""
-    folder.mkdir(parents=True)
-    values = {"task": "detection", "model": model, "seed": seed, "epochs": 40, "batch_size": 8, "network": "imagenet"}
-    environment = {
-        "data": {"name": "voc", "note": "BCCD", "train_images": 292},
-        "device_name": "a machine",
-        "threads": 1,
-    }
-    content = {"job": "augment", "options": {**values, **options}, "environment": environment}
-    (folder / "config.yaml").write_text(yaml.safe_dump(content))
-    result = {"task": "detection", "test_map_voc07_last": found, "test_map_voc07_best": found, "best_epoch": 3}
-    result |= {"best_chosen_on": "test", "params": 3_168_880, "macs": 169_266_944}
-    (folder / "result.json").write_text(json.dumps(result))
-
-
-@pytest.fixture
-def results(tmp_path: Path) -> Path:
-    for model, by_seed in MAPS.items():
-        for seed, found in by_seed.items():
-            detector_run(tmp_path / f"{model}_{seed}", model, seed, found)
-    detector_run(tmp_path / "longer", NEXT, 0, 70.0, epochs=80)
-    detector_run(tmp_path / "other_model", "mobilenext_0.5", 0, 50.0)
-    return tmp_path
+EXAMPLE = Path(__file__).parents[2] / "examples" / "studies" / "detectors.yaml"
+TEXT = """\
+title: Detectors
+data: {dataset: voc, data: voc}
+retrain: {recipe: voc-small, image_size: 64, batch_size: 3, epochs: 1, warmup_epochs: 0, workers: 0}
+seeds: {retrain: [0]}
+genotypes: {models: [mobilenext_0.1, mobilenetv2_0.1]}
+compare: [[mobilenext_0.1, mobilenetv2_0.1]]
+"""
+IDS = ["retrain_mobilenext_0.1_s0", "retrain_mobilenetv2_0.1_s0"]
+CLAIM = """\
+claims:
+  better: {of: mobilenext_0.1, against: mobilenetv2_0.1, conditions: {better: {points: 1}, no_worse: {points: 2}}}
+"""
 
 
-def test_published_and_measured_have_columns_of_their_own(results: Path) -> None:
-    text = study_report(read_experiment(results, load_protocol("sandglass"))).partition("## Detectors")[2]
-    assert (
-        "| mobilenext_1.0 | 72.6 | 23.3 | 70.00 (seed 0; voc (BCCD)); 62.17 ± 1.04 (seeds 0, 1, 2; voc (BCCD)) |"
-        in text
-    )
-    assert "| mobilenetv2_1.0 | 71.8 | 22.3 | 60.75 ± 0.66 (seeds 0, 1, 2; voc (BCCD)) |" in text
-    assert "voc (BCCD): 40 epochs of 292 images, batch 8, augmentation ssd, from scratch; a machine, 1 thread." in text
-    low, high = stats.ttest_rel([*MAPS[NEXT].values()], [*MAPS[V2].values()]).confidence_interval(0.95)
-    assert f"| 0: +1.00, 1: +2.00, 2: +1.25; mean +1.42, 95% interval {low:+.2f} to {high:+.2f} |" in text
-    assert "**shows** here" in text
-    assert "is **not measured** here: no seed has both detectors." in text  # of the longer training
+def test_models_are_trained_and_compared_by_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(augment, "write_report", lambda folder: folder)
+    write_voc(tmp_path / "voc")
+    assert run_inline(Path("S"), TEXT).started == IDS
+    results = collect("S")
+    expected = {}
+    for name in IDS:
+        result = json.loads((tmp_path / "S" / "runs" / name / "result.json").read_text())
+        assert result["model"] in name
+        expected[result["model"]] = result["test_map_voc07_last"]
+    assert {one.name: one.errors[0] for one in results.findings.genotypes} == expected
+    assert {one.metric.noun for one in results.findings.genotypes} == {"mAP (VOC07)"}
+    assert len(results.findings.settings) == 1  # which model it is separates no setting
+    tables = json.loads(write_results("S").read_text())["tables"]
+    assert [row["mean mAP (VOC07), %"] for row in tables["errors"]["rows"]] == sorted(expected.values(), reverse=True)
+    (row,) = tables["comparisons"]["rows"]
+    assert row["mean, points"] == pytest.approx(expected["mobilenext_0.1"] - expected["mobilenetv2_0.1"])
 
 
-def test_as_data(results: Path) -> None:
-    found = report_dict(read_experiment(results, load_protocol("sandglass")))["detectors"]
-    assert found["published"][NEXT]["map_voc07"] == 72.6
-    assert [one["maps"][V2] for one in found["measured"]] == [{}, MAPS[V2]]
-    assert found["measured"][1]["difference"]["mean"] == pytest.approx(17 / 12)
-
-
-def test_another_run_of_the_same_seed_is_named(results: Path) -> None:
-    detector_run(results / "mobilenext_1.0_0_again", NEXT, 0, 65.0)
-    found = read_experiment(results, load_protocol("sandglass"))
-    assert found.detectors[1].maps[NEXT][0] == 61.0
-    assert [remark for remark in found.remarks if "mobilenext_1.0_0_again is left out" in remark]
+def trained(model: str, values: list[float]) -> list[dict[str, object]]:
+    """Records of the trainings of a model."""
+    return [
+        {
+            "id": f"retrain_{model}_s{seed}", "state": "done", "genotype": model, "kind": "model", "space": "",
+            "method": "", "seed": seed, "setting": "voc", "machine": "here", "hours": 1.0, "metric": "mAP (VOC07)",
+            "larger_is_better": True, "figure": value, "error": None,
+        }
+        for seed, value in enumerate(values)
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs", "words"),
+    ("ours", "word", "says"),
     [
-        ({0: 60.0, 1: 61.0}, {0: 62.0, 1: 63.1}, "**does not show** here"),
-        ({0: 60.0, 1: 64.0}, {0: 61.0, 1: 61.0}, "**undecided** here: the interval holds 0."),
-        ({0: 60.0}, {0: 61.0}, "**undecided** here: -1.00 points in one pair"),
-        ({0: 9.0}, {0: 8.0}, "The mAP is low"),
+        ([60.0, 63.0, 62.0], "holds", "excludes a gain of 1 points"),
+        ([40.0, 43.0, 42.0], "does not hold", "worse in every pair"),
     ],
 )
-def test_the_direction(ours: dict[int, float], theirs: dict[int, float], words: str) -> None:
-    assert words in direction(DetectorSetting("voc", "", (), {NEXT: ours, V2: theirs}), (NEXT, V2))
+def test_a_claim_of_a_larger_map_holds_where_the_map_is_larger(ours: list[float], word: str, says: str) -> None:
+    study = parse_study(TEXT + CLAIM)
+    records = trained("mobilenext_0.1", ours) + trained("mobilenetv2_0.1", [50.0, 52.5, 52.0])
+    found = compute([], records, [("mobilenext_0.1", "mobilenetv2_0.1", "genotype")])
+    (claim,) = evaluate_claims(study.claims, found, [], {})
+    assert claim["word"] == word
+    title, condition = (claim["conditions"][0][key] for key in ("title", "text"))
+    assert title == "A larger mAP (VOC07) than mobilenetv2_0.1, by more than 1 points"
+    assert condition.startswith("mobilenetv2_0.1 − mobilenext_0.1: ")
+    assert says in condition
+    (comparison,) = found.comparisons["voc"]
+    assert comparison.pairs is not None
+    assert comparison.pairs.mean == pytest.approx(sum(a - b for a, b in zip(ours, [50, 52.5, 52], strict=True)) / 3)
 
 
-def test_nothing_measured() -> None:
-    table, *_ = detectors_section([], Detectors((NEXT, V2), "A note."))
-    assert table.count("not measured |") == 2
+def test_the_example_can_be_read() -> None:
+    study = read_study(EXAMPLE)
+    configs = check_study(study, here=False, data=False)
+    assert [job.options["model"] for job in jobs_of(study)] == ["mobilenext_1.0", "mobilenetv2_1.0"] * 3
+    config = next(iter(configs.values()))
+    assert isinstance(config, AugmentConfig)
+    assert (config.task, config.model) == ("detection", "mobilenext_1.0")
 
 
 @pytest.mark.parametrize(
-    ("models", "message"), [([NEXT, NEXT], "two different models"), ([NEXT, "x"], "unknown detector")]
+    ("old", "new", "message"),
+    [
+        ("mobilenext_0.1, mobilenetv2", "mobilenext, mobilenetv2", r"genotypes\.models.*unknown model 'mobilenext'"),
+        ("epochs: 1", "epochs: 1, channels: 8", "--channels 8 is for genotypes, --model mobilenext_0.1 has no cells"),
+        ("better: {points: 1}", "fewer_parameters: {percent: 5}", "mobilenext_0.1 is a model without cells"),
+    ],
 )
-def test_bad_protocols(models: list[str], message: str, tmp_path: Path) -> None:
-    content = yaml.safe_load((Path(read_protocol.__code__.co_filename).parent / "protocols/sandglass.yaml").read_text())
-    (tmp_path / "p.yaml").write_text(yaml.safe_dump(content | {"detectors": {"models": models, "note": "a"}}))
+def test_what_a_model_cannot_be_is_said_in_one_line(old: str, new: str, message: str) -> None:
+    text = TEXT + CLAIM
+    assert old in text
     with pytest.raises(UsageError, match=message):
-        read_protocol(tmp_path / "p.yaml")
+        check_study(parse_study(text.replace(old, new, 1)), here=False, data=False)
