@@ -44,24 +44,34 @@ def add(run_dir: Path) -> None:
         with Image.open(run_dir / "pictures" / f"{name}.png") as picture:
             picture.thumbnail((SIDE, SIDE))
             picture.convert("RGB").save(folder / "pictures" / f"{name}.jpg", quality=70, optimize=True)
-        report = report.replace(f"pictures/{name}.png", f"pictures/{name}.jpg")
+        for suffix in ("png", "svg"):
+            report = report.replace(f"pictures/{name}.{suffix}", f"pictures/{name}.jpg")
     # the machine's paths say nothing; pictures and files that are not copied are not linked
     data = str(found.options.get("data") or "data")
     for text, target in ((config.read_text(encoding="utf-8"), "config.yaml"), (report, "report.md")):
         text = re.sub(rf"\S*{re.escape(str(run_dir.name))}\b", f"runs/{run_dir.name}", text)
         (folder / target).write_text(text.replace(data, Path(data).name), encoding="utf-8")
-    written = (folder / "report.md").read_text(encoding="utf-8")
-    kept = [line for line in written.split("\n\n") if not _lost(line, folder)]
-    unlinked = re.sub(r"\[([^]]+)\]\((?!pictures|config)[^)]+\)", r"\1", "\n\n".join(kept))
-    (folder / "report.md").write_text(unlinked, encoding="utf-8")
+    (folder / "report.md").write_text(
+        _linked((folder / "report.md").read_text(encoding="utf-8"), folder), encoding="utf-8"
+    )
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     print(f"{folder}: {size / 1000:.0f} kB" + (f", more than {MOST_BYTES / 1000:.0f}" if size > MOST_BYTES else ""))
 
 
-def _lost(paragraph: str, folder: Path) -> bool:
-    """Whether a paragraph shows a picture that was not copied."""
-    shown = re.match(r"!\[.*\]\((\S+)\)", paragraph)
-    return shown is not None and not (folder / shown[1]).is_file()
+def _linked(report: str, folder: Path) -> str:
+    """A report without the pictures that were not copied, their captions, and the links to other such files."""
+    kept: list[str] = []
+    for paragraph in report.split("\n\n"):
+        shown = re.match(r"!\[.*\]\((\S+)\)", paragraph)
+        if shown is None or (folder / shown[1]).is_file():
+            kept.append(paragraph)
+        elif kept and kept[-1].endswith(":"):
+            kept.pop()  # the caption
+
+    def link(found: re.Match[str]) -> str:
+        return found[0] if (folder / found[2]).is_file() else found[1]
+
+    return re.sub(r"\[([^]]+)\]\(([^)]+)\)", link, "\n\n".join(kept))
 
 
 def rewrite() -> None:
