@@ -21,7 +21,7 @@ test: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup $(ARGS)
 
 docs: .venv/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m mkdocs build --quiet --strict
+	OMP_NUM_THREADS=1 NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 
 docs-commands: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/docs $(ARGS)

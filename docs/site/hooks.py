@@ -69,6 +69,17 @@ PYTHON = {
 """The public API by page title and module."""
 
 
+def on_config(config: Any) -> Any:
+    """Add the pages of the reference to the navigation."""
+    (reference,) = [section["Reference"] for section in config["nav"] if "Reference" in section]
+    for section in reference:
+        if "Commands" in section:
+            section["Commands"] += [{name: f"reference/{name}.md"} for name in COMMANDS]
+        if "Python" in section:
+            section["Python"] += [{title: f"reference/{slug(title)}.md"} for title in PYTHON]
+    return config
+
+
 def on_files(files: Files, config: Any) -> Files:
     """Add the pages that are made here, and the files of the repository that pages link to."""
     made = {"reference/commands.md": command_index(), "reference/python.md": python_index()}
