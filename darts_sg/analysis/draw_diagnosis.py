@@ -98,6 +98,7 @@ def _draw_sites(
                 )  # fmt: skip
     lowest = min(site.r2 for portrait in portraits for site in portrait.retained)
     shares.set_ylim(min(0.0, max(lowest, -0.5)) - 0.02, 1.02)  # how much worse than a constant does not matter
+    shares.set_xlim(-0.02, 1.02)
     shares.set_title(
         "What the features carried on hold of the image", fontsize=10, fontweight="bold", loc="left", color=LIGHT.ink
     )
@@ -109,11 +110,10 @@ def _draw_sites(
     shares.add_artist(shares.legend(keys, names, title="features of", loc="upper right", **style))
     lines = {portrait.name: color for portrait, (color, _) in zip(portraits, colors, strict=True)}
     keys = [Line2D([], [], color=color, linewidth=1.6) for color in lines.values()]
-    shares.legend(keys, list(lines), loc="lower left", **style)
+    shares.legend(keys, list(lines), loc=_empty_corner(shares, portraits), **style)
     channels.set_yscale("log")
     channels.set_ylabel("channels", fontsize=9, color=LIGHT.ink)
     channels.set_xlabel("depth: share of the blocks or cells that lie before", fontsize=9, color=LIGHT.ink)
-    channels.set_xlim(-0.02, 1.02)
     channels.xaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
     counts = [site.channels for portrait in portraits for site in portrait.retained]
     first, last = math.floor(math.log2(min(counts))), math.ceil(math.log2(max(counts)))
@@ -122,6 +122,19 @@ def _draw_sites(
     channels.yaxis.set_major_locator(FixedLocator([2**k for k in range(first, last + 1, step)]))
     channels.yaxis.set_minor_locator(NullLocator())
     channels.yaxis.set_major_formatter(ScalarFormatter())
+
+
+def _empty_corner(shares: Axes, portraits: Sequence[Portrait]) -> str:
+    """The corner with the fewest points of R², by thirds of the axes; the upper right has a legend already."""
+    (left, right), (bottom, top) = shares.get_xlim(), shares.get_ylim()
+    counts = {"lower left": 0, "upper left": 0, "lower right": 0}
+    for site in (site for portrait in portraits for site in portrait.retained):
+        across, up = (site.depth - left) / (right - left), (site.r2 - bottom) / (top - bottom)
+        row = "lower" if up < 1 / 3 else "upper" if up > 2 / 3 else ""
+        column = "left" if across < 1 / 3 else "right" if across > 2 / 3 else ""
+        if f"{row} {column}" in counts:
+            counts[f"{row} {column}"] += 1
+    return min(counts, key=lambda corner: counts[corner])
 
 
 def fitted(label: str) -> str:

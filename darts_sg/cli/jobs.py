@@ -45,8 +45,8 @@ COMMON = {"config", "resume", "dry_run", "evaluate"}
 EVALUATE = {
     "evaluate": (
         Path | None,
-        "Weights file (weights.safetensors), or run folder, to test instead of training. Network, normalisation and "
-        "data set are the file's; --dataset and --data choose other data.",
+        "Weights file (weights.safetensors), run folder, hf://user/name or URL to test instead of training. Network, "
+        "normalisation and data set are the file's; --dataset and --data choose other data.",
     )
 }
 
@@ -67,7 +67,8 @@ GROUPS = {
 METAVARS = {
     "run_dir": "DIR", "resume": "DIR", "data": "DIR", "config": "FILE", "evaluate": "FILE", "finetune": "FILE",
     "plugin": "FILE", "split": "FILE", "time_budget": "MINUTES", "checkpoint_minutes": "MINUTES", "data_note": "TEXT",
-    "target_params": "SIZE", "target_macs": "SIZE",
+    "target_params": "SIZE", "target_macs": "SIZE", "target_latency": "TIME",
+    "latency_table": "FILE", "output": "FILE",
 }  # fmt: skip
 """What stands for the value of an option whose type does not say it."""
 
@@ -105,14 +106,14 @@ def add_options(parser: Parser, job: JobName, defaults: dict[str, Any] | None = 
         if (parts := f.metadata["parts"]) is not None:  # one a line, and broken between their options
             described = [re.sub(r"[:,](?=[\w\[]+=)", r"\g<0> ", describe_part(name, parts[name])) for name in parts]
             text = "\n  ".join([f"{text.partition(' Choices: ')[0]} Choices:", *described]) + "\n"
-        read = partial(_read, config, f.name)
+        read = partial(read_typed, config, f.name)
         default = defaults.get(f.name, f.default)
         group = groups[f.metadata["group"]]
-        _add_option(group, f.name, hints[f.name], read, text, default, joined=f.metadata["joined"])
+        add_option(group, f.name, hints[f.name], read, text, default, joined=f.metadata["joined"])
         if not f.metadata["common"]:
             parser.rare.add(f.name)
     for name, (hint, text) in command_options(job).items():
-        _add_option(groups["Run"], name, hint, argument_type(hint), text, None)
+        add_option(groups["Run"], name, hint, argument_type(hint), text, None)
         if name not in COMMON:
             parser.rare.add(name)
     groups["Run"].add_argument("-h", "--help", action="store_true", help="Show the most used options and exit.")
@@ -127,7 +128,10 @@ class _Join(argparse.Action):
         setattr(namespace, self.dest, f"{before}+{values}" if before else values)
 
 
-def _add_option(group: Any, name: str, hint: Any, read: Any, text: str, default: Any, *, joined: bool = False) -> None:
+def add_option(
+    group: Any, name: str, hint: Any, read: Any, text: str, default: Any, *short: str, joined: bool = False
+) -> None:
+    """Add an option with its type and default in the help; `short`: further names, such as -o."""
     more: dict[str, Any] = {"action": _Join} if joined else {}
     kinds = [member for member in members(hint) if member is not type(None)]
     choices = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
@@ -141,7 +145,7 @@ def _add_option(group: Any, name: str, hint: Any, read: Any, text: str, default:
     kind = "" if choices or kinds[0] in (str, Path) or hint is bool else type_name(hint)
     note = "; ".join(filter(None, [kind, said]))
     text = f"{text.rstrip()}{chr(10) if text.endswith(chr(10)) else ' '}({note})" if note else text
-    group.add_argument(flag(name), type=read, default=argparse.SUPPRESS, help=text.replace("%", "%%"), **more)
+    group.add_argument(*short, flag(name), type=read, default=argparse.SUPPRESS, help=text.replace("%", "%%"), **more)
 
 
 def _shown_default(text: str, hint: Any, default: Any) -> str:
@@ -155,7 +159,8 @@ def _shown_default(text: str, hint: Any, default: Any) -> str:
     return f"default: {default}"
 
 
-def _read(config: type, name: str, text: str) -> Any:
+def read_typed(config: type, name: str, text: str) -> Any:
+    """The text of an option as the field of the config holds it."""
     try:
         return read_option(config, name, text, command_line=True)
     except UsageError as error:
