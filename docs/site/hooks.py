@@ -26,9 +26,10 @@ from darts_sg.cli.main import COMMANDS, every_parser
 from darts_sg.cli.parser import Parser
 
 ROOT = Path(__file__).resolve().parents[2]
+SHARED = ("help", "plugin")  # options of every action
 COPIED = "repository"  # folder of the site for files of the repository
 LINK = re.compile(r"(!?\[(?:[^\]\[]|\[[^\]]*\])*\])\(([^)\s#]+)(#[^)\s]*)?\)")
-FENCED = re.compile(r"^(```.*?^```|`{1,2}[^`\n]+`{1,2})", re.MULTILINE | re.DOTALL)
+FENCED = re.compile(r"(^```.*?^```|`{1,2}[^`\n]+`{1,2})", re.MULTILINE | re.DOTALL)
 REMOTE = re.compile(
     r"<(?:script|img|iframe|source)[^>]+src=\"?(?:https?:)?//[^>]*>|<link[^>]+(?:stylesheet|preconnect)[^>]*//[^>]*>"
 )
@@ -160,18 +161,19 @@ def command_page(command: str) -> str:
 
 
 def parser_text(parser: Parser, level: int) -> list[str]:
-    """Usage, description and options of one parser."""
+    """Usage, description and options of one parser. What all actions share is told once, for their command."""
     usage = parser.format_usage().removeprefix("usage: ").split()
     lines = [f"```text\n{' '.join(usage)}\n```", "", escaped(parser.description or ""), ""]
     for group in parser._action_groups:
-        actions = [action for action in group._group_actions if action.help is not argparse.SUPPRESS]
+        shared = SHARED if level > 2 else ()
+        actions = [one for one in group._group_actions if one.help is not argparse.SUPPRESS and one.dest not in shared]
         if not actions or any(isinstance(action, argparse._SubParsersAction) for action in actions):
             for action in actions:
                 if isinstance(action, argparse._SubParsersAction):
                     lines += [f"- `{choice.dest}`: {escaped(choice.help or '')}" for choice in action._choices_actions]
             lines.append("")
             continue
-        lines += [f"{'#' * level} {(group.title or '').capitalize()} {{ data-search-exclude }}", ""]
+        lines += [f"{'#' * level} {(group.title or '').capitalize()}", ""]
         lines += [escaped(group.description or ""), ""]
         for action in actions:
             name = parser._get_formatter()._format_action_invocation(action)

@@ -24,7 +24,7 @@ SMALL = {
     "augment": ["--epochs=1", "--channels=4", "--cells=3", "--train-images=32", "--validation-images=16"],
 }
 QUICK = ["--batch-size=16", "--threads=1", "--kernels=pytorch"]
-OTHER_PROGRAMS = {"pip", "ssh", "sbatch", "cd", "mkdir", "git"}
+OTHER_PROGRAMS = {"pip", "ssh", "sbatch", "cd", "mkdir", "git", "docker"}
 
 
 @cache

@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.usefixtures("rendered_once"), pytest.mark.xdist_group(
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
 LARGEST = 100_000  # bytes
-QUICK = {"first_search", "own_parts"}  # run by `make test`; the others take processes, and `make docs-commands`
+QUICK = {"own_parts"}  # the shortest one; `make docs-commands` runs the others
 
 
 def runner() -> ModuleType:
