@@ -42,6 +42,7 @@ SYNONYMS = {
     "resume": "search --resume DIR",
 }
 """Words that people try for a command."""
+MOST_NAMED = 3  # commands in a message
 
 
 def module_of(command: str) -> ModuleType:
@@ -108,7 +109,8 @@ def owner(word: str) -> str:
     if not word.startswith("-"):
         return repr(found[0])
     jobs = [name for name in found if " " not in name]
-    return f"an option of {' and '.join((jobs or found)[:2])}"
+    *names, last = (jobs or found)[:MOST_NAMED]
+    return f"an option of {', '.join(names)}{' and ' if names else ''}{last}"
 
 
 def run(argv: Sequence[str]) -> None:

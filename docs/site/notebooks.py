@@ -9,6 +9,7 @@ import base64
 import contextlib
 import io
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -58,6 +59,9 @@ def outputs(source: str, namespace: dict[str, Any], name: str, count: int) -> li
 
 def main(names: Sequence[str]) -> None:
     """Fill the outputs of the notebooks with these names, or of all."""
+    os.environ["PATH"] = (
+        f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # commands begin with `python`
+    )
     for path in NOTEBOOKS:
         if not names or path.stem in names:
             with tempfile.TemporaryDirectory() as folder:

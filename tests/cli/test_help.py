@@ -65,7 +65,7 @@ def test_every_group_of_options_has_its_place_in_the_help() -> None:
             "unknown option --target-params: it is an option of search (see darts-sg augment",
         ),
         ("search --genotype DARTS_V2", "unknown option --genotype: it is an option of augment (see"),
-        ("spaces --epochs 3", "unknown option --epochs: it is an option of search and augment (see"),
+        ("spaces --epochs 3", "unknown option --epochs: it is an option of fit, search and augment (see"),
         ("spaces --pareto", "unknown option --pareto: it is an option of genotype derive (see"),
         ("search --target-parms 2M", "unknown option --target-parms (did you mean '--target-params'?)"),
         ("genotype list --nonsense", "unknown option --nonsense (see darts-sg genotype list --help)"),

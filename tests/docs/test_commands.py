@@ -12,6 +12,7 @@ from darts_sg.cli.jobs import _options
 from darts_sg.cli.main import build_parser, run
 from darts_sg.cli.parser import Parser
 from darts_sg.config import JOBS
+from darts_sg.data import synthetic
 from tests.docs.blocks import PAGES, ROOT, Command, commands, of_package
 
 # one worker has the rendered images
@@ -89,6 +90,9 @@ def in_folder(
 
     def carry_out(page: Path, small: bool) -> list[str]:
         said = []
+        if small:  # rendering takes longer than training
+            monkeypatch.setattr(synthetic, "NUM_TRAIN", 100)
+            monkeypatch.setattr(synthetic, "NUM_TEST", 50)
         for command in ALL[page]:
             if command.run:
                 words = of_package(command.variants()[0])

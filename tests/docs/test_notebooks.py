@@ -9,6 +9,7 @@ from types import ModuleType
 
 import pytest
 
+from darts_sg.data import synthetic
 from tests.plugged import plugins_left_behind
 
 pytestmark = [pytest.mark.usefixtures("rendered_once"), pytest.mark.xdist_group("documentation")]
@@ -51,7 +52,9 @@ def test_a_notebook_is_small_complete_and_imports_what_exists(path: Path) -> Non
     "path", [path if path.stem in QUICK else pytest.param(path, marks=pytest.mark.slow) for path in NOTEBOOKS],
     ids=lambda path: path.stem,
 )  # fmt: skip
-def test_a_notebook_runs(path: Path, tmp_path: Path) -> None:
+def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(synthetic, "NUM_TRAIN", 150)  # rendering takes longer than training
+    monkeypatch.setattr(synthetic, "NUM_TEST", 50)
     with plugins_left_behind():
         ran = runner().run(path, tmp_path)
     then = [cell["outputs"] for cell in code_cells(path)]
