@@ -65,7 +65,7 @@ def main(names: Sequence[str]) -> None:
     for path in NOTEBOOKS:
         if not names or path.stem in names:
             with tempfile.TemporaryDirectory() as folder:
-                text = json.dumps(run(path, Path(folder)), indent=1, ensure_ascii=False)
+                text = json.dumps(run(path, Path(folder)), indent=1, ensure_ascii=False).replace(f"{folder}/", "")
             path.write_text(text + "\n", encoding="utf-8")
             print(f"{path.relative_to(ROOT)}: {len(text) // 1000} kB")
 
