@@ -21,7 +21,15 @@ pytestmark = [pytest.mark.usefixtures("rendered_once"), pytest.mark.xdist_group(
 ALL = {page: commands(page) for page in PAGES}
 RUN = [page for page in PAGES if any(command.run for command in ALL[page])]
 SMALL = {
-    "search": ["--epochs=1", "--channels=4", "--cells=3", "--nodes=2", "--train-images=16", "--validation-images=16"],
+    "search": [
+        "--epochs=1",
+        "--channels=4",
+        "--cells=3",
+        "--nodes=2",
+        "--train-images=16",
+        "--validation-images=16",
+        "--space=sandglass_3x3+skip_connect",
+    ],
     "augment": ["--epochs=1", "--channels=4", "--cells=3", "--train-images=32", "--validation-images=16"],
 }
 QUICK = ["--batch-size=16", "--threads=1", "--kernels=pytorch"]
