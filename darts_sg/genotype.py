@@ -90,9 +90,8 @@ class Genotype:
         if known.get("kind") != "searched":
             return str(known.get("source", known.get("kind", "")))
         seed = "" if known.get("seed") is None else f" of seed {known['seed']}"
-        bounded = (
-            " within bounds" if {"max_params", "max_macs", "max_skips"} & (known.get("derived") or {}).keys() else ""
-        )
+        limits = {"max_params", "max_macs", "max_latency", "max_skips"}
+        bounded = " within bounds" if limits & (known.get("derived") or {}).keys() else ""
         return f"our own search{seed}{bounded}: {self.search_size}"
 
     @property

@@ -40,6 +40,7 @@ ORDER = (
     "config",
     "engine",
     "api",
+    "fitting",
     "study",
     "cli",
     "__main__",
