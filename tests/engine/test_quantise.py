@@ -113,7 +113,7 @@ def test_the_accuracy_is_the_share_of_right_answers(data: Dataset, weights: Weig
 )
 def test_losses_of_accuracy_and_speed_are_said(accuracy: float, seconds: float, warned: list[str]) -> None:
     def side(title: str, accuracy: float, seconds: float) -> Precision:
-        return Precision(title, 1, accuracy, Latency(1, seconds, seconds, seconds, 1))
+        return Precision(title, 1, accuracy, Latency(1, seconds, seconds, seconds, 1, 0.0))
 
     found = Quantised(b"", side("float32", 90.0, 1.0), side("INT8", accuracy, seconds), 8, 8, "x", "m").warnings()
     assert len(found) == len(warned)
