@@ -127,7 +127,7 @@ def test_a_full_disk_is_said_with_the_way_on(finished: FitResult, monkeypatch: p
 
     monkeypatch.setattr(State, "finish", full)
     with pytest.raises(RunError, match=r"No space left.*make room, then continue with .*fit --resume"):
-        darts_sg.fit(resume=finished.run_dir)
+        darts_sg.fit(resume=finished.run_dir, compare=True)
 
 
 def test_ctrl_c_between_the_runs_is_said_with_the_way_on(finished: FitResult, monkeypatch: pytest.MonkeyPatch) -> None:
