@@ -74,8 +74,8 @@ def report_sections(folder: Path, state: State, data: Dataset) -> list[Section]:
     """The report as data; draws its pictures."""
     found, names = Predicted.load(folder / "predictions.csv"), data.spec.class_names
     pictures = folder / "pictures"
-    save_figure(draw_confusion(found, names), pictures / "confusion")
-    save_figure(draw_classes(found, names), pictures / "classes")
+    save_figure(draw_confusion(found, names), pictures / "confusion", formats=("svg",))
+    save_figure(draw_classes(found, names), pictures / "classes", formats=("svg",))
     assert isinstance(data.test, ImageSet)
     if (mistakes := draw_mistakes(found, data.test.images.numpy(), names)) is not None:
         write_atomically(pictures / "mistakes.png", mistakes)
@@ -177,7 +177,7 @@ def _cells(folder: Path, state: State) -> Section:
     genotype, derived = load_genotype(folder / "genotype.yaml"), state.done("derive") or {}
     training = state["training"]
     caption = cost_text(derived["params"], derived["macs"], f"C={training['channels']}, {training['cells']} cells")
-    save_figure(draw_genotype(genotype, caption), folder / "pictures" / "cells")
+    save_figure(draw_genotype(genotype, caption), folder / "pictures" / "cells", formats=("svg",))
     parts: list[str | Table | Image | Lines] = []
     if derived["derived"]:
         kept = derived["derived"]["mixing_weight_kept"]
@@ -193,9 +193,9 @@ def _cells(folder: Path, state: State) -> Section:
 def _curves(folder: Path) -> Section:
     task, pictures = task_of({}), folder / "pictures"
     rows = read_metrics(folder / "search" / "metrics.csv")
-    save_figure(draw_curves(rows, search_panels(task.plots)), pictures / "search_curves")
+    save_figure(draw_curves(rows, search_panels(task.plots)), pictures / "search_curves", formats=("svg",))
     rows = read_metrics(folder / "retrain" / "metrics.csv")
-    save_figure(draw_curves(rows, augment_panels(task.plots)), pictures / "training_curves")
+    save_figure(draw_curves(rows, augment_panels(task.plots)), pictures / "training_curves", formats=("svg",))
     return Section(
         "Curves",
         [
