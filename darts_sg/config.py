@@ -452,15 +452,16 @@ class AugmentConfig(RunConfig):
 
     recipe: str = option("darts", "Run", compared=False)
     genotype: str = option("", "Network", compared=False)
-    """Genotype to train: a name of the zoo (see python -m darts_sg genotype list) or the path of a file."""
+    """Genotype to train: a name of the zoo (see python -m darts_sg genotype list), the path of a file, hf://user/name
+    or a URL."""
     model: str = option("", "Network")
     """Model to train instead of a genotype: mobilenext_1.0, mobilenetv2_0.5, … (see python -m darts_sg models). Models
     have no cells, no auxiliary head and no drop path."""
     finetune: str = option("", "Network")
-    """Weights file (weights.safetensors of an earlier run), or run folder, to start from, on another data set or with
-    other options. The network is the file's; its output layer is new if the task or the number of classes differs. A
-    classifier becomes the backbone of a detector. Published checkpoints (.pth, .tar) of MobileNeXt and of torchvision's
-    MobileNetV2 are read, too."""
+    """Weights file (weights.safetensors of an earlier run), run folder, hf://user/name or URL to start from, on another
+    data set or with other options. The network is the file's; its output layer is new if the task or the number of
+    classes differs. A classifier becomes the backbone of a detector. Published checkpoints (.pth, .tar) of MobileNeXt
+    and of torchvision's MobileNetV2 are read, too."""
     network: NetworkShape = option("cifar", "Network")
     """Shape of the network. cifar: stem at full resolution; a model ends at 1/8 of the resolution. imagenet: the stem
     of cells reduces by 8; a model ends at 1/32 of the resolution."""
@@ -496,7 +497,7 @@ class AugmentConfig(RunConfig):
     of the image, separable heads on all levels, more candidates in the test."""
     box_augment: str = option("ssd", "Data")
     """Augmentation of the training images of a detector. ssd: colours, expansion, crops and flips as in SSD. crop:
-    crops and flips as in torchvision's SSDLite. none: only brought to size."""
+    crops and flips as in torchvision's SSDLite. mirror: flips only. none: only brought to size."""
     freeze_backbone: bool = option(False, "Training")
     """Train only the extra levels and heads of a detector: the weights and BatchNorm statistics of the backbone stay
     those of --finetune."""
@@ -586,7 +587,7 @@ def compared_options(job: JobName) -> dict[str, Any]:
     }
 
 
-def help_texts(config: type[RunConfig]) -> dict[str, str]:
+def help_texts(config: type[Any]) -> dict[str, str]:
     """The help of each field: the text under it, in the class or in the one it inherits from."""
     texts: dict[str, str] = {}
     for cls in reversed(config.__mro__):

@@ -2,14 +2,16 @@
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from darts_sg.errors import UsageError
-from darts_sg.genotype import MOST_NODES, NUM_INPUTS, Cell, Edge
+from darts_sg.genotype import MOST_NODES, NUM_INPUTS, Cell, Edge, Genotype
 from darts_sg.quantity import duration_text
+from darts_sg.spaces import parse_space
 
 Array = NDArray[np.floating]
 
@@ -103,6 +105,22 @@ def random_cell(
         weights = np.zeros_like(weights)
         weights[np.arange(len(weights)), best] = generator.random(len(weights))
     return derive_cell(weights, operations)
+
+
+def random_genotype(space: str, num_nodes: int, seed: int, name: str) -> Genotype:
+    """Draw both cells uniformly; see `random_cell`. seed: of the generator (numpy's default_rng).
+
+    Raises UsageError if there is no such space, or if its edges have lists for another number of nodes.
+    """
+    found = parse_space(space)
+    if found.num_nodes not in (None, num_nodes):
+        raise UsageError(f"space {found.name} is one of {found.num_nodes} nodes; give --nodes {found.num_nodes}")
+    generator = np.random.default_rng(seed)
+    normal, reduce = (
+        random_cell(num_nodes, found.operations, generator, allowed) for allowed in found.allowed or (None, None)
+    )
+    provenance = MappingProxyType({"kind": "random", "seed": seed})
+    return Genotype(name, found.name, found.operations, normal, reduce, provenance)
 
 
 def strengths(mixing: Mapping[str, Array]) -> tuple[Array, Array]:

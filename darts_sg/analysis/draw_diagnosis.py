@@ -3,7 +3,7 @@
 import bisect
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -106,7 +106,7 @@ def _draw_sites(
     shares.tick_params(labelbottom=False)
     keys = [Line2D([], [], color=LIGHT.muted, marker=markers[size], linestyle="", markersize=5.5) for size in sizes]
     names = [f"{size}×{size}" for size in sizes]
-    style = {"fontsize": 8.5, "title_fontsize": 8.5, "framealpha": 0.9, "edgecolor": LIGHT.frame}
+    style: dict[str, Any] = {"fontsize": 8.5, "title_fontsize": 8.5, "framealpha": 0.9, "edgecolor": LIGHT.frame}
     shares.add_artist(shares.legend(keys, names, title="features of", loc="upper right", **style))
     lines = {portrait.name: color for portrait, (color, _) in zip(portraits, colors, strict=True)}
     keys = [Line2D([], [], color=color, linewidth=1.6) for color in lines.values()]

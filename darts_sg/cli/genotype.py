@@ -310,23 +310,11 @@ def derive_from_run(arguments: argparse.Namespace) -> None:
 
 
 def draw_at_random(arguments: argparse.Namespace) -> None:
-    from types import MappingProxyType
-
-    import numpy as np
-
-    from darts_sg.derive import random_cell
-    from darts_sg.genotype import Genotype
+    from darts_sg.derive import random_genotype
     from darts_sg.spaces import parse_space
 
-    space = parse_space(arguments.space)
-    generator = np.random.default_rng(arguments.seed)
-    if space.num_nodes not in (None, arguments.nodes):
-        raise UsageError(f"space {space.name} is one of {space.num_nodes} nodes; give --nodes {space.num_nodes}")
-    tables = space.allowed or (None, None)
-    normal, reduce = (random_cell(arguments.nodes, space.operations, generator, table) for table in tables)
-    name = arguments.name or f"random_{space.name}_{arguments.seed}"
-    provenance = MappingProxyType({"kind": "random", "seed": arguments.seed})
-    genotype = Genotype(name, space.name, space.operations, normal, reduce, provenance)
+    name = arguments.name or f"random_{parse_space(arguments.space).name}_{arguments.seed}"
+    genotype = random_genotype(arguments.space, arguments.nodes, arguments.seed, name)
     deliver(genotype.to_yaml(), arguments.output)
 
 

@@ -14,6 +14,7 @@ from darts_sg.cli.terminal import answer
 PROG = "darts-sg"
 
 COMMANDS = {
+    "fit": "one command for your own images: choose, search, train, test, export and report",
     "search": f"search for a cell ({PROG} search --help)",
     "augment": f"train the network of a genotype, or a model ({PROG} augment --help)",
     "demo": "search, derive and retrain on rendered images in a few minutes",
@@ -23,6 +24,7 @@ COMMANDS = {
     "latency-table": "measure the operations of a space on this device, to search and derive by latency",
     "models": "costs and published accuracies of MobileNeXt and MobileNetV2",
     "predict": "what trained weights say of images: objects in boxes, or classes",
+    "weights": "list trained weights, and publish those of a run on the Hugging Face hub",
     "export": "export trained weights as a model for other programs",
     "diagnose": "gradient confusion and information loss of trained networks",
     "data": "prepare data",

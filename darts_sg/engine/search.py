@@ -37,6 +37,7 @@ from darts_sg.engine.run_dir import RunDir
 from darts_sg.engine.search_data import search_parts
 from darts_sg.engine.search_result import npz_bytes, searched_genotype
 from darts_sg.engine.search_stages import (
+    as_each_stage,
     enter_stage_of,
     load_stage,
     refuse_kernels,
@@ -441,6 +442,10 @@ class SearchJob:
         finally:
             self.supernet.recompute = as_before
         return batch[0][:, 0].numel()
+
+    def as_each_stage(self) -> Iterator[str]:
+        """See `search_stages.as_each_stage`."""
+        return as_each_stage(self)
 
     def after_steps(self, epoch: int) -> Iterator[Piece]:
         """The measurements of a selection phase that are due after `epoch`, and the end of a stage."""
