@@ -23,6 +23,8 @@ BINS = 40
 WIDTH, PANELS_HEIGHT, RIDGE_HEIGHT = 12.5, 5.4, 0.55  # inches
 LABEL_WIDTH = 370.0  # points
 
+Corner = Literal["lower left", "upper left", "lower right"]
+
 
 class Portrait(NamedTuple):
     """A network in the picture."""
@@ -124,16 +126,17 @@ def _draw_sites(
     channels.yaxis.set_major_formatter(ScalarFormatter())
 
 
-def _empty_corner(shares: Axes, portraits: Sequence[Portrait]) -> str:
+def _empty_corner(shares: Axes, portraits: Sequence[Portrait]) -> Corner:
     """The corner with the fewest points of R², by thirds of the axes; the upper right has a legend already."""
     (left, right), (bottom, top) = shares.get_xlim(), shares.get_ylim()
-    counts = {"lower left": 0, "upper left": 0, "lower right": 0}
+    counts: dict[Corner, int] = {"lower left": 0, "upper left": 0, "lower right": 0}
     for site in (site for portrait in portraits for site in portrait.retained):
         across, up = (site.depth - left) / (right - left), (site.r2 - bottom) / (top - bottom)
-        row = "lower" if up < 1 / 3 else "upper" if up > 2 / 3 else ""
-        column = "left" if across < 1 / 3 else "right" if across > 2 / 3 else ""
-        if f"{row} {column}" in counts:
-            counts[f"{row} {column}"] += 1
+        for corner in counts:
+            row, column = corner.split()
+            in_row = up > 2 / 3 if row == "upper" else up < 1 / 3
+            in_column = across > 2 / 3 if column == "right" else across < 1 / 3
+            counts[corner] += in_row and in_column
     return min(counts, key=lambda corner: counts[corner])
 
 
