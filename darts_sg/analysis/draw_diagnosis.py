@@ -3,7 +3,7 @@
 import bisect
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -132,11 +132,10 @@ def _empty_corner(shares: Axes, portraits: Sequence[Portrait]) -> Corner:
     counts: dict[Corner, int] = {"lower left": 0, "upper left": 0, "lower right": 0}
     for site in (site for portrait in portraits for site in portrait.retained):
         across, up = (site.depth - left) / (right - left), (site.r2 - bottom) / (top - bottom)
+        row = "lower" if up < 1 / 3 else "upper" if up > 2 / 3 else ""
+        column = "left" if across < 1 / 3 else "right" if across > 2 / 3 else ""
         for corner in counts:
-            row, column = corner.split()
-            in_row = up > 2 / 3 if row == "upper" else up < 1 / 3
-            in_column = across > 2 / 3 if column == "right" else across < 1 / 3
-            counts[corner] += in_row and in_column
+            counts[corner] += corner == f"{row} {column}"
     return min(counts, key=lambda corner: counts[corner])
 
 
