@@ -15,6 +15,7 @@ from pathlib import Path
 from PIL import Image
 
 from darts_sg.analysis.run_folder import read_run
+from darts_sg.cli.main import run
 from darts_sg.errors import UsageError
 from darts_sg.study.detectors import detectors_section
 from darts_sg.study.protocol import load_protocol
@@ -29,8 +30,8 @@ START, END = "<!-- tables: written by benchmarks/detection_results.py -->", "<!-
 
 def add(run_dir: Path) -> None:
     """Copy the small files of a finished run. Raises UsageError for another kind of run."""
-    run = read_run(run_dir)
-    if run.result is None or run.options.get("task") != "detection":
+    found = read_run(run_dir)
+    if found.result is None or found.options.get("task") != "detection":
         raise UsageError(f"{run_dir} is no finished training of a detector")
     folder = TARGET / run_dir.resolve().name
     if folder.exists():
@@ -43,24 +44,34 @@ def add(run_dir: Path) -> None:
         with Image.open(run_dir / "pictures" / f"{name}.png") as picture:
             picture.thumbnail((SIDE, SIDE))
             picture.convert("RGB").save(folder / "pictures" / f"{name}.jpg", quality=70, optimize=True)
-        report = report.replace(f"pictures/{name}.png", f"pictures/{name}.jpg")
-    # paths of the machine say nothing; pictures and files that are not copied are not linked
-    data = str(run.options.get("data") or "data")
+        for suffix in ("png", "svg"):
+            report = report.replace(f"pictures/{name}.{suffix}", f"pictures/{name}.jpg")
+    # the machine's paths say nothing; pictures and files that are not copied are not linked
+    data = str(found.options.get("data") or "data")
     for text, target in ((config.read_text(encoding="utf-8"), "config.yaml"), (report, "report.md")):
         text = re.sub(rf"\S*{re.escape(str(run_dir.name))}\b", f"runs/{run_dir.name}", text)
         (folder / target).write_text(text.replace(data, Path(data).name), encoding="utf-8")
-    written = (folder / "report.md").read_text(encoding="utf-8")
-    kept = [line for line in written.split("\n\n") if not _lost(line, folder)]
-    unlinked = re.sub(r"\[([^]]+)\]\((?!pictures|config)[^)]+\)", r"\1", "\n\n".join(kept))
-    (folder / "report.md").write_text(unlinked, encoding="utf-8")
+    (folder / "report.md").write_text(
+        _linked((folder / "report.md").read_text(encoding="utf-8"), folder), encoding="utf-8"
+    )
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     print(f"{folder}: {size / 1000:.0f} kB" + (f", more than {MOST_BYTES / 1000:.0f}" if size > MOST_BYTES else ""))
 
 
-def _lost(paragraph: str, folder: Path) -> bool:
-    """Whether a paragraph shows a picture that was not copied."""
-    shown = re.match(r"!\[.*\]\((\S+)\)", paragraph)
-    return shown is not None and not (folder / shown[1]).is_file()
+def _linked(report: str, folder: Path) -> str:
+    """A report without the pictures that were not copied, their captions, and the links to other such files."""
+    kept: list[str] = []
+    for paragraph in report.split("\n\n"):
+        shown = re.match(r"!\[.*\]\((\S+)\)", paragraph)
+        if shown is None or (folder / shown[1]).is_file():
+            kept.append(paragraph)
+        elif kept and kept[-1].endswith(":"):
+            kept.pop()  # the caption
+
+    def link(found: re.Match[str]) -> str:
+        return found[0] if (folder / found[2]).is_file() else found[1]
+
+    return re.sub(r"\[([^]]+)\]\(([^)]+)\)", link, "\n\n".join(kept))
 
 
 def rewrite() -> None:
@@ -73,6 +84,8 @@ def rewrite() -> None:
     before, _, rest = path.read_text(encoding="utf-8").partition(START)
     path.write_text(before + tables + rest.partition(END)[2], encoding="utf-8")
     print(path)
+    # the report of the whole paper, which a test compares with what is printed today
+    run(["report", "paper", "--results", str(TARGET.parent), "-o", str(TARGET.parent / "sg_darts" / "report.md")])
 
 
 def main() -> None:
