@@ -497,7 +497,7 @@ class AugmentConfig(RunConfig):
     of the image, separable heads on all levels, more candidates in the test."""
     box_augment: str = option("ssd", "Data")
     """Augmentation of the training images of a detector. ssd: colours, expansion, crops and flips as in SSD. crop:
-    crops and flips as in torchvision's SSDLite. none: only brought to size."""
+    crops and flips as in torchvision's SSDLite. mirror: flips only. none: only brought to size."""
     freeze_backbone: bool = option(False, "Training")
     """Train only the extra levels and heads of a detector: the weights and BatchNorm statistics of the backbone stay
     those of --finetune."""

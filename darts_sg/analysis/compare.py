@@ -30,7 +30,7 @@ from darts_sg.analysis.run_folder import Run
 from darts_sg.genotype import NUM_INPUTS, Cell, Genotype
 from darts_sg.networks.derived import DerivedNetwork, NetworkShape
 from darts_sg.networks.mobile import Model
-from darts_sg.networks.ssdlite import Detections, prior_boxes
+from darts_sg.networks.ssdlite import DetectorOutputs, prior_boxes
 
 WARM_UP, REPETITIONS = 3, 20
 MOST_CALLS = 1000  # in a row, of a run that is too short to be timed alone
@@ -258,7 +258,7 @@ def model_latency(
     def training_step(net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         optimizer.zero_grad()
         outputs = net(images)[0]
-        if isinstance(outputs, Detections):
+        if isinstance(outputs, DetectorOutputs):
             loss = F.cross_entropy(outputs.logits.flatten(0, 1), labels) + outputs.offsets.abs().mean()
         else:
             loss = F.cross_entropy(outputs, labels)

@@ -3,7 +3,7 @@
 import bisect
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -22,6 +22,8 @@ PALEST = 0.4
 BINS = 40
 WIDTH, PANELS_HEIGHT, RIDGE_HEIGHT = 12.5, 5.4, 0.55  # inches
 LABEL_WIDTH = 370.0  # points
+
+Corner = Literal["lower left", "upper left", "lower right"]
 
 
 class Portrait(NamedTuple):
@@ -106,7 +108,7 @@ def _draw_sites(
     shares.tick_params(labelbottom=False)
     keys = [Line2D([], [], color=LIGHT.muted, marker=markers[size], linestyle="", markersize=5.5) for size in sizes]
     names = [f"{size}×{size}" for size in sizes]
-    style = {"fontsize": 8.5, "title_fontsize": 8.5, "framealpha": 0.9, "edgecolor": LIGHT.frame}
+    style: dict[str, Any] = {"fontsize": 8.5, "title_fontsize": 8.5, "framealpha": 0.9, "edgecolor": LIGHT.frame}
     shares.add_artist(shares.legend(keys, names, title="features of", loc="upper right", **style))
     lines = {portrait.name: color for portrait, (color, _) in zip(portraits, colors, strict=True)}
     keys = [Line2D([], [], color=color, linewidth=1.6) for color in lines.values()]
@@ -124,16 +126,16 @@ def _draw_sites(
     channels.yaxis.set_major_formatter(ScalarFormatter())
 
 
-def _empty_corner(shares: Axes, portraits: Sequence[Portrait]) -> str:
+def _empty_corner(shares: Axes, portraits: Sequence[Portrait]) -> Corner:
     """The corner with the fewest points of R², by thirds of the axes; the upper right has a legend already."""
     (left, right), (bottom, top) = shares.get_xlim(), shares.get_ylim()
-    counts = {"lower left": 0, "upper left": 0, "lower right": 0}
+    counts: dict[Corner, int] = {"lower left": 0, "upper left": 0, "lower right": 0}
     for site in (site for portrait in portraits for site in portrait.retained):
         across, up = (site.depth - left) / (right - left), (site.r2 - bottom) / (top - bottom)
         row = "lower" if up < 1 / 3 else "upper" if up > 2 / 3 else ""
         column = "left" if across < 1 / 3 else "right" if across > 2 / 3 else ""
-        if f"{row} {column}" in counts:
-            counts[f"{row} {column}"] += 1
+        for corner in counts:
+            counts[corner] += corner == f"{row} {column}"
     return min(counts, key=lambda corner: counts[corner])
 
 

@@ -4,6 +4,7 @@ import io
 import textwrap
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -62,7 +63,7 @@ def draw_classes(found: Predicted, names: Sequence[str]) -> Figure:
         axes.plot([low, high], [place, place], color=TRAIN, linewidth=2, alpha=0.4, solid_capstyle="round")
         axes.plot([accuracy], [place], "o", color=TRAIN, markersize=5)
         axes.text(1.02, place, f"{images}", va="center", fontsize=8, color=INK, transform=axes.get_yaxis_transform())
-    top = {"va": "bottom", "fontsize": 8, "color": INK, "transform": axes.transAxes}
+    top: dict[str, Any] = {"va": "bottom", "fontsize": 8, "color": INK, "transform": axes.transAxes}
     axes.text(1.02, 1.0, "images", **top)
     axes.set_yticks(range(len(rows)), [shown_name(row[0]) for row in reversed(rows)], fontsize=8)
     axes.axvline(found.accuracy, color=FAINT, linewidth=1.2, zorder=0)

@@ -74,7 +74,7 @@ def _shown(option: "dataclasses.Field[Any]") -> str:
     return f"{option.name}={str(default).lower() if isinstance(default, bool) else default}"
 
 
-def _options(part: type[Any], text: str) -> dict[str, Any]:
+def _options(part: type, text: str) -> dict[str, Any]:
     """The options in `text` by name, each of its field's type."""
     hints, names = type_hints(part), [f.name for f in _fields(part)]
     found: dict[str, Any] = {}
