@@ -482,7 +482,54 @@ def _searched(results: StudyResults) -> Section | None:
             "skip connections in the derived cell."
         )
         tables.append(Table(f"searches{_suffix(k)}", "Searches", columns, rows, note))
+    tables.append(_what_they_did(results))
     return Section("searches", "Searches", tables=tables, charts=list(_entropy_charts(results)))
+
+
+def _what_they_did(results: StudyResults) -> Table:
+    """A row for each space and method: how its searches went and which networks they led to."""
+    several = len(results.findings.settings) > 1  # errors of different trainings have no common mean
+    errors = {one.search: one.spread.mean for one in results.findings.genotypes if one.search and one.kind == "plain"}
+    groups: dict[tuple[str, str], list[Record]] = {}
+    for one in results.searches:
+        groups.setdefault((one["space"], one["method"]), []).append(one)
+    rows = []
+    for (space, method), each in groups.items():
+        skips = [f"seed {one['seed']}: {one['skips_by_epoch']}" for one in each if one.get("skips_by_epoch")]
+        eigenvalues = {one["seed"]: one["eigenvalue"] for one in each if one.get("eigenvalue") is not None}
+        found = [] if several else [errors[one["id"]] for one in each if one["id"] in errors]
+        rows.append(
+            [
+                space, method, ", ".join(str(one["seed"]) for one in each), _mean(each, "alpha_steps"),
+                "; ".join(skips) or None, eigenvalues or None, _mean(each, "genotype_params"), _sum(each, "hours"),
+                sum(found) / len(found) if found else None,
+            ]
+        )  # fmt: skip
+    columns = [
+        Column("space"), Column("method"), Column("seeds"), Column("alpha steps", "{:,.0f}".format, number=True),
+        Column("skips in the normal cell, epoch: number"), Column("eigenvalue by seed", _values_by_seed),
+        Column("parameters at C=36, 20 cells", "{:,.0f}".format, number=True),
+        Column("hours", fixed(2), number=True), Column("mean test error, %", fixed(2), number=True),
+    ]  # fmt: skip
+    notes = [
+        "Alpha steps and parameters: means over the seeds. Skips: skip connections of the normal cell as it would be "
+        "derived after an epoch. Eigenvalue: the largest of the Hessian of the validation loss in the alphas, as last "
+        "measured. Hours: all searches together, to the last epoch. Error: of the networks derived, each after its "
+        "training; a dash where none is trained yet, or where trainings have several settings.",
+        *dict.fromkeys(f"{one['setting']}; {one['machine']}." for one in results.searches),
+        *(setting_note(one, results.findings.of(one)) for one in results.findings.settings if not several),
+    ]
+    return Table("what_the_searches_did", "What the searches did", columns, rows, " ".join(notes))
+
+
+def _mean(records: Iterable[Mapping[str, Any]], key: str) -> float | None:
+    """The mean of a value over the records that have it; None if none does."""
+    values = [one[key] for one in records if one.get(key) is not None]
+    return sum(values) / len(values) if values else None
+
+
+def _values_by_seed(values: Mapping[int, float]) -> str:
+    return ", ".join(f"{seed}: {value:.3g}" for seed, value in values.items())
 
 
 def _entropy_charts(results: StudyResults) -> Iterable[Chart]:

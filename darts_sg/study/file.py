@@ -86,7 +86,7 @@ class Limits:
     max_macs: int | None = None
     max_skips: int | None = None
 
-    def as_dict(self) -> dict[str, int]:
+    def as_dict(self) -> dict[str, Any]:
         """The bounds that are set."""
         return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
 

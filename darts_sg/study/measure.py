@@ -12,9 +12,10 @@ from typing import Any
 import yaml
 
 from darts_sg.config import JOBS, RunConfig
+from darts_sg.derive import random_genotype
 from darts_sg.errors import RunError
 from darts_sg.study.file import StudyFile
-from darts_sg.study.genotypes import nodes_of, random_genotype
+from darts_sg.study.genotypes import nodes_of
 from darts_sg.study.plan import StudyJob
 
 STEP = re.compile(r"^one step of batch \d+: ([\d.]+) s \(([\d.]+) images/s\)", re.MULTILINE)

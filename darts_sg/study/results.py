@@ -104,7 +104,12 @@ def results_text(results: StudyResults, sections: Sequence[Section]) -> str:
             for one in results.findings.genotypes
         ],
         "tables": {
-            table.name: {"title": table.title, "note": table.note, "rows": table.records()}
+            table.name: {
+                "title": table.title,
+                "note": table.note,
+                "rows": table.records(),
+                "markdown": table.markdown(),
+            }
             for section in sections
             for table in section.tables
         },

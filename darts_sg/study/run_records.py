@@ -85,9 +85,27 @@ def search_record(run: Run) -> Record:
         "hours": _hours(run),
         "validation_accuracy": error if error is None else 100 - error,
         "validation_error": error,
+        "alpha_steps": measured.get("alpha_steps"),
+        "eigenvalue": _last_finite(run, "eigenvalue"),
+        "skips_by_epoch": _skips_by_epoch(run),
         **beliefs(run),
         **_cells(run.genotype),
     }
+
+
+def _last_finite(run: Run, name: str) -> float | None:
+    """The last value of a column of metrics.csv that is a number; None if there is none."""
+    values = [row[name] for row in run.rows if math.isfinite(row.get(name, math.nan))]
+    return values[-1] if values else None
+
+
+def _skips_by_epoch(run: Run, most: int = 5) -> str | None:
+    """`epoch: skip connections of the normal cell derived after it`: first and last epoch, and some evenly between."""
+    counted = [row for row in run.rows if math.isfinite(row.get("skips_normal", math.nan))]
+    if not counted:
+        return None
+    places = sorted({round(i) for i in np.linspace(0, len(counted) - 1, min(most, len(counted)))})
+    return ", ".join(f"{int(counted[i]['epoch'])}: {int(counted[i]['skips_normal'])}" for i in places)
 
 
 def beliefs(run: Run) -> Record:

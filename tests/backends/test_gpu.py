@@ -1,12 +1,14 @@
 """The Triton kernels, on a GPU or, without one, in Triton's interpreter (see conftest.py)."""
 
 import copy
+import inspect
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -37,6 +39,31 @@ EVERY = [
 ]
 """Without those that differ from another one by a size alone."""
 SEVERAL = ["sep_conv_3x3", "dil_conv_3x3", "sandglass_3x3", "max_pool_3x3", "avg_pool_3x3", "skip_connect"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def builtins_found_once() -> Iterator[None]:
+    """At every call of every function the interpreter lists the members of Triton's modules to find those that it
+    replaces while the function runs: a third of the time of these tests."""
+    if not os.environ.get("TRITON_INTERPRET"):
+        yield
+        return
+    from triton.language.core import is_builtin
+    from triton.runtime import interpreter
+
+    names: dict[int, list[str]] = {}
+
+    def replace(package: Any, builder: Any, scope: Any) -> None:
+        if id(package) not in names:
+            names[id(package)] = [name for name, member in inspect.getmembers(package) if is_builtin(member)]
+        for name in names[id(package)]:
+            if is_builtin(member := getattr(package, name)):
+                interpreter._patch_attr(package, name, member, builder, scope)
+
+    with pytest.MonkeyPatch.context() as patch:
+        if hasattr(interpreter, "_patch_builtin"):
+            patch.setattr(interpreter, "_patch_builtin", replace)
+        yield
 
 
 @pytest.fixture(autouse=True)

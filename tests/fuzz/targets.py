@@ -25,6 +25,7 @@ from safetensors.torch import save
 
 from darts_sg import api
 from darts_sg.analysis.deriving import derive_genotype
+from darts_sg.analysis.latency import read_latency_table
 from darts_sg.analysis.report import write_report
 from darts_sg.analysis.run_folder import read_run, read_search_epochs
 from darts_sg.cli.main import COMMANDS, build_parser
@@ -42,6 +43,8 @@ from darts_sg.engine.checkpoint import load_newest, write_torch
 from darts_sg.engine.published import read_published
 from darts_sg.engine.weights import FORMAT, Metadata, _checksum, read_weights
 from darts_sg.errors import UsageError
+from darts_sg.fitting.state import FORMAT as FIT_FORMAT
+from darts_sg.fitting.state import State
 from darts_sg.formats import FORMATS
 from darts_sg.genotype import load_genotype, parse_genotype, zoo_names
 from darts_sg.networks.build import NetworkPlan, build_network
@@ -52,7 +55,7 @@ from darts_sg.study.protocol import PROTOCOLS, read_protocol
 from darts_sg.study.results import write_results
 from darts_sg.tasks.average_precision import average_precision
 from darts_sg.yaml_files import parse_yaml
-from tests.analysis.fakes import varied_search
+from tests.analysis.fakes import LATENCY_SPACE, made_up_latencies, varied_search
 from tests.data.detection_fakes import (
     BOXES,
     coco_content,
@@ -165,6 +168,38 @@ def study_files(content: bytes, folder: Path) -> None:
         check_study(study, here=False, data=False)
 
 
+def latency_tables_as_yaml() -> st.SearchStrategy[bytes]:
+    sound = made_up_latencies().as_dict()
+    return damaged_bytes([_yaml(sound)]) | damaged_plain(sound).map(_yaml)
+
+
+@target(latency_tables_as_yaml)
+def latency_tables(content: bytes, folder: Path) -> None:
+    path = folder / "table.yaml"
+    path.write_bytes(content)
+    table = read_latency_table(path)
+    _ = table.costs(LATENCY_SPACE.operations), table.noisy, table.foreign("Abacus", 1), str(table.shape)
+
+
+def fit_states() -> st.SearchStrategy[bytes]:
+    options = {"data": "photos", "minutes": 6.0, "space": "darts", "recipe": "pc-darts", "seed": 0}
+    facts = {"images": 8, "test": 2, "classes": 2, "side": 64}
+    sound = {
+        "format": FIT_FORMAT, "options": options, "machine": "a CPU", "compare_seconds": 0.0, "done": {"search": {}},
+        "data": {"name": "photos", "facts": facts, "notes": ["a"], "listing": "", "described": ""},
+        "level": [64, "imagenet", 8, 5, 8, 5], "timing": [0.1, 8, 0.1, 8, 0.1, 1.0, 1.0, 0.1, 0.1],
+        "plan": {"search_epochs": 3, "epochs": 5, "search_seconds": 1.0, "train_seconds": 1.0},
+        "choices": [["stem", "imagenet", "given"]], "search": {"epochs": 3}, "training": {"batch_size": 8},
+    }  # fmt: skip
+    return damaged_bytes([as_json(sound)]) | damaged_plain(sound).map(as_json)
+
+
+@target(fit_states)
+def fits(content: bytes, folder: Path) -> None:
+    (folder / "fit.json").write_bytes(content)
+    State.read(folder).options({}, started=False)
+
+
 # --- options ----------------------------------------------------------------------------------------------------------
 
 
@@ -202,7 +237,7 @@ def all_options() -> list[list[str]]:
     return found
 
 
-RUNNING = {"demo", "bench", "diagnose", "export"}
+RUNNING = {"demo", "bench", "diagnose", "export", "latency-table"}
 """Commands that are parsed only: they train or measure for minutes."""
 
 
