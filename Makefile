@@ -1,9 +1,9 @@
-# make venv | demo | test | fuzz | kills | sanitize | check | bench: each builds .venv by itself. TORCH=… picks another PyTorch to install.
+# make venv | demo | test | docs | docs-commands | fuzz | kills | sanitize | check | bench: each builds .venv by itself. TORCH=… picks another PyTorch to install.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
-.PHONY: venv demo test fuzz kills sanitize check bench clean
+.PHONY: venv demo test docs docs-commands fuzz kills sanitize check bench clean
 venv: .venv/installed
 
 .venv/installed: pyproject.toml
@@ -11,7 +11,7 @@ venv: .venv/installed
 		{ echo "make: $(PYTHON) is older than Python 3.11; choose another with make PYTHON=python3.12"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --editable ".[test,check,export]"
+	$(BIN)/python -m pip install --quiet --editable ".[test,check,export,docs]"
 	touch $@
 
 demo: .venv/installed
@@ -19,6 +19,12 @@ demo: .venv/installed
 
 test: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup $(ARGS)
+
+docs: .venv/installed
+	OMP_NUM_THREADS=1 NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+
+docs-commands: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/docs $(ARGS)
 
 fuzz: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --minutes $(or $(MINUTES),10) $(ARGS)
@@ -32,7 +38,7 @@ sanitize: .venv/installed
 bench: .venv/installed
 	$(BIN)/python -m darts_sg bench $(ARGS)
 
-check: .venv/installed
+check: .venv/installed docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

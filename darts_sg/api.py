@@ -215,7 +215,7 @@ def search(
 ) -> SearchResult | None:
     """Search for a cell; returns what was found, None for a dry run.
 
-    `options` are those of `search.py --help`, with underscores. `config` is a YAML file of options, `resume` a run
+    `options` are those of `search.py --help-all`, with underscores. `config` is a YAML file of options, `resume` a run
     folder to continue.
 
     callbacks: functions of an epoch's row of metrics.csv, called after each epoch on rank 0, or objects with methods of
@@ -272,8 +272,8 @@ def retrain(
 ) -> RetrainResult | None:
     """Train the network of a genotype, or a model, from scratch, and test it; returns the errors, None for a dry run.
 
-    `options` are those of `augment.py --help`, with underscores: `genotype="DARTS_V2"`, `finetune=FILE`, … The rest is
-    as in `search`.
+    `options` are those of `augment.py --help-all`, with underscores: `genotype="DARTS_V2"`, `finetune=FILE`, … The rest
+    is as in `search`.
     """
     from darts_sg.engine.augment import run_augment
 

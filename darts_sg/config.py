@@ -63,6 +63,7 @@ def option(
     compared: bool | None = None,
     parts: Registry[Any] | None = None,
     joined: bool = False,
+    common: bool = False,
 ) -> Any:
     """A field with its help group.
 
@@ -71,6 +72,7 @@ def option(
     compared: runs that differ in it are not pooled into one mean. Default: every option that is not free.
     parts: the registry of the parts of a method that the option names; its help ends with them.
     joined: it holds several names joined with +; on a command line it may also be given several times.
+    common: --help shows it; --help-all shows every option.
     """
     metadata = {
         "group": group,
@@ -79,6 +81,7 @@ def option(
         "compared": not free if compared is None else compared,
         "parts": parts,
         "joined": joined,
+        "common": common,
     }
     return field(default=default, metadata=metadata)
 
@@ -98,25 +101,25 @@ class ConfigType(type):
 class RunConfig(metaclass=ConfigType):
     """Options that search and augment have in common."""
 
-    recipe: str = option("", "Run", compared=False)
+    recipe: str = option("", "Run", compared=False, common=True)
     """Named set of options to start from; options given explicitly override it."""
-    run_dir: Path | None = option(None, "Run", free=True)
+    run_dir: Path | None = option(None, "Output", free=True, common=True)
     """Folder for this run. It must not exist yet, except with torchrun --max-restarts, which continues a run with the
     same options. Default: a new folder under runs/."""
-    seed: int = option(0, "Run", compared=False)
+    seed: int = option(0, "Run", compared=False, common=True)
     """Seed of all random numbers: the same seed gives the same bits on the same machine."""
-    device: str = option("auto", "Run", free=True)
+    device: str = option("auto", "Machine", free=True, common=True)
     """Device to run on: cpu, cuda, cuda:1, mps, …; auto takes a GPU if there is one. With several processes (torchrun)
     each takes its own GPU."""
-    threads: int | None = option(None, "Run", free=True)
+    threads: int | None = option(None, "Machine", free=True)
     """CPU threads per process. The last bits of a result depend on it, so a resumed run keeps its own. Default: one per
     core, with torchrun one."""
-    time_budget: float | None = option(None, "Run", free=True, infinite=True)
+    time_budget: float | None = option(None, "Run", free=True, infinite=True, common=True)
     """Minutes after the start of the process at which the run saves a checkpoint and exits; continue it with
     --resume."""
-    checkpoint_minutes: float = option(10.0, "Run", free=True, infinite=True)
+    checkpoint_minutes: float = option(10.0, "Output", free=True, infinite=True)
     """Minutes between checkpoints within an epoch. Each epoch ends with a checkpoint in any case."""
-    logger: str = option("", "Run", free=True, joined=True)
+    logger: str = option("", "Output", free=True, joined=True)
     """Logger beside metrics.csv and TensorBoard, which are always on: wandb (Weights & Biases) or mlflow; may be given
     several times, or names joined with +. Each needs its package: pip install 'darts_sg[wandb]'. A logger that fails
     does not end the run."""
@@ -129,10 +132,10 @@ class RunConfig(metaclass=ConfigType):
     task: str = option(DEFAULT_TASK, "Data")
     """What the network is trained for: classification (one label for each image) or detection (boxes and classes of the
     objects in it, by SSDLite)."""
-    dataset: str = option("cifar10", "Data")
+    dataset: str = option("cifar10", "Data", common=True)
     """Data set; folder: class folders of your own images; voc, coco, yolo: images with objects in boxes, in the layout
     of that name; synthetic: rendered figures, always there."""
-    data: Path = option(Path("data"), "Data", free=True)
+    data: Path = option(Path("data"), "Data", free=True, common=True)
     """Folder of the data set, and where to download it."""
     data_note: str = option("", "Data")
     """Remark to print beside every figure measured on this data, such as 'CIFAR-10 (JPEG q75)'."""
@@ -161,9 +164,9 @@ class RunConfig(metaclass=ConfigType):
     """Strength of colour jitter on training images: brightness, contrast and saturation change by factors within 1 ±
     this, the hue by up to half of it (in turns), in random order. 0 for none."""
 
-    epochs: int = option(1, "Training")
+    epochs: int = option(1, "Training", common=True)
     """Number of epochs."""
-    batch_size: int = option(64, "Training")
+    batch_size: int = option(64, "Training", common=True)
     """Images in a batch; the last batch of an epoch takes the remaining images. With several processes (torchrun) each
     computes its share, so neither this nor the learning rate depends on their number."""
     learning_rate: float = option(0.025, "Training")
@@ -179,14 +182,14 @@ class RunConfig(metaclass=ConfigType):
     gradient_clip: float = option(5.0, "Training", infinite=True)
     """Clip the norm of the weights' gradient to this; .inf for no clipping."""
 
-    precision: Literal["float32", "bfloat16"] = option("float32", "Training")
+    precision: Literal["float32", "bfloat16"] = option("float32", "Machine")
     """Precision of the training steps: float32, or bfloat16 where PyTorch's autocast allows it (for GPUs; a CPU gains
     nothing). Weights, losses and evaluation stay in float32."""
-    compile: bool = option(False, "Training")
+    compile: bool = option(False, "Machine")
     """Compile with torch.compile: in augment the network, which takes about a minute; in a search each batch of edges,
     which on a CPU takes long and gains nothing. Changes the last bits of the result."""
 
-    kernels: Literal["auto", "native", "pytorch"] = option("auto", "Training", free=True)
+    kernels: Literal["auto", "native", "pytorch"] = option("auto", "Machine", free=True)
     """Kernels for the operations of cells. native: C++ on a CPU, Triton in a search on a CUDA GPU, compiled at the
     first run and checked against PyTorch before use. pytorch: PyTorch's own. auto: native where there is a C++
     compiler, or Triton. The last bits of a result depend on it, so a resumed run keeps its own."""
@@ -251,7 +254,7 @@ class RunConfig(metaclass=ConfigType):
 class SearchConfig(RunConfig):
     """Options of the search (defaults: DARTS paper, appendix A.1.1, first order)."""
 
-    recipe: str = option("darts-first", "Run", compared=False)
+    recipe: str = option("darts-first", "Run", compared=False, common=True)
     train_images: int | None = option(None, "Data")
     """Number of images to train the weights on, a seeded, class-balanced part. Default: what --validation-images
     leaves, or half of the training set."""
@@ -261,7 +264,7 @@ class SearchConfig(RunConfig):
     split: Path | None = option(None, "Data", free=True)
     """File that lists the images of --dataset imagenet for the weights and for the alphas (see python -m darts_sg data
     subset). The run keeps a copy."""
-    epochs: int = option(50, "Training")
+    epochs: int = option(50, "Training", common=True)
     learning_rate_min: float = option(0.001, "Training")
     cutout_schedule: Literal["constant", "linear"] = option("constant", "Data")
     """constant: --cutout-length cuts each training image. linear: with a probability that grows by epoch from 0 to 1
@@ -277,7 +280,7 @@ class SearchConfig(RunConfig):
     cells: int = option(8, "Network")
     """Number of cells; those at 1/3 and 2/3 of the depth are reduction cells."""
 
-    space: str = option("darts+sandglass", "Search")
+    space: str = option("darts+sandglass", "Search", common=True)
     """Candidate operations: named spaces and single operations joined with + (see python -m darts_sg spaces)."""
     nodes: int = option(4, "Search")
     """Nodes of a cell."""
@@ -286,16 +289,16 @@ class SearchConfig(RunConfig):
     strategy: str = option("gradient", "Search", parts=STRATEGIES)
     """How to search: by the gradient of alphas, or a baseline without them, such as random:epochs=5 or
     evolution:score=synflow. Candidates are networks of --channels and --cells, and --epochs is the budget of all."""
-    hypergradient: str = option("first_order", "Search")
+    hypergradient: str = option("first_order", "Method")
     """How to compute the gradient of the alphas: first_order, unrolled (second order), or single_level: weights and
     alphas learn from the same batch in one pass, by default of all training images (SNAS). --validation-images are then
     only evaluated on."""
-    penalty: str = option("", "Search")
+    penalty: str = option("", "Method")
     """Penalty on the expected size or latency of the derived network, added to the loss of the alphas: params:WEIGHT,
     macs:WEIGHT or latency:WEIGHT, such as params:0.1. The weight multiplies the expected size relative to that of
     uniform mixing weights; with a target, the excess relative to the target. Sizes are for CIFAR at C=36, 20 cells,
     ImageNet at C=48, 14 cells; latencies for the shape of --latency-table."""
-    target_params: str = option("", "Search")
+    target_params: str = option("", "Search", common=True)
     """Upper bound on the parameters of the derived network, such as 2.45M. The genotype is derived within the bound,
     and a penalty of weight 1 (or that of --penalty) steers towards it."""
     target_macs: str = option("", "Search")
@@ -305,64 +308,64 @@ class SearchConfig(RunConfig):
     latency_table: Path | None = option(None, "Search", free=True, compared=True)
     """Table of measured latencies, for --penalty latency:WEIGHT and --target-latency (see python -m darts_sg
     latency-table). The run keeps a copy."""
-    recompute: bool = option(False, "Search", free=True)
+    recompute: bool = option(False, "Machine", free=True)
     """Recompute each cell in the backward pass instead of keeping its activations: a fraction of the memory, the same
     bits, somewhat more time."""
-    capture: bool = option(True, "Search", free=True)
+    capture: bool = option(True, "Machine", free=True)
     """On a CUDA GPU, capture the launches of a step as a CUDA graph and replay it: the same bits, without waiting for
     Python. Steps with several processes, regularizers of alphas or weights, penalties, frozen operations or --compile
     are launched one kernel at a time."""
-    relaxation: str = option("softmax", "Search", parts=RELAXATIONS)
+    relaxation: str = option("softmax", "Method", parts=RELAXATIONS)
     """How alphas become mixing weights: NAME, or NAME:OPTION=VALUE,OPTION=VALUE such as
     gumbel:temperature=10,hard=true."""
-    regularizer: str = option("", "Search", parts=REGULARIZERS, joined=True)
+    regularizer: str = option("", "Method", parts=REGULARIZERS, joined=True)
     """Terms added to the loss of the alphas, joined with +: params:weight=0.1,target=2.45M."""
-    perturbation: str = option("none", "Search", parts=PERTURBATIONS)
+    perturbation: str = option("none", "Method", parts=PERTURBATIONS)
     """How the mixing weights are perturbed in the step of the weights: random:epsilon_end=0.3, or adversarial."""
-    auxiliary_skip: str = option("none", "Search", parts=AUXILIARY_SKIPS)
+    auxiliary_skip: str = option("none", "Method", parts=AUXILIARY_SKIPS)
     """Second skip connection on each edge, which the alphas do not weigh and the genotype does not have (DARTS-):
     linear."""
-    weight_regularizer: str = option("none", "Search", parts=WEIGHT_REGULARIZERS)
+    weight_regularizer: str = option("none", "Method", parts=WEIGHT_REGULARIZERS)
     """Term beside the loss in the step of the weights, of which only a gradient is computed:
     alignment:strength=0.25."""
-    freeze_operations: str = option("none", "Search", parts=OPERATION_FREEZING)
+    freeze_operations: str = option("none", "Method", parts=OPERATION_FREEZING)
     """When the weights of an operation stop learning while it goes on computing: oles:threshold=0.4,window=20."""
-    selection: str = option("argmax", "Search", parts=SELECTIONS)
+    selection: str = option("argmax", "Method", parts=SELECTIONS)
     """How the genotype is chosen by the mixing weights: skip-limit:most=2. With --target-params or --target-macs argmax
     becomes bounded."""
-    partial_channels: int = option(1, "Search")
+    partial_channels: int = option(1, "Method")
     """K: 1/K of the channels pass through the candidate operations, the others bypass them (PC-DARTS)."""
-    stages: str = option("single", "Search", parts=STAGE_PLANS)
+    stages: str = option("single", "Method", parts=STAGE_PLANS)
     """Stages of the search, with supernets that grow while operations are pruned: p-darts, drnas-progressive. --epochs
     are those of all stages, --cells those of the last."""
-    edge_normalization: bool = option(False, "Search")
+    edge_normalization: bool = option(False, "Method")
     """Learn a weight for each edge as well as for its operations (PC-DARTS)."""
-    alpha_learning_rate: float = option(3e-4, "Search")
+    alpha_learning_rate: float = option(3e-4, "Alphas")
     """Learning rate of the alphas' Adam."""
-    alpha_beta1: float = option(0.5, "Search")
+    alpha_beta1: float = option(0.5, "Alphas")
     """Decay of the first moment in the alphas' Adam."""
-    alpha_beta2: float = option(0.999, "Search")
+    alpha_beta2: float = option(0.999, "Alphas")
     """Decay of the second moment in the alphas' Adam."""
-    alpha_gradient_clip: float = option(math.inf, "Search", infinite=True)
+    alpha_gradient_clip: float = option(math.inf, "Alphas", infinite=True)
     """Clip the norm of the alphas' gradient to this; .inf for no clipping."""
-    alpha_mean: float | None = option(None, "Search")
+    alpha_mean: float | None = option(None, "Alphas")
     """Mean of the normal distribution that the initial alphas are drawn from. Default: that of the relaxation, 0."""
-    alpha_deviation: float | None = option(None, "Search")
+    alpha_deviation: float | None = option(None, "Alphas")
     """Standard deviation of the initial alphas. Default: that of the relaxation, 0 for sigmoid, otherwise 1e-3."""
-    alpha_weight_decay: float = option(1e-3, "Search")
+    alpha_weight_decay: float = option(1e-3, "Alphas")
     """Weight decay of the alphas."""
-    alpha_frozen_epochs: int = option(0, "Search")
+    alpha_frozen_epochs: int = option(0, "Alphas")
     """Number of epochs at the start in which only the weights are trained."""
-    eigenvalue_every: int = option(0, "Search", free=True)
+    eigenvalue_every: int = option(0, "Early stopping", free=True)
     """Measure the dominant eigenvalue of the validation loss's Hessian with respect to the alphas every N epochs and
     after the last; 0 for never. A growing eigenvalue announces a collapse of the search (RobustDARTS). Measured on one
     fixed batch of at most 64 validation images, in float64; does not change the run. Costs about 10 steps of the same
     batch size with the native kernels, several times more with --kernels pytorch on a CPU."""
-    stop_eigenvalue: float | None = option(None, "Search")
+    stop_eigenvalue: float | None = option(None, "Early stopping")
     """Stop early when old eigenvalue / new eigenvalue falls below this ratio, and return the genotype of the old epoch.
     Both are means over 5 epochs, 5 epochs apart; not before epoch 11. RobustDARTS: 0.75. Needs --eigenvalue-every 1.
     Default: never."""
-    stop_skips: int | None = option(None, "Search")
+    stop_skips: int | None = option(None, "Early stopping")
     """Stop early when the normal cell derived after an epoch has more skip connections than this, and return the last
     genotype within the limit. A search that starts above the limit continues. Default: never."""
 
@@ -450,14 +453,14 @@ class AugmentConfig(RunConfig):
     The options in CELL_DEFAULTS apply to the cells of a genotype: None for a model.
     """
 
-    recipe: str = option("darts", "Run", compared=False)
-    genotype: str = option("", "Network", compared=False)
+    recipe: str = option("darts", "Run", compared=False, common=True)
+    genotype: str = option("", "Network", compared=False, common=True)
     """Genotype to train: a name of the zoo (see python -m darts_sg genotype list), the path of a file, hf://user/name
     or a URL."""
-    model: str = option("", "Network")
+    model: str = option("", "Network", common=True)
     """Model to train instead of a genotype: mobilenext_1.0, mobilenetv2_0.5, … (see python -m darts_sg models). Models
     have no cells, no auxiliary head and no drop path."""
-    finetune: str = option("", "Network")
+    finetune: str = option("", "Network", common=True)
     """Weights file (weights.safetensors of an earlier run), run folder, hf://user/name or URL to start from, on another
     data set or with other options. The network is the file's; its output layer is new if the task or the number of
     classes differs. A classifier becomes the backbone of a detector. Published checkpoints (.pth, .tar) of MobileNeXt
@@ -465,12 +468,12 @@ class AugmentConfig(RunConfig):
     network: NetworkShape = option("cifar", "Network")
     """Shape of the network. cifar: stem at full resolution; a model ends at 1/8 of the resolution. imagenet: the stem
     of cells reduces by 8; a model ends at 1/32 of the resolution."""
-    channels: int | str | None = option(None, "Network")
+    channels: int | str | None = option(None, "Network", common=True)
     """Channels C of the first cells of a genotype; auto:600M takes the widest network within 600M MACs. Default: 36."""
     cells: int | None = option(None, "Network")
     """Number of cells of a genotype; those at 1/3 and 2/3 of the depth are reduction cells. Default: 20."""
-    epochs: int = option(600, "Training")
-    batch_size: int = option(96, "Training")
+    epochs: int = option(600, "Training", common=True)
+    batch_size: int = option(96, "Training", common=True)
     cutout_length: int = option(16, "Data")
     validation_images: int | None = option(None, "Data")
     """Number of training images to hold out for choosing the best epoch. Default: none; the best epoch is then chosen
@@ -483,7 +486,7 @@ class AugmentConfig(RunConfig):
     follows from there."""
     learning_rate_batch: int | None = option(None, "Training")
     """Reference batch size of the learning rates: they are scaled by --batch-size over this. Default: no scaling."""
-    keep_every: int | None = option(None, "Run", free=True)
+    keep_every: int | None = option(None, "Output", free=True)
     """Also keep weights and checkpoint every N epochs: weights_epoch_0010.safetensors and so on, and
     checkpoints/epoch_0010_step_000000.pt. --resume continues from the newest checkpoint; to go back to an earlier one,
     remove the newer ones and result.json; the run then removes what later epochs have left. Default: the weights of
@@ -501,7 +504,7 @@ class AugmentConfig(RunConfig):
     freeze_backbone: bool = option(False, "Training")
     """Train only the extra levels and heads of a detector: the weights and BatchNorm statistics of the backbone stay
     those of --finetune."""
-    sync_batchnorm: bool = option(False, "Training")
+    sync_batchnorm: bool = option(False, "Machine")
     """On several GPUs, normalise by the statistics of the whole batch instead of each process's share."""
     ema: float = option(0.0, "Training")
     """Decay of an exponential moving average (EMA) of the weights and BatchNorm statistics, updated after each step and

@@ -45,12 +45,10 @@ def members(hint: Any) -> tuple[Any, ...]:
 
 
 def type_name(hint: Any) -> str:
-    """A type hint as help texts show it: `int | null`."""
-    names = []
-    for member in members(hint):
-        literal = get_origin(member) is Literal
-        names.append("null" if member is type(None) else "choice" if literal else str(member.__name__))
-    return " | ".join(names)
+    """A type hint in the words of a help text: `whole number`. That a value may be null goes without saying."""
+    words = {str: "text", int: "whole number", float: "number", bool: "true or false", Path: "path"}
+    kinds = [member for member in members(hint) if member is not type(None)]
+    return " or ".join("one of the above" if get_origin(kind) is Literal else words[kind] for kind in kinds)
 
 
 def expected(hint: Any, *, infinite: bool = False) -> str:

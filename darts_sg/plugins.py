@@ -383,6 +383,8 @@ HELP = (
     "times. Its code is executed with your rights: load only files that you trust."
 )
 """Help of the option --plugin."""
+SHORT_HELP = "Python file to load first; its code runs with your rights: load only files that you trust"
+"""The same for commands that only look at things."""
 
 
 class _WorkerFinder(importlib.abc.MetaPathFinder):

@@ -149,7 +149,7 @@ def unknown_name(kind: str, name: object, choices: list[str]) -> str:
     return f"unknown {kind} {quoted(name)}{suggestion(name, choices)}; choices: {', '.join(choices)}"
 
 
-def suggestion(name: object, choices: list[str]) -> str:
-    """` (did you mean …?)` with the closest of `choices`; empty if none is close."""
-    close = difflib.get_close_matches(str(name)[:LONGEST_VALUE], choices, n=1)
+def suggestion(name: object, choices: list[str], *, least: float = 0.6) -> str:
+    """` (did you mean …?)` with the closest of `choices`; empty if none has a similarity of `least`, from 0 to 1."""
+    close = difflib.get_close_matches(str(name)[:LONGEST_VALUE], choices, n=1, cutoff=least)
     return f" (did you mean {close[0]!r}?)" if close else ""

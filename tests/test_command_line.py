@@ -617,7 +617,7 @@ def test_compare_finds_what_was_measured_in_run_folders(
 
 def test_help_explains_every_option_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
     for job in ("search", "augment"):
-        code, out, _ = in_process(capsys, job, "--help")
+        code, out, _ = in_process(capsys, job, "--help-all")
         assert code == 0
         text = " ".join(out.split())
         assert "default: 0.025" in text

@@ -360,8 +360,8 @@ def test_inspection_commands_take_plugins(command: Callable[..., tuple[int, str,
 
 def test_help_names_the_option_and_what_a_plugin_adds(command: Callable[..., tuple[int, str, str]]) -> None:
     for arguments in (
-        ["search", "--help"],
-        ["augment", "--help"],
+        ["search", "--help-all"],
+        ["augment", "--help-all"],
         ["spaces", "--help"],
         ["genotype", "show", "--help"],
     ):
@@ -385,8 +385,8 @@ ADDED = {
 def test_the_help_of_a_search_lists_what_an_example_adds(
     example: str, command: Callable[..., tuple[int, str, str]]
 ) -> None:
-    without = "".join(command("search", "--help")[1].split())
-    code, out, err = command("search", "--plugin", EXAMPLES / f"{example}.py", "--help")
+    without = "".join(command("search", "--help-all")[1].split())
+    code, out, err = command("search", "--plugin", EXAMPLES / f"{example}.py", "--help-all")
     assert (code, err) == (0, "")
     assert ADDED[example] in "".join(out.split())
     assert ADDED[example] not in without

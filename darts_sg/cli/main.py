@@ -2,21 +2,23 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from importlib import import_module
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 from darts_sg import plugins
 from darts_sg.cli.parser import Parser
 from darts_sg.cli.terminal import answer
+from darts_sg.errors import UsageError
 
 PROG = "darts-sg"
 
 COMMANDS = {
     "fit": "one command for your own images: choose, search, train, test, export and report",
-    "search": f"search for a cell ({PROG} search --help)",
-    "augment": f"train the network of a genotype, or a model ({PROG} augment --help)",
+    "search": "search for a cell",
+    "augment": "train the network of a genotype, or a model",
     "demo": "search, derive and retrain on rendered images in a few minutes",
     "study": "run a whole comparison from one file: spaces × methods × seeds, on one machine or a cluster",
     "genotype": "show, draw, compare, derive, import and export genotypes",
@@ -27,11 +29,20 @@ COMMANDS = {
     "weights": "list trained weights, and publish those of a run on the Hugging Face hub",
     "export": "export trained weights as a model for other programs",
     "diagnose": "gradient confusion and information loss of trained networks",
-    "data": "prepare data",
+    "data": "list parts of ImageNet, check data, score predictions",
     "report": "rewrite a run's report.md and pictures; or report the paper's experiment",
     "bench": "speed and memory against the textbook networks, as ratios of one run",
 }
 """Each command is the module of its name beside this one, imported only when it is asked for: most need torch."""
+
+SYNONYMS = {
+    "train": "augment",
+    "retrain": "augment",
+    "evaluate": "augment --evaluate FILE",
+    "resume": "search --resume DIR",
+}
+"""Words that people try for a command."""
+MOST_NAMED = 3  # commands in a message
 
 
 def module_of(command: str) -> ModuleType:
@@ -54,7 +65,11 @@ class ShowVersion(argparse.Action):
 
 def build_parser(command: str = "") -> Parser:
     """The parser of the command line, with the options of one command; the others are only listed."""
-    parser = Parser(prog=PROG, description="Differentiable architecture search with the sandglass block.")
+    parser = Parser(
+        prog=PROG,
+        description="Differentiable architecture search with the sandglass block.",
+        epilog=f"Help of a command: {PROG} COMMAND --help",
+    )
     parser.add_argument("--version", action=ShowVersion, help="show the version and exit")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
     for name, text in COMMANDS.items():
@@ -63,6 +78,39 @@ def build_parser(command: str = "") -> Parser:
         else:
             commands.add_parser(name, help=text)
     return parser
+
+
+def every_parser() -> Iterator[tuple[str, Parser]]:
+    """Each command and each action, such as `genotype draw`, with its parser. Imports all of the package."""
+    for command in COMMANDS:
+        with suppress(UsageError):  # bench, outside of a checkout
+            commands = build_parser(command)._subparsers
+            assert commands is not None
+            waiting = [(command, cast(Any, commands._group_actions[0].choices)[command])]
+            while waiting:
+                name, parser = waiting.pop(0)
+                yield name, parser
+                for action in parser._actions:
+                    if isinstance(action, argparse._SubParsersAction):
+                        waiting += [(f"{name} {inner}", one) for inner, one in action.choices.items()]
+
+
+def owner(word: str) -> str:
+    """Where an option, or the name of an action, belongs that was given to another command; empty if nowhere."""
+    if word in SYNONYMS:
+        return repr(SYNONYMS[word])
+    found = [
+        name
+        for name, parser in every_parser()
+        if word in parser._option_string_actions or (" " in name and name.split()[-1] == word)
+    ]
+    if not found:
+        return ""
+    if not word.startswith("-"):
+        return repr(found[0])
+    jobs = [name for name in found if " " not in name]
+    *names, last = (jobs or found)[:MOST_NAMED]
+    return f"an option of {', '.join(names)}{' and ' if names else ''}{last}"
 
 
 def run(argv: Sequence[str]) -> None:

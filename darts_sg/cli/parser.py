@@ -4,9 +4,10 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from darts_sg import plugins
+from darts_sg.cli.help import HELP_ALL, Formatter, ShowAll, placeholder, usage
 from darts_sg.errors import UsageError, quoted
 from darts_sg.options import read_value
 from darts_sg.quantity import parse_duration, parse_quantity
@@ -15,17 +16,48 @@ from darts_sg.registry import suggestion, unknown_name
 LONGEST_MESSAGE = 400  # characters of a message of argparse
 
 
+CLOSE = 0.85  # similarity of two names from which one is taken for a misspelling of the other
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are UsageErrors: one line, and no usage text before it.
 
-    Unknown options, commands and choices are answered with the closest one.
+    Unknown options, commands and choices are answered with the closest one, or with the command that has the option.
     """
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(exit_on_error=False, **settings)
-        if self.add_help:  # the jobs have both, --help and --plugin, of their own
+        super().__init__(exit_on_error=False, formatter_class=Formatter, **settings)
+        self._positionals.title = "arguments"
+        self.rare: set[str] = set()
+        """Options that --help-all shows and --help does not, by their `dest`."""
+        if self.add_help:  # the jobs have --help, --help-all and --plugin of their own
+            self.add_argument(HELP_ALL, action=ShowAll, help=argparse.SUPPRESS)
             option: dict[str, Any] = {"metavar": "FILE", "action": "append", "default": argparse.SUPPRESS}
-            self.add_argument("--plugin", help=plugins.HELP, **option)
+            self.add_argument("--plugin", help=plugins.SHORT_HELP, **option)
+
+    def format_usage(self) -> str:
+        formatter = self._get_formatter()
+        formatter.add_usage(usage(self.prog, self._shown(everything=True)), [], [])
+        return formatter.format_help()
+
+    def format_help(self, *, everything: bool = False) -> str:
+        """The help text; `everything`: with the rare options, too."""
+        formatter, shown = self._get_formatter(), self._shown(everything=everything)
+        formatter.add_usage(usage(self.prog, shown), [], [])
+        formatter.add_text(self.description)
+        for group in self._action_groups:
+            if actions := [action for action in group._group_actions if action in shown]:
+                formatter.start_section(group.title)
+                formatter.add_text(group.description)
+                formatter.add_arguments(sorted(actions, key=lambda action: action.dest in ("help", "plugin")))
+                formatter.end_section()
+        formatter.add_text(self.epilog)
+        if left_out := len(self._actions) - len(shown) if self.rare and not everything else 0:
+            formatter.add_text(f"{HELP_ALL} shows {left_out} more options.")
+        return formatter.format_help()
+
+    def _shown(self, *, everything: bool) -> list[argparse.Action]:
+        return [action for action in self._actions if everything or action.dest not in self.rare]
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{' '.join(message.split())[:LONGEST_MESSAGE]} (see {self.prog} --help)")
@@ -55,6 +87,8 @@ class Parser(argparse.ArgumentParser):
         if not name.startswith("-") or name == "--":
             self.error(f"unexpected argument {quoted(word)}")
         known = [option for action in self._actions for option in action.option_strings]
+        if not suggestion(name, known, least=CLOSE) and (owner := elsewhere(name)):
+            self.error(f"unknown option {quoted_name(name)}: it is {owner}")
         self.error(f"unknown option {quoted_name(name)}{suggestion(name, known)}")
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
@@ -64,9 +98,18 @@ class Parser(argparse.ArgumentParser):
         choices = [str(choice) for choice in action.choices]
         if not action.option_strings:
             kind = str(action.metavar or action.dest).lower()
+            if action.nargs == argparse.PARSER and (meant := elsewhere(str(value))):
+                self.error(f"unknown {kind} {quoted(value)}: did you mean {meant}?")
             self.error(unknown_name(kind, value, choices))
         what = f"expected one of {', '.join(choices)}, found {quoted(value)}{suggestion(value, choices)}"
         raise argparse.ArgumentError(action, what)
+
+
+def elsewhere(word: str) -> str:
+    """Where a word belongs in the command lines of the whole package; empty if nowhere."""
+    from darts_sg.cli.main import owner  # it imports this module, and all others; needed for messages only
+
+    return owner(word)
 
 
 def quoted_name(name: str) -> str:
@@ -83,29 +126,34 @@ def argument_type(hint: Any, *, infinite: bool = False) -> Callable[[str], Any]:
         except UsageError as error:
             raise argparse.ArgumentTypeError(str(error)) from None
 
-    return read
+    return cast(Callable[[str], Any], placeholder({int: "N", float: "X"}.get(hint, "VALUE"))(read))
 
 
+@placeholder("N")
 def whole_number(text: str) -> int:
     """A whole number."""
     return int(argument_type(int)(text))
 
 
+@placeholder("N")
 def not_negative(text: str) -> int:
     """A whole number from 0."""
     return _from(0, text, "a whole number from 0")
 
 
+@placeholder("N")
 def positive(text: str) -> int:
     """A whole number above 0."""
     return _from(1, text, "a whole number above 0")
 
 
+@placeholder("N")
 def two_or_more(text: str) -> int:
     """A whole number from 2."""
     return _from(2, text, "2 or more")
 
 
+@placeholder("N")
 def quantity(text: str) -> int:
     """A quantity as papers write it: 3349342, 2.45M, 600M."""
     try:

@@ -50,18 +50,19 @@ def build_parts(registry: Registry[type[P]], text: str, flag: str) -> dict[str, 
 
 def describe_parts(registry: Registry[type[P]]) -> str:
     """The choices of a registry with their options and defaults, for a help text."""
-    return "; ".join(_described(name, registry[name]) for name in registry)
+    return "; ".join(describe_part(name, registry[name]) for name in registry)
+
+
+def describe_part(name: str, part: type[Any]) -> str:
+    """NAME:OPTION=DEFAULT,… and the first line of the part's docstring."""
+    options = ",".join(_shown(f) for f in _fields(part))
+    summary = (part.__doc__ or "").strip().split("\n")[0].rstrip(".")
+    return f"{name}{':' if options else ''}{options} ({summary})"
 
 
 def _fields(part: type[Any]) -> "list[dataclasses.Field[Any]]":
     """The options of a part; a class that is no dataclass has none."""
     return [f for f in dataclasses.fields(part) if f.init] if dataclasses.is_dataclass(part) else []
-
-
-def _described(name: str, part: type[Any]) -> str:
-    options = ",".join(_shown(f) for f in _fields(part))
-    summary = (part.__doc__ or "").strip().split("\n")[0].rstrip(".")
-    return f"{name}{':' if options else ''}{options} ({summary})"
 
 
 def _shown(option: "dataclasses.Field[Any]") -> str:

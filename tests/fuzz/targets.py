@@ -231,7 +231,11 @@ def all_options() -> list[list[str]]:
         while parsers:
             words, parser = parsers.pop()
             for action in parser._actions:
-                found += [[*words, name] for name in action.option_strings if name not in ("-h", "--help", "--plugin")]
+                found += [
+                    [*words, name]
+                    for name in action.option_strings
+                    if name not in ("-h", "--help", "--help-all", "--plugin")
+                ]
                 if isinstance(action.choices, dict):
                     parsers += [([*words, name], inner) for name, inner in action.choices.items()]
     return found
