@@ -1,6 +1,7 @@
 """The baselines of `fit --compare`: DARTS_V2 and MobileNetV2 at the cost of the searched network."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 from darts_sg.analysis.cost import model_cost
@@ -36,6 +37,7 @@ def baselines(genotype: Genotype, size: Size, level: Level, *, by_params: bool) 
     def derived(half: int) -> tuple[int, int]:
         return counted(known, size._replace(channels=2 * half))
 
+    @cache
     def mobile(hundredths: int) -> tuple[int, int]:
         model = find_model(f"{FAMILY}_{hundredths / 100:g}")
         cost = model_cost(model, size.network, size.num_classes, size.image_size)

@@ -179,7 +179,7 @@ def training_config(level: Level, trained: Genotype | Model, options: Mapping[st
         subject = {"genotype": trained.name}
         more = {"drop_path_prob": 0.0, "auxiliary_weight": 0.0} | more
         more |= {"channels": level.channels, "cells": level.cells}  # those of a baseline differ from the searched ones
-    data = {"dataset": "folder", "image_size": level.image_size, "network": level.network}
+    data: dict[str, Any] = {"dataset": "folder", "image_size": level.image_size, "network": level.network}
     config = make_config("augment", **{**data, **subject, **more})
     assert isinstance(config, AugmentConfig)
     return config

@@ -434,6 +434,7 @@ def _new_fit(
     assert options.run_dir is not None
     if not dry:
         RunDir.refuse_existing(options.run_dir)
+    # look, measure and choose; until then nothing is written
     limits = limits_of(options)
     check = looking.look(options.data, options.threads or usable_cores())
     facts = looking.facts_of(check)
@@ -457,6 +458,7 @@ def _new_fit(
     if dry:
         print("dry run: nothing was written")
         return None
+    # fit.json is the first file: a folder that has it can be continued
     run = RunDir.create(options.run_dir)
     content = {
         "format": FORMAT,
@@ -483,7 +485,6 @@ def _new_fit(
     except OSError as error:
         run.close()
         raise _explained(error, options.run_dir) from error
-    del bench
     return _execute(FitJob(options, run, state, timer, callbacks=callbacks, stop=stop))
 
 

@@ -121,9 +121,7 @@ class FitOptions:
             raise UsageError(f"--recipe {self.recipe} is a search without alphas, and fit searches by them; {other}")
         method = config.method()
         if len(method.stages) > 1:
-            raise UsageError(
-                f"--recipe {self.recipe} has stages of different cost, and fit plans a single one; {other}"
-            )
+            raise UsageError(f"--recipe {self.recipe} has several stages, and fit plans a single one; {other}")
         if config.selection.partition(":")[0] not in ("argmax", "skip-limit") and (self.max_params or self.max_macs):
             raise UsageError(
                 f"--recipe {self.recipe} chooses its cells by --selection {config.selection}, which keeps no bounds; "

@@ -150,7 +150,7 @@ def decide(
     elif options.precision is None:
         precision_reason = "a CPU gains nothing by bfloat16"
     seconds = budget - spent() - reserve
-    if options.budget is not None:
+    if options.budget is not None:  # without one both numbers of epochs are given, and take what they take
         least = least_seconds(timing, facts, bench.searched, options.search_epochs, options.epochs)
         refuse_too_short(least, seconds, spent(), budget)
     found = plan(seconds, timing, facts, bench.searched, options.search_epochs, options.epochs)
@@ -177,6 +177,7 @@ def _planned(
     rate = options.alpha_learning_rate or float(f"{alpha_learning_rate(config, alpha_steps):.3g}")
     choices: list[Choice] = []
 
+    # what options give is said in place of the reason, or behind it if they give a part
     def add(name: str, value: object, reason: str, *fields: str) -> None:
         given = [flag(field) for field in fields or (name,) if getattr(options, field, None) is not None]
         if fields and len(given) == len(fields):
@@ -211,6 +212,7 @@ def _planned(
     choices.append(Choice("precision", precision, precision_reason))
     method = "a quarter of the channels is searched, which makes steps cheaper" if options.recipe == "pc-darts" else ""
     choices.append(Choice("search", f"{options.recipe} in {space.name}", method or "as given"))
+    # epochs, and the rate that depends on their number
     of_search, of_train = search_epoch_seconds(timing, bench.searched), train_epoch_seconds(timing, facts)
     reason = f"{of_search:.1f} s each: {clock(found.search_seconds)} with the start"
     if frozen:
@@ -238,6 +240,7 @@ def _planned(
         "as in DARTS; half a cosine to 0",
         "learning_rate",
     )
+    # the runs get every choice as an option, so that each can be repeated alone
     common = {
         "dataset": "folder", "image_size": level.image_size, "network": level.network, "seed": options.seed,
         "split_seed": options.split_seed, "precision": precision,

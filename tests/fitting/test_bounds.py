@@ -18,8 +18,8 @@ SIZE = Size("imagenet", 72, 8, 3, 5)
 
 def drawn(seed: int) -> Genotype:
     generator = np.random.default_rng(seed)
-    cells = [random_cell(4, SPACE.operations, generator) for _ in range(2)]
-    return Genotype("drawn", SPACE.name, SPACE.operations, *cells)
+    normal, reduce = (random_cell(4, SPACE.operations, generator) for _ in range(2))
+    return Genotype("drawn", SPACE.name, SPACE.operations, normal, reduce)
 
 
 @pytest.mark.parametrize("network", ["cifar", "imagenet"])

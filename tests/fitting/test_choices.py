@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from darts_sg.config import make_config
+from darts_sg.config import SearchConfig, make_config
 from darts_sg.errors import UsageError
 from darts_sg.fitting.choices import (
     BATCHES,
@@ -35,6 +35,12 @@ from darts_sg.fitting.choices import (
 
 FACTS = DataFacts(images=640, test=160, classes=8, side=128)
 FAST = Timing(0.01, 16, 0.01, 32, 0.0001, 1.0, 1.0)
+
+
+def recipe(name: str) -> SearchConfig:
+    config = make_config("search", name)
+    assert isinstance(config, SearchConfig)
+    return config
 
 
 def times(timing: Timing, factor: float) -> Timing:
@@ -89,20 +95,19 @@ def test_batches_shrink_to_the_memory() -> None:
 
 
 def test_the_alphas_go_as_far_as_in_the_papers() -> None:
-    darts, pc = make_config("search", "darts-first"), make_config("search", "pc-darts")
-    assert published_alpha_steps(darts) == 19_550  # type: ignore[arg-type]
-    assert published_alpha_steps(pc) == 35 * 98  # type: ignore[arg-type]
+    darts, pc = recipe("darts-first"), recipe("pc-darts")
+    assert published_alpha_steps(darts) == 19_550
+    assert published_alpha_steps(pc) == 35 * 98
     for config in (darts, pc):
-        rate = alpha_learning_rate(config, 1000)  # type: ignore[arg-type]
+        rate = alpha_learning_rate(config, 1000)
         assert math.isclose(1000 * rate, DARTS_DISTANCE)
-        assert alpha_learning_rate(config, 10) == 0.03  # type: ignore[arg-type]
-        assert alpha_learning_rate(config, 10**6) == config.alpha_learning_rate  # type: ignore[attr-defined]
+        assert alpha_learning_rate(config, 10) == 0.03
+        assert alpha_learning_rate(config, 10**6) == config.alpha_learning_rate
 
 
 @pytest.mark.parametrize(("epochs", "frozen"), [(50, 15), (10, 3), (3, 1), (1, 0)])
 def test_the_alphas_wait_for_the_share_of_the_recipe(epochs: int, frozen: int) -> None:
-    config = make_config("search", "pc-darts")
-    assert frozen_epochs(config, epochs) == frozen  # type: ignore[arg-type]
+    assert frozen_epochs(recipe("pc-darts"), epochs) == frozen
 
 
 def test_short_trainings_have_no_regularisation_and_long_ones_that_of_the_papers() -> None:

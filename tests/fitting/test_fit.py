@@ -12,6 +12,8 @@ from PIL import Image
 import darts_sg
 from darts_sg import FitResult, RetrainResult
 from darts_sg.cli.main import run
+from darts_sg.engine import augment as engine_augment
+from darts_sg.engine import search as engine_search
 from darts_sg.errors import RunError, Stopped, UsageError
 from darts_sg.fitting import job as stages
 from darts_sg.fitting.bench import Bench
@@ -53,12 +55,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(data: Path) -> FitResult:
     """A fit that was stopped after an epoch of its search, and continued by the same call."""
     options = TINY | {"run_dir": data.parent / "run"}
-    with pytest.raises(Stopped, match=r"fit --resume .*run"):
-        darts_sg.fit(data, callbacks=[lambda row: "stop"], **options)
-    assert (data.parent / "run" / "search" / "config.yaml").is_file()
     sides = [SimpleNamespace(title="a model", latency="1 ms")] * 2
-    with pytest.MonkeyPatch.context() as patch:  # the export has tests of its own, and takes seconds
+    with pytest.MonkeyPatch.context() as patch:  # export and reports of the runs have tests of their own: seconds each
         patch.setattr(stages, "export", lambda weights, name: (name.encode(), sides))
+        for module in (engine_search, engine_augment):
+            patch.setattr(module, "write_report", lambda folder: (folder / "report.md").write_text(""))
+        with pytest.raises(Stopped, match=r"fit --resume .*run"):
+            darts_sg.fit(data, callbacks=[lambda row: "stop"], **options)
+        assert (data.parent / "run" / "search" / "config.yaml").is_file()
         found = darts_sg.fit(data, compare=True, output=data.parent / "model.pt2", **options)
     assert isinstance(found, FitResult)
     return found
@@ -123,7 +127,7 @@ def test_a_full_disk_is_said_with_the_way_on(finished: FitResult, monkeypatch: p
 
     monkeypatch.setattr(State, "finish", full)
     with pytest.raises(RunError, match=r"No space left.*make room, then continue with .*fit --resume"):
-        darts_sg.fit(resume=finished.run_dir)
+        darts_sg.fit(resume=finished.run_dir, compare=True)
 
 
 def test_ctrl_c_between_the_runs_is_said_with_the_way_on(finished: FitResult, monkeypatch: pytest.MonkeyPatch) -> None:
