@@ -20,8 +20,14 @@ FORMATS.add("accuracy", PERCENT)
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Fraction of right answers: logits (N, num_classes), labels (N,), to a scalar."""
-    return (logits.argmax(dim=1) == labels).float().mean()
+    """Fraction of right answers: logits (N, num_classes), labels (N,), to a scalar.
+
+    Of mixed images the labels are shares of the classes, (N, num_classes): an answer counts by the share of its class.
+    """
+    best = logits.argmax(dim=1)
+    if labels.ndim == 2:
+        return labels.gather(1, best[:, None]).mean()
+    return (best == labels).float().mean()
 
 
 def percent_wrong(accuracy: float) -> float:
@@ -67,13 +73,17 @@ class Classification(Task):
     output_names = ("logits",)
     head_name = "classifier"
     output_unit = "classes"
+    own_options = ("rand_augment", "rand_augment_magnitude", "random_erasing", "mixup", "cutmix")
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         super().__init__(options)
         self.label_smoothing: float = options.get("label_smoothing") or 0.0
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy of logits (N, num_classes) and labels (N,), with label smoothing (Szegedy et al., 2016)."""
+        """Cross-entropy of logits (N, num_classes) and labels (N,), with label smoothing (Szegedy et al., 2016).
+
+        Mixed images have shares of the classes, (N, num_classes), in place of labels.
+        """
         return F.cross_entropy(outputs, targets, label_smoothing=self.label_smoothing)
 
     def training_metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:

@@ -238,6 +238,11 @@ class Task(ABC):
             cutout_length=options.get("cutout_length") or 0,
             cutout_growth=options["epochs"] if growing else 0,
             colour_jitter=options.get("colour_jitter") or 0.0,
+            rand_augment=options.get("rand_augment") or 0,
+            rand_augment_magnitude=options.get("rand_augment_magnitude", 9),
+            random_erasing=options.get("random_erasing") or 0.0,
+            mixup=options.get("mixup") or 0.0,
+            cutmix=options.get("cutmix") or 0.0,
         )
 
     # --- training and evaluation
