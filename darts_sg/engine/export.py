@@ -175,7 +175,8 @@ def export(weights: Weights, name: str, *, select: bool = False) -> tuple[bytes,
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # PyTorch warns about its own internals
         images = rendered_images(weights.spec, 2)  # with one image torch.export would take the batch size as fixed
-        content = format.write(model, images, names, weights.metadata.as_texts(), operators)
+        metadata = {**weights.metadata.as_texts(), "preprocessing": task.preprocessing(weights.spec)}
+        content = format.write(model, images, names, metadata, operators)
         exported = format.load(content)
     with torch.inference_mode():
         differences = [difference_of(exported(images), model(images)) for images in batches]

@@ -88,7 +88,9 @@ def names(run: Path) -> set[str]:
     return {
         str(path.relative_to(run))
         for path in run.rglob("*")
-        if path.is_file() and path.relative_to(run).parts[0] not in VARYING
+        if path.is_file()
+        and path.relative_to(run).parts[0] not in VARYING
+        and not path.name.startswith("events.out.tfevents.")
     }
 
 
