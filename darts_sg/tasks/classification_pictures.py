@@ -143,7 +143,14 @@ def calibration(found: Classified) -> Any:
     above.plot([0, 1], [0, 1], color=INK, linestyle=":", linewidth=1.2, label="perfectly calibrated")
     width = 1 / len(counts)
     above.bar(edges[:-1][there], accuracy[there], width, align="edge", color=BLUE, edgecolor="white", label="accuracy")
-    above.plot(confidence[there], accuracy[there], "o", color=ORANGE, markersize=4, label="mean confidence of a bin")
+    above.plot(
+        confidence[there],
+        accuracy[there],
+        "o",
+        color=ORANGE,
+        markersize=4,
+        label="mean confidence and accuracy of a bin",
+    )
     above.set_ylim(0, 1)
     above.set_ylabel("accuracy", fontsize=9, color=INK)
     above.set_title(f"Expected calibration error {100 * error:.2f}%", fontsize=10, loc="left", color=INK)

@@ -5,6 +5,7 @@ log-probability of the label; beside them small pictures of the images that a re
 """
 
 import io
+import math
 import zipfile
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -133,6 +134,8 @@ def read_classified(path: Path) -> Classified:
         with zipfile.ZipFile(content) as archive:
             if sum(entry.file_size for entry in archive.infolist()) > LARGEST_CONTENT:
                 raise ValueError("its content is too large")
+            for name in KINDS:
+                _check_size(archive, f"{name}.npy")
         with np.load(content, allow_pickle=False) as arrays:
             found = Classified(**{name: arrays[name] for name in KINDS})
         _check(found)
@@ -141,6 +144,16 @@ def read_classified(path: Path) -> Classified:
     except Exception as error:  # NumPy's readers raise errors of many kinds for damaged files
         raise UsageError(f"{path} does not hold the predictions of a classifier: {first_line(error)[:200]}") from None
     return found
+
+
+def _check_size(archive: zipfile.ZipFile, name: str) -> None:
+    """ValueError if an array claims another size than its file has: NumPy would allocate what it claims."""
+    with archive.open(name) as file:
+        if np.lib.format.read_magic(file) != (1, 0):
+            raise ValueError(f"{name} has another version")
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        if math.prod(shape) * dtype.itemsize != archive.getinfo(name).file_size - file.tell():
+            raise ValueError(f"{name} has another size than it says")
 
 
 def _check(found: Classified) -> None:
