@@ -136,6 +136,7 @@ def read_classified(path: Path) -> Classified:
                 raise ValueError("its content is too large")
             for name in KINDS:
                 _check_size(archive, f"{name}.npy")
+        content.seek(0)
         with np.load(content, allow_pickle=False) as arrays:
             found = Classified(**{name: arrays[name] for name in KINDS})
         _check(found)
