@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,16 +43,17 @@ from darts_sg.files import write_atomically
 
 SCALES = {"channels": (8, 16, 32), "cells": (5, 8, 11), "batch": (8, 16, 32, 64)}
 RETRAINING = "retraining step of DARTS_V2, C=36, 20 cells, batch 32"
-PARTIAL = "step with partial channels (K=4) against the full step, batch 64"
+PARTIAL = "methods: step with partial channels (K=4) against the full step, batch 64"
 METHODS: dict[str, dict[str, str]] = {
-    "hard Gumbel samples": {"relaxation": "gumbel:temperature=10,temperature_end=0.1,hard=true"},
-    "soft Gumbel samples": {"relaxation": "gumbel"},
-    "Dirichlet samples": {"relaxation": "dirichlet"},
-    "sigmoid weights": {"relaxation": "sigmoid"},
-    "beta-decay": {"regularizer": "beta-decay"},
-    "random perturbation": {"perturbation": "random"},
+    "soft Gumbel samples (snas)": {"relaxation": "gumbel"},
+    "Dirichlet samples (drnas)": {"relaxation": "dirichlet"},
+    "sigmoid weights (fair-darts)": {"relaxation": "sigmoid"},
+    "beta-decay (beta-darts)": {"regularizer": "beta-decay"},
+    "an auxiliary skip (darts-minus)": {"auxiliary_skip": "linear"},
+    "a random perturbation (sdarts-rs)": {"perturbation": "random"},
 }
 """The parts of a search by the name of the figure that measures its step."""
+HARD_SAMPLES = {"relaxation": "gumbel:temperature=10,temperature_end=0.1,hard=true"}
 LOADING = "augmentation and loading, share of a step of batch 64"
 ROUNDS = 3  # for steps of seconds; slower ones get two
 
@@ -118,7 +120,7 @@ def share_of_time(
 
 def method_row(name: str) -> str:
     """The name of the figure of a method's step."""
-    return f"step with {name} against the plain step, batch 64"
+    return f"methods: step with {name} against the plain step, batch 64"
 
 
 def search_rows(native: bool) -> dict[str, Callable[[], BenchRow]]:
@@ -141,17 +143,19 @@ def search_rows(native: bool) -> dict[str, Callable[[], BenchRow]]:
         return timed(name, fast, again, 3, 1 / 1.4, 1.0, baseline_name="without recomputation")
 
     def partial_channels() -> BenchRow:
-        full, partial = (own_step(Shape("darts", 64, partial_channels=K), native=native) for K in (1, 4))
-        times = interleave({"baseline": full, "own": partial}, ROUNDS)
+        full, quarter = (own_step(Shape("darts", 64, partial_channels=K), native=native) for K in (1, 4))
+        times = interleave({"baseline": full, "own": quarter}, ROUNDS)
         return share_of_time(PARTIAL, times, 0.3, 0.25, baseline_name="the full step")
 
-    def method(name: str) -> BenchRow:
+    def method(name: str, parts: Mapping[str, str], kernels: bool, at_least: float, aim: float) -> BenchRow:
         shape = Shape("darts", 64)
-        own = method_step(shape, native=native, **METHODS[name])
-        times = interleave({"baseline": own_step(shape, native=native), "own": own}, ROUNDS)
-        at_least, aim = (0.3, 0.2) if "hard" in name else (1.05, 1.02)
-        return share_of_time(method_row(name), times, at_least, aim, baseline_name="the plain step")
+        steps = {"baseline": own_step(shape, native=kernels), "own": method_step(shape, native=kernels, **parts)}
+        return share_of_time(method_row(name), interleave(steps, ROUNDS), at_least, aim, baseline_name="the plain step")
 
+    methods = {name: partial(method, name, parts, native, 1.05, 1.02) for name, parts in METHODS.items()}
+    for kernels in (True, False) if native else (False,):
+        name = f"hard samples (gdas), {'C++' if kernels else 'PyTorch'} kernels,"
+        methods[name] = partial(method, name, HARD_SAMPLES, kernels, 0.3, 0.2)
     return {
         "first-order step, batch 16": lambda: first_order(16, "darts+sandglass", ROUNDS, 6, 10),
         "first-order step, batch 16, darts": lambda: first_order(16, "darts", ROUNDS, 6, 10),
@@ -159,7 +163,7 @@ def search_rows(native: bool) -> dict[str, Callable[[], BenchRow]]:
         "second-order step, batch 16": second_order,
         "first-order step with recomputation, batch 64": recomputation,
         PARTIAL: partial_channels,
-        **{method_row(name): lambda name=name: method(name) for name in METHODS},  # type: ignore[misc]
+        **{method_row(name): measure for name, measure in methods.items()},
     }
 
 
@@ -425,7 +429,7 @@ def main(arguments: argparse.Namespace) -> None:
     for peer in others:
         environment.keep_freed_memory()
         name = f"first-order step, batch 16, darts, {peer.name}"
-        own = own_step(Shape(space="darts"), native=native)
+        own = own_step(peer.shape(Shape(space="darts")), native=native)
         of_peers.append(timed(name, peer.step(Shape(space="darts")), own, 2, None, None, baseline_name=peer.name))
 
     def add(*more: BenchRow) -> None:

@@ -16,6 +16,7 @@ from darts_sg.data import Augment, DataSpec, ImageSet, TrainBatches
 from darts_sg.engine.graphs import WARM_UP, Captured, compile_step
 from darts_sg.engine.steps import apply_weight_step
 from darts_sg.genotype import load_genotype
+from darts_sg.methods.auxiliary_skips import AUXILIARY_SKIPS
 from darts_sg.methods.hypergradient import Hypergradient, VirtualStep, first_order, frozen, unrolled
 from darts_sg.methods.mixing import Draw, alphas_of, draw_noise, expected_mixing, sampled_mixing, softmax
 from darts_sg.methods.parts import build_part, build_parts
@@ -23,7 +24,7 @@ from darts_sg.methods.perturbations import PERTURBATIONS
 from darts_sg.methods.regularizers import REGULARIZERS
 from darts_sg.methods.relaxations import RELAXATIONS
 from darts_sg.networks.derived import DerivedNetwork
-from darts_sg.networks.supernet import Supernet, chosen_by
+from darts_sg.networks.supernet import Chosen, Mixing, Supernet, chosen_by
 from darts_sg.spaces import parse_space
 from tests.reference import textbook
 from tests.reference.transfer import copy_tensors
@@ -67,11 +68,17 @@ class Shape:
         x = torch.randn(self.batch, 3, self.size, self.size, generator=generator)
         return x.to(self.device), torch.randint(10, (self.batch,), generator=generator).to(self.device)
 
-    def supernet(self, native: bool) -> Supernet:
+    def supernet(self, native: bool, *, auxiliary_skip: bool = False) -> Supernet:
         torch.manual_seed(0)
         operations = parse_space(self.space).operations
-        partial = {"partial_channels": self.partial_channels, "edge_normalization": self.partial_channels > 1}
-        net = Supernet(operations, channels=self.channels, cells=self.cells, **partial)
+        net = Supernet(
+            operations,
+            channels=self.channels,
+            cells=self.cells,
+            partial_channels=self.partial_channels,
+            edge_normalization=self.partial_channels > 1,
+            auxiliary_skip=auxiliary_skip,
+        )
         net = net.to(self.device, memory_format=LAST)
         accelerate(net, native_backend(self.device) if native else "batched")
         return net
@@ -224,10 +231,17 @@ def own_step(
 
 
 def method_step(
-    shape: Shape, *, native: bool, relaxation: str = "softmax", regularizer: str = "", perturbation: str = "none"
+    shape: Shape,
+    *,
+    native: bool,
+    relaxation: str = "softmax",
+    regularizer: str = "",
+    perturbation: str = "none",
+    auxiliary_skip: str = "none",
 ) -> Step:
     """A first-order step of a search with these parts, as `own_step` without them: it has the same optimizers."""
-    net = shape.supernet(native)
+    second_skip = build_part(AUXILIARY_SKIPS, auxiliary_skip, "")
+    net = shape.supernet(native, auxiliary_skip=second_skip.needed)
     x, y = shape.images()
     batch = x.contiguous(memory_format=LAST), y
     weights, alphas = net.weights(), net.alphas()
@@ -237,15 +251,16 @@ def method_step(
     perturbed = build_part(PERTURBATIONS, perturbation, "")
     generator, progress = torch.Generator().manual_seed(0), torch.tensor(0.5)
 
+    def loss_under(mixing: Mixing, chosen: Chosen | None = None) -> Tensor:
+        return F.cross_entropy(net(batch[0], mixing, chosen, skip=second_skip(progress)), batch[1])
+
     def loss(draw: Draw, *, of_weights: bool) -> Tensor:
         mixing = sampled = sampled_mixing(net, relaxed, progress, draw)
         if of_weights:
-            mixing = perturbed(
-                sampled, lambda other: F.cross_entropy(net(batch[0], other), batch[1]), progress, generator
-            )
+            mixing = perturbed(sampled, loss_under, progress, generator)
         one = relaxed.is_one_hot and (of_weights or not relaxed.needs_all_operations)
         chosen = chosen_by(mixing) if one and mixing is sampled else None
-        return F.cross_entropy(net(batch[0], mixing, chosen), batch[1])
+        return loss_under(mixing, chosen)
 
     def step() -> None:
         with frozen(weights):

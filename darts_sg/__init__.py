@@ -41,6 +41,7 @@ _LATER = {
     "analysis.draw_comparison": ("draw_comparison",),
     "analysis.draw_network": ("draw_network", "draw_networks"),
     "analysis.measured": ("runs_in",),
+    "fitting.run": ("FitResult", "fit"),
     "networks.derived": ("DerivedNetwork",),
     "study.compare": ("compare_genotypes",),
     "study.run": ("Study",),

@@ -229,7 +229,7 @@ def search(
 
     planned = plan("search", options, file=config, resume=resume)
     assert isinstance(planned.config, SearchConfig)
-    with _left_as_found():
+    with left_as_found():
         folder = run_search(planned.config, resume=planned.resume, dry=dry_run, **_hooks(callbacks, stop, started))
     return None if folder is None else SearchResult(folder)
 
@@ -279,7 +279,7 @@ def retrain(
 
     planned = plan("augment", options, file=config, resume=resume)
     assert isinstance(planned.config, AugmentConfig)
-    with _left_as_found():
+    with left_as_found():
         folder = run_augment(planned.config, resume=planned.resume, dry=dry_run, **_hooks(callbacks, stop, started))
     return None if folder is None else RetrainResult(folder)
 
@@ -294,7 +294,7 @@ def evaluate(weights: str | Path, **options: Any) -> Evaluated:
     planned = plan("augment", options, evaluate=weights)
     assert isinstance(planned.config, AugmentConfig)
     assert planned.evaluate is not None
-    with _left_as_found():
+    with left_as_found():
         return run_evaluation(planned.config, planned.evaluate)
 
 
@@ -323,7 +323,7 @@ def predict(
     for image in given:
         found += [image] if isinstance(image, np.ndarray) else image_files([Path(image)])
     read = read_weights(Path(weights))
-    with _left_as_found():
+    with left_as_found():
         return predict_images(read, found, choose_device(device), least=score, batch_size=batch_size).found
 
 
@@ -494,7 +494,7 @@ def _silence() -> Iterator[None]:
 
 
 @contextmanager
-def _left_as_found() -> Iterator[None]:
+def left_as_found() -> Iterator[None]:
     """Within the context a job runs; afterwards the process' global state is as before, so that another may follow.
 
     Turns a lack of memory outside the steps into a RunError.

@@ -43,7 +43,8 @@ from darts_sg.tasks import DEFAULT_TASK, TASKS, task_of
 from darts_sg.yaml_files import read_mapping
 
 OF_ALPHAS = (
-    "hypergradient", "penalty", "target_params", "target_macs", "recompute", "relaxation", "regularizer",
+    "hypergradient", "penalty", "target_params", "target_macs", "target_latency", "latency_table", "recompute",
+    "relaxation", "regularizer",
     "perturbation", "auxiliary_skip", "weight_regularizer", "freeze_operations", "drop_path_prob", "selection",
     "partial_channels", "stages", "edge_normalization", "alpha_frozen_epochs", "eigenvalue_every", "stop_eigenvalue",
     "stop_skips", "compile",
@@ -292,15 +293,20 @@ class SearchConfig(RunConfig):
     alphas learn from the same batch in one pass, by default of all training images (SNAS). --validation-images are then
     only evaluated on."""
     penalty: str = option("", "Search")
-    """Penalty on the expected size of the derived network, added to the loss of the alphas: params:WEIGHT or
-    macs:WEIGHT, such as params:0.1. The weight multiplies the expected size relative to that of uniform mixing weights;
-    with a target, the excess relative to the target. Sizes are for CIFAR at C=36, 20 cells, ImageNet at C=48, 14
-    cells."""
+    """Penalty on the expected size or latency of the derived network, added to the loss of the alphas: params:WEIGHT,
+    macs:WEIGHT or latency:WEIGHT, such as params:0.1. The weight multiplies the expected size relative to that of
+    uniform mixing weights; with a target, the excess relative to the target. Sizes are for CIFAR at C=36, 20 cells,
+    ImageNet at C=48, 14 cells; latencies for the shape of --latency-table."""
     target_params: str = option("", "Search")
     """Upper bound on the parameters of the derived network, such as 2.45M. The genotype is derived within the bound,
     and a penalty of weight 1 (or that of --penalty) steers towards it."""
     target_macs: str = option("", "Search")
     """Upper bound on the multiply-adds (MACs) of the derived network, such as 600M; works as --target-params."""
+    target_latency: str = option("", "Search")
+    """Upper bound on the latency of the derived network by --latency-table, such as 12ms; works as --target-params."""
+    latency_table: Path | None = option(None, "Search", free=True, compared=True)
+    """Table of measured latencies, for --penalty latency:WEIGHT and --target-latency (see python -m darts_sg
+    latency-table). The run keeps a copy."""
     recompute: bool = option(False, "Search", free=True)
     """Recompute each cell in the backward pass instead of keeping its activations: a fraction of the memory, the same
     bits, somewhat more time."""
@@ -448,15 +454,16 @@ class AugmentConfig(RunConfig):
 
     recipe: str = option("darts", "Run", compared=False)
     genotype: str = option("", "Network", compared=False)
-    """Genotype to train: a name of the zoo (see python -m darts_sg genotype list) or the path of a file."""
+    """Genotype to train: a name of the zoo (see python -m darts_sg genotype list), the path of a file, hf://user/name
+    or a URL."""
     model: str = option("", "Network")
     """Model to train instead of a genotype: mobilenext_1.0, mobilenetv2_0.5, … (see python -m darts_sg models). Models
     have no cells, no auxiliary head and no drop path."""
     finetune: str = option("", "Network")
-    """Weights file (weights.safetensors of an earlier run), or run folder, to start from, on another data set or with
-    other options. The network is the file's; its output layer is new if the task or the number of classes differs. A
-    classifier becomes the backbone of a detector. Published checkpoints (.pth, .tar) of MobileNeXt and of torchvision's
-    MobileNetV2 are read, too."""
+    """Weights file (weights.safetensors of an earlier run), run folder, hf://user/name or URL to start from, on another
+    data set or with other options. The network is the file's; its output layer is new if the task or the number of
+    classes differs. A classifier becomes the backbone of a detector. Published checkpoints (.pth, .tar) of MobileNeXt
+    and of torchvision's MobileNetV2 are read, too."""
     network: NetworkShape = option("cifar", "Network")
     """Shape of the network. cifar: stem at full resolution; a model ends at 1/8 of the resolution. imagenet: the stem
     of cells reduces by 8; a model ends at 1/32 of the resolution."""
@@ -505,7 +512,7 @@ class AugmentConfig(RunConfig):
     of the image, separable heads on all levels, more candidates in the test."""
     box_augment: str = option("ssd", "Data")
     """Augmentation of the training images of a detector. ssd: colours, expansion, crops and flips as in SSD. crop:
-    crops and flips as in torchvision's SSDLite. none: only brought to size."""
+    crops and flips as in torchvision's SSDLite. mirror: flips only. none: only brought to size."""
     freeze_backbone: bool = option(False, "Training")
     """Train only the extra levels and heads of a detector: the weights and BatchNorm statistics of the backbone stay
     those of --finetune."""
@@ -604,7 +611,7 @@ def compared_options(job: JobName) -> dict[str, Any]:
     }
 
 
-def help_texts(config: type[RunConfig]) -> dict[str, str]:
+def help_texts(config: type[Any]) -> dict[str, str]:
     """The help of each field: the text under it, in the class or in the one it inherits from."""
     texts: dict[str, str] = {}
     for cls in reversed(config.__mro__):

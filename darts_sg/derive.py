@@ -2,13 +2,16 @@
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from darts_sg.errors import UsageError
-from darts_sg.genotype import MOST_NODES, NUM_INPUTS, Cell, Edge
+from darts_sg.genotype import MOST_NODES, NUM_INPUTS, Cell, Edge, Genotype
+from darts_sg.quantity import duration_text
+from darts_sg.spaces import parse_space
 
 Array = NDArray[np.floating]
 
@@ -104,6 +107,22 @@ def random_cell(
     return derive_cell(weights, operations)
 
 
+def random_genotype(space: str, num_nodes: int, seed: int, name: str) -> Genotype:
+    """Draw both cells uniformly; see `random_cell`. seed: of the generator (numpy's default_rng).
+
+    Raises UsageError if there is no such space, or if its edges have lists for another number of nodes.
+    """
+    found = parse_space(space)
+    if found.num_nodes not in (None, num_nodes):
+        raise UsageError(f"space {found.name} is one of {found.num_nodes} nodes; give --nodes {found.num_nodes}")
+    generator = np.random.default_rng(seed)
+    normal, reduce = (
+        random_cell(num_nodes, found.operations, generator, allowed) for allowed in found.allowed or (None, None)
+    )
+    provenance = MappingProxyType({"kind": "random", "seed": seed})
+    return Genotype(name, found.name, found.operations, normal, reduce, provenance)
+
+
 def strengths(mixing: Mapping[str, Array]) -> tuple[Array, Array]:
     """The strengths that the (normal, reduction) cell is derived from, (num_edges, num_operations) each.
 
@@ -133,6 +152,8 @@ class Costs(NamedTuple):
     """Cost of everything outside the edges."""
     size: str = ""
     """Size of the networks whose costs these are, for messages: C=36, 20 cells."""
+    unit: str = ""
+    """Unit of the costs: us (microseconds) for a latency, empty for a count."""
 
     def both(self) -> NDArray[np.int64]:
         """Both tables, (2 · num_edges, num_operations)."""
@@ -146,6 +167,11 @@ class Costs(NamedTuple):
             for state, edge in cell.edges()
         )
         return self.fixed + int(sum(chosen))
+
+
+def amount(costs: Costs, value: int) -> str:
+    """A cost for a message: 2,450,000, or with its unit 12.3 ms."""
+    return duration_text(value) if costs.unit == "us" else f"{value:,}"
 
 
 def at_size(costs: Costs) -> str:
@@ -249,7 +275,7 @@ def derive_bounded(
             options={"mip_rel_gap": 0},
         )
         if found.x is None:
-            asked = [f"{bound.name} at most {bound.maximum:,}{at_size(bound.costs)}" for bound in bounds]
+            asked = [f"{name} at most {amount(costs, most)}{at_size(costs)}" for name, costs, most in bounds]
             asked += [] if max_skips is None else [f"at most {max_skips} skip_connect in the normal cell"]
             raise UsageError(f"no genotype of this space has {' and '.join(asked)}; loosen a bound")
         chosen = found.x.reshape(weights.shape) > 0.5

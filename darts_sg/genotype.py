@@ -12,6 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from darts_sg import remote
 from darts_sg.files import write_atomically
 from darts_sg.formats import FORMATS, NUM_INPUTS, SCHEMA, GenotypeError, recognised, shown
 from darts_sg.registry import PLUGIN_HINT, unknown_name
@@ -89,9 +90,8 @@ class Genotype:
         if known.get("kind") != "searched":
             return str(known.get("source", known.get("kind", "")))
         seed = "" if known.get("seed") is None else f" of seed {known['seed']}"
-        bounded = (
-            " within bounds" if {"max_params", "max_macs", "max_skips"} & (known.get("derived") or {}).keys() else ""
-        )
+        limits = {"max_params", "max_macs", "max_latency", "max_skips"}
+        bounded = " within bounds" if limits & (known.get("derived") or {}).keys() else ""
         return f"our own search{seed}{bounded}: {self.search_size}"
 
     @property
@@ -142,13 +142,15 @@ def load_genotype(
 ) -> Genotype:
     """Read a genotype of the zoo by name, or from a file in any of the FORMATS. Nothing in the file is executed.
 
+    The file may be on another machine: hf://user/name[/file], or an https URL (see `darts_sg.remote`).
+
     zoo: the folder of the zoo; default: the one of this package.
     known: the operations that exist; a genotype with any other is refused.
     format: default: detected from the content.
     Raises GenotypeError that names file, line and field.
     """
     folder = zoo or zoo_folder()
-    path = Path(name_or_path)
+    path = remote.local_file(name_or_path, remote.GENOTYPE)
     if not os.path.isfile(path):  # noqa: PTH113 - Path.is_file raises OSError for a name that is too long
         in_zoo = folder / f"{path.name}.yaml"
         looks_like_path = len(path.parts) > 1 or path.suffix in {".yaml", ".yml", ".txt", ".json", ".py"}

@@ -1,8 +1,10 @@
-"""python -m tests.sanitize: the tests of the C++ kernels under AddressSanitizer and UndefinedBehaviorSanitizer.
+"""python -m tests.sanitize: the tests of the kernels with every access to memory checked.
 
-Compiles the kernels once more with both sanitizers, into a cache of their own, and runs tests/backends on them in a
-process that loads the sanitizers' libraries first. The exit code is that of pytest; a finding ends the process with a
-report. Needs g++ with its sanitizer libraries; compiling takes some minutes.
+Compiles the C++ kernels once more with AddressSanitizer and UndefinedBehaviorSanitizer, into a cache of their own, and
+runs their tests in a process that loads the sanitizers' libraries first; a finding ends the process with a report. Then
+runs the tests of the Triton kernels in Triton's interpreter, where each address that a kernel loads or stores must lie
+in one of its tensors (tests/backends/bounds.py). Exits with the code of the tests that failed. Needs g++ with its
+sanitizer libraries; compiling takes some minutes.
 """
 
 import argparse
@@ -10,6 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from darts_sg.backends.cpp.build import compiler
@@ -42,12 +45,21 @@ def main() -> None:
             "PYTHONPATH": str(ROOT),
         }
         subprocess.run([sys.executable, "-c", COMPILE], check=True, env=environment)
-        environment |= {
+        sanitized = environment | {
             "LD_PRELOAD": " ".join(_library(name) for name in LIBRARIES),
             "ASAN_OPTIONS": "detect_leaks=0",  # of Python, not of the kernels
         }
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", OTHER_COMPILATIONS, *TESTS]
-        sys.exit(subprocess.run([*command, *more], cwd=ROOT, env=environment, check=False).returncode)
+        codes = [tested(OTHER_COMPILATIONS, [*TESTS, *more], sanitized)]
+        # Triton's kernels: the interpreter is used where no GPU is visible
+        checked = os.environ | {"PYTHONPATH": str(ROOT), "CHECK_BOUNDS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        codes.append(tested("not compiles", ["tests/backends/test_gpu.py", *more], checked))
+        sys.exit(max(codes, key=abs))
+
+
+def tested(selection: str, words: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Run pytest on the tests of that -k; returns its exit code, negative for a signal."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", selection, *words]
+    return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
 
 
 def _library(name: str) -> str:

@@ -167,7 +167,8 @@ def test_the_whole_bench_prints_every_table(
     assert content["ablation"][0]["ratio"] == 1
     names = {row["name"] for row in content["rows"]}
     assert len(names) == len(content["rows"])
-    assert "step with partial channels (K=4) against the full step, batch 64" in names
+    assert "methods: step with partial channels (K=4) against the full step, batch 64" in names
+    assert {"methods: step with an auxiliary skip (darts-minus) against the plain step, batch 64"} <= names
 
 
 def test_only_the_figures_asked_for_are_measured(
@@ -187,10 +188,7 @@ def test_only_the_figures_asked_for_are_measured(
     assert (code, err.count("leave out --quick")) == (2, 1)
 
 
-CHECKOUTS = {
-    "quark0": (
-        "cnn/model_search.py",
-        """
+ORIGINAL = """
 import torch
 from torch import nn
 class Network(nn.Module):
@@ -202,6 +200,28 @@ class Network(nn.Module):
         return self.alphas
     def forward(self, x):
         return self.body(x.mean(dim=(2, 3))) * self.alphas[0].softmax(1).pow(2).sum()
+"""
+CHECKOUTS = {
+    "quark0": ("cnn/model_search.py", ORIGINAL),
+    "pc-darts": ("model_search.py", ORIGINAL),
+    "confopt": (
+        "src/confopt/searchspace.py",
+        """
+import torch
+from torch import nn
+class DARTSSearchSpace(nn.Module):
+    def __init__(self, C, num_classes, layers):
+        super().__init__()
+        self.body = nn.Linear(3, num_classes)
+        self.alpha = nn.Parameter(torch.zeros(14, 8))
+    @property
+    def arch_parameters(self):
+        return [self.alpha]
+    def model_weight_parameters(self):
+        return list(self.body.parameters())
+    def forward(self, x):
+        features = x.mean(dim=(2, 3))
+        return features, self.body(features) * self.alpha.exp().sum()
 """,
     ),
     "pt.darts": (
@@ -228,9 +248,11 @@ class SearchCNNController(nn.Module):
 @pytest.mark.parametrize("name", CHECKOUTS)
 def test_a_peer_is_measured_from_its_checkout(name: str, tmp_path: Path) -> None:
     path, text = CHECKOUTS[name]
-    (tmp_path / path).parent.mkdir()
+    (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / path).write_text(text)
-    step = peers.load(f"{name}={tmp_path}").step(Toy())
+    peer = peers.load(f"{name}={tmp_path}")
+    assert peer.shape(Toy()).partial_channels == (4 if name == "pc-darts" else 1)
+    step = peer.step(Toy())
     step()
     step()
 
@@ -238,7 +260,7 @@ def test_a_peer_is_measured_from_its_checkout(name: str, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--peer", "nas=."], "--peer nas=.: expected NAME=DIR with NAME one of quark0, pt.darts"),
+        (["--peer", "nas=."], "--peer nas=.: expected NAME=DIR with NAME one of quark0, pt.darts, pc-darts, confopt"),
         (["--peer", "quark0=missing"], "missing is no folder"),
         (["--picture", "bars.gif"], "--picture bars.gif: expected a name that ends with .svg, .png or .pdf"),
     ],

@@ -55,6 +55,64 @@ def test_timm_reads_the_weights_files(name: str, tmp_path: Path) -> None:
         torch.testing.assert_close(model(x), network(x)[0])
 
 
+@pytest.mark.parametrize("num_classes", [SPEC.num_classes, 5])
+def test_a_pretrained_network_is_that_of_its_file(num_classes: int, tmp_path: Path) -> None:
+    file = tmp_path / "weights.safetensors"
+    network = written(file, metadata("DARTS_V2"), auxiliary=True)
+    options = {"pretrained": True, "pretrained_cfg_overlay": {"file": str(file)}}
+    given = {} if num_classes == SPEC.num_classes else {"num_classes": num_classes}
+    model = timm.create_model("darts_v2_cifar10", **options, **given).eval()
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert model(x).shape == (2, num_classes)
+        if not given:
+            torch.testing.assert_close(model(x), network(x)[0])
+        features = timm.create_model("darts_v2_cifar10", features_only=True, **options).eval()
+        last = timm.create_model("darts_v2_cifar10", num_classes=0, **options).eval()
+        torch.testing.assert_close(features(x)[-1].mean(dim=(2, 3)), network.maps(x)[2].mean(dim=(2, 3)))
+        assert last(x).shape == (2, last.num_features)
+    assert timm.data.resolve_data_config(model=model)["mean"] == SPEC.mean
+    with pytest.raises(UsageError, match="and pdarts_cifar10 is another network"):
+        timm.create_model("pdarts_cifar10", **options)
+    with pytest.raises(UsageError, match=r"channels 8: .* is of channels 4; leave it out"):
+        timm.create_model("darts_v2_cifar10", channels=8, **options)
+    with pytest.raises(UsageError, match="takes images of 3 channels, not of 1"):
+        timm.create_model("darts_v2_cifar10", in_chans=1, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "strides", "options"),
+    [
+        ("mobilenext_035", [2, 4, 8, 16, 32], {}),
+        ("darts_sg_mobilenetv2_035", [2, 4, 8, 16, 32], {}),
+        ("mobilenext_035_cifar10", [1, 2, 4, 8], {}),
+        ("darts_v2_imagenet", [4, 8, 16, 32], {"channels": 4, "cells": 3}),
+        ("darts_v2_cifar10", [1, 2, 4], {"channels": 4, "cells": 3}),
+    ],
+)
+def test_features_are_those_of_each_stride(name: str, strides: list[int], options: dict[str, int]) -> None:
+    model = timm.create_model(name, features_only=True, **options).eval()
+    side = 64
+    x = torch.randn(2, 3, side, side)
+    info = model.feature_info
+    assert info.reduction() == strides
+    for module in info.module_name():
+        model.get_submodule(module)  # there is one of this name
+    with torch.no_grad():
+        found = model(x)
+    assert [features.shape for features in found] == [
+        (2, C, side // stride, side // stride) for C, stride in zip(info.channels(), strides, strict=True)
+    ]
+    chosen = timm.create_model(name, features_only=True, out_indices=(-1, 0), **options).eval()
+    chosen.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        for one, other in zip(chosen(x), (found[-1], found[0]), strict=True):
+            assert torch.equal(one, other)
+    assert chosen.feature_info.reduction() == [strides[-1], strides[0]]
+    with pytest.raises(UsageError, match=r"out_indices .*: there are features 0 to"):
+        timm.create_model(name, features_only=True, out_indices=(9,), **options)
+
+
 def test_what_there_is_not_is_said() -> None:
     with pytest.raises(UsageError, match="no pretrained weights"):
         timm.create_model("darts_v2_cifar10", pretrained=True)

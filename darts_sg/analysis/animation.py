@@ -3,7 +3,6 @@
 import io
 from collections.abc import Sequence
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -13,18 +12,24 @@ from PIL import Image
 
 from darts_sg.analysis.curves import (
     CELL_TITLES,
+    FAINT,
+    HEAT,
     INK,
     NORMAL,
     REDUCE,
+    SOFT,
     TRAIN,
     VALIDATION,
-    column_scales,
     draw_heat_map,
     draw_panel,
     edge_names,
+    even_weights,
     filled,
     heat_map_columns,
+    largest_ratio,
+    scale_labels,
     search_panels,
+    shades_of,
 )
 from darts_sg.analysis.draw import PANEL_PAD, draw_cell_panel, panel_height, panel_width, plan_cells
 from darts_sg.analysis.run_folder import Run, SearchEpoch
@@ -38,7 +43,9 @@ DPI = 80
 HEADER, LINE, ROW_GAP = 32.0, 14.0, 12.0
 EDGE_NAMES, COLUMN_NAMES, HEAT_TITLE, COLUMN, EDGE = 88.0, 78.0, 20.0, 24.0, 11.5  # of a heat map
 CURVES, CURVES_ACROSS, CURVE_LABELS = 150.0, 240.0, 42.0
-MARK, SOFT = "#D98200", "#52606D"
+MARK = "#D98200"
+SCALE_WIDTH, SCALE_HEIGHT = 110.0, 7.0
+NEARLY_WHITE = 0.96  # Pillow would take a paler shade for white itself
 
 
 def search_animation(run: Run, epochs: Sequence[SearchEpoch]) -> bytes:
@@ -70,7 +77,7 @@ class _Stage:
         self.operations = epochs[-1].genotype.operations
         self.plans = {title: plan_cells([epoch.cell(title) for epoch in epochs]) for title in CELL_TITLES}
         edges = edge_names(epochs[-1].genotype.normal.num_nodes)
-        panels = filled(search_panels(run.task.plots), run.rows)
+        panels = filled(search_panels(run.task.plots, len(self.operations)), run.rows)
 
         names = {title: heat_map_columns(epochs[-1].weights, title, self.operations)[0] for title in CELL_TITLES}
         heat_width = ROW_GAP + EDGE_NAMES + COLUMN * max(map(len, names.values()))
@@ -92,17 +99,23 @@ class _Stage:
         for i, line in enumerate(caption):
             base.text(0, -22 - LINE * i, line, fontsize=CAPTION_SIZE, color=SOFT, va="top")
         self.heat_maps = {}
+        tables = {
+            title: [heat_map_columns(epoch.weights, title, self.operations)[1] for epoch in epochs] for title in names
+        }
+        even = {title: [even_weights(v, len(self.operations)) for v in values] for title, values in tables.items()}
+        ratios = {title: np.stack(tables[title]) / np.stack(even[title]) for title in names}
+        most = largest_ratio(list(ratios.values()))
+        self._draw_scale(scale_labels(np.concatenate([e.ravel() for each in even.values() for e in each]), most))
         for title, columns in names.items():
             size = COLUMN * len(columns), self.heights[title] - HEAT_TITLE - COLUMN_NAMES
             axes = self._axes(self.cell_width + ROW_GAP + EDGE_NAMES, self.tops[title] + HEAT_TITLE, *size)
             axes.set_title("Mixing weights (dot: chosen)", fontsize=9, fontweight="bold", loc="left", color=INK)
             blank = np.zeros((len(edges), len(columns)))
             image, lines = draw_heat_map(axes, blank, columns, edges, len(self.operations))
-            lines += axes.plot([], [], "o", markersize=5, color=MARK, markeredgecolor="white", markeredgewidth=0.6)
+            lines += axes.plot([], [], "o", markersize=5, color=INK, markeredgecolor="white", markeredgewidth=0.8)
             for artist in (image, *lines):
                 artist.set_animated(True)
-            values = np.stack([heat_map_columns(epoch.weights, title, self.operations)[1] for epoch in epochs])
-            self.heat_maps[title] = image, lines, values / column_scales(values, len(self.operations))
+            self.heat_maps[title] = image, lines, shades_of(ratios[title], most)
         self.markers = []
         for i, panel in enumerate(panels):
             across = self.width / len(panels)
@@ -132,6 +145,16 @@ class _Stage:
             self.figure.draw_artist(marker)
         return Image.fromarray(np.asarray(self.canvas.buffer_rgba())).convert("RGB")
 
+    def _draw_scale(self, labels: Sequence[str]) -> None:
+        """Draw the colour bar of the heat maps at the upper right."""
+        axes = self._axes(self.width - SCALE_WIDTH - 16, 2, SCALE_WIDTH, SCALE_HEIGHT)
+        axes.imshow(np.linspace(0, 1, 64)[None], cmap=HEAT, vmin=0, vmax=1, aspect="auto", extent=(0, 1, 0, 1))
+        axes.set_yticks([])
+        axes.set_xticks([0, 0.5, 1], labels)
+        axes.tick_params(labelsize=8.5, colors=INK, length=0, pad=2)
+        axes.spines[:].set_color(LIGHT.frame)
+        axes.set_ylabel("weight", fontsize=8.5, color=INK, rotation=0, ha="right", va="center")
+
     def _axes(self, left: float, top: float, across: float, down: float) -> Axes:
         """New axes, placed in points from the left and the top."""
         width, height = self.width + 2 * MARGIN, self.height + 2 * MARGIN
@@ -149,12 +172,14 @@ class _Stage:
 def _colors(operations: Sequence[str]) -> list[int]:
     """Red, green, blue of all colours in a frame, those of lines also blended with white."""
     paints = [style_of(name).paint(LIGHT) for name in (*STYLES, *plugged_families(operations))]
-    lines = [INK, LIGHT.ink, LIGHT.muted, LIGHT.faint, LIGHT.frame, SOFT, MARK, TRAIN, VALIDATION, NORMAL, REDUCE]
+    lines = [INK, FAINT, LIGHT.ink, LIGHT.muted, LIGHT.faint, LIGHT.frame, SOFT, MARK]
+    lines += [TRAIN, VALIDATION, NORMAL, REDUCE]
     lines += [color for paint in paints for color in (paint.line, paint.text)]
     fills = [LIGHT.node, LIGHT.input, LIGHT.output, *(paint.tint for paint in paints)]
     solid = np.array([to_rgb(color) for color in lines])
     smoothed = [1 - share * (1 - solid) for share in (1.0, 0.65, 0.35)]
-    shades = matplotlib.colormaps["Blues"](np.linspace(0.02, 1, 64))[:, :3]
+    shades = HEAT(np.linspace(0, 1, 65))[:, :3]
+    shades = shades[shades.min(axis=1) < NEARLY_WHITE]
     found = np.concatenate([[to_rgb(color) for color in ("white", *fills)], *smoothed, shades])
     return np.unique(np.round(255 * found).astype(int), axis=0).ravel().tolist()
 

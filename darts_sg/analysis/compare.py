@@ -1,6 +1,7 @@
 """Comparison of genotypes, and the anatomy of one: costs by cell and operation, memory and latency."""
 
 import functools
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,9 +30,12 @@ from darts_sg.analysis.run_folder import Run
 from darts_sg.genotype import NUM_INPUTS, Cell, Genotype
 from darts_sg.networks.derived import DerivedNetwork, NetworkShape
 from darts_sg.networks.mobile import Model
-from darts_sg.networks.ssdlite import Detections, prior_boxes
+from darts_sg.networks.ssdlite import DetectorOutputs, prior_boxes
 
 WARM_UP, REPETITIONS = 3, 20
+MOST_CALLS = 1000  # in a row, of a run that is too short to be timed alone
+LARGE_SPREAD = 0.1
+"""Above this spread a latency is reported with a warning."""
 
 
 def depth(cell: Cell) -> int:
@@ -208,10 +212,22 @@ class Latency(NamedTuple):
     smallest: float
     largest: float
     repetitions: int
+    spread: float
+    """The interquartile range as a share of the median."""
 
     def __str__(self) -> str:
         median, smallest, largest = (f"{1e3 * seconds:.1f}" for seconds in self[1:4])
         return f"{median} ms ({smallest} to {largest}, {self.repetitions} times)"
+
+    @property
+    def doubt(self) -> str:
+        """A warning if the times scatter widely, because the machine did other work meanwhile; empty otherwise."""
+        if self.spread <= LARGE_SPREAD:
+            return ""
+        return (
+            f"the latency at batch {self.batch} scatters by {100 * self.spread:.0f}% (interquartile range / median): "
+            "measure again on an idle machine"
+        )
 
 
 def latency(
@@ -242,7 +258,7 @@ def model_latency(
     def training_step(net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         optimizer.zero_grad()
         outputs = net(images)[0]
-        if isinstance(outputs, Detections):
+        if isinstance(outputs, DetectorOutputs):
             loss = F.cross_entropy(outputs.logits.flatten(0, 1), labels) + outputs.offsets.abs().mean()
         else:
             loss = F.cross_entropy(outputs, labels)
@@ -270,18 +286,39 @@ def _inference(networks: Sequence[nn.Module], images: Tensor) -> list[Latency]:
         return timed([functools.partial(net.eval(), images) for net in networks], len(images), images.device)
 
 
-def timed(runs: Sequence[Callable[[], object]], batch: int, device: torch.device) -> list[Latency]:
-    """The latency of each of `runs`, which take turns, after a warm-up."""
+def timed(
+    runs: Sequence[Callable[[], object]],
+    batch: int,
+    device: torch.device,
+    repetitions: int = REPETITIONS,
+    least_seconds: float = 0.0,
+) -> list[Latency]:
+    """The latency of each of `runs`, which take turns, after a warm-up.
+
+    least_seconds: a run that takes less is called so often in a row that a time spans that long, and divided by the
+    number of calls. On a GPU its launches then overlap with the kernels before, as within a network.
+    """
     times: list[list[float]] = [[] for _ in runs]
-    for turn in range(WARM_UP + REPETITIONS):
-        for run, seconds in zip(runs, times, strict=True):
+    calls = [1] * len(runs)
+    for turn in range(WARM_UP + repetitions):
+        for i, (run, seconds) in enumerate(zip(runs, times, strict=True)):
             begun = time.perf_counter()
-            run()
+            for _ in range(calls[i]):
+                run()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
+            taken = (time.perf_counter() - begun) / calls[i]
             if turn >= WARM_UP:
-                seconds.append(time.perf_counter() - begun)
-    return [Latency(batch, statistics.median(t), min(t), max(t), REPETITIONS) for t in times]
+                seconds.append(taken)
+            elif turn > 0 and least_seconds:  # the first call compiles and allocates
+                calls[i] = min(MOST_CALLS, max(1, math.ceil(least_seconds / max(taken, 1e-9))))
+    return [Latency(batch, statistics.median(t), min(t), max(t), repetitions, spread_of(t)) for t in times]
+
+
+def spread_of(times: Sequence[float]) -> float:
+    """The interquartile range as a share of the median."""
+    lower, median, upper = statistics.quantiles(times, n=4, method="inclusive")
+    return (upper - lower) / median
 
 
 def _network(

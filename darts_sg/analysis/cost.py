@@ -2,9 +2,9 @@
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from darts_sg.networks import ssdlite
 from darts_sg.networks.build import NetworkPlan
 from darts_sg.networks.derived import DerivedNetwork, NetworkShape
 from darts_sg.networks.mobile import MobileNetwork, Model
-from darts_sg.networks.skeleton import cell_specs, edge_stride, stem_channels
+from darts_sg.networks.skeleton import CellSpec, cell_specs, edge_stride, stem_channels
 from darts_sg.ops import OPERATIONS
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -198,47 +198,84 @@ def choice_costs(
     channels: int | None = None,
     cells: int | None = None,
     num_nodes: int = 4,
+    *,
+    num_classes: int | None = None,
+    image_size: int | None = None,
+    in_channels: int = 3,
 ) -> tuple[Costs, Costs]:
     """(parameters, MACs) of derived networks as sums over the edges that their cells choose; all nodes are joined.
 
     By default in the papers' size for the shape. Raises UsageError as DerivedNetwork does.
     """
     shape = network, channels or CHANNELS[network], cells or CELLS[network], num_nodes
+    size = image_size or IMAGE_SIZE[network]
+    fixed = _fixed_costs(*shape, num_classes or NUM_CLASSES[network], size, in_channels)
+    title = f"C={shape[1]}, {shape[2]} cells" + (f", {size}×{size} pixels" if size != IMAGE_SIZE[network] else "")
     params, macs = (
-        costs._replace(fixed=fixed, size=f"C={shape[1]}, {shape[2]} cells")
-        for costs, fixed in zip(_edge_costs(operations, *shape), _fixed_costs(*shape), strict=True)
+        costs._replace(fixed=rest, size=title)
+        for costs, rest in zip(_edge_costs(operations, *shape, size), fixed, strict=True)
     )
     return params, macs
 
 
 def _edge_costs(
-    operations: Sequence[str], network: NetworkShape, C: int, num_cells: int, num_nodes: int
+    operations: Sequence[str], network: NetworkShape, C: int, num_cells: int, num_nodes: int, image_size: int
 ) -> tuple[Costs, Costs]:
     """(parameters, MACs) of the edges alone, without fixed costs."""
     edges = num_edges(num_nodes)
     tables = {reduction: np.zeros((2, edges, len(operations)), dtype=np.int64) for reduction in (False, True)}
-    size = IMAGE_SIZE[network] if network == "cifar" else IMAGE_SIZE[network] // 8
-    for spec in cell_specs(C, num_cells, stem_channels(network, C), lambda reduction: num_nodes, network == "imagenet"):
-        for node in range(num_nodes):
-            for state in range(NUM_INPUTS + node):
-                stride = edge_stride(spec.reduction, state)
-                side = size if stride == 2 or not spec.reduction else -(-size // 2)
-                for i, name in enumerate(operations):
-                    tables[spec.reduction][:, num_edges(node) + state, i] += operation_cost(name, spec.C, stride, side)
-        size = -(-size // 2) if spec.reduction else size
+    for reduction, edge, place in edge_places(network, C, num_cells, num_nodes, image_size):
+        for i, name in enumerate(operations):
+            tables[reduction][:, edge, i] += operation_cost(name, *place)
     params, macs = (Costs(tables[False][i], tables[True][i], 0) for i in range(2))
     return params, macs
 
 
+class EdgePlace(NamedTuple):
+    """What the cost of an operation on an edge depends on: it maps (N, C, size, size) with this stride."""
+
+    C: int
+    stride: int
+    size: int
+
+
+def edge_places(
+    network: NetworkShape, C: int, num_cells: int, num_nodes: int, image_size: int
+) -> Iterator[tuple[bool, int, EdgePlace]]:
+    """Every edge of every cell of a derived network: (whether the cell is a reduction, number of the edge, place)."""
+    for spec, size in cell_places(network, C, num_cells, num_nodes, image_size):
+        for node in range(num_nodes):
+            for state in range(NUM_INPUTS + node):
+                stride = edge_stride(spec.reduction, state)
+                side = size if stride == 2 or not spec.reduction else -(-size // 2)
+                yield spec.reduction, num_edges(node) + state, EdgePlace(spec.C, stride, side)
+
+
+def cell_places(
+    network: NetworkShape, C: int, num_cells: int, num_nodes: int, image_size: int
+) -> Iterator[tuple[CellSpec, int]]:
+    """Every cell of a derived network whose nodes are all joined, with the height of its state c_{k-1}."""
+    size = image_size
+    for _ in range(0 if network == "cifar" else 3):  # halvings of the ImageNet stem
+        size = -(-size // 2)
+    for spec in cell_specs(C, num_cells, stem_channels(network, C), lambda reduction: num_nodes, network == "imagenet"):
+        yield spec, size
+        size = -(-size // 2) if spec.reduction else size
+
+
 @functools.cache
-def _fixed_costs(network: NetworkShape, C: int, num_cells: int, num_nodes: int) -> tuple[int, int]:
+def _fixed_costs(
+    network: NetworkShape, C: int, num_cells: int, num_nodes: int, num_classes: int, image_size: int, in_channels: int
+) -> tuple[int, int]:
     """(parameters, MACs) of stem, input layers and head: those of a known network minus those of its edges."""
     operations = ("skip_connect",)
     nodes = tuple((Edge("skip_connect", 0), Edge("skip_connect", 1)) for _ in range(num_nodes))
     cell = Cell(nodes, tuple(range(NUM_INPUTS, NUM_INPUTS + num_nodes)))
-    known = derived_cost(Genotype("known", "", operations, cell, cell), network, C, num_cells)
+    genotype = Genotype("known", "", operations, cell, cell)
+    known = derived_cost(genotype, network, C, num_cells, num_classes, image_size, in_channels)
     params, macs = (
-        costs.of((cell, cell), operations) for costs in _edge_costs(operations, network, C, num_cells, num_nodes)
+        costs.of((cell, cell), operations)
+        for costs in _edge_costs(operations, network, C, num_cells, num_nodes, image_size)
     )
     return known.params - params, known.macs - macs
 

@@ -3,12 +3,14 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
@@ -23,7 +25,14 @@ from darts_sg.tasks import Plot
 
 INK, FAINT = "#1F2933", "#D5DBE1"
 TRAIN, VALIDATION, TEST, EMA = "#1F62B5", "#D98200", "#C8102E", "#3C8A3F"
+SOFT = "#52606D"
 NORMAL, REDUCE = "#1F62B5", "#7A3FA8"
+HEAT = LinearSegmentedColormap.from_list(
+    "even", [(0.0, "#F2B36B"), (0.5, "#FFFFFF"), (0.75, "#6FA8DC"), (1.0, "#0B3C7D")]
+)
+"""Colours of mixing weights: orange below even ones, white, blue above. They differ for colour-blind people, too."""
+DARK_SHADE = 0.78  # above it numbers are white
+NEARLY_CONSTANT = 0.01  # a range of values, relative to them, for which ticks would need a common offset
 SUBSCRIPTS = str.maketrans("k-12", "ₖ₋₁₂")
 CELL_TITLES = {"normal": "Normal cell", "reduce": "Reduction cell"}
 
@@ -37,6 +46,10 @@ class Panel:
     """(column, name, colour)."""
     percent: bool = False
     whole: bool = False
+    top: float | None = None
+    """The largest possible value: the axis goes from 0 to it. None for an axis that fits the values."""
+    top_name: str = ""
+    """What has the largest value, for the legend."""
 
 
 PARTS = (
@@ -73,9 +86,15 @@ def task_panels(plots: Sequence[Plot]) -> tuple[Panel, ...]:
     )
 
 
-def search_panels(plots: Sequence[Plot]) -> tuple[Panel, ...]:
-    """The panels of a search: the task's measures, skip connections, entropy, eigenvalue, and a proxy's scores."""
-    return (*task_panels(plots), SKIPS, ENTROPY, EIGENVALUE, SCORE)
+def search_panels(plots: Sequence[Plot], num_operations: int | None = None) -> tuple[Panel, ...]:
+    """The panels of a search: the task's measures, skip connections, entropy, eigenvalue, and a proxy's scores.
+
+    num_operations: n; the axis of the entropy then goes from 0 to ln n, which even mixing weights have.
+    """
+    entropy = ENTROPY
+    if num_operations is not None and num_operations > 1:
+        entropy = replace(ENTROPY, top=math.log(num_operations), top_name=f"even weights: ln {num_operations}")
+    return (*task_panels(plots), SKIPS, entropy, EIGENVALUE, SCORE)
 
 
 def augment_panels(plots: Sequence[Plot]) -> tuple[Panel, ...]:
@@ -89,27 +108,35 @@ def draw_mixing_weights(
     """Heat maps of the mixing weights of both cells, with each edge's strongest operation other than `none` in bold.
 
     `weights["normal"]` and `weights["reduce"]` are (num_edges, num_operations), see edge_names. The edge weights of
-    PC-DARTS (section 3.3), `edge_normal` and `edge_reduce`, (num_edges,), become one more column with a colour scale of
-    its own.
+    PC-DARTS (section 3.3), `edge_normal` and `edge_reduce`, (num_edges,), become one more column. Both cells share one
+    scale, whose white middle are even weights.
     """
     edges = edge_names(num_nodes)
     titles = [title for title in CELL_TITLES if title in weights]
     num_columns = len(operations) + max(f"edge_{title}" in weights for title in titles)
     width, height = 1.5 + 0.62 * num_columns, 1.9 + 0.27 * len(edges)
-    figure = Figure(figsize=(width * len(titles), height), dpi=100, facecolor="white", layout="constrained")
+    figure = Figure(figsize=(width * len(titles) + 0.8, height), dpi=100, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, title in zip(figure.subplots(1, len(titles), squeeze=False)[0], titles, strict=True):
-        names, values = heat_map_columns(weights, title, operations)
-        shades = values / column_scales(values, len(operations))
+    columns = {title: heat_map_columns(weights, title, operations) for title in titles}
+    even = {title: even_weights(values, len(operations)) for title, (_, values) in columns.items()}
+    most = largest_ratio([values / even[title] for title, (_, values) in columns.items()])
+    grid = figure.subplots(1, len(titles), squeeze=False)[0]
+    for axes, title in zip(grid, titles, strict=True):
+        names, values = columns[title]
+        shades = shades_of(values / even[title], most)
         draw_heat_map(axes, shades, names, edges, len(operations))
         choices = [j for j, name in enumerate(operations) if name != "none"]
         strongest = np.array(choices)[values[:, choices].argmax(axis=1)]  # (num_edges,)
         for (i, j), value in np.ndenumerate(values):
-            color = "white" if shades[i, j] > 0.6 else INK
+            color = "white" if shades[i, j] > DARK_SHADE else INK
             weight = "bold" if j == strongest[i] else "normal"
             text = axes.text(j, i, f"{value:.3f}".lstrip("0"), ha="center", va="center", fontsize=7.5)
             text.set(color=color, fontweight=weight)
         axes.set_title(CELL_TITLES[title], fontsize=10, fontweight="bold", loc="left", color=INK)
+    scale = figure.colorbar(ScalarMappable(Normalize(0, 1), HEAT), ax=grid.tolist(), fraction=0.02, aspect=28, pad=0.01)
+    scale.set_ticks([0, 0.5, 1], labels=scale_labels(np.concatenate([e.ravel() for e in even.values()]), most))
+    scale.ax.tick_params(labelsize=8.5, colors=INK, length=0)
+    scale.outline.set_visible(False)
     return figure
 
 
@@ -136,29 +163,57 @@ def heat_map_columns(
     return [*operations, "edge weight"], np.column_stack([weights[title], weights[f"edge_{title}"]])
 
 
-def column_scales(values: NDArray[np.floating], num_operations: int) -> NDArray[np.floating]:
-    """The scale of each column, (…, num_columns) to (num_columns,).
+def even_weights(values: NDArray[np.floating], num_operations: int) -> NDArray[np.floating]:
+    """The values of a heat map, (num_edges, num_columns), if no choice were preferred, of the same shape.
 
-    All operations share one scale, their largest value; the edge weights have another.
+    1/n for an edge with n operations whose weights sum to one (operations that an edge lacks have weight 0), and 1/2
+    for weights that are independent of each other (FairDARTS). 1/n for the weight of an edge among n into its node.
     """
-    parts = np.split(values.reshape(-1, values.shape[-1]), [num_operations], axis=1)
-    return np.concatenate([np.full(part.shape[1], part.max(initial=1e-300)) for part in parts])
+    weights = values[:, :num_operations]
+    counts = np.maximum((weights > 0).sum(axis=1), 1)
+    dependent = np.abs(weights.sum(axis=1) - 1) < 1e-3
+    even = np.repeat(np.where(dependent, 1 / counts, 0.5)[:, None], num_operations, axis=1)
+    if values.shape[1] == num_operations:
+        return even
+    into = [NUM_INPUTS + node for node in range(num_nodes_of(len(values))) for _ in range(NUM_INPUTS + node)]
+    return np.column_stack([even, 1 / np.array(into)])
+
+
+def largest_ratio(ratios: Sequence[NDArray[np.floating]]) -> float:
+    """The upper end of the scale of heat maps, in multiples of even weights; at least 2, so that noise stays pale."""
+    return max(2.0, *(float(ratio.max(initial=0.0)) for ratio in ratios))
+
+
+def shades_of(ratios: NDArray[np.floating], most: float) -> NDArray[np.floating]:
+    """Multiples of even weights as shades: 0 to 0, 1 to 1/2, `most` to 1."""
+    return np.where(ratios <= 1, ratios / 2, 0.5 + (ratios - 1) / (2 * (most - 1)))
+
+
+def scale_labels(even: NDArray[np.floating], most: float) -> list[str]:
+    """Labels of a heat map's scale at the shades 0, 1/2 and 1."""
+    if np.ptp(even) > 1e-9:
+        return ["0", "even: 1/n", f"{most:.1f}/n"]
+    middle = "even: 1/2" if even[0] == 0.5 else f"even: 1/{round(1 / even[0])}"
+    return ["0", middle, f"{most * even[0]:.2f}"]
 
 
 def draw_heat_map(
     axes: Axes, shades: NDArray[np.floating], names: Sequence[str], edges: Sequence[str], num_operations: int
 ) -> tuple[AxesImage, list[Line2D]]:
-    """Draw `shades`, (num_edges, num_columns) from 0 to 1, with white lines between nodes and between the two scales.
+    """Draw `shades`, (num_edges, num_columns), see shades_of, with white lines between nodes and before edge weights.
 
     Returns the image and the lines.
     """
-    image = axes.imshow(shades, cmap="Blues", vmin=0.0, vmax=1.0, aspect="auto")
+    image = axes.imshow(shades, cmap=HEAT, vmin=0.0, vmax=1.0, aspect="auto")
     axes.set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(edges)), edges)
     axes.tick_params(labelsize=8.5, colors=INK, length=0)
     axes.spines[:].set_visible(False)
+    # thin lines tell even weights, which are white, from the page
+    lines = [axes.axvline(column - 0.5, color=FAINT, linewidth=0.5) for column in range(len(names) + 1)]
+    lines += [axes.axhline(row - 0.5, color=FAINT, linewidth=0.5) for row in range(len(edges) + 1)]
     starts = [num_edges(node) for node in range(1, num_nodes_of(len(edges)))]
-    lines = [axes.axhline(start - 0.5, color="white", linewidth=3) for start in starts]
+    lines += [axes.axhline(start - 0.5, color="white", linewidth=3) for start in starts]
     if len(names) > num_operations:
         lines.append(axes.axvline(num_operations - 0.5, color="white", linewidth=5))
     return image, lines
@@ -215,6 +270,7 @@ def draw_panel(axes: Axes, rows: Sequence[MetricsRow], panel: Panel) -> None:
             if k % 2:  # dashed, so that two curves on top of each other are both seen
                 line.set_linestyle("--")
             named.append(name)
+    _set_limits(axes, panel, rows)
     axes.set_title(panel.title, fontsize=10, fontweight="bold", loc="left", color=INK)
     axes.set_xlabel("epoch", fontsize=9, color=INK)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -222,13 +278,28 @@ def draw_panel(axes: Axes, rows: Sequence[MetricsRow], panel: Panel) -> None:
         axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=None))
     if panel.whole:
         axes.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        axes.set_ylim(bottom=-0.2, top=max(axes.get_ylim()[1], 2.2))
     axes.tick_params(labelsize=8.5, colors=INK)
     axes.grid(color=FAINT, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     if any(named):
         axes.legend(fontsize=8.5, frameon=True, framealpha=0.9, edgecolor=FAINT)
+
+
+def _set_limits(axes: Axes, panel: Panel, rows: Sequence[MetricsRow]) -> None:
+    """Set the limits of the values: those that the panel fixes, or wide enough that ticks need no common offset."""
+    values = [value for column, _, _ in panel.curves for value in _points(rows, column)[1]]
+    if panel.top is not None:
+        axes.axhline(panel.top, color=SOFT, linewidth=1, linestyle=(0, (2, 2)), label=panel.top_name, zorder=1)
+        axes.set_ylim(0, 1.05 * max(panel.top, *values))  # weights that do not sum to one may have more
+    elif panel.whole:
+        axes.set_ylim(bottom=-0.2, top=max(axes.get_ylim()[1], 2.2))
+    elif not panel.percent:
+        axes.ticklabel_format(axis="y", useOffset=False)
+        low, high = min(values), max(values)
+        if high - low < NEARLY_CONSTANT * abs(high):
+            room = 0.05 * abs(high)
+            axes.set_ylim(low - room, high + room)
 
 
 def _points(rows: Sequence[MetricsRow], column: str) -> tuple[list[float], list[float]]:

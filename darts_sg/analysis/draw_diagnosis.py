@@ -3,7 +3,7 @@
 import bisect
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -22,6 +22,8 @@ PALEST = 0.4
 BINS = 40
 WIDTH, PANELS_HEIGHT, RIDGE_HEIGHT = 12.5, 5.4, 0.55  # inches
 LABEL_WIDTH = 370.0  # points
+
+Corner = Literal["lower left", "upper left", "lower right"]
 
 
 class Portrait(NamedTuple):
@@ -98,6 +100,7 @@ def _draw_sites(
                 )  # fmt: skip
     lowest = min(site.r2 for portrait in portraits for site in portrait.retained)
     shares.set_ylim(min(0.0, max(lowest, -0.5)) - 0.02, 1.02)  # how much worse than a constant does not matter
+    shares.set_xlim(-0.02, 1.02)
     shares.set_title(
         "What the features carried on hold of the image", fontsize=10, fontweight="bold", loc="left", color=LIGHT.ink
     )
@@ -105,15 +108,14 @@ def _draw_sites(
     shares.tick_params(labelbottom=False)
     keys = [Line2D([], [], color=LIGHT.muted, marker=markers[size], linestyle="", markersize=5.5) for size in sizes]
     names = [f"{size}×{size}" for size in sizes]
-    style = {"fontsize": 8.5, "title_fontsize": 8.5, "framealpha": 0.9, "edgecolor": LIGHT.frame}
+    style: dict[str, Any] = {"fontsize": 8.5, "title_fontsize": 8.5, "framealpha": 0.9, "edgecolor": LIGHT.frame}
     shares.add_artist(shares.legend(keys, names, title="features of", loc="upper right", **style))
     lines = {portrait.name: color for portrait, (color, _) in zip(portraits, colors, strict=True)}
     keys = [Line2D([], [], color=color, linewidth=1.6) for color in lines.values()]
-    shares.legend(keys, list(lines), loc="lower left", **style)
+    shares.legend(keys, list(lines), loc=_empty_corner(shares, portraits), **style)
     channels.set_yscale("log")
     channels.set_ylabel("channels", fontsize=9, color=LIGHT.ink)
     channels.set_xlabel("depth: share of the blocks or cells that lie before", fontsize=9, color=LIGHT.ink)
-    channels.set_xlim(-0.02, 1.02)
     channels.xaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
     counts = [site.channels for portrait in portraits for site in portrait.retained]
     first, last = math.floor(math.log2(min(counts))), math.ceil(math.log2(max(counts)))
@@ -122,6 +124,19 @@ def _draw_sites(
     channels.yaxis.set_major_locator(FixedLocator([2**k for k in range(first, last + 1, step)]))
     channels.yaxis.set_minor_locator(NullLocator())
     channels.yaxis.set_major_formatter(ScalarFormatter())
+
+
+def _empty_corner(shares: Axes, portraits: Sequence[Portrait]) -> Corner:
+    """The corner with the fewest points of R², by thirds of the axes; the upper right has a legend already."""
+    (left, right), (bottom, top) = shares.get_xlim(), shares.get_ylim()
+    counts: dict[Corner, int] = {"lower left": 0, "upper left": 0, "lower right": 0}
+    for site in (site for portrait in portraits for site in portrait.retained):
+        across, up = (site.depth - left) / (right - left), (site.r2 - bottom) / (top - bottom)
+        row = "lower" if up < 1 / 3 else "upper" if up > 2 / 3 else ""
+        column = "left" if across < 1 / 3 else "right" if across > 2 / 3 else ""
+        for corner in counts:
+            counts[corner] += corner == f"{row} {column}"
+    return min(counts, key=lambda corner: counts[corner])
 
 
 def fitted(label: str) -> str:

@@ -14,25 +14,27 @@ IN_SCALE = ("network", "channels", "cells", "epochs", "train_images", "cutout_le
 """Options that the scale of a training spells out, with the number of images that it really used."""
 
 
-def runs_in(folder: Path) -> list[Run]:
-    """Read the finished runs below `folder`, at any depth, sorted by path.
+def runs_in(folder: Path, *, of_models: bool = False) -> list[Run]:
+    """Read the finished runs below `folder`, at any depth, sorted by path: those of genotypes, or those of models.
 
     Raises UsageError if `folder` is not a folder, or if a file of such a run is damaged.
     """
     if not folder.is_dir():
         raise UsageError(f"{folder} is no folder; give the one that holds run folders, such as results or runs")
-    return [run for run in map(read_run, sorted(_run_folders(folder))) if run.finished]
+    return [run for run in map(read_run, sorted(_run_folders(folder, of_models))) if run.finished]
 
 
-def _run_folders(folder: Path) -> Iterator[Path]:
-    """Find the folders below `folder` that hold options and a genotype.
+def _run_folders(folder: Path, of_models: bool) -> Iterator[Path]:
+    """Find the folders below `folder` that hold options and a genotype, or options, a result and no genotype.
 
     Hidden folders are skipped, and so is everything inside a run folder. A symbolic link counts if it leads to a run
     folder; no other link is followed, since it may lead round in a circle.
     """
 
     def is_run(path: Path) -> bool:
-        return (path / "config.yaml").is_file() and (path / "genotype.yaml").is_file()
+        has_genotype = (path / "genotype.yaml").is_file()
+        wanted = (path / "result.json").is_file() and not has_genotype if of_models else has_genotype
+        return wanted and (path / "config.yaml").is_file()
 
     for here, names, _ in os.walk(folder):
         inner = {name: Path(here, name) for name in names if not name.startswith(".")}
@@ -85,7 +87,7 @@ class Score(NamedTuple):
 
     def __str__(self) -> str:
         spread = "" if self.deviation is None else f" ± {self.deviation:.2f}"
-        return f"{self.mean:.2f}{spread} ({self.setting})"
+        return f"{self.mean:.2f}{spread} on {self.setting}"
 
     def as_dict(self) -> dict[str, Any]:
         """The fields, with mean and deviation, for JSON."""

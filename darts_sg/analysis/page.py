@@ -17,9 +17,11 @@ from darts_sg.analysis.cost import CELLS, CHANNELS, choice_costs
 from darts_sg.analysis.curves import (
     CELL_TITLES,
     Panel,
-    column_scales,
     edge_names,
+    even_weights,
     heat_map_columns,
+    largest_ratio,
+    scale_labels,
     search_panels,
     subscripted,
 )
@@ -96,15 +98,19 @@ def search_data(run: Run, epochs: Sequence[SearchEpoch]) -> dict[str, Any]:
         for epoch in epochs
     ]
     shown: dict[str, Any] = {}
+    ratios, evens = [], []
     for title, heading in CELL_TITLES.items():
         plans = plan_cells([epoch.cell(title) for epoch in epochs])
         columns = [heat_map_columns(epoch.weights, title, operations) for epoch in epochs]
         for record, plan, (_, values) in zip(records, plans, columns, strict=True):
-            record[title] = {"cell": cell_shapes(plan, operations), "weights": values}
+            even = even_weights(values, len(operations))
+            record[title] = {"cell": cell_shapes(plan, operations), "weights": values, "even": even[:, 0]}
+            ratios.append(values / even)
+            evens.append(even.ravel())
         shown[title] = {
             "heading": heading,
             "columns": columns[-1][0],
-            "scales": column_scales(np.stack([values for _, values in columns]), len(operations)),
+            "even_edge": even[:, -1],
             "width": plans[0].width,
             "top": plans[0].top,
             "bottom": plans[0].bottom,
@@ -114,11 +120,14 @@ def search_data(run: Run, epochs: Sequence[SearchEpoch]) -> dict[str, Any]:
                 for name, _, left, right, bottom, top in state_boxes(plans[0])
             ],
         }  # fmt: skip
+    most = largest_ratio(ratios)
     return {
         "operations": operations,
+        "most": most,
+        "scale": scale_labels(np.concatenate(evens), most),
         "edges": edge_names(num_nodes),
         "planned": run.planned,
-        "panels": [_panel(panel) for panel in (*search_panels(run.task.plots), PARAMS)],
+        "panels": [_panel(panel) for panel in (*search_panels(run.task.plots, len(operations)), PARAMS)],
         "styles": {name: _style(style_of(name)) for name in (*STYLES, *plugged_families(operations))},
         "cells": shown,
         "epochs": records,
@@ -141,7 +150,7 @@ def _figures(epoch: SearchEpoch, params: Costs) -> dict[str, float]:
 def _panel(panel: Panel) -> dict[str, Any]:
     kind = "percent" if panel.percent else "whole" if panel.whole else "millions" if panel is PARAMS else "number"
     curves = [{"column": column, "name": name} for column, name, _ in panel.curves]
-    return {"title": panel.title, "kind": kind, "curves": curves}
+    return {"title": panel.title, "kind": kind, "top": panel.top, "top_name": panel.top_name, "curves": curves}
 
 
 def state_kind(state: str) -> str:

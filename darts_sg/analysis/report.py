@@ -27,7 +27,7 @@ SHOWN_OPTIONS = (
     "cells", "nodes", "learning_rate", "relaxation", "hypergradient", "regularizer", "perturbation", "auxiliary_skip",
     "weight_regularizer", "freeze_operations", "selection", "alpha_learning_rate", "alpha_frozen_epochs",
     "partial_channels", "stages", "edge_normalization", "stop_eigenvalue", "stop_skips", "penalty", "target_params",
-    "target_macs",
+    "target_macs", "target_latency", "latency_table",
     "cutout_length", "cutout_schedule", "colour_jitter", "drop_path_prob", "auxiliary_weight", "schedule",
     "warmup_epochs", "label_smoothing", "mixup", "cutmix", "rand_augment", "rand_augment_magnitude", "random_erasing",
     "ema", "compile", "detector", "freeze_backbone",
@@ -63,7 +63,8 @@ def write_report(run_dir: Path, animate: bool = False) -> Path:
     sections = [*_head(run), *_setting(run)]
     sections += _augment_result(run) if run.job == "augment" else []
     if run.rows:
-        panels = search_panels(run.task.plots) if run.job == "search" else augment_panels(run.task.plots)
+        n = None if run.genotype is None else len(run.genotype.operations)
+        panels = search_panels(run.task.plots, n) if run.job == "search" else augment_panels(run.task.plots)
         save_figure(draw_curves(run.rows, panels), pictures / "curves")
         sections += [*_epochs(run), f"![Curves over the epochs, {run.data}](pictures/curves.svg)"]
     if run.genotype is not None:
@@ -297,7 +298,7 @@ def _mixing_weights(run: Run, last: SearchEpoch, pictures: Path) -> list[str]:
     save_figure(draw_mixing_weights(last.weights, operations, num_nodes), pictures / "mixing_weights")
     text = (
         f"After epoch {last.epoch}, on {run.data}. An edge a ← b leads from b to a. Bold: the strongest "
-        "operation other than `none`, by which the edge is ranked when the cell is derived."
+        "operation other than `none`, by which the edge is ranked when the cell is derived. White: even weights."
     )
     return ["## Mixing weights", text, "![Mixing weights of both cells](pictures/mixing_weights.svg)"]
 

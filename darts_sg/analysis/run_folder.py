@@ -25,6 +25,7 @@ from darts_sg.tasks import Task, task_of
 from darts_sg.yaml_files import read_yaml
 
 JOBS = ("search", "augment")
+OWN_IMAGES = ("folder", "coco", "yolo")  # data sets of images of one's own, which their folder names
 MOST_PROCESSES = 2**16
 LARGEST_METRICS = 2**26  # bytes of a metrics.csv: a row has 300
 LARGEST_RESULT = 2**22  # bytes of a result.json
@@ -112,7 +113,16 @@ class Run:
         what = "Search" if self.job == "search" else "Training" if model else "Retraining"
         trained = model or (self.genotype and self.genotype.name)
         subject = self.options.get("space") if self.job == "search" else trained
-        return f"{what}: {subject} on {self.data}"
+        return f"{what}: {subject} on {self.data_title}"
+
+    @property
+    def data_title(self) -> str:
+        """The data in a title: as beside every figure, but for images of one's own the name of their folder."""
+        data = self.environment.get("data") or {}
+        folder = Path(str(self.options.get("data") or "")).name
+        if data.get("name") in OWN_IMAGES and folder:
+            return described_data(folder, data.get("note"))
+        return self.data
 
     @property
     def data(self) -> str:
@@ -129,8 +139,8 @@ class Run:
 
 
 def described_data(name: str, *remarks: str | None) -> str:
-    """A data set with its remarks in parentheses."""
-    said = "; ".join(remark for remark in remarks if remark)
+    """A data set with its remarks in parentheses; what stands in parentheses within them follows a comma instead."""
+    said = "; ".join(re.sub(r"\s*\(([^()]*)\)", r", \1", remark) for remark in remarks if remark)
     return f"{name} ({said})" if said else name
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
+from darts_sg.cli.parser import positive
 from darts_sg.cli.terminal import console, refuse_existing
 from darts_sg.errors import UsageError
 from darts_sg.files import write_atomically
@@ -17,16 +18,31 @@ def add_parser(commands: Any) -> None:
     """Add `export` to the commands of the package."""
     export = commands.add_parser("export", description="Export trained weights as a model for other programs.")
     export.add_argument(
-        "weights", metavar="FILE", type=Path, help="weights.safetensors of an augment run, or its folder"
+        "weights",
+        metavar="FILE",
+        type=Path,
+        help="weights.safetensors of an augment run, its folder, hf://user/name, or a URL",
     )
-    export.add_argument("--format", choices=["onnx", "torch"], required=True, help="onnx, or torch: torch.export")
+    export.add_argument("--format", choices=["onnx", "torch"], help="onnx, or torch: torch.export (with --int8: onnx)")
     export.add_argument(
         "--no-nms",
         action="store_true",
         help="a detector's boxes and scores of all prior boxes, without the selection "
         "of objects (non-maximum suppression), which onnx holds by default and torch never",
     )
-    export.add_argument("-o", "--output", type=Path, help="file to write (default: NAME.onnx or NAME.pt2)")
+    export.add_argument(
+        "--int8", action="store_true", help="a classifier in 8-bit integers, calibrated on training images; accuracy "
+        "and latency are measured beside float32"
+    )  # fmt: skip
+    export.add_argument(
+        "--calibration-images", type=positive, metavar="N", help="with --int8: number of training images (default: 256)"
+    )
+    export.add_argument(
+        "--data", type=Path, metavar="DIR", help="with --int8: folder of the data of the training (default: data)"
+    )
+    export.add_argument(
+        "-o", "--output", type=Path, help="file to write (default: NAME.onnx, NAME_int8.onnx or NAME.pt2)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -37,8 +53,9 @@ def run(arguments: argparse.Namespace) -> None:
     from darts_sg.engine.export import CHECKED_BATCHES, EXPORT_FORMATS, export
     from darts_sg.engine.weights import read_weights
 
+    _check(arguments)
     weights, format = read_weights(arguments.weights), EXPORT_FORMATS[arguments.format]
-    output = arguments.output or Path(weights.trained.name + format.suffix)
+    output = arguments.output or Path(weights.trained.name + ("_int8" if arguments.int8 else "") + format.suffix)
     if output.suffix != format.suffix:
         raise UsageError(f"--output {output}: expected a name that ends in {format.suffix}")
     refuse_existing(output)
@@ -46,6 +63,9 @@ def run(arguments: argparse.Namespace) -> None:
     selecting = task.selecting(weights.build())
     if selecting is None and arguments.no_nms:
         raise UsageError(f"--no-nms is for detectors; {weights.path} is for {task.name}")
+    if arguments.int8:
+        _run_int8(arguments, weights, output)
+        return
     if not format.selects or arguments.no_nms:
         selecting = None
     content, sides = export(weights, arguments.format, select=selecting is not None)
@@ -73,3 +93,41 @@ def run(arguments: argparse.Namespace) -> None:
         "the two taking turns.",
         highlight=False,
     )
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Complete the options, or raise UsageError if they do not go together."""
+    if arguments.int8:
+        if arguments.format == "torch":
+            raise UsageError("--int8 is for --format onnx: ONNX Runtime quantises; leave --format torch out")
+        arguments.format = "onnx"
+    if arguments.format is None:
+        raise UsageError("the following arguments are required: --format (onnx or torch), or --int8")
+    for name in ("calibration_images", "data"):
+        if getattr(arguments, name) is not None and not arguments.int8:
+            raise UsageError(f"--{name.replace('_', '-')} is for --int8; add that, or leave it out")
+
+
+def _run_int8(arguments: argparse.Namespace, weights: Any, output: Path) -> None:
+    """Quantise, write the model, and print both precisions with what speaks against INT8."""
+    from darts_sg.engine.quantise import quantise
+
+    found = quantise(weights, arguments.data or Path("data"), arguments.calibration_images or 256)
+    write_atomically(output, found.content)
+    out = console()
+    out.print(
+        f"{output}: {weights.title}, ONNX with 8-bit weights and activations, calibrated on "
+        f"{found.calibration_images} training images",
+        highlight=False,
+    )
+    table = Table("precision", "file, MB", "accuracy", "latency, batch 1", box=None, pad_edge=False)
+    for side in (found.float32, found.int8):
+        table.add_row(side.title, f"{side.size / 1e6:.2f}", f"{side.accuracy:.2f}%", str(side.latency))
+    out.print(table)
+    out.print(
+        f"\nAccuracy on {found.test_images:,} test images of {found.data}; latencies on {found.machine}, "
+        "the two taking turns. The file's metadata record these figures.",
+        highlight=False,
+    )
+    for line in found.warnings():
+        out.print(line, highlight=False)

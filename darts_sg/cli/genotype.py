@@ -10,7 +10,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from darts_sg.cli.parser import Parser, not_negative, picture_kind, positive, quantity
+from darts_sg.cli.parser import Parser, duration, not_negative, picture_kind, positive, quantity
 from darts_sg.cli.terminal import console, deliver, machine_fields
 from darts_sg.errors import UsageError, cut
 from darts_sg.formats import FORMATS, GenotypeError, recognised, shown
@@ -70,6 +70,10 @@ def add_parser(commands: Any) -> None:
     )
     derive.add_argument("--max-params", type=quantity, metavar="N", help="at most N parameters: 2.45M, 3349342, …")
     derive.add_argument("--max-macs", type=quantity, metavar="N", help="at most N multiply-adds: 600M, …")
+    derive.add_argument("--max-latency", type=duration, metavar="TIME", help="at most this latency: 12ms, 850us, …")
+    derive.add_argument(
+        "--latency-table", type=Path, metavar="FILE", help="measured latencies for --max-latency (see latency-table)"
+    )
     derive.add_argument(
         "--max-skips", type=not_negative, metavar="N", help="at most N skip_connects in the normal cell"
     )
@@ -281,11 +285,15 @@ def validate_files(arguments: argparse.Namespace) -> None:
 def derive_from_run(arguments: argparse.Namespace) -> None:
     from darts_sg.analysis.cost import choice_costs, derived_cost
     from darts_sg.analysis.deriving import derive_genotype
+    from darts_sg.analysis.latency import read_latency_table
     from darts_sg.analysis.run_folder import read_search_epoch
     from darts_sg.derive import frontier, strengths
+    from darts_sg.quantity import duration_text
     from darts_sg.spaces import allowed_in
 
     shape = (arguments.network, arguments.channels, arguments.cells)
+    if arguments.pareto and (arguments.max_latency is not None or arguments.latency_table is not None):
+        raise UsageError("--pareto trades mixing weight for parameters; leave --max-latency and --latency-table out")
     if arguments.pareto:
         record = read_search_epoch(arguments.run_dir, arguments.epoch)
         found, weights = record.genotype, strengths(record.weights)
@@ -293,34 +301,26 @@ def derive_from_run(arguments: argparse.Namespace) -> None:
         allowed = allowed_in(found.space, found.operations)
         show_frontier(arguments, frontier(*weights, found.operations, params, allowed), found.operations, macs)
         return
-    asked = {key: getattr(arguments, key) for key in ("epoch", "max_params", "max_macs", "max_skips", "name")}
+    options = ("epoch", "max_params", "max_macs", "max_latency", "latency_table", "max_skips", "name")
+    asked = {key: getattr(arguments, key) for key in options}
     genotype = derive_genotype(arguments.run_dir, *shape, **asked)
     cost, share = derived_cost(genotype, *shape), genotype.provenance["derived"]["mixing_weight_kept"]
     print(
         f"{genotype.name}: {cost.params:,} parameters, {cost.macs:,} MACs ({arguments.network} network), "
         f"{100 * share:.1f}% of the mixing weight of the unbounded genotype"
     )
+    if arguments.latency_table is not None:
+        measured = read_latency_table(arguments.latency_table)
+        print(f"predicted latency: {duration_text(measured.predict(genotype))}, {measured.shape}, on {measured.place}")
     deliver(genotype.to_yaml(), arguments.output)
 
 
 def draw_at_random(arguments: argparse.Namespace) -> None:
-    from types import MappingProxyType
-
-    import numpy as np
-
-    from darts_sg.derive import random_cell
-    from darts_sg.genotype import Genotype
+    from darts_sg.derive import random_genotype
     from darts_sg.spaces import parse_space
 
-    space = parse_space(arguments.space)
-    generator = np.random.default_rng(arguments.seed)
-    if space.num_nodes not in (None, arguments.nodes):
-        raise UsageError(f"space {space.name} is one of {space.num_nodes} nodes; give --nodes {space.num_nodes}")
-    tables = space.allowed or (None, None)
-    normal, reduce = (random_cell(arguments.nodes, space.operations, generator, table) for table in tables)
-    name = arguments.name or f"random_{space.name}_{arguments.seed}"
-    provenance = MappingProxyType({"kind": "random", "seed": arguments.seed})
-    genotype = Genotype(name, space.name, space.operations, normal, reduce, provenance)
+    name = arguments.name or f"random_{parse_space(arguments.space).name}_{arguments.seed}"
+    genotype = random_genotype(arguments.space, arguments.nodes, arguments.seed, name)
     deliver(genotype.to_yaml(), arguments.output)
 
 
@@ -386,6 +386,8 @@ def show_comparison(arguments: argparse.Namespace) -> None:
         times = latency(genotypes, arguments.batch_size or 1, device, *shape)
         for row, found in zip(rows, times, strict=True):
             row |= {"latency": found, "latency_batch": found.batch, **machine_fields(device)}
+            if found.doubt:
+                print(f"warning: {row['name']}: {found.doubt}", file=sys.stderr)
     if arguments.output is not None:
         figure = draw_comparison(rows, shape_text(*shape), arguments.network)
         for path in save_figure(figure, arguments.output.with_suffix(""), formats=(kind,)):
@@ -479,6 +481,8 @@ def show_cost(arguments: argparse.Namespace) -> None:
     shape = (arguments.network, arguments.channels, arguments.cells)
     cost, parts, kept = derived_cost(genotype, *shape), anatomy(genotype, *shape), activation_bytes(genotype, *shape)
     times = [latency([genotype], batch, device, *shape)[0] for batch in sorted({1, arguments.batch_size})]
+    for doubt in filter(None, (time.doubt for time in times)):
+        print(f"warning: {doubt}", file=sys.stderr)
     if arguments.json:
         content = {
             "name": genotype.name,

@@ -39,8 +39,8 @@ COMMAND_OPTIONS: dict[str, tuple[Any, str]] = {
 EVALUATE = {
     "evaluate": (
         Path | None,
-        "Weights file (weights.safetensors), or run folder, to test instead of training. Network, normalisation and "
-        "data set are the file's; --dataset and --data choose other data.",
+        "Weights file (weights.safetensors), run folder, hf://user/name or URL to test instead of training. Network, "
+        "normalisation and data set are the file's; --dataset and --data choose other data.",
     )
 }
 
@@ -71,7 +71,7 @@ def add_options(parser: argparse.ArgumentParser, job: JobName, defaults: dict[st
     group = parser.add_argument_group("Command")
     for name, (hint, text) in command_options(job).items():
         default = False if hint is bool else None
-        _add_option(group, name, hint, argument_type(hint), text, default)
+        add_option(group, name, hint, argument_type(hint), text, default)
     groups = {}
     for f in fields(config):
         title, text = f.metadata["group"], texts[f.name]
@@ -81,9 +81,9 @@ def add_options(parser: argparse.ArgumentParser, job: JobName, defaults: dict[st
             text += f" Choices: {', '.join(recipe_names(job))}."
         if f.name in NAMED:
             text += f" Choices: {', '.join(NAMED[f.name])}."
-        read = partial(_read, config, f.name)
+        read = partial(read_typed, config, f.name)
         default = defaults.get(f.name, f.default)
-        _add_option(groups[title], f.name, hints[f.name], read, text, default, joined=f.metadata["joined"])
+        add_option(groups[title], f.name, hints[f.name], read, text, default, joined=f.metadata["joined"])
 
 
 class _Join(argparse.Action):
@@ -94,7 +94,10 @@ class _Join(argparse.Action):
         setattr(namespace, self.dest, f"{before}+{values}" if before else values)
 
 
-def _add_option(group: Any, name: str, hint: Any, read: Any, text: str, default: Any, *, joined: bool = False) -> None:
+def add_option(
+    group: Any, name: str, hint: Any, read: Any, text: str, default: Any, *short: str, joined: bool = False
+) -> None:
+    """Add an option with its type and default in the help; `short`: further names, such as -o."""
     more: dict[str, Any] = {"action": _Join} if joined else {}
     if hint is bool:
         more = {"nargs": "?", "const": True, "metavar": "{true,false}"}
@@ -102,10 +105,11 @@ def _add_option(group: Any, name: str, hint: Any, read: Any, text: str, default:
         more = {"metavar": "{" + ",".join(get_args(hint)) + "}"}
     shown = "null" if default is None else default
     text = f"{text} (type: {type_name(hint)}, default: {shown})".replace("%", "%%")
-    group.add_argument(flag(name), type=read, default=argparse.SUPPRESS, help=text, **more)
+    group.add_argument(*short, flag(name), type=read, default=argparse.SUPPRESS, help=text, **more)
 
 
-def _read(config: type, name: str, text: str) -> Any:
+def read_typed(config: type, name: str, text: str) -> Any:
+    """The text of an option as the field of the config holds it."""
     try:
         return read_option(config, name, text, command_line=True)
     except UsageError as error:

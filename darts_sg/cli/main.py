@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 from darts_sg import plugins
@@ -13,14 +14,17 @@ from darts_sg.cli.terminal import answer
 PROG = "darts-sg"
 
 COMMANDS = {
+    "fit": "one command for your own images: choose, search, train, test, export and report",
     "search": f"search for a cell ({PROG} search --help)",
     "augment": f"train the network of a genotype, or a model ({PROG} augment --help)",
     "demo": "search, derive and retrain on rendered images in a few minutes",
     "study": "run a whole comparison from one file: spaces × methods × seeds, on one machine or a cluster",
     "genotype": "show, draw, compare, derive, import and export genotypes",
     "spaces": "every space and operation",
+    "latency-table": "measure the operations of a space on this device, to search and derive by latency",
     "models": "costs and published accuracies of MobileNeXt and MobileNetV2",
     "predict": "what trained weights say of images: objects in boxes, or classes",
+    "weights": "list trained weights, and publish those of a run on the Hugging Face hub",
     "export": "export trained weights as a model for other programs",
     "diagnose": "gradient confusion and information loss of trained networks",
     "data": "prepare data",
@@ -28,6 +32,11 @@ COMMANDS = {
     "bench": "speed and memory against the textbook networks, as ratios of one run",
 }
 """Each command is the module of its name beside this one, imported only when it is asked for: most need torch."""
+
+
+def module_of(command: str) -> ModuleType:
+    """The module of a command."""
+    return import_module(f"darts_sg.cli.{command.replace('-', '_')}")
 
 
 class ShowVersion(argparse.Action):
@@ -50,7 +59,7 @@ def build_parser(command: str = "") -> Parser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
     for name, text in COMMANDS.items():
         if name == command:
-            import_module(f"darts_sg.cli.{name}").add_parser(commands)
+            module_of(name).add_parser(commands)
         else:
             commands.add_parser(name, help=text)
     return parser
@@ -70,7 +79,7 @@ def run(argv: Sequence[str]) -> None:
     arguments = build_parser(command).parse_args(words)
     for file in () if is_job else getattr(arguments, "plugin", ()):  # given by an abbreviation, such as --plug
         plugins.load(file)
-    import_module(f"darts_sg.cli.{arguments.command}").run(arguments)
+    module_of(arguments.command).run(arguments)
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from typing import Any
 
 from rich.table import Table
@@ -51,6 +52,9 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.latency:
         environment.prepare_device(device, None)
         times = model_latency(found, batch, device, arguments.network)
+        for model, pair in zip(found, times, strict=True):
+            for doubt in filter(None, (time.doubt for time in pair)):
+                print(f"warning: {model.name}: {doubt}", file=sys.stderr)
     if arguments.json:
         rows = [
             {

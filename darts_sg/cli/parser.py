@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from darts_sg import plugins
 from darts_sg.errors import UsageError, quoted
 from darts_sg.options import read_value
-from darts_sg.quantity import parse_quantity
+from darts_sg.quantity import parse_duration, parse_quantity
 from darts_sg.registry import suggestion, unknown_name
 
 LONGEST_MESSAGE = 400  # characters of a message of argparse
@@ -110,6 +110,14 @@ def quantity(text: str) -> int:
     """A quantity as papers write it: 3349342, 2.45M, 600M."""
     try:
         return parse_quantity("bound", text)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error).partition(": ")[2]) from None
+
+
+def duration(text: str) -> int:
+    """A time in microseconds: 12ms, 850us."""
+    try:
+        return parse_duration("bound", text)
     except UsageError as error:
         raise argparse.ArgumentTypeError(str(error).partition(": ")[2]) from None
 

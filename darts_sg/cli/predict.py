@@ -23,7 +23,10 @@ def add_parser(commands: Any) -> None:
         "predict", description="Objects, or the five most probable classes, of images, by trained weights."
     )
     predict.add_argument(
-        "weights", metavar="WEIGHTS", type=Path, help="weights.safetensors of an augment run, or its folder"
+        "weights",
+        metavar="WEIGHTS",
+        type=Path,
+        help="weights.safetensors of an augment run, its folder, hf://user/name, or a URL",
     )
     predict.add_argument("images", metavar="IMAGE|FOLDER", type=Path, nargs="+", help="image files, or folders of them")
     predict.add_argument(

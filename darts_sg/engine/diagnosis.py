@@ -163,8 +163,8 @@ def refuse_other_data(files: Sequence[Weights]) -> None:
             )
         if (other.metadata.data_fingerprint, other.spec) != (first.metadata.data_fingerprint, first.spec):
             raise UsageError(
-                f"{other.path} was trained on other images ({other.data}) than {first.path} ({first.data}); "
-                "compare networks of the same data"
+                f"{other.path} was trained on other images, {other.data}, than {first.path}, {first.data}; compare "
+                "networks of the same data"
             )
 
 

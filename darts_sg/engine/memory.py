@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -35,23 +36,39 @@ def too_large(job: Job, config: RunConfig, image_size: int, ranks: Ranks, device
     if device.type != "cpu" or pixels / ranks.local_size <= SURELY_FITS or available is None:
         return ""
     recompute = getattr(config, "recompute", None)
-    per_pixel = bytes_per_pixel(job, recompute=bool(recompute))
+    per_pixel, stage = _largest(job, recompute=bool(recompute))
     if per_pixel is None or per_pixel * pixels <= available:
         return ""
     room = available / per_pixel  # pixels
     ways = []
-    if recompute is False and (less := bytes_per_pixel(job, recompute=True)) and less * pixels <= available:
+    if recompute is False and (less := _largest(job, recompute=True)[0]) and less * pixels <= available:
         ways.append("--recompute")
     if (images := int(room / image_size**2 / here)) >= TRIAL_IMAGES * ranks.size:
         ways.append(f"--batch-size {images}")
     side = int(math.sqrt(room / config.batch_size / here)) // PIXELS_TOGETHER * PIXELS_TOGETHER
     if image_size > TRIAL_SIDE and side >= 4 * PIXELS_TOGETHER:
         ways.append(f"--image-size {side}")
+    where = f" in {stage}" if stage else ""
     return (
-        f"a step of {config.batch_size} images of {image_size}×{image_size} pixels needs about "
+        f"a step of {config.batch_size} images of {image_size}×{image_size} pixels{where} needs about "
         f"{per_pixel * pixels / 1e9:.0f} GB of memory, and {available / 1e9:.0f} GB are available; what fits: "
         f"{', or '.join(ways) or 'fewer --channels or --cells'}"
     )
+
+
+@runtime_checkable
+class Staged(Protocol):
+    """A job whose steps take another amount of memory from stage to stage."""
+
+    def as_each_stage(self) -> Iterator[str]:
+        """Put the job into each of its stages in turn, and yield the stage's name."""
+
+
+def _largest(job: Job, *, recompute: bool) -> tuple[float | None, str]:
+    """The largest `bytes_per_pixel` of all stages of a job, and the name of that stage."""
+    stages = job.as_each_stage() if isinstance(job, Staged) else [""]
+    found = [(bytes_per_pixel(job, recompute=recompute), stage) for stage in stages]
+    return max(found, key=lambda one: -1 if one[0] is None else one[0])
 
 
 def bytes_per_pixel(job: Job, *, recompute: bool) -> float | None:

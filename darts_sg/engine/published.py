@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from darts_sg import remote
 from darts_sg.data import DataSpec
 from darts_sg.data.imagenet import MEAN, STD
 from darts_sg.engine.weights import Weights, read_weights
@@ -83,7 +84,7 @@ def read_start(path: Path, model: str = "") -> Start:
 
     model: the model that is asked for, which a checkpoint does not name. Raises UsageError if it cannot be read.
     """
-    if path.suffix in SUFFIXES and not path.is_dir():
+    if path.suffix in SUFFIXES and not path.is_dir() and not remote.is_address(path):
         return read_published(path, model)
     return read_weights(path)
 

@@ -8,6 +8,7 @@ events.out.tfevents.*
 loggers.json        with --logger: the ids of the run at W&B and MLflow, which a resumed run continues
 checkpoints/        the newest two, to resume from; with --keep-every older ones, too; damaged ones end in .damaged
 split.json          search: a copy of the lists of images given by --split
+latency_table.yaml  search: a copy of --latency-table
 unusual_images.csv  images that are damaged or no RGB JPEG, if there are any
 genotypes/          search: the genotype after each epoch; alphas/ the mixing weights
 genotype.yaml       search: the result; augment: the genotype that is trained
@@ -51,9 +52,9 @@ WITHOUT_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP})
 EPOCH_FILES = ("alphas/epoch_*.npz", "genotypes/epoch_*.yaml", "weights_*epoch_*.safetensors")
 FILES_OF_THE_END = ("weights.safetensors", "weights_ema.safetensors", "predictions.npz")
 REPORT_FILES = ("report.md", "search.html")
-BEFORE_THE_START = (".lock", "log.txt", "genotype.yaml", "split.json")
+BEFORE_THE_START = (".lock", "log.txt", "genotype.yaml", "split.json", "latency_table.yaml")
 """What a new run writes before its config.yaml."""
-HALF_WRITTEN = (".config.yaml.", ".genotype.yaml.", ".split.json.")
+HALF_WRITTEN = (".config.yaml.", ".genotype.yaml.", ".split.json.", ".latency_table.yaml.")
 """How the temporary files of `write_atomically` begin, which a kill leaves."""
 
 SUBFOLDERS = ("checkpoints", "alphas", "genotypes", "pictures")

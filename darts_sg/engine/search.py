@@ -17,6 +17,7 @@ from torch import Tensor
 from darts_sg.analysis.cost import CELLS, CHANNELS, choice_costs, count_macs, count_params, derived_cost, human
 from darts_sg.analysis.curves import draw_mixing_weights
 from darts_sg.analysis.decided import doubt
+from darts_sg.analysis.latency import LatencyTable, read_latency_table
 from darts_sg.analysis.report import write_report
 from darts_sg.analysis.run_folder import read_search_epoch, read_search_epochs
 from darts_sg.backends.batched import edge_batches
@@ -26,6 +27,7 @@ from darts_sg.data.generator import keyed_seed
 from darts_sg.derive import Array, Costs, entropy
 from darts_sg.engine.baselines import run_baseline
 from darts_sg.engine.eigenvalue import supernet_eigenvalue
+from darts_sg.engine.environment import device_name
 from darts_sg.engine.graphs import WARM_UP, Captured, compile_step
 from darts_sg.engine.kernels import use_kernels
 from darts_sg.engine.loop import Loop, Piece, StepResult
@@ -35,6 +37,7 @@ from darts_sg.engine.run_dir import RunDir
 from darts_sg.engine.search_data import search_parts
 from darts_sg.engine.search_result import npz_bytes, searched_genotype
 from darts_sg.engine.search_stages import (
+    as_each_stage,
     enter_stage_of,
     load_stage,
     refuse_kernels,
@@ -92,6 +95,7 @@ from darts_sg.methods.selection import Searched, Setup, Trial
 from darts_sg.methods.skip_dropout import add_skip_dropout, silence
 from darts_sg.methods.stages import Timeline
 from darts_sg.networks.supernet import ALPHA_INIT_DEVIATION, Chosen, Mixing, Supernet, chosen_by
+from darts_sg.quantity import duration_text
 from darts_sg.records import MetricsRow
 from darts_sg.spaces import Allowed, Space, parse_space
 from darts_sg.tasks import columns, task_of
@@ -439,6 +443,10 @@ class SearchJob:
             self.supernet.recompute = as_before
         return batch[0][:, 0].numel()
 
+    def as_each_stage(self) -> Iterator[str]:
+        """See `search_stages.as_each_stage`."""
+        return as_each_stage(self)
+
     def after_steps(self, epoch: int) -> Iterator[Piece]:
         """The measurements of a selection phase that are due after `epoch`, and the end of a stage."""
         due = epoch + 1 - self.timeline.epochs
@@ -708,14 +716,29 @@ class SearchJob:
 
 
 def problem_of(config: SearchConfig, space: Space, allowed: Allowed | None) -> Problem:
-    """The search as its regularizers see it, with the costs of networks of the papers' size (CIFAR: C=36, 20 cells)."""
+    """The search as its regularizers see it.
+
+    Parameters and MACs are those of networks of the papers' size (CIFAR: C=36, 20 cells), latencies those of the size
+    in --latency-table.
+    """
 
     @cache
     def tables() -> dict[str, Costs]:
         costs = choice_costs(space.operations, config.network, num_nodes=config.nodes)
         return dict(zip(("params", "macs"), costs, strict=True))
 
-    return Problem(space.operations, config.nodes, lambda unit: tables()[unit], allowed)
+    def costs(unit: str) -> Costs:
+        return latency_table_of(config).costs(space.operations) if unit == "latency" else tables()[unit]
+
+    return Problem(space.operations, config.nodes, costs, allowed)
+
+
+def latency_table_of(config: SearchConfig) -> LatencyTable:
+    """The table of --latency-table; UsageError if it is of another shape than the search's networks."""
+    assert config.latency_table is not None, "method_of refuses a latency without a table"
+    table = read_latency_table(config.latency_table)
+    table.refuse_other(config.nodes, config.network)
+    return table
 
 
 @lenient_output()
@@ -741,19 +764,27 @@ def run_search(
         refuse_run_dir(config, resume)
     if run is not None and config.split is not None:
         config = replace(config, split=run.path / "split.json")
+    if run is not None and config.latency_table is not None:
+        config = replace(config, latency_table=run.path / "latency_table.yaml")
     setting = prepare(config, earlier)
 
-    def keep_split(run: RunDir) -> None:
+    def keep_files(run: RunDir) -> None:
         if config.split is not None:
             run.write("split.json", config.split.read_bytes())
+        if config.latency_table is not None:
+            run.write("latency_table.yaml", config.latency_table.read_bytes())
 
     if (strategy := config.baseline()) is not None:
         return run_baseline(
             strategy, config, setting, run, dry=dry,
-            prepare_run=keep_split, callbacks=callbacks, stop=stop, started=started,
+            prepare_run=keep_files, callbacks=callbacks, stop=stop, started=started,
         )  # fmt: skip
     job = SearchJob(config, setting)
     title = job.space.name
+    if config.latency_table is not None and setting.ranks.leads:
+        threads = torch.get_num_threads() if setting.device.type == "cpu" else None
+        if warning := latency_table_of(config).foreign(device_name(setting.device), threads):
+            print(f"note: {warning}")
     for batches in (job.train, job.validation):
         refuse_single_images(batches, job.forward_anew)
     job.select(job.mixing())  # bounds that no genotype meets are refused before the first step
@@ -777,7 +808,7 @@ def run_search(
     sizes = {"train_images": len(job.train_images), "validation_images": len(job.validation_images)}
     return run_job(
         job, config, setting, run, title=title, sizes=sizes,
-        prepare_run=keep_split, finish=finish,
+        prepare_run=keep_files, finish=finish,
         callbacks=callbacks, stop=stop, started=started,
     )  # fmt: skip
 
@@ -818,5 +849,9 @@ def _write_results(job: SearchJob, run: RunDir, loop: Loop, found: Mapping[str, 
         f"derived network at C={CHANNELS[shape]}, {CELLS[shape]} cells: {human(cost.params)} parameters, "
         f"{human(cost.macs)} MACs ({shape} shape)"
     )
+    if config.latency_table is not None:
+        table = latency_table_of(config)
+        predicted = duration_text(table.predict(genotype))
+        print(f"predicted latency: {predicted}, {table.shape}, on {table.place}")
     print(f"genotype: {run.path / 'genotype.yaml'}\nreport: {report}")
     print(f"retrain it: {retrain_command(run.path / 'genotype.yaml', config.as_dict())}")

@@ -36,6 +36,7 @@ class StagedJob(Job, Protocol):
     timeline: Timeline
     stage_number: int
     stage: Stage
+    skip_dropout: Tensor
     allowed: Allowed | None
     supernet: Supernet
     weights: list[torch.nn.Parameter]
@@ -148,6 +149,26 @@ def _forget_pruned(job: StagedJob) -> None:
         for name in ("exp_avg", "exp_avg_sq"):
             if name in job.alpha_optimizer.state[alpha]:
                 job.alpha_optimizer.state[alpha][name].mul_(kept)
+
+
+def as_each_stage(job: StagedJob) -> Iterator[str]:
+    """Put a job into its stages in turn, from the current one on; afterwards it is as it was.
+
+    Later stages have whatever operations are strongest now: their memory does not depend on which these are. Yields
+    `stage 2/3`, or an empty text where there is one stage alone.
+    """
+    total = len(job.timeline.stages)
+    yield f"stage {job.stage_number + 1}/{total}" if total > 1 else ""
+    for number in range(job.stage_number + 1, total):
+        kept, dropout = dict(vars(job)), job.skip_dropout.clone()
+        try:
+            with torch.random.fork_rng(devices=[]):
+                job.begin_stage(number, _pruned(job, number))
+                yield f"stage {number + 1}/{total}"
+        finally:
+            vars(job).clear()
+            vars(job).update(kept)
+            job.skip_dropout.copy_(dropout)
 
 
 def stage_state(job: StagedJob) -> dict[str, Any]:

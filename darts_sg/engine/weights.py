@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from darts_sg import remote
 from darts_sg.analysis.run_folder import described_data
 from darts_sg.data import SPLIT_DATASETS, DataSpec
 from darts_sg.errors import UsageError, first_line, quoted
@@ -335,11 +336,11 @@ def weights_file(path: Path) -> Path:
 
 
 def read_weights(path: Path) -> Weights:
-    """Read a weights file, or that of a run folder.
+    """Read a weights file, that of a run folder, or one of another machine: hf://user/name[/file] or an https URL.
 
     Raises UsageError if it is not one, damaged, or of a network or task unknown here.
     """
-    path = weights_file(path)
+    path = weights_file(remote.local_file(path, remote.WEIGHTS))
     try:
         refuse_irregular(path)
         with safe_open(path, framework="pt") as file:

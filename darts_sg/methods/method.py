@@ -3,6 +3,7 @@
 import math
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from darts_sg.errors import UsageError, cut
@@ -21,18 +22,17 @@ from darts_sg.methods.parts import build_part, build_parts
 from darts_sg.methods.perturbations import PERTURBATIONS, Perturbation
 from darts_sg.methods.perturbations.none import Unperturbed
 from darts_sg.methods.regularizers import REGULARIZERS, Regularizer
-from darts_sg.methods.regularizers.size import Macs, Params, Size
+from darts_sg.methods.regularizers.size import Macs, MeasuredLatency, Params, Size
 from darts_sg.methods.relaxations import RELAXATIONS, Relaxation
 from darts_sg.methods.selection import SELECTIONS, Selection
 from darts_sg.methods.selection.argmax import Argmax
 from darts_sg.methods.selection.bounded import Bounded
 from darts_sg.methods.stages import STAGE_PLANS, Stage, StageOptions
 from darts_sg.methods.weight_regularizers import WEIGHT_REGULARIZERS, WeightRegularizer
-from darts_sg.quantity import parse_quantity
 from darts_sg.spaces import parse_space
 
 NUM_REDUCTIONS = 2  # cells of a network that are reductions
-PENALTIES: dict[str, type[Size]] = {"params": Params, "macs": Macs}
+PENALTIES: dict[str, type[Size]] = {"params": Params, "macs": Macs, "latency": MeasuredLatency}
 
 
 class MethodOptions(StageOptions, Protocol):
@@ -50,6 +50,10 @@ class MethodOptions(StageOptions, Protocol):
     def target_params(self) -> str: ...
     @property
     def target_macs(self) -> str: ...
+    @property
+    def target_latency(self) -> str: ...
+    @property
+    def latency_table(self) -> Path | None: ...
     @property
     def perturbation(self) -> str: ...
     @property
@@ -243,18 +247,20 @@ def _weight_regularizer(options: MethodOptions) -> WeightRegularizer:
 
 
 def _regularizers(options: MethodOptions) -> dict[str, Regularizer]:
-    """Those of --target-params, --target-macs and --penalty, and of --regularizer."""
-    weights, targets = {}, {"params": options.target_params, "macs": options.target_macs}
+    """Those of --target-params, --target-macs, --target-latency and --penalty, and of --regularizer."""
+    weights: dict[str, float] = {}
+    targets = {"params": options.target_params, "macs": options.target_macs, "latency": options.target_latency}
     for name, target in targets.items():
         if target:
-            parse_quantity(f"--target-{name}", target)
+            PENALTIES[name].parse(f"--target-{name}", target)
             weights[name] = 1.0
     if options.penalty:
         name, _, text = options.penalty.partition(":")
         number = re.fullmatch(r"\d+(\.\d+)?(e-?\d+)?", text)
         if name not in PENALTIES or number is None or not math.isfinite(float(text)):
             raise UsageError(
-                f"--penalty {cut(options.penalty)}: expected params:WEIGHT or macs:WEIGHT, such as params:0.1"
+                f"--penalty {cut(options.penalty)}: expected params:WEIGHT, macs:WEIGHT or latency:WEIGHT, such as "
+                "params:0.1"
             )
         weights[name] = float(text)
     found: dict[str, Regularizer] = {name: PENALTIES[name](w, targets[name]) for name, w in weights.items()}
@@ -263,6 +269,14 @@ def _regularizers(options: MethodOptions) -> dict[str, Regularizer]:
             flag = "--penalty" if (options.penalty or "").startswith(name) else f"--target-{name}"
             raise UsageError(f"--regularizer {name} and {flag} are the same term; give one of them")
         found[name] = regularizer
+    if any(isinstance(regularizer, MeasuredLatency) for regularizer in found.values()) != (
+        options.latency_table is not None
+    ):
+        raise UsageError(
+            "a latency is that of measured operations: add --latency-table FILE (see python -m darts_sg latency-table)"
+            if options.latency_table is None
+            else "--latency-table is for --penalty latency:WEIGHT and --target-latency; add one, or leave it out"
+        )
     return found
 
 

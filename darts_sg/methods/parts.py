@@ -6,18 +6,15 @@ A new part therefore needs no other file, whether it lies in this package or in 
 
 import dataclasses
 import importlib
-import math
 import pkgutil
 import re
-from types import NoneType, UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar
 
 from darts_sg.errors import UsageError, cut, quoted
+from darts_sg.options import read_value, type_hints
 from darts_sg.registry import Registry, unknown_name
 
 P = TypeVar("P")
-
-WORDS = {"true": True, "false": False}
 
 
 def import_parts(package: str) -> None:
@@ -77,9 +74,9 @@ def _shown(option: "dataclasses.Field[Any]") -> str:
     return f"{option.name}={str(default).lower() if isinstance(default, bool) else default}"
 
 
-def _options(part: type[Any], text: str) -> dict[str, Any]:
+def _options(part: type, text: str) -> dict[str, Any]:
     """The options in `text` by name, each of its field's type."""
-    hints, names = get_type_hints(part), [f.name for f in _fields(part)]
+    hints, names = type_hints(part), [f.name for f in _fields(part)]
     found: dict[str, Any] = {}
     for item in text.split(",") if text.strip() else []:
         key, equals, value = item.partition("=")
@@ -92,7 +89,10 @@ def _options(part: type[Any], text: str) -> dict[str, Any]:
             raise UsageError(unknown_name("option", key, names))
         if key in found:
             raise UsageError(f"{key} is given twice")
-        found[key] = _value(key, value.strip(), hints[key])
+        try:
+            found[key] = read_value(hints[key], value.strip(), command_line=True)
+        except UsageError as error:
+            raise UsageError(f"{key}: {error}") from None
     missing = [
         f.name
         for f in _fields(part)
@@ -101,22 +101,3 @@ def _options(part: type[Any], text: str) -> dict[str, Any]:
     if missing:
         raise UsageError(f"{missing[0]} is missing, such as {missing[0]}=VALUE")
     return found
-
-
-def _value(key: str, text: str, kind: Any) -> Any:
-    """`text` as a value of the type `kind`: bool, int, float, str, or one of these or None."""
-    if get_origin(kind) in (Union, UnionType):
-        kind = next(inner for inner in get_args(kind) if inner is not NoneType)
-    if kind is str:
-        return text
-    if kind is bool:
-        if text.lower() not in WORDS:
-            raise UsageError(f"{key}: expected true or false, found {quoted(text)}")
-        return WORDS[text.lower()]
-    try:
-        value = kind(text)
-    except (ValueError, OverflowError):
-        value = math.nan
-    if not math.isfinite(value):
-        raise UsageError(f"{key}: expected {'a whole number' if kind is int else 'a number'}, found {quoted(text)}")
-    return value

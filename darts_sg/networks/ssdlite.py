@@ -208,7 +208,7 @@ def head(C: int, num_outputs: int, separable: bool) -> nn.Module:
     return nn.Sequential(nn.Conv2d(C, C, 3, padding=1, groups=C), nn.BatchNorm2d(C), relu6(), pointwise)
 
 
-class Detections(NamedTuple):
+class DetectorOutputs(NamedTuple):
     """The raw outputs of a detector for P prior boxes an image."""
 
     logits: Tensor
@@ -220,7 +220,7 @@ class Detections(NamedTuple):
 class SSDLite(nn.Module):
     """Backbone - two of its maps and four extra levels - a head for classes and one for boxes on each of them.
 
-    `forward(x)` maps images (N, in_channels, image_size, image_size) to (Detections, None), for the prior boxes of
+    `forward(x)` maps images (N, in_channels, image_size, image_size) to (DetectorOutputs, None), for the prior boxes of
     `prior_boxes(style, image_size)`. Style `authors`: the last level, a single place, has
     plain 1×1 heads. Style `torchvision`: all heads are separable, and the BN of extra levels and heads has eps 1e-3 and
     momentum 0.03. Extra levels start like the backbone, the heads with Xavier-uniform weights and zero biases. After
@@ -288,7 +288,7 @@ class SSDLite(nn.Module):
                     if isinstance(layer, nn.BatchNorm2d):
                         layer.eps, layer.momentum = 1e-3, 0.03
 
-    def forward(self, x: Tensor) -> tuple[Detections, None]:
+    def forward(self, x: Tensor) -> tuple[DetectorOutputs, None]:
         fine, coarse, x = self.backbone.maps(x)
         maps = [fine, coarse]
         for extra in self.extras:
@@ -298,7 +298,7 @@ class SSDLite(nn.Module):
             torch.cat([self._by_prior(layer(x), size) for layer, x in zip(heads, maps, strict=True)], dim=1)
             for heads, size in ((self.class_heads, 1 + self.num_classes), (self.box_heads, 4))
         )
-        return Detections(logits, offsets), None
+        return DetectorOutputs(logits, offsets), None
 
     @staticmethod
     def _by_prior(x: Tensor, size: int) -> Tensor:

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
+from darts_sg.study.detectors import detectors_dict
 from darts_sg.study.records import Experiment, Search, Setting
 from darts_sg.study.statistics import Judgement, verdict
 
@@ -11,6 +12,7 @@ from darts_sg.study.statistics import Judgement, verdict
 def report_dict(found: Experiment) -> dict[str, Any]:
     """The report as plain data; published and measured values stand under different keys."""
     plain, steered = found.judgements()
+    wanted = found.protocol.detectors
     return {
         "published": [asdict(row) for row in found.protocol.published],
         "searches": [_search_dict(search) for search in found.searches],
@@ -21,6 +23,7 @@ def report_dict(found: Experiment) -> dict[str, Any]:
             "plain": _judgement_dict(plain),
             "steered": None if steered is None else _judgement_dict(steered),
         },
+        "detectors": None if wanted is None else detectors_dict(found.detectors, wanted),
         "remarks": list(found.remarks),
     }
 

@@ -76,7 +76,7 @@ def _configs(study: StudyFile, jobs: Sequence[StudyJob]) -> dict[str, RunConfig]
 def config_of(study: StudyFile, job: StudyJob) -> RunConfig:
     """The config of a job, with a genotype that stands for the one to train. UsageError with the line of the file."""
     options = dict(job.options)
-    if job.kind == "retrain":
+    if job.kind == "retrain" and job.genotype_kind != "model":
         options["genotype"] = STAND_IN
     try:
         return make_config(job.name, **options)

@@ -11,7 +11,7 @@ from darts_sg.study.collected import DONE, StudyResults
 from darts_sg.study.components import Component
 from darts_sg.study.findings import Findings, Trained
 from darts_sg.study.inference import ALPHA, MOST_PAIRS, POWER, Comparison
-from darts_sg.study.run_records import Record, arm_name
+from darts_sg.study.run_records import ERROR, Metric, Record, arm_name
 from darts_sg.study.statistics import counted
 from darts_sg.study.tables import Column, Linked, Table, by_seed, fixed, interval, p_text, signed, whole
 
@@ -66,7 +66,7 @@ def _claims(results: StudyResults) -> Section | None:
     notes = [
         "A claim holds if all of its conditions are met, does not hold if one of them is refuted, and is open "
         "otherwise; conditions are those of the study file. Parameters are counted at C=36, 20 cells, without the "
-        "auxiliary head; errors are test errors after the last epoch.",
+        "auxiliary head; errors and other figures are those of the test after the last epoch.",
         *(setting_note(setting, results.findings.of(setting)) for setting in results.findings.settings),
     ]
     note = " ".join(notes)
@@ -83,10 +83,14 @@ def _retrained(results: StudyResults, found: Findings) -> Section | None:
         return None
     if not found.genotypes:
         return Section("errors", "Errors after retraining", "No retraining is finished yet.")
+    metrics = dict.fromkeys(found.metric(setting) for setting in found.settings)
+    heading = f"{_capital(' and '.join(map(_several, metrics)))} after retraining"
     looks = Looks(results)
     tables, charts = [], []
     for k, setting in enumerate(found.settings):
-        trained = sorted(found.of(setting), key=lambda one: one.spread.mean)
+        metric = found.metric(setting)
+        noun = metric.noun
+        trained = sorted(found.of(setting), key=lambda one: metric.order(one.spread.mean))
         rows = [
             [
                 one.name, one.group, one.search_seed, len(one.errors), one.spread.mean, one.spread.deviation,
@@ -96,24 +100,41 @@ def _retrained(results: StudyResults, found: Findings) -> Section | None:
         ]  # fmt: skip
         columns = [
             Column("genotype"), Column("from"), Column("search seed", str, number=True),
-            Column("trainings", str, number=True), Column("mean error, %", fixed(2), number=True),
-            Column("deviation, points", fixed(2), number=True), Column("error by seed, %", by_seed),
+            Column("trainings", str, number=True), Column(f"mean {noun}, %", fixed(2), number=True),
+            Column("deviation, points", fixed(2), number=True), Column(f"{noun} by seed, %", by_seed),
             Column("parameters as trained", whole, number=True),
             Column("parameters at C=36, 20 cells", whole, number=True), Column("hours", fixed(2), number=True),
         ]  # fmt: skip
         caption = setting_note(setting, trained)
         note = (
-            f"Measured: test error after the last epoch. {caption} Deviation: sample standard deviation over the seeds "
-            "of the training; a single training has none. Parameters without the auxiliary head. Hours: all trainings "
-            "of the genotype."
+            f"Measured: test {noun} after the last epoch. {caption} Deviation: sample standard deviation over the "
+            "seeds of the training; a single training has none. Parameters without the auxiliary head. Hours: all "
+            "trainings of the genotype."
         )
-        tables.append(Table(f"errors{_suffix(k)}", "Test error of each genotype", columns, rows, note))
+        tables.append(
+            Table(f"errors{_suffix(k)}", f"Test {noun} of each {_trained_noun(trained)}", columns, rows, note)
+        )
         charts += [_errors_chart(trained, caption, looks, k), *_sizes_chart(trained, caption, looks, k)]
-    return Section("errors", "Errors after retraining", tables=tables, charts=charts)
+    return Section("errors", heading, tables=tables, charts=charts)
+
+
+def _nouns(found: Findings) -> str:
+    """What the trainings of a study are compared by: error, mAP (VOC07), or both."""
+    return " or ".join(dict.fromkeys(found.metric(setting).noun for setting in found.settings))
+
+
+def _capital(text: str) -> str:
+    """With a capital first letter, but for abbreviations such as mAP."""
+    return text if text[:2] != text[:2].lower() else text[0].upper() + text[1:]
+
+
+def _trained_noun(trained: Sequence[Trained]) -> str:
+    kinds = {one.kind == "model" for one in trained}
+    return "model" if kinds == {True} else "genotype or model" if len(kinds) == 2 else "genotype"
 
 
 def _errors_chart(trained: Sequence[Trained], caption: str, looks: "Looks", k: int) -> Chart:
-    series, intervals = [], []
+    series, intervals, noun = [], [], trained[0].metric.noun
     for row, one in enumerate(trained):
         points = [(error, float(row)) for error in one.errors.values()]
         titles = [f"{one.name}, seed {seed}: {error:.2f}%" for seed, error in one.errors.items()]
@@ -123,9 +144,9 @@ def _errors_chart(trained: Sequence[Trained], caption: str, looks: "Looks", k: i
             intervals.append(Interval(row, min(values), one.spread.mean, max(values)))
     return Chart(
         name=f"errors{_suffix(k)}",
-        title="Test error by genotype, best mean first",
+        title=f"Test {noun} by {_trained_noun(trained)}, best mean first",
         caption=f"Each sign is a training, the bar their mean, the line their range. {caption}",
-        x_label="test error after the last epoch, %",
+        x_label=f"test {noun} after the last epoch, %",
         series=series,
         rows=[one.name for one in trained],
         intervals=intervals,
@@ -142,12 +163,13 @@ def _sizes_chart(trained: Sequence[Trained], caption: str, looks: "Looks", k: in
         if one.genotype_params is not None
     ]  # fmt: skip
     if len(series) > 1:
+        noun = trained[0].metric.noun
         yield Chart(
             name=f"error_and_size{_suffix(k)}",
-            title="Error against size",
+            title=f"{_capital(noun)} against size",
             caption=f"Each sign is the mean of one genotype's trainings. {caption}",
             x_label="parameters at C=36, 20 cells, M",
-            y_label="mean test error, %",
+            y_label=f"mean test {noun}, %",
             series=series,
         )
 
@@ -160,9 +182,10 @@ def _compared(results: StudyResults, found: Findings) -> Section | None:
     for k, (setting, comparisons) in enumerate(found.comparisons.items()):
         if not any(one.pairs for one in comparisons):
             continue
-        rows = [_comparison_row(one) for one in comparisons]
+        metric = found.metric(setting)
+        rows = [_comparison_row(one, metric) for one in comparisons]
         columns = [
-            Column("difference of errors"), Column("paired by"), Column("pairs", str, number=True),
+            Column(f"difference of {_several(metric)}"), Column("paired by"), Column("pairs", str, number=True),
             Column("by seed, points"), Column("mean, points", fixed(2, sign=True), number=True),
             Column("95% interval, points", interval(2, sign=True), is_interval=True), Column("p", p_text, number=True),
             Column("p, Holm" if results.correct else "p, not corrected", p_text, number=True), Column("says"),
@@ -170,8 +193,8 @@ def _compared(results: StudyResults, found: Findings) -> Section | None:
         tests = sum(one.p is not None for one in comparisons)
         correction = f", and Holm's correction is over {counted(range(tests), 'test')}" if results.correct else ""
         note = (
-            "Errors of the first minus errors of the second; negative: the first has the smaller error. Paired t test; "
-            f"intervals are for one comparison alone{correction}. "
+            f"{_capital(_several(metric))} of the first minus {_several(metric)} of the second; negative: the first "
+            f"has the smaller {metric.noun}. Paired t test; intervals are for one comparison alone{correction}. "
             f"{setting_note(setting, found.of(setting))}"
         )
         tables.append(Table(f"comparisons{_suffix(k)}", "Paired differences", columns, rows, note))
@@ -180,9 +203,9 @@ def _compared(results: StudyResults, found: Findings) -> Section | None:
             Chart(
                 name=f"differences{_suffix(k)}",
                 title="Paired differences with 95% intervals",
-                caption=f"Signs are pairs. Left of the dashed line the first has the smaller error. "
+                caption=f"Signs are pairs. Left of the dashed line the first has the smaller {metric.noun}. "
                 f"{setting_note(setting, found.of(setting))}",
-                x_label="difference of test errors, points",
+                x_label=f"difference of test {_several(metric)}, points",
                 rows=[f"{one.ours} − {one.theirs}" for one in drawn],
                 series=[
                     Series(
@@ -207,24 +230,29 @@ def _compared(results: StudyResults, found: Findings) -> Section | None:
     return Section("comparisons", "Comparisons", tables=tables, charts=charts) if tables else None
 
 
-def _comparison_row(one: Comparison) -> list[Any]:
+def _several(metric: Metric) -> str:
+    return "errors" if metric == ERROR else metric.noun
+
+
+def _comparison_row(one: Comparison, metric: Metric) -> list[Any]:
     title, pairs = f"{one.ours} − {one.theirs}", one.pairs
     if pairs is None:
         return [title, one.paired_by, 0, None, None, None, None, None, "no common seed yet"]
     by = ", ".join(f"{key}: {signed(value)}" for key, value in zip(pairs.keys, pairs.values, strict=True))
     return [
         title, one.paired_by, len(pairs.keys), by, pairs.mean, pairs.interval, one.p,
-        one.p_holm, says(one),
+        one.p_holm, says(one, metric),
     ]  # fmt: skip
 
 
-def says(one: Comparison) -> str:
+def says(one: Comparison, metric: Metric = ERROR) -> str:
     """What a comparison settles at 5% after the correction, in words."""
     if one.pairs is None or one.p_holm is None:
         return "one pair decides nothing"
     if one.p_holm > ALPHA:
         return "not settled"
-    return f"{one.ours if one.pairs.mean < 0 else one.theirs} has the smaller error"
+    first_is_better = metric.order(one.pairs.mean) < 0
+    return f"{one.ours if first_is_better else one.theirs} has the {metric.better} {metric.noun}"
 
 
 # Variances
@@ -255,7 +283,7 @@ def _spread(found: Findings) -> Section | None:
         return None
     columns = [
         Column("space · method"), *([Column("setting")] if several else []), Column("searches", str, number=True),
-        Column("trainings", str, number=True), Column("mean error, %", fixed(2), number=True),
+        Column("trainings", str, number=True), Column(f"mean {_nouns(found)}, %", fixed(2), number=True),
         Column("between searches: deviation, points", fixed(2), number=True),
         Column("between searches: 95% interval", interval(2), is_interval=True),
         Column("between trainings: deviation, points", fixed(2), number=True),
@@ -264,8 +292,8 @@ def _spread(found: Findings) -> Section | None:
     ]  # fmt: skip
     notes = [
         "Standard deviations of a model with random searches and random trainings (analysis of variance, unbalanced). "
-        "Between searches: how much another seed of the search changes the error, training noise taken out. Between "
-        "trainings: how much another seed of the training changes the error of one genotype. A dash: the runs cannot "
+        "Between searches: how much another seed of the search changes the result, training noise taken out. Between "
+        "trainings: how much another seed of the training changes the result of one genotype. A dash: the runs cannot "
         "tell the two apart (one search, or each genotype trained once). The last column is the plain deviation of the "
         "genotypes' means, which mixes both.",
         *(setting_note(setting, found.of(setting)) for setting in found.settings),
@@ -358,7 +386,8 @@ def _power(found: Findings) -> Section | None:
     if not rows:
         return None
     columns = [
-        Column("difference of errors"), *([Column("setting")] if several else []), Column("paired by"),
+        Column(f"difference of {' or '.join(dict.fromkeys(_several(found.metric(s)) for s in found.settings))}"),
+        *([Column("setting")] if several else []), Column("paired by"),
         Column("pairs now", str, number=True), Column("deviation of the differences, points", fixed(3), number=True),
         Column("smallest difference found now, points", fixed(2), number=True),
         Column(f"pairs for {target:g} points", _count, number=True), Column("from … to"),
@@ -453,7 +482,54 @@ def _searched(results: StudyResults) -> Section | None:
             "skip connections in the derived cell."
         )
         tables.append(Table(f"searches{_suffix(k)}", "Searches", columns, rows, note))
+    tables.append(_what_they_did(results))
     return Section("searches", "Searches", tables=tables, charts=list(_entropy_charts(results)))
+
+
+def _what_they_did(results: StudyResults) -> Table:
+    """A row for each space and method: how its searches went and which networks they led to."""
+    several = len(results.findings.settings) > 1  # errors of different trainings have no common mean
+    errors = {one.search: one.spread.mean for one in results.findings.genotypes if one.search and one.kind == "plain"}
+    groups: dict[tuple[str, str], list[Record]] = {}
+    for one in results.searches:
+        groups.setdefault((one["space"], one["method"]), []).append(one)
+    rows = []
+    for (space, method), each in groups.items():
+        skips = [f"seed {one['seed']}: {one['skips_by_epoch']}" for one in each if one.get("skips_by_epoch")]
+        eigenvalues = {one["seed"]: one["eigenvalue"] for one in each if one.get("eigenvalue") is not None}
+        found = [] if several else [errors[one["id"]] for one in each if one["id"] in errors]
+        rows.append(
+            [
+                space, method, ", ".join(str(one["seed"]) for one in each), _mean(each, "alpha_steps"),
+                "; ".join(skips) or None, eigenvalues or None, _mean(each, "genotype_params"), _sum(each, "hours"),
+                sum(found) / len(found) if found else None,
+            ]
+        )  # fmt: skip
+    columns = [
+        Column("space"), Column("method"), Column("seeds"), Column("alpha steps", "{:,.0f}".format, number=True),
+        Column("skips in the normal cell, epoch: number"), Column("eigenvalue by seed", _values_by_seed),
+        Column("parameters at C=36, 20 cells", "{:,.0f}".format, number=True),
+        Column("hours", fixed(2), number=True), Column("mean test error, %", fixed(2), number=True),
+    ]  # fmt: skip
+    notes = [
+        "Alpha steps and parameters: means over the seeds. Skips: skip connections of the normal cell as it would be "
+        "derived after an epoch. Eigenvalue: the largest of the Hessian of the validation loss in the alphas, as last "
+        "measured. Hours: all searches together, to the last epoch. Error: of the networks derived, each after its "
+        "training; a dash where none is trained yet, or where trainings have several settings.",
+        *dict.fromkeys(f"{one['setting']}; {one['machine']}." for one in results.searches),
+        *(setting_note(one, results.findings.of(one)) for one in results.findings.settings if not several),
+    ]
+    return Table("what_the_searches_did", "What the searches did", columns, rows, " ".join(notes))
+
+
+def _mean(records: Iterable[Mapping[str, Any]], key: str) -> float | None:
+    """The mean of a value over the records that have it; None if none does."""
+    values = [one[key] for one in records if one.get(key) is not None]
+    return sum(values) / len(values) if values else None
+
+
+def _values_by_seed(values: Mapping[int, float]) -> str:
+    return ", ".join(f"{seed}: {value:.3g}" for seed, value in values.items())
 
 
 def _entropy_charts(results: StudyResults) -> Iterable[Chart]:
@@ -578,7 +654,7 @@ class Looks:
 
     def __init__(self, results: StudyResults) -> None:
         arms = [arm_name(one["space"], one["method"]) for one in results.searches]
-        order = ("plain", "bounded", "reference", "random")
+        order = ("plain", "bounded", "reference", "random", "model")
         trained = sorted({(order.index(one.kind), one.group) for one in results.findings.genotypes})
         groups = dict.fromkeys([*arms, *(group for _, group in trained)])
         self._numbers = {group: k for k, group in enumerate(groups)}

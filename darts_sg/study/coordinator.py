@@ -53,6 +53,7 @@ def prepare_folder(path: Path, study: StudyFile) -> StudyFolder:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"--dir {path} cannot be made: {error.strerror}; choose another") from None
+    folder.remove_half_written()
     for job in jobs:
         folder.add_state(job)
     if not folder.file.is_file() or folder.file.read_text(encoding="utf-8") != study.text:

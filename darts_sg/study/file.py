@@ -15,6 +15,7 @@ from typing import Any, Literal
 from darts_sg.config import JOBS, AugmentConfig, JobName, RunConfig, SearchConfig
 from darts_sg.errors import UsageError
 from darts_sg.genotype import NAME_PATTERN, zoo_names
+from darts_sg.networks.mobile import find_model
 from darts_sg.options import read_option
 from darts_sg.registry import unknown_name
 from darts_sg.study.node import Node, Source
@@ -45,7 +46,7 @@ SET_BY_STUDY = {
 }
 """Options of a job that no section may hold, with the place that says them instead."""
 
-GenotypeKind = Literal["plain", "bounded", "random", "reference"]
+GenotypeKind = Literal["plain", "bounded", "random", "reference", "model"]
 Subject = Literal["space", "method", "genotype"]
 
 
@@ -85,7 +86,7 @@ class Limits:
     max_macs: int | None = None
     max_skips: int | None = None
 
-    def as_dict(self) -> dict[str, int]:
+    def as_dict(self) -> dict[str, Any]:
         """The bounds that are set."""
         return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
 
@@ -104,12 +105,12 @@ class Limits:
 
 @dataclass(frozen=True)
 class StudyGenotype:
-    """A genotype of the study; it stands in genotypes/NAME.yaml once it is known."""
+    """A genotype of the study, which stands in genotypes/NAME.yaml once it is known; or a model."""
 
     name: str
     kind: GenotypeKind
     space: str = ""
-    """The name of its StudySpace; empty for a reference."""
+    """The name of its StudySpace; empty for a reference or a model."""
     method: str = ""
     """The name of the StudyMethod that found it; empty for random genotypes and references."""
     seed: int | None = None
@@ -133,6 +134,8 @@ class GenotypesWanted:
     """Seeds of their retrainings; None for all."""
     references: tuple[str, ...] = ()
     """Names of the zoo."""
+    models: tuple[str, ...] = ()
+    """Names of models, such as mobilenext_1.0, to train in the same way."""
 
 
 @dataclass(frozen=True)
@@ -300,8 +303,10 @@ def _study(root: Node, text: str) -> StudyFile:
         if root.at(key).given:
             raise root.at(key).wrong("there are no spaces and methods to search; add them, or leave it out")
     wanted = _wanted(root.at("genotypes"), retrain is not None)
-    if not searched and not wanted.references:
-        raise root.wrong("nothing to run: give spaces and methods to search, or genotypes.references to retrain")
+    if not searched and not wanted.references and not wanted.models:
+        raise root.wrong(
+            "nothing to run: give spaces and methods to search, or genotypes.references or genotypes.models to retrain"
+        )
     sweep = _sweep(root.at("sweep"))
     retrain_seeds = seeds.at("retrain").seeds() if seeds.at("retrain").given else ()
     if wanted.random_seeds and (unknown := sorted(set(wanted.random_seeds) - set(retrain_seeds))):
@@ -453,8 +458,8 @@ def _template(node: Node) -> str:
 def _wanted(node: Node, trained: bool) -> GenotypesWanted:
     if not node.given:
         return GenotypesWanted()
-    node.mapping((), ("name", "plain", "bounded", "random", "references"))
-    for key in ("plain", "random", "references"):
+    node.mapping((), ("name", "plain", "bounded", "random", "references", "models"))
+    for key in ("plain", "random", "references", "models"):
         if node.at(key).given and not trained:
             raise node.at(key).wrong("says what is retrained, but there is no section retrain; add it")
     bounded, random, plain = node.at("bounded"), node.at("random"), node.at("plain")
@@ -467,6 +472,9 @@ def _wanted(node: Node, trained: bool) -> GenotypesWanted:
     if node.at("references").given:
         elements = node.at("references").elements("a list of genotypes of the zoo")
         references = tuple(dict.fromkeys(element.one_of("genotype", zoo_names()) for element in elements))
+    models: tuple[str, ...] = ()
+    if node.at("models").given:
+        models = tuple(dict.fromkeys(map(_model, node.at("models").elements("a list of models"))))
     limits: list[Limits] = []
     if bounded.given:
         several = isinstance(bounded.value, list | tuple)
@@ -480,7 +488,16 @@ def _wanted(node: Node, trained: bool) -> GenotypesWanted:
         random=number,
         random_seeds=seeds,
         references=references,
+        models=models,
     )
+
+
+def _model(node: Node) -> str:
+    name = node.text("the name of a model")
+    try:
+        return find_model(name).name
+    except UsageError as error:
+        raise node.wrong(error) from None
 
 
 def _limits(node: Node) -> Limits:
@@ -503,6 +520,8 @@ def _genotypes(study: StudyFile) -> Iterator[StudyGenotype]:
         yield StudyGenotype(f"{space.name}_random_{seed}", "random", space.name, "", seed)
     for name in wanted.references:
         yield StudyGenotype(name, "reference")
+    for name in wanted.models:
+        yield StudyGenotype(name, "model")
 
 
 def _refuse_equal_names(study: StudyFile) -> None:
@@ -600,6 +619,11 @@ def _claims(node: Node, study: StudyFile) -> Iterator[StudyClaim]:
             kind.one_of("kind", ("plain", "bounded"))
             if kind.value == "bounded" and not study.wanted.bounded:
                 raise kind.wrong("there are no bounds; add genotypes.bounded")
+        if (model := next((name for name in (of, against) if name in study.wanted.models), "")) and (
+            entry.at("conditions").at("fewer_parameters").given
+        ):
+            place = entry.at("conditions").at("fewer_parameters")
+            raise place.wrong(f"counts cells in the papers' shape, {model} is a model without cells; leave it out")
         conditions = tuple(_condition(*item, study) for item in entry.at("conditions").items("a mapping of conditions"))
         if not conditions:
             raise entry.at("conditions").expected(f"at least one condition: {', '.join(CONDITIONS)}")

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from darts_sg.study.components import Components, variance_components
 from darts_sg.study.inference import Asked, Comparison, Design, compare, designs
 from darts_sg.study.ranking import RankCorrelation, rank_correlation
-from darts_sg.study.run_records import Record, group_name
+from darts_sg.study.run_records import ERROR, Metric, Record, group_name
 from darts_sg.study.statistics import Spread, spread
 
 ASKED = tuple[str, str, str]
@@ -25,7 +26,7 @@ class Trained:
 
     name: str
     kind: str
-    """plain or bounded (of a search of the study), random, or reference (a published genotype)."""
+    """plain or bounded (of a search of the study), random, reference (a published genotype), or model."""
     space: str
     method: str
     group: str
@@ -36,13 +37,14 @@ class Trained:
     setting: str
     machines: tuple[str, ...]
     errors: Mapping[int, float]
-    """Test error after the last epoch in percent, by the seed of the training."""
+    """Test error after the last epoch in percent, or what else `metric` says, by the seed of the training."""
     params: int | None
     """As trained, without the auxiliary head."""
     genotype_params: int | None
     """At C=36, 20 cells."""
     hours: float | None
     """Of all its trainings together."""
+    metric: Metric = ERROR
 
     @property
     def spread(self) -> Spread:
@@ -94,6 +96,10 @@ class Findings:
     def of(self, setting: str) -> list[Trained]:
         return [one for one in self.genotypes if one.setting == setting]
 
+    def metric(self, setting: str) -> Metric:
+        """What the trainings of a setting, which share their data and so their task, are compared by."""
+        return next((one.metric for one in self.of(setting)), ERROR)
+
 
 def compute(
     searches: Sequence[Record],
@@ -133,12 +139,12 @@ def compute(
 def _trained(trainings: Iterable[Record]) -> list[Trained]:
     groups: dict[tuple[str, str], list[Record]] = {}
     for record in trainings:
-        if record.get("error") is not None:
+        if _figure(record) is not None:
             groups.setdefault((record["setting"], record["genotype"]), []).append(record)
     found = []
     for (setting, name), group in groups.items():
         first, hours = group[0], [record["hours"] for record in group if record.get("hours") is not None]
-        errors = {record["seed"]: float(record["error"]) for record in group}
+        errors = {record["seed"]: float(_figure(record)) for record in group}
         found.append(
             Trained(
                 name=name,
@@ -154,9 +160,15 @@ def _trained(trainings: Iterable[Record]) -> list[Trained]:
                 params=first.get("params"),
                 genotype_params=first.get("genotype_params"),
                 hours=sum(hours) if hours else None,
+                metric=Metric(first["metric"], first["larger_is_better"]) if "metric" in first else ERROR,
             )
         )
     return found
+
+
+def _figure(record: Record) -> Any:
+    """What a training is compared by; None without it. A record without a metric is one of a classifier."""
+    return record.get("figure", record.get("error"))
 
 
 def _arms(genotypes: Iterable[Trained]) -> list[Arm]:
@@ -184,7 +196,7 @@ def _comparisons(genotypes: Sequence[Trained], asked: Sequence[ASKED], correct: 
 def differences(
     genotypes: Iterable[Trained], ours: str, theirs: str, subject: str, kind: str = "plain"
 ) -> dict[str, float]:
-    """Errors of one minus errors of the other, by pair.
+    """Errors (or what else the trainings are compared by) of one minus those of the other, by pair.
 
     Two genotypes are paired by the seed of the training. Two methods (or spaces) are paired search by search: the same
     space (or method) and seed of the search, genotypes of that `kind`. A pair's value is then the mean over the seeds

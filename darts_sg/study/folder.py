@@ -23,6 +23,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from darts_sg.engine.run_dir import TEMPORARY
 from darts_sg.errors import UsageError, one_line, quoted
 from darts_sg.files import read_text, why, write_atomically
 from darts_sg.study.file import StudyFile, parse_study
@@ -31,6 +32,7 @@ from darts_sg.yaml_files import read_yaml_text
 
 State = Literal["waiting", "running", "done", "failed"]
 MAX_BYTES = 2**20  # a state has about 2 KiB
+WRITTEN_WITHIN = 600.0  # seconds that no file of a study takes to be written
 
 
 @dataclass(frozen=True)
@@ -163,6 +165,13 @@ class StudyFolder:
                 os.link(name, path)
         finally:
             Path(name).unlink(missing_ok=True)
+
+    def remove_half_written(self) -> None:
+        """Remove the temporary files that a kill in `write_atomically` has left, once nobody can be writing them."""
+        for path in (*(self.path / "jobs").glob(".*"), *(self.path / "genotypes").glob(".*")):
+            with suppress(OSError):  # another coordinator was faster
+                if TEMPORARY.fullmatch(path.name) and time.time() - path.stat().st_mtime > WRITTEN_WITHIN:
+                    path.unlink()
 
     def log(self, text: str) -> None:
         """Add a line to log.txt, with the time, the host and the process; what cannot be written is dropped."""

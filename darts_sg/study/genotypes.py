@@ -2,33 +2,16 @@
 
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
-
-import numpy as np
 
 from darts_sg.analysis.deriving import derive_genotype
 from darts_sg.analysis.run_folder import read_run
 from darts_sg.config import SearchConfig, make_config
-from darts_sg.derive import random_cell
+from darts_sg.derive import random_genotype
 from darts_sg.files import write_atomically
 from darts_sg.genotype import Genotype, load_genotype, renamed
 from darts_sg.networks.derived import NetworkShape
-from darts_sg.spaces import parse_space
 from darts_sg.study.file import StudyFile, StudyGenotype
 from darts_sg.study.folder import StudyFolder
-
-
-def random_genotype(space: str, nodes: int, seed: int, name: str) -> Genotype:
-    """A genotype drawn at random: uniform over the operations other than `none`, and over pairs of states.
-
-    seed: of the generator (numpy's default_rng). Raises UsageError if there is no such space.
-    """
-    found = parse_space(space)
-    generator = np.random.default_rng(seed)
-    tables = found.allowed or (None, None)
-    normal, reduce = (random_cell(nodes, found.operations, generator, table) for table in tables)
-    provenance = MappingProxyType({"kind": "random", "seed": seed})
-    return Genotype(name, found.name, found.operations, normal, reduce, provenance)
 
 
 def nodes_of(study: StudyFile, space: str) -> int:

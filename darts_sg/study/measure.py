@@ -12,9 +12,10 @@ from typing import Any
 import yaml
 
 from darts_sg.config import JOBS, RunConfig
+from darts_sg.derive import random_genotype
 from darts_sg.errors import RunError
 from darts_sg.study.file import StudyFile
-from darts_sg.study.genotypes import nodes_of, random_genotype
+from darts_sg.study.genotypes import nodes_of
 from darts_sg.study.plan import StudyJob
 
 STEP = re.compile(r"^one step of batch \d+: ([\d.]+) s \(([\d.]+) images/s\)", re.MULTILINE)
@@ -61,7 +62,7 @@ def measured(
 def _key(job: StudyJob, config: RunConfig) -> tuple[Any, ...]:
     """What jobs share that take equally long."""
     options = {name: value for name, value in config.as_dict().items() if name not in ("seed", "genotype")}
-    subject = job.genotype if job.genotype_kind == "reference" else job.space
+    subject = job.genotype if job.genotype_kind in ("reference", "model") else job.space
     return job.kind, subject, *map(str, options.items())
 
 
@@ -69,7 +70,7 @@ def _dry_run(study: StudyFile, job: StudyJob, config: RunConfig, threads: int | 
     names = [f.name for f in fields(JOBS[job.name])]
     options = {name: value for name, value in config.as_dict().items() if name in names}
     with tempfile.TemporaryDirectory(prefix="study-") as folder:
-        if job.kind == "retrain":
+        if job.kind == "retrain" and job.genotype_kind != "model":
             options["genotype"] = job.genotype
             if job.genotype_kind != "reference":
                 stand_in = random_genotype(study.space(job.space).space, nodes_of(study, job.space), 0, "stand_in")

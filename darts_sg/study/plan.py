@@ -23,11 +23,12 @@ class StudyJob:
     """search_SPACE_METHOD_sSEED, or retrain_GENOTYPE_sSEED."""
     kind: JobKind
     space: str
-    """The name of its StudySpace; empty for a reference of the zoo."""
+    """The name of its StudySpace; empty for a reference of the zoo or a model."""
     method: str
-    """The name of its StudyMethod; empty for random genotypes and references."""
+    """The name of its StudyMethod; empty for random genotypes, references and models."""
     genotype: str
-    """The genotype that a search finds by the usual rule, or that a retraining trains: STUDY/genotypes/NAME.yaml."""
+    """The genotype that a search finds by the usual rule, or that a retraining trains: STUDY/genotypes/NAME.yaml. For
+    the training of a model its name."""
     seed: int
     """Seed of this run."""
     options: Mapping[str, Any]
@@ -87,6 +88,8 @@ def search_job(study: StudyFile, genotype: StudyGenotype) -> StudyJob:
 def retrain_job(study: StudyFile, genotype: StudyGenotype, seed: int, needs: str | None) -> StudyJob:
     """The training of a genotype at a seed; `needs` is the search that finds it, if one does."""
     options = {**study.data, **(study.retrain or {}), "seed": seed}
+    if genotype.kind == "model":
+        options["model"] = genotype.name
     return StudyJob(
         f"retrain_{genotype.name}_s{seed}",
         "retrain",

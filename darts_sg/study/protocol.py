@@ -12,6 +12,7 @@ from darts_sg.analysis.sheet import family
 from darts_sg.config import JOBS, JobName
 from darts_sg.errors import UsageError, quoted
 from darts_sg.genotype import NAME_PATTERN, zoo_names
+from darts_sg.networks.ssdlite import PUBLISHED
 from darts_sg.quantity import parse_quantity
 from darts_sg.registry import unknown_name
 from darts_sg.spaces import parse_space
@@ -68,6 +69,16 @@ class PublishedRow:
 
 
 @dataclass(frozen=True)
+class Detectors:
+    """Two models whose detectors are compared."""
+
+    models: tuple[str, str]
+    """The one that should have the higher mAP, then the other."""
+    note: str
+    """Sentences to put beside their figures."""
+
+
+@dataclass(frozen=True)
 class Protocol:
     """A study as data; see protocols/sandglass.yaml for a commented file."""
 
@@ -85,6 +96,7 @@ class Protocol:
     claim: Claim
     published_source: str
     published: tuple[PublishedRow, ...]
+    detectors: Detectors | None = None
 
     def space(self, name: str) -> Space:
         return next(space for space in self.spaces if space.name == name)
@@ -253,7 +265,7 @@ class _Node:
 def _protocol(root: _Node) -> Protocol:
     root.mapping(
         ("title", "data", "spaces", "seeds", "full_scale", "comparisons", "claim"),
-        ("bounds", "references", "published"),
+        ("bounds", "references", "published", "detectors"),
     )
     data = root.at("data").mapping(("dataset",), ("network",))
     spaces = tuple(_space(name, node) for name, node in root.at("spaces").items("a mapping from spaces to genotypes"))
@@ -291,7 +303,18 @@ def _protocol(root: _Node) -> Protocol:
         claim=_claim(root.at("claim"), list(known), references),
         published_source=source,
         published=rows,
+        detectors=_detectors(root.at("detectors")),
     )
+
+
+def _detectors(node: _Node) -> Detectors | None:
+    if node.value is None:
+        return None
+    pair = node.mapping(("models", "note")).at("models")
+    names = [one.one_of("detector with published figures", list(PUBLISHED)) for one in pair.elements("two models")]
+    if len(names) != 2 or names[0] == names[1]:
+        raise pair.error("two different models")
+    return Detectors((names[0], names[1]), node.at("note").text().strip())
 
 
 def _optional(root: _Node, key: str, keys: Sequence[str]) -> _Node | None:

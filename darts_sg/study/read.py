@@ -12,6 +12,7 @@ from darts_sg.analysis.measured import distinctions, machines, option_values, ru
 from darts_sg.analysis.run_folder import Run, search_epochs
 from darts_sg.config import compared_options
 from darts_sg.genotype import Genotype, load_genotype
+from darts_sg.study.detectors import read_detectors
 from darts_sg.study.protocol import FEW_SKIPS, PLAIN, STEERED, Protocol
 from darts_sg.study.records import OTHER, PUBLISHED, Experiment, Found, Search, Setting, Trained
 
@@ -52,6 +53,7 @@ def read_experiment(folder: Path, protocol: Protocol) -> Experiment:
         full_searches=bool(here) and all(_has(_search_values(_genotype(run)), full) for run in here),
         left_out=len(everywhere) - len(here),
         settings=tuple(sorted(settings, key=lambda one: _weight(one, protocol), reverse=True)),
+        detectors=tuple(read_detectors(folder, protocol.detectors, compared, remarks)),
         remarks=tuple(dict.fromkeys(remarks)),
     )
 

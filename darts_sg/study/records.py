@@ -7,6 +7,7 @@ from pathlib import Path
 from darts_sg.analysis.cost import derived_counts
 from darts_sg.analysis.sheet import family
 from darts_sg.genotype import Genotype, load_genotype, state_name
+from darts_sg.study.detectors import DetectorSetting
 from darts_sg.study.protocol import FEW_SKIPS, PLAIN, STEERED, Protocol
 from darts_sg.study.statistics import Difference, Evidence, Judgement, Spread, judge, paired, spread
 
@@ -157,6 +158,8 @@ class Experiment:
     settings: tuple[Setting, ...]
     """The settings in which a genotype of the study was trained; first the one that decides the claim."""
     remarks: tuple[str, ...]
+    detectors: tuple[DetectorSetting, ...] = ()
+    """The settings in which the protocol's detectors were trained."""
 
     def of(self, space: str) -> list[Search]:
         return [search for search in self.searches if search.space == space]

@@ -1,6 +1,7 @@
 """The report of a study in Markdown: what was published, and what the run folders at hand measured."""
 
 from darts_sg.analysis.report import markdown_table
+from darts_sg.study.detectors import detectors_section
 from darts_sg.study.protocol import FEW_SKIPS, PublishedRow
 from darts_sg.study.records import Experiment, Trained
 from darts_sg.study.searches import ABSENT, searches_section
@@ -24,6 +25,8 @@ def study_report(found: Experiment, picture: str | None = None) -> str:
         "## Verdict",
         *_verdict(found),
     ]
+    if found.protocol.detectors is not None:
+        sections += ["## Detectors", *detectors_section(found.detectors, found.protocol.detectors)]
     if found.remarks:
         sections += ["## Remarks", "\n".join(f"- {remark}" for remark in found.remarks)]
     return "\n\n".join(sections) + "\n"
@@ -70,7 +73,7 @@ def _published_and_measured(found: Experiment) -> list[str]:
 def _errors_of(found: Experiment, title: str) -> str:
     """The errors of a genotype in all settings, each with its setting."""
     rows = ((setting, setting.find(title)) for setting in found.settings)
-    texts = [f"{row.spread.text(2)} ({title}; {_seeds(row)}; {s.title})" for s, row in rows if row is not None]
+    texts = [f"{row.spread.text(2)}: {title}; {_seeds(row)}; {s.title}" for s, row in rows if row is not None]
     return "; ".join(texts) or ABSENT
 
 

@@ -104,7 +104,12 @@ def results_text(results: StudyResults, sections: Sequence[Section]) -> str:
             for one in results.findings.genotypes
         ],
         "tables": {
-            table.name: {"title": table.title, "note": table.note, "rows": table.records()}
+            table.name: {
+                "title": table.title,
+                "note": table.note,
+                "rows": table.records(),
+                "markdown": table.markdown(),
+            }
             for section in sections
             for table in section.tables
         },
@@ -181,8 +186,11 @@ def _published(study: StudyFile) -> list[Record]:
 
 
 def _name_settings(trainings: Iterable[Record], runs: Mapping[str, Run]) -> None:
-    """Give each training its setting: data and scale, and what tells it from others of the same data and scale."""
-    compared = compared_options("augment")
+    """Give each training its setting: data and scale, and what tells it from others of the same data and scale.
+
+    Which model is trained is what a study compares, no part of the setting.
+    """
+    compared = {name: default for name, default in compared_options("augment").items() if name != "model"}
     settings = {record["id"]: setting(runs[record["id"]], compared) for record in trainings}
     keys = {name: (any_seed(key[0]), *key[1:]) for name, key in settings.items()}
     apart = distinctions(set(keys.values()), compared)

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,8 +14,40 @@ from darts_sg.analysis.run_folder import Run, SearchEpoch, read_mixing_weights, 
 from darts_sg.derive import entropy, num_edges
 from darts_sg.errors import UsageError
 from darts_sg.genotype import NUM_INPUTS, Genotype
+from darts_sg.tasks import Task
 
 Record = dict[str, Any]
+
+
+class Metric(NamedTuple):
+    """The figure in percent by which trainings are compared: the headline of their task."""
+
+    noun: str = "error"
+    """error, mAP (VOC07), …"""
+    larger_is_better: bool = False
+
+    @property
+    def better(self) -> str:
+        """How the better of two is called: smaller, or larger."""
+        return "larger" if self.larger_is_better else "smaller"
+
+    @property
+    def worse(self) -> str:
+        return "smaller" if self.larger_is_better else "larger"
+
+    def order(self, value: float) -> float:
+        """A key that sorts the best value first."""
+        return -value if self.larger_is_better else value
+
+
+ERROR = Metric()
+"""The metric of classification."""
+
+
+def metric_of(task: Task) -> Metric:
+    """The metric of a task; larger is better if its figure grows with the measure that chooses the best epoch."""
+    figure = task.headline
+    return Metric(figure.noun, figure.value(1.0) > figure.value(0.0))
 
 
 def arm_name(space: str, method: str) -> str:
@@ -28,6 +60,8 @@ def group_name(record: Mapping[str, Any]) -> str:
     match record["kind"]:
         case "reference":
             return "published genotypes"
+        case "model":
+            return "models"
         case "random":
             return f"random, {record['space']}"
         case "bounded":
@@ -51,9 +85,27 @@ def search_record(run: Run) -> Record:
         "hours": _hours(run),
         "validation_accuracy": error if error is None else 100 - error,
         "validation_error": error,
+        "alpha_steps": measured.get("alpha_steps"),
+        "eigenvalue": _last_finite(run, "eigenvalue"),
+        "skips_by_epoch": _skips_by_epoch(run),
         **beliefs(run),
         **_cells(run.genotype),
     }
+
+
+def _last_finite(run: Run, name: str) -> float | None:
+    """The last value of a column of metrics.csv that is a number; None if there is none."""
+    values = [row[name] for row in run.rows if math.isfinite(row.get(name, math.nan))]
+    return values[-1] if values else None
+
+
+def _skips_by_epoch(run: Run, most: int = 5) -> str | None:
+    """`epoch: skip connections of the normal cell derived after it`: first and last epoch, and some evenly between."""
+    counted = [row for row in run.rows if math.isfinite(row.get("skips_normal", math.nan))]
+    if not counted:
+        return None
+    places = sorted({round(i) for i in np.linspace(0, len(counted) - 1, min(most, len(counted)))})
+    return ", ".join(f"{int(counted[i]['epoch'])}: {int(counted[i]['skips_normal'])}" for i in places)
 
 
 def beliefs(run: Run) -> Record:
@@ -90,9 +142,18 @@ def chosen_weight(genotype: Genotype, epoch: SearchEpoch) -> float | None:
 
 
 def training_record(run: Run) -> Record:
-    """Errors and cost of a training so far; what a run does not have is None."""
+    """Figures and cost of a training so far; what a run does not have is None.
+
+    `metric` names what trainings of its task are compared by, and `figure` is its value after the last epoch in
+    percent; `error` and `best_error` are those of a classifier.
+    """
     result, last = run.result or {}, run.rows[-1] if run.rows else {}
+    key, metric = run.task.headline.key("test"), metric_of(run.task)
     return {
+        "metric": metric.noun,
+        "larger_is_better": metric.larger_is_better,
+        "figure": result.get(f"{key}_last"),
+        "best_figure": result.get(f"{key}_best"),
         "machine": run.machine,
         "epochs": int(last.get("epoch", 0)),
         "planned_epochs": run.options.get("epochs"),

@@ -9,7 +9,7 @@ from darts_sg.analysis.cost import derived_counts
 from darts_sg.genotype import load_genotype
 from darts_sg.study.findings import Findings, differences
 from darts_sg.study.inference import Pairs, pairs_of
-from darts_sg.study.run_records import Record
+from darts_sg.study.run_records import ERROR, Metric, Record
 from darts_sg.study.statistics import Condition, counted, judge, relative
 from darts_sg.study.tables import signed
 
@@ -24,11 +24,13 @@ class Evidence:
     """Parameters at C=36, 20 cells of the genotypes that the claim is about."""
     baseline_counts: Sequence[int]
     pairs: Pairs | None
-    """Errors of `of` minus errors of `against`."""
+    """Errors of `of` minus errors of `against`. Where a larger figure is better, the other way round: in either case a
+    negative difference is one in favour of `of`."""
     searches_missing: int
     """Genotypes of either side that are not known yet."""
     trainings_missing: int
     """Trainings of either side that have no error yet."""
+    metric: Metric = ERROR
 
 
 def evaluate_claims(
@@ -55,7 +57,7 @@ def evaluate_claims(
                     "word": judgement.word,
                     "conditions": [
                         {
-                            "title": TITLES[condition.kind](condition.values, claim.against),
+                            "title": TITLES[condition.kind](condition.values, claim.against, evidence.metric),
                             "word": conditions[condition.kind].word,
                             "text": conditions[condition.kind].text,
                         }
@@ -72,14 +74,17 @@ def _evidence(claim: Any, found: Findings, setting: str, jobs: Sequence[Record],
     trained = {(one.name, seed) for one in found.of(setting) for seed in one.errors}
     wanted = [(job["genotype"], job["seed"]) for job in jobs if job["kind"] == "retrain"]
     either = {*members[0], *members[1]}
+    metric = found.metric(setting)
+    first, second = (claim.against, claim.of) if metric.larger_is_better else (claim.of, claim.against)
     return Evidence(
         of=claim.of,
         against=claim.against,
         counts=counts[0],
         baseline_counts=counts[1],
-        pairs=pairs_of(differences(found.of(setting), claim.of, claim.against, claim.subject, claim.kind)),
+        pairs=pairs_of(differences(found.of(setting), first, second, claim.subject, claim.kind)),
         searches_missing=sum(name not in known for name in either),
         trainings_missing=sum(one not in trained for one in wanted if one[0] in either),
+        metric=metric,
     )
 
 
@@ -116,7 +121,7 @@ def fewer_parameters(values: Mapping[str, Any], found: Evidence) -> Condition:
 
 
 def no_worse(values: Mapping[str, Any], found: Evidence) -> Condition:
-    """No larger mean error, and the 95% interval excludes being worse by `points` or more."""
+    """No worse mean, and the 95% interval excludes being worse by `points` or more."""
     if found.pairs is None:
         return _unmeasured(found)
     points = values["points"]
@@ -128,7 +133,7 @@ def no_worse(values: Mapping[str, Any], found: Evidence) -> Condition:
 
 
 def better(values: Mapping[str, Any], found: Evidence) -> Condition:
-    """The 95% interval lies below 0: a smaller error; with `points`, smaller by more than that."""
+    """The 95% interval lies below 0: a better figure; with `points`, better by more than that."""
     if found.pairs is None:
         return _unmeasured(found)
     points = values.get("points", 0)
@@ -145,7 +150,8 @@ def _unmeasured(found: Evidence) -> Condition:
 
 
 def _measured(pairs: Pairs, found: Evidence) -> str:
-    text = f"{found.of} − {found.against}: {signed(pairs.mean)} points on average of {counted(pairs.keys, 'pair')}, "
+    names = (found.against, found.of) if found.metric.larger_is_better else (found.of, found.against)
+    text = f"{' − '.join(names)}: {signed(pairs.mean)} points on average of {counted(pairs.keys, 'pair')}, "
     if pairs.interval is None:
         return text + "one pair alone gives no interval"
     return f"{text}95% interval {signed(pairs.interval[0])} to {signed(pairs.interval[1])}"
@@ -166,16 +172,16 @@ CONDITIONS: Mapping[str, Callable[[Mapping[str, Any], Evidence], Condition]] = {
     "no_worse": no_worse,
     "better": better,
 }
-TITLES: Mapping[str, Callable[[Mapping[str, Any], str], str]] = {
-    "fewer_parameters": lambda values, against: (
+TITLES: Mapping[str, Callable[[Mapping[str, Any], str, Metric], str]] = {
+    "fewer_parameters": lambda values, against, metric: (
         f"At least {values['percent']:g}% fewer parameters than {against}"
         + (f" and than {values['than']}" if "than" in values else "")
     ),
-    "no_worse": lambda values, against: (
-        f"No larger mean error than {against}, and not worse by {values['points']:g} points or more"
+    "no_worse": lambda values, against, metric: (
+        f"No {metric.worse} mean {metric.noun} than {against}, and not worse by {values['points']:g} points or more"
     ),
-    "better": lambda values, against: (
-        f"A smaller error than {against}"
+    "better": lambda values, against, metric: (
+        f"A {metric.better} {metric.noun} than {against}"
         + (f", by more than {values['points']:g} points" if values.get("points") else "")
     ),
 }

@@ -171,7 +171,7 @@ class Work:
             start(resume=self.run_dir, **of_process)
         else:
             options = {"threads": threads, **job.options, "run_dir": self.run_dir}
-            if job.kind == "retrain":
+            if job.kind == "retrain" and job.genotype_kind != "model":
                 assert job.found is not None
                 needed = job.depends_on[0] if job.depends_on else ""
                 options["genotype"] = str(write_genotype(folder, self.study, job.found, needed))

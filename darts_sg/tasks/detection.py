@@ -20,11 +20,10 @@ from darts_sg.data.batches import sent
 from darts_sg.data.detection.augment import BOX_AUGMENTS, warp
 from darts_sg.data.detection.batches import DetectionBatches, detection_evaluation_batches, read_image
 from darts_sg.data.detection.objects import DetectionImages, Objects, ObjectTable
-from darts_sg.data.detection.predictions import Detections as Found
-from darts_sg.data.detection.predictions import join_detections, predictions_text
+from darts_sg.data.detection.predictions import Detections, join_detections, predictions_text
 from darts_sg.errors import UsageError
 from darts_sg.networks.build import NetworkPlan
-from darts_sg.networks.ssdlite import Detections, PriorStyle, SSDLite, prior_boxes
+from darts_sg.networks.ssdlite import DetectorOutputs, PriorStyle, SSDLite, prior_boxes
 from darts_sg.options import flag
 from darts_sg.tasks.average_precision import Precision, average_precision
 from darts_sg.tasks.columns import FORMATS, PERCENT
@@ -149,7 +148,7 @@ class TestResults(NamedTuple):
     names: list[str]
     """Of the images, sorted."""
     objects: ObjectTable
-    found: Found
+    found: Detections
     precision: Precision
 
 
@@ -166,7 +165,7 @@ class DetectionEvaluator(Evaluator):
         self.results: TestResults | None = None
         """Of the images of all ranks, after `measures`."""
 
-    def update(self, outputs: Detections, targets: Sequence[Objects]) -> None:
+    def update(self, outputs: DetectorOutputs, targets: Sequence[Objects]) -> None:
         size = self.spec.image_size
         matched = match_objects(targets, self.style, size).to(outputs.offsets.device)
         priors = prior_boxes(self.style, size, outputs.offsets.device)
@@ -192,7 +191,7 @@ class DetectionEvaluator(Evaluator):
         objects = table_of([one.truth for one in images])
         found = join_detections(
             [
-                Found(np.full(len(one.scores), i), one.boxes.astype(np.float64), one.labels, one.scores)
+                Detections(np.full(len(one.scores), i), one.boxes.astype(np.float64), one.labels, one.scores)
                 for i, one in enumerate(images)
             ]
         )
@@ -289,11 +288,11 @@ class Detection(Task):
             assert isinstance(network, SSDLite)
             network.freeze_backbone()
 
-    def losses(self, outputs: Detections, targets: MatchedObjects) -> dict[str, Tensor]:
+    def losses(self, outputs: DetectorOutputs, targets: MatchedObjects) -> dict[str, Tensor]:
         class_loss, box_loss = multibox_losses(outputs, targets.matched, targets.num_positives)
         return {"loss": class_loss + box_loss, "class_loss": class_loss, "box_loss": box_loss}
 
-    def loss(self, outputs: Detections, targets: MatchedObjects) -> Tensor:
+    def loss(self, outputs: DetectorOutputs, targets: MatchedObjects) -> Tensor:
         """Cross-entropy + smooth L1, means over the positive prior boxes of the batch (SSD, equation 1)."""
         return self.losses(outputs, targets)["loss"]
 
@@ -342,7 +341,7 @@ class Detection(Task):
         )
 
     def predictions(
-        self, outputs: Detections, spec: DataSpec, images: Sequence[tuple[str, int, int]], least: float | None
+        self, outputs: DetectorOutputs, spec: DataSpec, images: Sequence[tuple[str, int, int]], least: float | None
     ) -> list[Prediction]:
         """The objects found in each image; the default of the lowest score is 0.3."""
         selection = replace(SELECTIONS[self.style], score=SHOWN_SCORE if least is None else least)

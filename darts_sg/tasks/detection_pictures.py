@@ -143,6 +143,8 @@ def precision_recall(curves: Sequence[Curve], class_names: Sequence[str]) -> byt
         recall, precision = np.append(0, curve.recall), np.append(curve.precision[:1], curve.precision)
         if len(curve.recall):
             axes.plot(recall, precision, color="#1F62B5", linewidth=1.2)
+        if not curve.recall.any():  # an empty panel would look like an error
+            axes.text(0.5, 0.5, "none found", ha="center", va="center", fontsize=8, color=INK)
         axes.set_xlim(0, 1.02)
         axes.set_ylim(0, 1.05)
         title = f"{_plain(class_names[i])}: AP {100 * curve.area():.1f}%, {curve.num_objects:,} objects"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from darts_sg.boxes import suppress
-from darts_sg.networks.ssdlite import Detections, PriorStyle, SSDLite, decode, prior_boxes
+from darts_sg.networks.ssdlite import DetectorOutputs, PriorStyle, SSDLite, decode, prior_boxes
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class FoundObjects(NamedTuple):
     """float32 (n,): probabilities."""
 
 
-def decoded(outputs: Detections, priors: Tensor) -> tuple[Tensor, Tensor]:
+def decoded(outputs: DetectorOutputs, priors: Tensor) -> tuple[Tensor, Tensor]:
     """(boxes, corners (N, P, 4) clipped to the image; scores of the classes without background (N, P, C)).
 
     priors: centres (P, 4), on the device of the outputs.

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from darts_sg.boxes import box_iou
-from darts_sg.networks.ssdlite import Detections, encode, to_corners
+from darts_sg.networks.ssdlite import DetectorOutputs, encode, to_corners
 
 POSITIVE_IOU = 0.5
 NEGATIVES = 3
@@ -58,7 +58,7 @@ def hard_negatives(background_loss: Tensor, labels: Tensor) -> Tensor:
     return (rank < NEGATIVES * positive.sum(dim=1, keepdim=True)) & ~positive
 
 
-def multibox_losses(outputs: Detections, matched: Matched, num_positives: int) -> tuple[Tensor, Tensor]:
+def multibox_losses(outputs: DetectorOutputs, matched: Matched, num_positives: int) -> tuple[Tensor, Tensor]:
     """(cross-entropy of positives and hard negatives, smooth L1 of the positives' offsets), scalars.
 
     Both are sums over the batch, divided by its positives, at least 1 (SSD, equations 1 and 3). In float32 or more.

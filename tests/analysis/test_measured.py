@@ -50,10 +50,10 @@ def test_trainings_alike_but_for_the_seed_make_one_score(tmp_path: Path) -> None
     assert sorted(zip(small.seeds, small.errors, strict=True)) == [(0, 14.0), (1, 12.0), (2, 13.0)]
     assert (larger.errors, faster.errors) == ((9.0,), (11.0,))
     assert str(larger) == (
-        "9.00 (cifar10 (noted; remarkable): C=36, 8 cells, 15 epochs of 4,000 images, cutout 0, drop path 0.2; "
-        "1 trained to the last epoch, seed 0; a machine, 2 threads)"
+        "9.00 on cifar10 (noted; remarkable): C=36, 8 cells, 15 epochs of 4,000 images, cutout 0, drop path 0.2; "
+        "1 trained to the last epoch, seed 0; a machine, 2 threads"
     )
-    assert str(small).startswith("13.00 ± 1.00 (")
+    assert str(small).startswith("13.00 ± 1.00 on ")
 
 
 def test_runs_are_found_at_any_depth(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_the_committed_retraining_keeps_its_remark() -> None:
     runs = [run for run in runs_in(RESULTS) if run.genotype and same_cells(run.genotype, V2)]
     found = next(score for score in scores(runs) if score.errors == (14.87,))
     assert (found.seeds, found.params) == ((0,), (246_106,))
-    assert found.data == "cifar10 (CIFAR-10 (JPEG q75); files differ from the published ones (md5))"
+    assert found.data == "cifar10 (CIFAR-10, JPEG q75; files differ from the published ones, md5)"
     assert found.scale == "C=16, 8 cells, 15 epochs of 50,000 images, cutout 0, drop path 0"
 
 

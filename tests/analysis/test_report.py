@@ -11,7 +11,17 @@ import pytest
 import yaml
 from matplotlib.text import Text
 
-from darts_sg.analysis.curves import augment_panels, draw_curves, draw_mixing_weights, search_panels
+from darts_sg.analysis.curves import (
+    HEAT,
+    augment_panels,
+    draw_curves,
+    draw_mixing_weights,
+    even_weights,
+    largest_ratio,
+    scale_labels,
+    search_panels,
+    shades_of,
+)
 from darts_sg.analysis.report import duration, write_report
 from darts_sg.analysis.run_folder import read_metrics
 from darts_sg.derive import derive_cell, num_edges
@@ -226,6 +236,18 @@ def test_data_and_remark_stand_beside_every_figure(tmp_path: Path) -> None:
         assert label in line
 
 
+def test_the_title_of_a_run_on_images_of_ones_own_names_their_folder(tmp_path: Path) -> None:
+    folder = make_augment(tmp_path / "run", finished=True)
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config["options"]["data"] = "/data/birds"
+    remark = "test part: a fifth of the images, by seed 0"
+    config["environment"]["data"] |= {"name": "folder", "note": "", "remark": remark}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    text = written(folder)
+    assert text.partition("\n")[0].endswith(" on birds")
+    assert f"folder ({remark})" in text  # beside the figures
+
+
 def damage(folder: Path, case: str) -> None:
     match case:
         case "no folder":
@@ -320,6 +342,37 @@ def test_search_curves_show_every_column_and_skip_missing_values() -> None:
         draw_curves([], search_panels(Classification.plots))
 
 
+@pytest.mark.parametrize("value", [math.log(9) - 1e-8, 0.7])
+def test_the_entropy_has_a_fixed_axis_without_an_offset(value: float) -> None:
+    rows = [{"epoch": e, "entropy_normal": value + 1e-9 * e, "learning_rate": value + 1e-9 * e} for e in (1.0, 2.0)]
+    for panel in (search_panels((), 9), augment_panels(())):
+        figure = draw_curves(rows, panel)
+        figure.draw_without_rendering()
+        (axes,) = figure.axes
+        assert axes.yaxis.get_offset_text().get_text() == ""
+        if axes.get_title(loc="left").startswith("Entropy"):
+            assert axes.get_ylim() == pytest.approx((0, 1.05 * math.log(9)))
+            labels = [text.get_text() for text in axes.get_legend().get_texts()]
+            assert labels == ["normal cell", "even weights: ln 9"]
+
+
+def test_shades_of_mixing_weights_are_centred_on_even_ones() -> None:
+    uniform = np.full((5, 4), 1 / 4)  # two nodes
+    few = np.tile([0.25, 0.75, 0.0, 0.0], (5, 1))
+    np.testing.assert_array_equal(even_weights(few, 4), 0.5)  # edges of two operations
+    np.testing.assert_array_equal(even_weights(np.full((5, 4), 0.9), 4), 0.5)  # independent weights
+    with_edges = even_weights(np.column_stack([uniform, np.ones(5)]), 4)
+    np.testing.assert_allclose(with_edges[:, -1], [1 / 2, 1 / 2, 1 / 3, 1 / 3, 1 / 3])
+    ratios = uniform / even_weights(uniform, 4)
+    most = largest_ratio([ratios, few / even_weights(few, 4)])
+    assert most == 2
+    np.testing.assert_array_equal(shades_of(ratios, most), 0.5)
+    np.testing.assert_allclose(shades_of(np.array([0, 0.5, 1, 2, 3]), 3), [0, 0.25, 0.5, 0.75, 1])
+    assert scale_labels(np.full(3, 1 / 8), 4.0) == ["0", "even: 1/8", "0.50"]
+    assert scale_labels(with_edges.ravel(), 4.0) == ["0", "even: 1/n", "4.0/n"]
+    assert HEAT(0.5)[:3] == pytest.approx((1, 1, 1), abs=0.02)  # a uniform map is white
+
+
 def test_augment_curves_leave_out_what_was_not_measured() -> None:
     rows = [{"epoch": float(e), "train_loss": 1.0, "test_accuracy": 0.5} for e in (1, 2)]
     titles = [axes.get_title(loc="left") for axes in draw_curves(rows, augment_panels(Classification.plots)).axes]
@@ -331,7 +384,8 @@ def test_mixing_weights_are_written_where_they_belong(num_nodes: int) -> None:
     weights = {"normal": mixing_weights(5, num_nodes), "reduce": mixing_weights(6, num_nodes)}
     edge_weights = np.linspace(0.1, 0.9, num_edges(num_nodes))
     figure = draw_mixing_weights({**weights, "edge_normal": edge_weights}, OPERATIONS, num_nodes)
-    for axes, (title, values) in zip(figure.axes, weights.items(), strict=True):
+    assert len(figure.axes) == 3  # the last one is the scale of both
+    for axes, (title, values) in zip(figure.axes[:2], weights.items(), strict=True):
         shown = {text.get_position(): text for text in axes.texts}
         extra = title == "normal"
         assert len(shown) == values.size + extra * len(values)

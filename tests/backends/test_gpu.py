@@ -1,11 +1,14 @@
 """The Triton kernels, on a GPU or, without one, in Triton's interpreter (see conftest.py)."""
 
 import copy
+import inspect
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,6 +28,7 @@ from darts_sg.backends.triton.cells import TritonCell, TritonKernels
 from darts_sg.networks.skeleton import CellSpec
 from darts_sg.networks.supernet import SupernetCell, candidate
 from darts_sg.ops import OPERATIONS
+from tests.backends.bounds import checked_bounds
 from tests.reference.transfer import assert_equal_tensors, randomize
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -37,13 +41,38 @@ EVERY = [
 SEVERAL = ["sep_conv_3x3", "dil_conv_3x3", "sandglass_3x3", "max_pool_3x3", "avg_pool_3x3", "skip_connect"]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def builtins_found_once() -> Iterator[None]:
+    """At every call of every function the interpreter lists the members of Triton's modules to find those that it
+    replaces while the function runs: a third of the time of these tests."""
+    if not os.environ.get("TRITON_INTERPRET"):
+        yield
+        return
+    from triton.language.core import is_builtin
+    from triton.runtime import interpreter
+
+    names: dict[int, list[str]] = {}
+
+    def replace(package: Any, builder: Any, scope: Any) -> None:
+        if id(package) not in names:
+            names[id(package)] = [name for name, member in inspect.getmembers(package) if is_builtin(member)]
+        for name in names[id(package)]:
+            if is_builtin(member := getattr(package, name)):
+                interpreter._patch_attr(package, name, member, builder, scope)
+
+    with pytest.MonkeyPatch.context() as patch:
+        if hasattr(interpreter, "_patch_builtin"):
+            patch.setattr(interpreter, "_patch_builtin", replace)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def small_programs_on_this_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Several programs for an edge, and several rounds for each."""
+    """Several programs for an edge, and several rounds for each; with CHECK_BOUNDS every access is checked, too."""
     monkeypatch.setattr(gpu, "TILE", 256)
     monkeypatch.setattr(gpu, "LONGEST", 2)
     monkeypatch.setattr(gpu, "PROGRAMS", 2)
-    with triton_kernels_on_any_device():
+    with triton_kernels_on_any_device(), checked_bounds() if os.environ.get("CHECK_BOUNDS") else nullcontext():
         yield
 
 

@@ -45,6 +45,16 @@ def test_pieces_that_are_too_small_are_given_back() -> None:
     assert _resident(pool) == []
 
 
+def test_a_larger_piece_takes_the_place_of_small_ones_and_no_more() -> None:
+    pool = Pool()
+    pieces = [pool.take(size * MIB) for size in (6, 8, 10, 12)]
+    del pieces
+    larger = pool.take(14 * MIB)
+    assert sorted(_resident(pool)) == [10, 12]  # 6 and 8 made room
+    del larger
+    assert sorted(_resident(pool)) == [10, 12, 14]
+
+
 def test_saved_tensors_keep_their_piece_until_the_backward_pass() -> None:
     pool = Pool()
     weight = torch.ones(2 * MIB, requires_grad=True)

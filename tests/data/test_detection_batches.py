@@ -215,8 +215,8 @@ def test_each_colour_change_is_drawn_half_of_the_time() -> None:
 
 
 def test_an_unknown_augmentation_is_answered_with_the_choices() -> None:
-    assert [*BOX_AUGMENTS] == ["ssd", "crop", "none"]
-    assert "choices: ssd, crop, none" in unknown_name("augmentation", "sdd", [*BOX_AUGMENTS])
+    assert [*BOX_AUGMENTS] == ["ssd", "crop", "mirror", "none"]
+    assert "choices: ssd, crop, mirror, none" in unknown_name("augmentation", "sdd", [*BOX_AUGMENTS])
 
 
 # --- batches

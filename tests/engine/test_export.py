@@ -22,7 +22,7 @@ from darts_sg.engine.export import (
 from darts_sg.engine.weights import Weights, read_weights
 from darts_sg.errors import RunError, UsageError
 from darts_sg.genotype import Cell, Edge, Genotype
-from darts_sg.networks.ssdlite import Detections, prior_boxes
+from darts_sg.networks.ssdlite import DetectorOutputs, prior_boxes
 from darts_sg.ops import OPERATIONS
 from darts_sg.tasks import Detection
 from tests.engine.test_weights import MODEL, PLAIN, SPEC, Metadata, written
@@ -113,11 +113,11 @@ class Convolution(nn.Module):
         super().__init__()
         self.layer = nn.Conv2d(3, 8, 9, stride=9)
 
-    def forward(self, x: Tensor) -> tuple[Detections, None]:
+    def forward(self, x: Tensor) -> tuple[DetectorOutputs, None]:
         P = len(prior_boxes("authors", 32))
         outputs = self.layer(x).flatten(2).mT.repeat(1, -(-P // 9), 1)[:, :P]  # (N, P, 8)
         outputs = outputs + torch.linspace(0, 1, P)[:, None]
-        return Detections(outputs[:, :, :4], outputs[:, :, 4:]), None
+        return DetectorOutputs(outputs[:, :, :4], outputs[:, :, 4:]), None
 
 
 def test_the_exported_selection_is_that_of_the_network() -> None:

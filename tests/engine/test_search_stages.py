@@ -115,6 +115,24 @@ def test_fresh_stages_depend_on_the_seed_alone_and_are_frozen_in_turn() -> None:
     assert job.alpha_steps(6) == 3 * job.steps_per_epoch
 
 
+def test_each_stage_can_be_tried_and_leaves_the_job_as_it_was() -> None:
+    """What the check of the memory sees: deeper supernets with fewer operations."""
+    job = job_of(stages="p-darts:cells=3/4/5", epochs=3, nodes=1, space=SPACE)
+    job.step(0, 0)
+    before, supernet, random = job.state_dict(), job.supernet, torch.get_rng_state()
+    seen = []
+    for name in job.as_each_stage():
+        assert job.attempt(2, recompute=False, side=8) == 2 * 8 * 8
+        counts = {len(edge.ops) for edge in job.supernet.modules() if isinstance(edge, MixedOp)}
+        seen.append((name, len(job.supernet.cells), counts))
+    assert [cells for _, cells, _ in seen] == [3, 4, 5]
+    assert [name for name, _, _ in seen] == ["stage 1/3", "stage 2/3", "stage 3/3"]
+    assert max(seen[2][2]) < len(job.space.operations)
+    assert job.supernet is supernet
+    assert_same(job.state_dict(), before)
+    assert torch.equal(torch.get_rng_state(), random)
+
+
 def test_the_eigenvalue_leaves_the_random_numbers_of_the_dropout_alone() -> None:
     job = job_of(stages="p-darts", epochs=3, nodes=1, space=SPACE)
     job.step(0, 0)

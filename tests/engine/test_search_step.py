@@ -344,8 +344,8 @@ def derived_of(config: SearchConfig, folder: Path) -> int:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"penalty": "size:1"}, "--penalty size:1: expected params:WEIGHT or macs:WEIGHT"),
-        ({"penalty": "params"}, "expected params:WEIGHT or macs:WEIGHT"),
+        ({"penalty": "size:1"}, "--penalty size:1: expected params:WEIGHT, macs:WEIGHT or latency:WEIGHT"),
+        ({"penalty": "params"}, "expected params:WEIGHT, macs:WEIGHT or latency:WEIGHT"),
         ({"target_params": "few"}, "--target-params: expected a number such as 2.45M"),
         ({"target_macs": "1M"}, "--target-macs 1,000,000: the smallest network of this space has"),
         ({"target_params": "1k"}, " at C=36, 20 cells"),

@@ -1,6 +1,7 @@
 """What a run does when memory is lacking."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,26 @@ def test_a_step_that_cannot_fit_is_answered_before_it_is_tried(
     wanted = [int(n) for n in re.findall(r"\d+", expected)]
     assert numbers == pytest.approx(wanted, rel=0.15)  # memory is measured
     assert re.sub(r"\d+", "", told).endswith(re.sub(r"\d+", "", expected))
+
+
+class StagedJob(HungryJob):
+    """A job whose second stage takes four times the memory of the first, and the third half of it."""
+
+    def as_each_stage(self) -> Iterator[str]:
+        first = self.per_pixel
+        for number, factor in enumerate((2, 8, 1), start=1):
+            self.per_pixel = first * factor // 2
+            yield f"stage {number}/3"
+        self.per_pixel = first
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="measures memory through Linux's /proc")
+def test_the_stage_that_takes_the_most_memory_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("darts_sg.engine.memory.available_memory", lambda: int(100e9))
+    config = SearchConfig(batch_size=64, recompute=True)
+    told = too_large(StagedJob(53_000), config, 208, ALONE, torch.device("cpu"))  # type: ignore[arg-type]
+    assert told.startswith("a step of 64 images of 208×208 pixels in stage 2/3 needs about 29")
+    assert not too_large(HungryJob(53_000), config, 208, ALONE, torch.device("cpu"))  # type: ignore[arg-type]
 
 
 def test_a_batch_of_small_images_needs_no_trial() -> None:

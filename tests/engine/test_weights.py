@@ -34,11 +34,13 @@ def metadata(name: str) -> Metadata:
     return Metadata(genotype=load_genotype(name).to_yaml(), network="cifar", channels=4, cells=3, **PLAIN)
 
 
-def written(path: Path, m: Metadata, *, auxiliary: bool = False) -> torch.nn.Module:
+def written(
+    path: Path, m: Metadata, *, auxiliary: bool = False, num_classes: int = SPEC.num_classes
+) -> torch.nn.Module:
     """A network of these metadata with statistics that are not those of the beginning; its weights are in `path`."""
     trained = find_model(m.model) if m.model else parse_genotype(m.genotype)
     plan = NetworkPlan(trained=trained, shape=m.network, channels=m.channels, cells=m.cells, auxiliary=auxiliary)
-    network = build_network(plan, SPEC.num_classes, SPEC.in_channels)
+    network = build_network(plan, num_classes, SPEC.in_channels)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     network(torch.randn(4, 3, 32, 32))
     path.write_bytes(weights_bytes(network.state_dict(), m))

@@ -25,6 +25,7 @@ from safetensors.torch import save
 
 from darts_sg import api
 from darts_sg.analysis.deriving import derive_genotype
+from darts_sg.analysis.latency import read_latency_table
 from darts_sg.analysis.report import write_report
 from darts_sg.analysis.run_folder import read_run, read_search_epochs
 from darts_sg.cli.main import COMMANDS, build_parser
@@ -39,17 +40,23 @@ from darts_sg.data.pickles import load_pickled_dict
 from darts_sg.data.split import read_split, split_text
 from darts_sg.data.stream import UNREADABLE, ImageFiles, middle_box, read_square
 from darts_sg.engine.checkpoint import load_newest, write_torch
+from darts_sg.engine.published import read_published
 from darts_sg.engine.weights import FORMAT, Metadata, _checksum, read_weights
 from darts_sg.errors import UsageError
+from darts_sg.fitting.state import FORMAT as FIT_FORMAT
+from darts_sg.fitting.state import State
 from darts_sg.formats import FORMATS
 from darts_sg.genotype import load_genotype, parse_genotype, zoo_names
 from darts_sg.networks.build import NetworkPlan, build_network
 from darts_sg.plugins import load
+from darts_sg.study.check import check_study
+from darts_sg.study.file import TEMPLATE, read_study
 from darts_sg.study.protocol import PROTOCOLS, read_protocol
+from darts_sg.study.results import write_results
 from darts_sg.tasks.average_precision import average_precision
 from darts_sg.tasks.classified import FILE, Classified, read_classified
 from darts_sg.yaml_files import parse_yaml
-from tests.analysis.fakes import varied_search
+from tests.analysis.fakes import LATENCY_SPACE, made_up_latencies, varied_search
 from tests.data.detection_fakes import (
     BOXES,
     coco_content,
@@ -63,8 +70,12 @@ from tests.data.detection_fakes import (
 from tests.data.fakes import cifar_batch, idx_bytes, write_imagenet
 from tests.fuzz.damage import WORDS, as_json, damaged_bytes, damaged_plain
 from tests.plugged import plugins_left_behind
+from tests.study.small import SMALL
+from tests.study.studies import made_up_study
 
-EXAMPLES = Path(__file__).parents[2] / "examples" / "plugins"
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples" / "plugins"
+STUDIES = ROOT / "examples" / "studies"
 
 
 @dataclass(frozen=True)
@@ -143,6 +154,53 @@ def protocols(content: bytes, folder: Path) -> None:
     read_protocol(path)
 
 
+def study_texts() -> st.SearchStrategy[bytes]:
+    sound = [path.read_bytes() for path in (*sorted(STUDIES.glob("*.yaml")), TEMPLATE)] + [SMALL.encode()]
+    plain = st.sampled_from([yaml.safe_load(text) for text in sound])
+    return damaged_bytes(sound) | plain.flatmap(damaged_plain).map(_yaml)
+
+
+@target(study_texts)
+def study_files(content: bytes, folder: Path) -> None:
+    path = folder / "study.yaml"
+    path.write_bytes(content)
+    study = read_study(path)
+    if not study.data.get("plugin"):
+        check_study(study, here=False, data=False)
+
+
+def latency_tables_as_yaml() -> st.SearchStrategy[bytes]:
+    sound = made_up_latencies().as_dict()
+    return damaged_bytes([_yaml(sound)]) | damaged_plain(sound).map(_yaml)
+
+
+@target(latency_tables_as_yaml)
+def latency_tables(content: bytes, folder: Path) -> None:
+    path = folder / "table.yaml"
+    path.write_bytes(content)
+    table = read_latency_table(path)
+    _ = table.costs(LATENCY_SPACE.operations), table.noisy, table.foreign("Abacus", 1), str(table.shape)
+
+
+def fit_states() -> st.SearchStrategy[bytes]:
+    options = {"data": "photos", "minutes": 6.0, "space": "darts", "recipe": "pc-darts", "seed": 0}
+    facts = {"images": 8, "test": 2, "classes": 2, "side": 64}
+    sound = {
+        "format": FIT_FORMAT, "options": options, "machine": "a CPU", "compare_seconds": 0.0, "done": {"search": {}},
+        "data": {"name": "photos", "facts": facts, "notes": ["a"], "listing": "", "described": ""},
+        "level": [64, "imagenet", 8, 5, 8, 5], "timing": [0.1, 8, 0.1, 8, 0.1, 1.0, 1.0, 0.1, 0.1],
+        "plan": {"search_epochs": 3, "epochs": 5, "search_seconds": 1.0, "train_seconds": 1.0},
+        "choices": [["stem", "imagenet", "given"]], "search": {"epochs": 3}, "training": {"batch_size": 8},
+    }  # fmt: skip
+    return damaged_bytes([as_json(sound)]) | damaged_plain(sound).map(as_json)
+
+
+@target(fit_states)
+def fits(content: bytes, folder: Path) -> None:
+    (folder / "fit.json").write_bytes(content)
+    State.read(folder).options({}, started=False)
+
+
 # --- options ----------------------------------------------------------------------------------------------------------
 
 
@@ -180,7 +238,7 @@ def all_options() -> list[list[str]]:
     return found
 
 
-RUNNING = {"demo", "bench", "diagnose", "export"}
+RUNNING = {"demo", "bench", "diagnose", "export", "latency-table"}
 """Commands that are parsed only: they train or measure for minutes."""
 
 
@@ -208,6 +266,61 @@ def commands(content: bytes, folder: Path) -> None:
     if not any(word.startswith(("-o", "--output", "--plugin", "--config", "--resume", "--evaluate")) for word in words):
         with contextlib.redirect_stdout(io.StringIO()):
             run_command(words)
+
+
+@cache
+def command_inputs(folder: Path) -> Path:
+    """A folder with what commands take: weights, an image, detection data with predictions, and a search."""
+    path = folder / "inputs"
+    path.mkdir()
+    tensors, texts = weights_content()
+    texts = {**texts, "format": FORMAT, "checksum": _checksum(tensors, texts)}
+    (path / "w.safetensors").write_bytes(save(tensors, texts))
+    Image.fromarray(np.zeros((9, 8, 3), np.uint8)).save(path / "image.png")
+    write_voc(path / "voc")
+    (path / "predictions.json").write_text("[]")
+    varied_search(path / "search", epochs=2)
+    return path
+
+
+SOUND_COMMANDS = {
+    ("predict",): ["w.safetensors", "image.png", "--batch-size=2"],
+    ("data", "check"): ["voc"],
+    ("data", "score"): ["predictions.json", "--data=voc"],
+    ("data", "subset"): ["--data=voc"],
+    ("genotype", "score"): ["DARTS_V2", "--proxy=naswot", "--channels=2", "--cells=2", "--image-size=8"],
+    ("genotype", "derive"): ["search", "--name=x"],
+    ("genotype", "validate"): ["search/genotype.yaml"],
+    ("genotype", "import"): ["search/genotype.yaml"],
+    ("genotype", "compare"): ["DARTS_V2", "search/genotype.yaml", "--json"],
+    ("models",): [],
+}  # fmt: skip
+"""Commands that end within a second, with arguments that they accept."""
+SLOW = {"--latency"}
+
+
+def carried_out() -> st.SearchStrategy[bytes]:
+    """[the words of a sound command, and one hostile option or argument]."""
+    given = [words for words in all_options() if tuple(words[:-1]) in SOUND_COMMANDS and words[-1] not in SLOW]
+    options = st.tuples(st.sampled_from(given), st.sampled_from(WORDS)).map(
+        lambda drawn: [*drawn[0][:-1], *SOUND_COMMANDS[tuple(drawn[0][:-1])], f"{drawn[0][-1]}={drawn[1]}"]
+    )
+    several = [words for words, sound in SOUND_COMMANDS.items() if sound]
+
+    def replaced(drawn: tuple[tuple[str, ...], int, str]) -> list[str]:
+        words, place, word = drawn
+        sound = list(SOUND_COMMANDS[words])
+        sound[place % len(sound)] = word
+        return [*words, *sound]
+
+    arguments = st.tuples(st.sampled_from(several), st.integers(0, 3), st.sampled_from(WORDS)).map(replaced)
+    return (options | arguments).map(as_json)
+
+
+@target(carried_out)
+def actions(content: bytes, folder: Path) -> None:
+    with contextlib.chdir(command_inputs(folder)), contextlib.redirect_stdout(io.StringIO()):
+        run_command(json.loads(content))
 
 
 # --- run folders ------------------------------------------------------------------------------------------------------
@@ -314,6 +427,44 @@ def reports(content: bytes, folder: Path) -> None:
     write_report(_with_file(content, folder), animate=False)
 
 
+@cache
+def study_folder(folder: Path) -> dict[str, bytes]:
+    """A made-up study below `study`, and its files by name."""
+    path = folder / "study"
+    made_up_study(path)
+    found = (each for each in path.rglob("*") if each.is_file() and each.suffix in (".json", ".yaml", ".csv", ".npz"))
+    return {str(each.relative_to(folder)): each.read_bytes() for each in sorted(found)}
+
+
+def damaged_studies() -> st.SearchStrategy[bytes]:
+    """NAME of a file, a zero byte, and its new content."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as name:
+        files = study_folder(Path(name))
+    study_folder.cache_clear()
+    strategies = []
+    for name, content in files.items():
+        inner = damaged_bytes([content])
+        plain = {"yaml": yaml.safe_load, "json": json.loads}.get(name.rpartition(".")[2])
+        if plain is not None:
+            inner |= damaged_plain(plain(content)).map(_yaml if name.endswith("yaml") else as_json)
+        strategies.append(inner.map(lambda damaged, name=name: name.encode() + b"\0" + damaged))
+    return st.one_of(strategies)
+
+
+@target(damaged_studies)
+def study_folders(content: bytes, folder: Path) -> None:
+    files = study_folder(folder)
+    name, _, damaged = content.partition(b"\0")
+    changed = folder / name.decode()
+    try:
+        changed.write_bytes(damaged)
+        write_results(folder / "study")
+    finally:
+        changed.write_bytes(files[name.decode()])
+
+
 # --- trained weights and checkpoints ----------------------------------------------------------------------------------
 
 
@@ -378,6 +529,28 @@ def checkpoints(content: bytes, folder: Path) -> None:
     except Exception as error:
         raise AssertionError(f"the sound checkpoint was not taken: {error!r}") from error
     assert found is not None
+
+
+def published_files() -> st.SearchStrategy[bytes]:
+    """Damaged checkpoints; and sound archives whose tensors have other names, shapes or types than a model's."""
+    tensors = {f"features.0.{i}": torch.ones(3, 2) for i in range(3)}
+    values = [None, 1, "x", torch.ones(()), torch.ones(2, 3).to_sparse(), torch.ones(2, dtype=torch.complex64), {}, []]
+    contents = [tensors, {"state_dict": tensors}, {"state_dict": {"state_dict": tensors}}, {"model": []}, [], None,
+                {1: torch.ones(1)}, *({**tensors, "features.0.1": value} for value in values)]  # fmt: skip
+
+    def written(content: Any) -> bytes:
+        file = io.BytesIO()
+        torch.save(content, file)
+        return file.getvalue()
+
+    return damaged_bytes([written(content) for content in contents])
+
+
+@target(published_files)
+def published(content: bytes, folder: Path) -> None:
+    path = folder / "checkpoint.pth"
+    path.write_bytes(content)
+    read_published(path, "mobilenetv2_1.0" if len(content) % 2 else "")
 
 
 # --- data sets --------------------------------------------------------------------------------------------------------

@@ -1,9 +1,10 @@
 """python -m tests.kills: kill runs at random moments, continue them, and compare with a run that nobody disturbed.
 
 A run is killed with SIGKILL, together with all processes that it has started, at a moment drawn evenly from the time
-that an undisturbed run takes: while it starts, while it trains, while it writes its report. It is continued and killed
-again, up to three times, and then left to end. Its genotypes, alphas, metrics, weights, results and set of files must
-be those of the undisturbed run. The table counts kills by the moment they met. Exit code 1 if anything differs.
+that an undisturbed run takes: while it starts, while it trains, while it writes its report. Of a study the coordinator
+is killed, with or without its workers. A run is continued and killed again, up to three times, and then left to end.
+Its genotypes, alphas, metrics, weights, results and set of files must be those of the undisturbed run. The table counts
+kills by the moment they met. Exit code 1 if anything differs.
 """
 
 import argparse
@@ -37,6 +38,8 @@ def main() -> None:
         while not _enough(tallies, arguments.kills, until):
             for kind in kinds:
                 _one(kind, Path(folder), draw, tallies[kind.name])
+            total = sum(tallies.values(), Tally())
+            print(f"{total.kills} kills, {total.different} different", file=sys.stderr, flush=True)
     print(f"{'run':14}" + "".join(f"{column:>11}" for column in COLUMNS))
     total = Tally()
     for name, tally in tallies.items():

@@ -85,11 +85,11 @@ def test_a_part_is_built_from_its_name_and_typed_options(text: str, expected: ob
         ("paint:red,coat=3", "unknown option 'coat' (did you mean 'coats'?); choices: colour, coats, litres, glossy"),
         ("paint:red,coats=two", "coats: expected a whole number, found 'two'"),
         ("paint:red,coats=1.5", "coats: expected a whole number, found '1.5'"),
-        ("paint:red,litres=much", "litres: expected a number, found 'much'"),
-        ("paint:red,litres=nan", "litres: expected a number, found 'nan'"),
-        ("paint:red,litres=1e400", "litres: expected a number, found '1e400'"),
+        ("paint:red,litres=much", "litres: expected a finite number, found 'much'"),
+        ("paint:red,litres=nan", "litres: expected a finite number, found 'nan'"),
+        ("paint:red,litres=1e400", "litres: expected a finite number, found '1e400'"),
         ("paint:red,glossy=maybe", "glossy: expected true or false, found 'maybe'"),
-        ("paint:red,room=none", "room: expected a whole number, found 'none'"),
+        ("paint:red,room=none", "room: expected a whole number or null, found 'none'"),
         ("paint:red,coats=2,coats=3", "coats is given twice"),
         ("paint:red,green", "colour is given twice"),
         ("paint:red,coats=0", "--work paint:red,coats=0: coats must be at least 1, found 0"),
@@ -235,7 +235,8 @@ def test_combinations_are_a_method_or_are_refused_with_the_reason(relaxation: st
     for hypergradient, regularizer, perturbation, selection, nesterov, target in itertools.product(*each):
         options = SimpleNamespace(
             relaxation=relaxation, hypergradient=hypergradient, regularizer=regularizer, perturbation=perturbation,
-            selection=selection, nesterov=nesterov, penalty="", target_params=target, target_macs="", epochs=1, cells=3,
+            selection=selection, nesterov=nesterov, penalty="", target_params=target, target_macs="", target_latency="",
+            latency_table=None, epochs=1, cells=3,
             partial_channels=2, alpha_frozen_epochs=0, stop_eigenvalue=None, stop_skips=None, auxiliary_skip="none",
             weight_regularizer="none", freeze_operations="none", drop_path_prob=None, stages="single",
         )  # fmt: skip
@@ -247,6 +248,7 @@ def test_combinations_are_a_method_or_are_refused_with_the_reason(relaxation: st
             "plain momentum": nesterov and hypergradient == "unrolled",
             "does not keep the bounds": bool(target) and selection not in {"argmax", "bounded"},
             "the same term": bool(target) and regularizer == "params",
+            "add --latency-table": regularizer == "latency",
         }
         said = refusal(options)
         assert bool(said) == any(wrong.values()), options

@@ -2,8 +2,9 @@
 
     python -m tests.study.kills --kills 30 --seed 0
 
-Takes minutes, so it is no part of `make test`. Prints the seed of the moments; raises AssertionError with the folder of
-the study if a result differs, or if a job ran in two processes at once.
+Every job's rows, cells and errors and the tables of results.json must be those of the undisturbed study. Takes minutes,
+so it is no part of `make test`. Prints the seed of the moments and the kills by victim; raises AssertionError with the
+folder of the study if a result differs, or if a job ran in two processes at once.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from darts_sg.analysis.run_folder import read_metrics
 from darts_sg.genotype import load_genotype
 from darts_sg.study import claims
 from darts_sg.study.folder import StudyFolder
+from darts_sg.study.results import write_results
 
 STUDY = """\
 title: A study that is killed
@@ -36,33 +39,52 @@ methods:
   gumbel: {recipe: gumbel}
 seeds: {search: [0], retrain: [0, 1]}
 genotypes: {random: {count: 1}}
+compare: [[first, gumbel]]
 executor: {losses: 1000, threads: 1}
 """
 TIMES = ("seconds", "images_per_second")
+MEASURED = ("cost",)
+"""Tables that hold times and memory, which a kill changes."""
 
 
 def run(kills: int = 30, seed: int = 0, folder: Path | None = None) -> None:
-    """Kill a study `kills` times, and compare its results with those of one that is left alone."""
+    """Kill a study `kills` times, and compare its results with those of one that is left alone.
+
+    A study that ends before has been compared; the kills go on in a new one.
+    """
     if folder is None:
         with tempfile.TemporaryDirectory(prefix="kills-") as made:
             return run(kills, seed, Path(made))
     file = folder / "study.yaml"
     file.write_text(STUDY)
-    undisturbed, killed = folder / "undisturbed", folder / "killed"
+    undisturbed = folder / "undisturbed"
     start(file, undisturbed).wait()
-    moments = random.Random(seed)
+    expected, moments = (results(undisturbed), tables(undisturbed)), random.Random(seed)
+    met: Counter[str] = Counter()
+    studies = 0
+    while met.total() < kills:
+        killed = folder / f"killed_{studies}"
+        disturb(file, killed, moments, met, kills)
+        assert results(killed) == expected[0], f"the results differ: {killed}"
+        assert tables(killed) == expected[1], f"the tables differ: {killed}"
+        studies += 1
+    victims = ", ".join(f"{victim} {number}" for victim, number in met.most_common())
+    print(f"{met.total()} kills ({victims}) in {studies} studies, seed {seed}")
+    print(f"results and tables ({', '.join(expected[1])}) are those of the undisturbed study")
+
+
+def disturb(file: Path, killed: Path, moments: random.Random, met: Counter[str], kills: int) -> None:
+    """Run a study to its end while coordinators and workers are killed, until `met` holds `kills` of them."""
     coordinators = [start(file, killed)]
-    done = 0
-    while done < kills:
+    while met.total() < kills:
         time.sleep(moments.uniform(0.5, 8.0))
         coordinators = [process for process in coordinators if process.poll() is None]
         if not coordinators:
             if finished(killed):
-                print(f"the study ended after {done} kills")
-                break
+                return
             coordinators.append(start(file, killed))
             continue
-        match moments.choice(["coordinator", "worker", "worker", "all", "second coordinator"]):
+        match victim := moments.choice(["coordinator", "worker", "worker", "all", "second coordinator"]):
             case "second coordinator":
                 if len(coordinators) < 2:
                     coordinators.append(start(file, killed))
@@ -76,13 +98,11 @@ def run(kills: int = 30, seed: int = 0, folder: Path | None = None) -> None:
         for pid in victims:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        done += bool(victims)
+        met[victim] += bool(victims)
     for process in coordinators:
         process.wait()
     while not finished(killed):
         assert start(file, killed).wait() == 0, f"the study did not end: {killed}"
-    assert results(killed) == results(undisturbed), f"the results differ: {folder}"
-    print(f"{done} kills, seed {seed}: all results are those of the undisturbed study")
 
 
 def start(file: Path, folder: Path) -> "subprocess.Popen[bytes]":
@@ -121,6 +141,16 @@ def results(path: Path) -> dict[str, Any]:
             content = json.loads((run_dir / "result.json").read_text())
             found[job_id] += [content["test_error_last"], content["test_error_best"], content["params"]]
     return {key: re.sub(r"nan", "None", repr(value)) for key, value in found.items()}
+
+
+def tables(path: Path) -> dict[str, Any]:
+    """The tables of results.json without times."""
+    content = json.loads(write_results(path).read_text(encoding="utf-8"))
+    return {
+        name: [{key: value for key, value in row.items() if "hour" not in key} for row in table["rows"]]
+        for name, table in content["tables"].items()
+        if name not in MEASURED
+    }
 
 
 def main() -> None:

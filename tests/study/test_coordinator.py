@@ -1,6 +1,7 @@
 """A study runs from its folder alone: lost, failed, stopped and added jobs, and two coordinators at once."""
 
 import json
+import os
 import shutil
 import threading
 from collections.abc import Iterator
@@ -109,6 +110,16 @@ def test_a_study_leaves_runs_states_and_genotypes(finished: Path) -> None:
     trained = load_genotype(folder.run_dir(RETRAIN) / "genotype.yaml")
     assert trained.cells() == load_genotype(folder.run_dir(SEARCH) / "genotype.yaml").cells()
     assert folder.file.read_text() == SMALL
+
+
+def test_files_that_a_kill_left_half_written_are_removed_once_they_are_old(copied: Path) -> None:
+    old, new, other = (copied / "jobs" / f".{SEARCH}.{end}" for end in ("json.abcd_123", "json.abcd_124", "json"))
+    for path in (old, new, other):
+        path.write_text("{")
+    os.utime(old, (0, 0))
+    os.utime(other, (0, 0))
+    run_inline(copied)
+    assert [path.exists() for path in (old, new, other)] == [False, True, True]
 
 
 def test_a_finished_study_runs_nothing_again(copied: Path) -> None:

@@ -14,6 +14,7 @@ from darts_sg.derive import num_edges
 from darts_sg.errors import UsageError
 from darts_sg.genotype import NUM_INPUTS, load_genotype
 from darts_sg.study.collected import StudyResults
+from darts_sg.study.contents import contents
 from darts_sg.study.findings import differences
 from darts_sg.study.results import collect, write_results
 from darts_sg.study.run_records import any_seed
@@ -78,6 +79,20 @@ def test_the_mean_weight_of_the_chosen_is_that_of_the_last_epoch(folder: Path, r
     assert record["hours"] == 3.0
     (curve,) = [one for one in results.curves if one["id"] == record["id"]]
     assert [(hours, round(error, 6)) for hours, error in curve["curve"]] == [(1.0, 60.0), (2.0, 60.0), (3.0, 41.0)]
+
+
+def test_a_table_says_what_the_searches_of_each_method_did(results: StudyResults) -> None:
+    (section,) = [one for one in contents(results) if one.name == "searches"]
+    (table,) = [one for one in section.tables if one.name == "what_the_searches_did"]
+    (row,) = [one for one in table.records() if one["space"] == "darts+sandglass"]
+    assert row["seeds"] == "0, 1"
+    assert row["skips in the normal cell, epoch: number"] == "seed 1: 1: 2, 2: 4, 3: 6"  # that of seed 0 wrote none
+    assert row["eigenvalue by seed"] == {"1": 0.25}  # the last one that was measured
+    assert row["mean test error, %"] == pytest.approx(
+        statistics.mean([statistics.mean(ERRORS[n]) for n in ("SG_0", "SG_1")])
+    )
+    text = dict(zip((column.title for column in table.columns), table.texts()[-1], strict=True))
+    assert text["eigenvalue by seed"] == "1: 0.25"
 
 
 def test_methods_and_spaces_are_paired_search_by_search(results: StudyResults) -> None:

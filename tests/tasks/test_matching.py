@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from darts_sg.networks.ssdlite import Detections, prior_boxes
+from darts_sg.networks.ssdlite import DetectorOutputs, prior_boxes
 from darts_sg.tasks.matching import Matched, hard_negatives, match, multibox_losses
 from tests.reference import detection
 from tests.reference.transfer import assert_equal_tensors, gradients
@@ -45,7 +45,7 @@ def test_losses_are_those_of_the_formula(images: list[list[tuple[int, detection.
     logits = torch.randn(*shape, 4, dtype=torch.float64, generator=generator, requires_grad=True)
     offsets = torch.randn(*shape, 4, dtype=torch.float64, generator=generator, requires_grad=True)
     matched = Matched(*(torch.stack(parts) for parts in zip(*map(matched_of, images), strict=True)))
-    found = multibox_losses(Detections(logits, offsets), matched, int((matched.labels > 0).sum()))
+    found = multibox_losses(DetectorOutputs(logits, offsets), matched, int((matched.labels > 0).sum()))
     expected = detection.losses(logits, offsets, images, PLAIN)
     assert_equal_tensors(found, expected)
     assert_equal_tensors(*(gradients(sum(losses), [logits, offsets]) for losses in (found, expected)))

@@ -1,10 +1,12 @@
-"""Compiles the C++ kernels on first use and caches the library; says whether Triton kernels can be had.
+"""Loads the C++ kernels: compiled on first use and cached, or those of the wheel. Finds Triton, too.
 
 Kernels are optional: without them PyTorch computes the same. chains.cpp includes the headers beside it, so there is one
 translation unit; the cached library's name is a hash of all these files, the flags, the compiler and the processor.
+Where none can be compiled, a library that a wheel brings for this level of processors is taken (`prebuilt`); the
+compiler's own is a few percent faster, because it is tuned for the very processor.
 
 Environment: CXX names the compiler, XDG_CACHE_HOME the cache, and DARTS_SG_CXXFLAGS adds flags, for instance
-"-g -fsanitize=undefined" to look for errors in the kernels.
+"-g -fsanitize=undefined" to look for errors in the kernels, which then are compiled in any case.
 """
 
 import ctypes
@@ -20,12 +22,11 @@ from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
+from darts_sg.backends.cpp import prebuilt
+from darts_sg.backends.cpp.prebuilt import LONGEST, MAIN_SOURCE, SOURCES
 from darts_sg.files import write_atomically
 
-SOURCES = Path(__file__).parent
-MAIN_SOURCE = "chains.cpp"
-LONGEST = 1800  # seconds; compiling for a sanitizer on a busy machine takes minutes
-FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fno-math-errno", "-Wno-psabi", "-fPIC", "-shared")
+FLAGS = (prebuilt.OPTIMISATION, "-march=native", *prebuilt.FLAGS)
 
 
 class Unavailable(Exception):
@@ -49,20 +50,17 @@ def compiler_version() -> str:
 
 
 def kernels(tell: Callable[[str], None] = lambda message: None, real: str = "float") -> ctypes.CDLL:
-    """The kernel library for one C++ number type (`real`: float or double), compiled if it is not in the cache.
+    """The kernel library for one C++ number type (`real`: float or double): cached, compiled now, or of the wheel.
 
     tell: called with a message before compiling, which takes about 20 s. The cache is $XDG_CACHE_HOME/darts_sg
     (~/.cache/darts_sg). The library is written atomically, so several processes may compile it at the same time.
-    Raises Unavailable if there is no compiler or it cannot compile the kernels.
+    Raises Unavailable if there is no compiler, or it cannot compile the kernels, and the wheel brings none that fit.
     """
     if real not in _loaded:
         try:
             _loaded[real] = _load(tell, real)
-        except subprocess.CalledProcessError as error:
-            reason = next((line for line in error.stderr.splitlines() if "error" in line), "no reason given")
-            raise Unavailable(f"{compiler()} cannot compile the kernels: {reason.strip()}") from None
-        except (OSError, RuntimeError, subprocess.SubprocessError) as error:
-            raise Unavailable(" ".join(str(error).split())) from None
+        except (Unavailable, OSError, RuntimeError, subprocess.SubprocessError) as error:
+            _loaded[real] = _brought(real, _reason(error))
     return _loaded[real]
 
 
@@ -74,12 +72,18 @@ def checked(by: str) -> bool:
 def set_checked(by: str) -> None:
     """Record that they passed; where nothing can be written they are checked again next time."""
     with suppress(OSError):
-        _mark(by).touch()
+        mark = _mark(by)
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()
 
 
 def _mark(by: str) -> Path:
-    """The marker file beside the library."""
-    return Path(f"{kernels()._name}.{by}.checked")
+    """The marker file beside the library; for one of the wheel in the cache, because the check is of this processor."""
+    library = Path(kernels()._name)
+    if library.parent == prebuilt.FOLDER:
+        key = "\n".join([library.name, prebuilt.fingerprint(), _processor()])
+        library = _cache() / f"built-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    return Path(f"{library}.{by}.checked")
 
 
 def triton_missing(capability: tuple[int, int]) -> str | None:
@@ -102,7 +106,11 @@ def library_path(real: str, version: str) -> Path:
     texts = [f"{path.name}\n{path.read_text(encoding='utf-8')}" for path in sources]
     key = "\n".join([*texts, *_options(real), version, _processor()])
     name = f"chains-{real}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "darts_sg" / name
+    return _cache() / name
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "darts_sg"
 
 
 def _options(real: str) -> list[str]:
@@ -121,6 +129,30 @@ def _load(tell: Callable[[str], None], real: str) -> ctypes.CDLL:
         except OSError:  # nothing can be cached: load it from here, for this process only
             return ctypes.CDLL(str(built))
     return ctypes.CDLL(str(library))
+
+
+def _reason(error: Exception) -> str:
+    """Why the kernels cannot be compiled, in one line."""
+    if isinstance(error, subprocess.CalledProcessError):
+        reason = next((line for line in error.stderr.splitlines() if "error" in line), "no reason given")
+        return f"{compiler()} cannot compile the kernels: {reason.strip()}"
+    return " ".join(str(error).split())
+
+
+def _brought(real: str, reason: str) -> ctypes.CDLL:
+    """The wheel's library for this processor, where none can be compiled for the given reason.
+
+    Raises Unavailable with both reasons if a library that is there does not fit, with the given one if there is none.
+    """
+    try:
+        # whoever adds flags wants kernels compiled with them
+        found = None if os.environ.get("DARTS_SG_CXXFLAGS") else prebuilt.chosen(real, folder=prebuilt.FOLDER)
+        if found is not None:
+            return ctypes.CDLL(str(found))
+    except (prebuilt.Unsuitable, OSError) as error:  # the latter where a library of the system is missing
+        unsuitable = " ".join(str(error).split())
+        reason = f"the kernels of this installation do not fit ({unsuitable}), and {reason}"
+    raise Unavailable(reason)
 
 
 def compile_library(real: str, folder: Path) -> Path:

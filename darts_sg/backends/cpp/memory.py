@@ -39,12 +39,16 @@ class Pool:
         self._free.clear()
 
     def _block(self, size: int) -> mmap.mmap:
-        """The smallest free block that is large enough; if there is none, all are released and a new one is mapped."""
+        """The smallest free block that is large enough; if there is none, a new one is mapped.
+
+        Free blocks go back to the system for it, the smallest first, as many as make up its size: all blocks together
+        take no more than before, and steps that ask for other sizes each time still find most of theirs.
+        """
         while fitting := min((block for block in self._free if len(block) >= size), key=len, default=None):
             with suppress(ValueError):  # another thread took it in the meantime
                 self._free.remove(fitting)
                 return fitting
-        self.release()
+        self._make_room(size)
         try:
             block = mmap.mmap(-1, -(-size // PAGE) * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         except OSError as error:
@@ -52,6 +56,13 @@ class Pool:
         with suppress(OSError):  # a system without huge pages
             block.madvise(mmap.MADV_HUGEPAGE)
         return block
+
+    def _make_room(self, size: int) -> None:
+        """Return free blocks of at least `size` bytes in all to the system, or all there are."""
+        while size > 0 and (smallest := min(self._free, key=len, default=None)) is not None:
+            with suppress(ValueError):  # another thread took it in the meantime
+                self._free.remove(smallest)
+                size -= len(smallest)
 
 
 POOL = Pool()

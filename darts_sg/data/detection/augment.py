@@ -56,6 +56,7 @@ CROP_AND_FLIP = BoxAugment(overlaps=(None, 0.0, 0.1, 0.3, 0.5, 0.7, 0.9), tries=
 BOX_AUGMENTS: Registry[BoxAugment] = Registry("augmentation of boxes")
 BOX_AUGMENTS.add("ssd", SSD)
 BOX_AUGMENTS.add("crop", CROP_AND_FLIP)
+BOX_AUGMENTS.add("mirror", BoxAugment(mirror=0.5))
 BOX_AUGMENTS.add("none", NONE)
 
 

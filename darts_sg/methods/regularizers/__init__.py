@@ -21,7 +21,8 @@ class Problem(NamedTuple):
     operations: tuple[str, ...]
     num_nodes: int
     costs: Callable[[str], Costs]
-    """The cost tables of the derived network, of the papers' size for its shape: `params` or `macs`."""
+    """The cost tables of the derived network: `params` and `macs`, of the papers' size for its shape, or `latency`, of
+    the size in --latency-table. UsageError without such a table."""
     allowed: Allowed | None = None
     """Which operations the edges of either cell have; None if every edge has all. The alphas of others are -inf."""
 

@@ -1,4 +1,4 @@
-"""Penalties on the expected size of the derived network, so that a search heads for small ones."""
+"""Penalties on the expected size or latency of the derived network, so that a search heads for small or fast ones."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from darts_sg.derive import Bound, Costs, at_size, frontier, num_nodes_of
+from darts_sg.derive import Bound, Costs, amount, at_size, frontier, num_nodes_of
 from darts_sg.errors import UsageError
 from darts_sg.genotype import NUM_INPUTS
 from darts_sg.methods.mixing import Alphas
 from darts_sg.methods.regularizers import REGULARIZERS, Problem, Regularizer
 from darts_sg.networks.supernet import Mixing
-from darts_sg.quantity import parse_quantity
+from darts_sg.quantity import MICROSECONDS, parse_duration, parse_quantity
 
 EDGES_PER_NODE = 2  # that a derived cell keeps
 
@@ -64,7 +64,10 @@ class Penalty(Regularizer):
         return self.weight * self.expected(normal, reduce) / self.expected(*even)
 
     def metrics(self, mixing: Mapping[str, Tensor]) -> dict[str, float]:
-        return {f"expected_{self.name}": self.expected(mixing["normal"], mixing["reduce"]).item()}
+        expected = self.expected(mixing["normal"], mixing["reduce"]).item()
+        if self.costs.unit == "us":
+            return {f"expected_{self.name}_ms": expected / MICROSECONDS["ms"]}
+        return {f"expected_{self.name}": expected}
 
     def bounds(self) -> Sequence[Bound]:
         return () if self.target is None else (Bound(self.name, self.costs, self.target),)
@@ -72,9 +75,11 @@ class Penalty(Regularizer):
 
 @dataclass(frozen=True)
 class Size(Regularizer):
-    """Base class of the options of both penalties: `prepare` makes a Penalty of them."""
+    """Base class of the options of all these penalties: `prepare` makes a Penalty of them."""
 
     name: ClassVar[str]
+    least: ClassVar[str] = "smallest"
+    """The network of the lowest cost, in a word."""
     weight: float = 1.0
     target: str = ""
 
@@ -82,19 +87,26 @@ class Size(Regularizer):
         if not self.weight >= 0:
             raise UsageError(f"weight must be at least 0, found {self.weight}")
         if self.target:
-            parse_quantity("target", self.target)
+            self.parse("target", self.target)
+
+    @staticmethod
+    def parse(option_flag: str, text: str) -> int:
+        """A target in the unit of the cost tables; UsageError naming the option if it is none."""
+        return parse_quantity(option_flag, text)
 
     def prepare(self, problem: Problem) -> Penalty:
         """Raises UsageError if no network of the space is as small as the target."""
         costs = problem.costs(self.name)
         if not self.target:
             return Penalty(self.name, self.weight, problem.operations, costs)
-        target = parse_quantity("target", self.target)
+        target = self.parse("target", self.target)
         even = np.ones(costs.normal.shape)
         smallest = frontier(even, even, problem.operations, costs, problem.allowed)[0].cost
         if smallest > target:
-            has = f"{smallest:,}{at_size(costs)}"
-            raise UsageError(f"--target-{self.name} {target:,}: the smallest network of this space has {has}")
+            has = f"{amount(costs, smallest)}{at_size(costs)}"
+            raise UsageError(
+                f"--target-{self.name} {amount(costs, target)}: the {self.least} network of this space has {has}"
+            )
         return Penalty(self.name, self.weight, problem.operations, costs, target)
 
 
@@ -112,5 +124,18 @@ class Macs(Size):
     name: ClassVar[str] = "macs"
 
 
-for penalty in (Params, Macs):
+@dataclass(frozen=True)
+class MeasuredLatency(Size):
+    """The expected latency by --latency-table; with a target, such as 12ms, what is above it."""
+
+    name: ClassVar[str] = "latency"
+    least: ClassVar[str] = "fastest"
+
+    @staticmethod
+    def parse(option_flag: str, text: str) -> int:
+        """A duration in microseconds, such as that of 12ms."""
+        return parse_duration(option_flag, text)
+
+
+for penalty in (Params, Macs, MeasuredLatency):
     REGULARIZERS.add(penalty.name, penalty)

@@ -53,8 +53,11 @@ class OnSlurm:
         """The jobs that an earlier coordinator has submitted and that have not ended."""
         if self._executor.cluster == "debug":
             return  # its jobs run in the process that submits them
+        from submitit.core.plugins import get_executors
+
+        job_class = get_executors()[self._executor.cluster].job_class  # AutoExecutor's own asks no cluster
         for path in (self.folder.path / "slurm").glob("*.job"):
-            job = self._executor.job_class(self._executor.folder, path.read_text().strip())
+            job = job_class(self._executor.folder, path.read_text().strip())
             if not job.done():
                 yield path.stem, job
 
