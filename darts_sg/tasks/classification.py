@@ -101,10 +101,10 @@ class Recorded(Accuracies):
         # the ranks took turns: their first batches come first, then their second ones
         turns = [batch for turn in zip_longest(*records) for batch in turn if batch is not None]
         names = np.array(self.spec.class_names, dtype=np.str_)
-        joined = (np.concatenate(parts) for parts in zip(*turns, strict=True))
+        labels, classes, log_p, of_label = (np.concatenate(parts) for parts in zip(*turns, strict=True))
         size = self.spec.image_size
-        nothing = np.empty(0, np.int64), np.empty((0, size, size, self.spec.in_channels), np.uint8)
-        self.found = Classified(*joined, names, *nothing)
+        none, no_pixels = np.empty(0, np.int64), np.empty((0, size, size, self.spec.in_channels), np.uint8)
+        self.found = Classified(labels, classes, log_p, of_label, names, none, no_pixels)
         return super().measures(sums, records, num_images)
 
     def details(self) -> dict[str, Any]:
