@@ -79,6 +79,7 @@ def run(arguments: argparse.Namespace) -> None:
         f"input images: float32 (N, {size}), any N\n"
         f"preprocessing: {task.preprocessing(spec)}\n" + "".join(f"output {line}\n" for line in described),
         highlight=False,
+        soft_wrap=True,
     )
     names = ", ".join(spec.class_names[:SHOWN_CLASSES])
     more = "" if spec.num_classes <= SHOWN_CLASSES else f", … ({spec.num_classes} in all)"
