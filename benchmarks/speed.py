@@ -56,6 +56,7 @@ METHODS: dict[str, dict[str, str]] = {
 HARD_SAMPLES = {"relaxation": "gumbel:temperature=10,temperature_end=0.1,hard=true"}
 LOADING = "augmentation and loading, share of a step of batch 64"
 ROUNDS = 3  # for steps of seconds; slower ones get two
+PEER_ROUNDS = 5  # first steps of foreign code may be slow
 
 
 @dataclass
@@ -430,7 +431,9 @@ def main(arguments: argparse.Namespace) -> None:
         environment.keep_freed_memory()
         name = f"first-order step, batch 16, darts, {peer.name}"
         own = own_step(peer.shape(Shape(space="darts")), native=native)
-        of_peers.append(timed(name, peer.step(Shape(space="darts")), own, 2, None, None, baseline_name=peer.name))
+        of_peers.append(
+            timed(name, peer.step(Shape(space="darts")), own, PEER_ROUNDS, None, None, baseline_name=peer.name)
+        )
 
     def add(*more: BenchRow) -> None:
         rows.extend(more)

@@ -17,6 +17,7 @@ import docstring_parser
 from darts_sg import plugins
 from darts_sg.baselines import STRATEGIES, Strategy
 from darts_sg.baselines.gradient import Gradient
+from darts_sg.data.rand_augment import MAX_MAGNITUDE
 from darts_sg.errors import UsageError, cut, quoted
 from darts_sg.genotype import MOST_NODES
 from darts_sg.methods.auxiliary_skips import AUXILIARY_SKIPS
@@ -51,6 +52,7 @@ OF_ALPHAS = (
 """Options that only a search by the gradient of alphas has."""
 RECIPES = Path(__file__).parent / "recipes"
 LARGEST_SIDE = 2**15  # pixels; Pillow refuses images that are larger
+MOST_OPERATIONS = 14  # of RandAugment on one image: as many as there are
 MOST_THREADS = 1024  # more than any machine has cores; the system may end a process that asks for too many
 
 
@@ -493,6 +495,19 @@ class AugmentConfig(RunConfig):
     the last and the best epoch, and the newest two checkpoints."""
     label_smoothing: float = option(0.0, "Training")
     """Share of each label to spread over all classes in the training loss, including the reported one."""
+    mixup: float = option(0.0, "Data")
+    """Mix training images and their labels in pairs, in proportions from Beta(α, α) of this α, such as 0.2 (mixup). 0
+    for none."""
+    cutmix: float = option(0.0, "Data")
+    """Replace a rectangle of each training image by that of another one, and its share of the label, with areas from
+    Beta(α, α) of this α, such as 1 (CutMix). 0 for none; with --mixup each image takes one of them at random."""
+    rand_augment: int = option(0, "Data")
+    """Number N of random operations on each training image, such as 2: contrast, colours, shears, shifts, rotations and
+    so on (RandAugment). 0 for none."""
+    rand_augment_magnitude: int = option(9, "Data")
+    """Strength M of the operations of --rand-augment, from 0 to 30."""
+    random_erasing: float = option(0.0, "Data")
+    """Probability with which a random rectangle of a training image is set to the mean, such as 0.25. 0 for none."""
     auxiliary_weight: float | None = option(None, "Training")
     """Weight of the auxiliary head's loss, for a genotype; 0 for no auxiliary head. Default: 0.4."""
     detector: PriorStyle = option("authors", "Network")
@@ -533,10 +548,19 @@ class AugmentConfig(RunConfig):
             raise UsageError("--freeze-backbone keeps the weights of --finetune; give a file to start from")
         if self.max_macs() is None:
             self._at_least("channels", 1)
+        for name, most in (("rand_augment", MOST_OPERATIONS), ("rand_augment_magnitude", MAX_MAGNITUDE)):
+            self._at_least(name, 0)
+            if getattr(self, name) > most:
+                raise UsageError(f"{flag(name)} must be at most {most}, found {getattr(self, name)}")
+        if self.rand_augment_magnitude != AugmentConfig.rand_augment_magnitude and not self.rand_augment:
+            raise UsageError("--rand-augment-magnitude is for --rand-augment: add --rand-augment 2, or leave it out")
+        if not self.random_erasing <= 1:
+            raise UsageError(f"--random-erasing is a probability, from 0 to 1: {self.random_erasing}")
         if self.schedule == "exponential" and not self.learning_rate_min:
             raise UsageError("--schedule exponential never gets to 0: give --learning-rate-min, such as 1e-4")
         for name, least in (
             ("cells", 3), ("keep_every", 1), ("learning_rate_batch", 1), ("auxiliary_weight", 0), ("warmup_epochs", 0),
+            ("mixup", 0), ("cutmix", 0), ("random_erasing", 0),
         ):  # fmt: skip
             self._at_least(name, least)
         for name in ("drop_path_prob", "label_smoothing", "ema"):

@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from rich.console import Console
 
 from darts_sg.analysis import compare
 from darts_sg.analysis.cost import derived_cost, model_cost
@@ -25,7 +26,7 @@ from darts_sg.cli.terminal import answer
 from darts_sg.config import recipe_names
 from darts_sg.engine.checkpoint import checkpoints, read_torch
 from darts_sg.engine.weights import read_weights
-from darts_sg.genotype import load_genotype, renamed
+from darts_sg.genotype import load_genotype, renamed, zoo_names
 from darts_sg.invocation import python
 from darts_sg.networks.mobile import find_model
 
@@ -121,7 +122,7 @@ def test_search_leaves_a_folder_that_explains_itself(undisturbed: dict[str, Path
     assert sorted(p.name for p in (folder / "genotypes").iterdir()) == [f"epoch_000{i}.yaml" for i in (1, 2, 3)]
     last = load_genotype(folder / "genotypes" / "epoch_0003.yaml")
     assert last == genotype
-    assert list((folder / "tensorboard").iterdir())
+    assert list(folder.glob("events.out.tfevents.*"))
     for picture in ("curves", "cells", "mixing_weights"):
         assert (folder / "pictures" / f"{picture}.svg").is_file()
         assert f"pictures/{picture}" in (folder / "report.md").read_text()
@@ -493,9 +494,16 @@ def test_models_are_timed_side_by_side(capsys: pytest.CaptureFixture[str], monke
         assert row["inference_seconds"]["batch"] == row["training_seconds"]["batch"] == 32
 
 
-def test_list_spaces_draw_import(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_list_spaces_draw_import(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _, out, _ = in_process(capsys, "genotype", "list")
     assert "PC_DARTS_cifar" in out
+    monkeypatch.setattr("darts_sg.cli.genotype.console", lambda: Console(width=80))
+    _, out, _ = in_process(capsys, "genotype", "list")
+    lines = out.splitlines()
+    assert len(lines) == 1 + len(zoo_names())
+    assert max(map(len, lines)) <= 80
     _, out, _ = in_process(capsys, "spaces")
     for text in ("sandglass_3x3_r6", "inverted_residual_3x3", "2,196", "1×1 to C/2"):
         assert text in out

@@ -186,7 +186,16 @@ def test_export_writes_a_model_that_others_can_run(job: str, format: str, capsys
     arguments = ["export", str(weights.path), "--format", format, "-o", str(output)]
     code, out, err = in_process(capsys, *arguments)
     assert code == 0, err
-    for text in (weights.title, "(N, 3, 16, 16), any N", kind.described, "largest difference", " ms ("):
+    assert weights.metadata.preprocessing == weights.task.preprocessing(weights.spec)
+    for text in (
+        weights.title,
+        "(N, 3, 16, 16), any N",
+        weights.metadata.preprocessing,
+        weights.spec.class_names[1],
+        kind.described,
+        "largest difference",
+        " ms (",
+    ):
         assert text in out
     images = torch.randn(4, 3, 16, 16)
     with torch.no_grad():
@@ -196,7 +205,10 @@ def test_export_writes_a_model_that_others_can_run(job: str, format: str, capsys
         import onnx
 
         model = onnx.load(output)
-        assert {p.key: p.value for p in model.metadata_props}["genotype"] == weights.metadata.genotype
+        metadata = {p.key: p.value for p in model.metadata_props}
+        assert metadata["genotype"] == weights.metadata.genotype
+        assert metadata["preprocessing"] == weights.metadata.preprocessing
+        assert json.loads(metadata["class_names"]) == list(weights.spec.class_names)
         assert [value.name for value in (*model.graph.input, *model.graph.output)] == ["images", "logits"]
         assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param
         assert [version.version for version in model.opset_import] == [18]

@@ -29,7 +29,8 @@ SHOWN_OPTIONS = (
     "partial_channels", "stages", "edge_normalization", "stop_eigenvalue", "stop_skips", "penalty", "target_params",
     "target_macs", "target_latency", "latency_table",
     "cutout_length", "cutout_schedule", "colour_jitter", "drop_path_prob", "auxiliary_weight", "schedule",
-    "warmup_epochs", "label_smoothing", "ema", "compile", "detector", "freeze_backbone",
+    "warmup_epochs", "label_smoothing", "mixup", "cutmix", "rand_augment", "rand_augment_magnitude", "random_erasing",
+    "ema", "compile", "detector", "freeze_backbone",
 )  # fmt: skip
 UNREMARKABLE = {
     "strategy": "gradient",
@@ -43,6 +44,11 @@ UNREMARKABLE = {
     "cutout_schedule": "constant",
     "detector": "authors",
     "freeze_backbone": False,
+    "mixup": 0.0,
+    "cutmix": 0.0,
+    "rand_augment": 0,
+    "rand_augment_magnitude": 9,
+    "random_erasing": 0.0,
 }  # those of DARTS: not shown
 
 

@@ -11,6 +11,8 @@ from darts_sg.cli.terminal import console, refuse_existing
 from darts_sg.errors import UsageError
 from darts_sg.files import write_atomically
 
+SHOWN_CLASSES = 10
+
 
 def add_parser(commands: Any) -> None:
     """Add `export` to the commands of the package."""
@@ -44,7 +46,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Write the model, compare its logits with PyTorch's, and print both latencies."""
+    """Write the model, compare its outputs with PyTorch's, and print both latencies."""
     import torch
 
     from darts_sg.engine.environment import machine
@@ -74,11 +76,14 @@ def run(arguments: argparse.Namespace) -> None:
     size = f"{spec.in_channels}, {spec.image_size}, {spec.image_size}"
     out.print(
         f"{output}: {weights.title}, {format.described}\n"
-        f"input images: float32 (N, {size}), any N, (pixel / 255 - mean) / std with mean "
-        f"{', '.join(map(str, spec.mean))} and std {', '.join(map(str, spec.std))}\n"
-        + "".join(f"output {line}\n" for line in described),
+        f"input images: float32 (N, {size}), any N\n"
+        f"preprocessing: {task.preprocessing(spec)}\n" + "".join(f"output {line}\n" for line in described),
         highlight=False,
+        soft_wrap=True,
     )
+    names = ", ".join(spec.class_names[:SHOWN_CLASSES])
+    more = "" if spec.num_classes <= SHOWN_CLASSES else f", … ({spec.num_classes} in all)"
+    out.print(f"classes, in the order of the outputs: {names}{more}\n", highlight=False, markup=False)
     table = Table("model", "file, MB", f"largest difference {what}", "latency, batch 1", box=None, pad_edge=False)
     for side in sides:
         difference = f"{side.difference:.1e}" if side.difference else "0"

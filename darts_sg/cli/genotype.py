@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from darts_sg.cli.parser import Parser, duration, not_negative, picture_kind, positive, quantity
 from darts_sg.cli.terminal import console, deliver, machine_fields
@@ -161,11 +162,16 @@ def run(arguments: argparse.Namespace) -> None:
 def list_genotypes(arguments: argparse.Namespace) -> None:
     from darts_sg.genotype import load_genotype, zoo_names
 
-    table = Table("name", "space", "error on CIFAR-10, published", "source", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for title in ("name", "space", "CIFAR-10 error", "source"):
+        table.add_column(title, no_wrap=title != "source")
+    shortened: dict[str, Any] = {"no_wrap": True, "overflow": "ellipsis"}  # one line an entry in a narrow terminal
     for name in zoo_names():
         genotype = load_genotype(name)
         error = genotype.provenance.get("published", {}).get("cifar10_error")
-        table.add_row(name, genotype.space, "" if error is None else f"{error:.2f}%", genotype.origin)
+        table.add_row(
+            name, genotype.space, "" if error is None else f"{error:.2f}%", Text(genotype.origin, **shortened)
+        )
     console().print(table)
 
 

@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from darts_sg.cli.parser import argument_type
 from darts_sg.errors import UsageError
 from darts_sg.files import write_atomically
 
+WATCH_PORT = 8128
 PAPER_PROTOCOL = "sandglass"  # what `report paper` shows
 
 
@@ -34,6 +36,12 @@ def add_parser(commands: Any) -> None:
     )
     report.add_argument("--json", action="store_true", help="with a study: print JSON")
     report.add_argument(
+        "--watch", action="store_true", help="serve a page of the run that follows it, to this machine only"
+    )
+    report.add_argument(
+        "--port", type=argument_type(int), help=f"with --watch: port (default: {WATCH_PORT}; 0: any free one)"
+    )
+    report.add_argument(
         "--no-animation", action="store_true", help="leave out pictures/search.gif (about 0.2 s an epoch of a search)"
     )
 
@@ -43,6 +51,11 @@ def run(arguments: argparse.Namespace) -> None:
     from darts_sg.analysis.report import write_report
 
     target: Path = arguments.run_dir
+    if arguments.watch:
+        watch_run(arguments)
+        return
+    if arguments.port is not None:
+        raise UsageError("--port is for --watch: add --watch, or leave it out")
     if not target.is_dir() and (str(target) == "paper" or target.suffix in {".yaml", ".yml"}):
         report_study(arguments)
     else:
@@ -50,6 +63,24 @@ def run(arguments: argparse.Namespace) -> None:
             if getattr(arguments, name):
                 raise UsageError(f"--{name} is for studies (`report paper`); a run's report is written into its folder")
         print(write_report(arguments.run_dir, animate=not arguments.no_animation))
+
+
+def watch_run(arguments: argparse.Namespace) -> None:
+    """Serve the page of a run until Ctrl-C."""
+    from darts_sg.analysis.run_folder import read_run
+    from darts_sg.analysis.run_page import RunPage
+    from darts_sg.analysis.serving import serve
+
+    for name in ("results", "output", "json", "no_animation"):
+        if getattr(arguments, name):
+            raise UsageError(
+                f"--{name.replace('_', '-')} writes a report, and --watch shows a run: leave one of them out"
+            )
+    port = WATCH_PORT if arguments.port is None else arguments.port
+    if not 0 <= port <= 65535:
+        raise UsageError(f"--port must be from 0 to 65535, found {port}")
+    read_run(arguments.run_dir)  # say at once what is wrong with the folder
+    serve(RunPage(arguments.run_dir), port, lambda line: print(line, flush=True))
 
 
 def report_study(arguments: argparse.Namespace) -> None:

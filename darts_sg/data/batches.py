@@ -1,7 +1,8 @@
 """Batches of normalised images, augmented as a whole on the device that holds the images.
 
 The augmentation is that of DARTS on CIFAR-10 (Liu et al., ICLR 2019, section 3): random crops of the zero-padded
-image, horizontal flips, and cutout (DeVries and Taylor, 2017) after normalisation. Images read from files get random
+image, horizontal flips, and cutout (DeVries and Taylor, 2017) after normalisation. RandAugment, random erasing, mixup
+and CutMix are options (`rand_augment.py`, `mixing.py`). Images read from files get random
 resized crops instead; the worker processes crop and flip them (`darts_sg.data.stream`).
 """
 
@@ -15,7 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from darts_sg.data.colour import ColourDraws, colour_jitter, draw_colours
-from darts_sg.data.generator import keyed_generator
+from darts_sg.data.generator import keyed_generator, keyed_numpy
+from darts_sg.data.mixing import MixDraws, draw_erasing, draw_mixing, erase_, mix, mix_labels
+from darts_sg.data.rand_augment import OperationDraws, draw_operations, rand_augment
 from darts_sg.data.spec import DataSpec, Images, ImageSet
 from darts_sg.data.stream import BOXES_HINT, FileReader, ImageFiles, RandomCrops, Stream
 from darts_sg.errors import UsageError
@@ -35,6 +38,21 @@ class Augment:
     """Passes through the images over which the probability of cutout grows linearly from 0 to 1; 0 for always 1."""
     colour_jitter: float = 0.0
     """Brightness, contrast and saturation change by factors within 1 ± this, the hue by up to half of it in turns."""
+    rand_augment: int = 0
+    """Number of operations of RandAugment on each image; 0 for none."""
+    rand_augment_magnitude: int = 9
+    """Their strength, from 0 to 30."""
+    random_erasing: float = 0.0
+    """Probability with which a rectangle of an image is set to the mean."""
+    mixup: float = 0.0
+    """α of mixup, which mixes images in pairs; 0 for none."""
+    cutmix: float = 0.0
+    """α of CutMix; 0 for none. With mixup as well each image takes one of them."""
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images are mixed, and targets are shares of the classes."""
+        return bool(self.mixup or self.cutmix)
 
     def __post_init__(self) -> None:
         if self.crop_padding < 0 or self.cutout_length < 0 or self.colour_jitter < 0:
@@ -102,21 +120,26 @@ class TrainBatches:
     def __getitem__(self, position: int) -> tuple[Tensor, Tensor]:
         """This rank's share of batch `position`, counted from 0 through all passes.
 
-        Returns the images, float32 (B, C, H, W) in channels_last, normalised, and their labels, int64 (B,).
+        Returns the images, float32 (B, C, H, W) in channels_last, normalised, and their labels, int64 (B,);
+        mixed images have shares of the classes instead, float32 (B, num_classes).
         """
         if position < 0:
             raise IndexError(f"position {position} is negative")
         draws = self.own_draws(position)
         pixels, labels = self._pixels(position, draws) if self._files is None else self._files[position]
+        if self.augment.rand_augment:
+            pixels = rand_augment(pixels, self._operations(position), self.augment.rand_augment_magnitude)
         colours = None
         if self.augment.colour_jitter:
             generator = keyed_generator(self.seed, self.stream, "colour", position)
             drawn = draw_colours(self.num_images(position), self.augment.colour_jitter, generator)
-            colours = ColourDraws(*(part[self.share(position)] for part in drawn))
+            colours = ColourDraws(*(part[self.needed(position)] for part in drawn))
         x = normalise(pixels, self.spec, colours)
         if self.augment.cutout_length:
             cutout_(x, draws.centres, self.augment.cutout_length, draws.cut)
-        return x, labels
+        if self.augment.random_erasing:
+            erase_(x, self._erased(position))
+        return self._mixed(x, labels, position) if self.augment.mixes else (x, labels)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of the first pass."""
@@ -127,13 +150,24 @@ class TrainBatches:
         total = self.num_images(position)
         return slice(total * self.rank // self.num_ranks, total * (self.rank + 1) // self.num_ranks)
 
+    def needed(self, position: int) -> slice | Tensor:
+        """The places in the batch at `position` that this rank makes.
+
+        They are its share, and where images are mixed the next one of another rank, which it mixes its last one with.
+        """
+        share, total = self.share(position), self.num_images(position)
+        if not self.augment.mixes or share.stop - share.start == total:
+            return share
+        return torch.arange(share.start, share.stop + 1) % total
+
     def indices(self, position: int) -> Tensor:
-        """The images of this rank's share of the batch at `position`, int64 (B,)."""
+        """The images that this rank needs of the batch at `position`, int64 (B,)."""
         number, step = divmod(position, len(self))
-        return self.order(number)[step * self.batch_size :][self.share(position)]
+        order, needed = self.order(number)[step * self.batch_size :], self.needed(position)
+        return order[needed if isinstance(needed, slice) else needed.to(order.device)]
 
     def keys(self, position: int) -> list[tuple[int, int]]:
-        """(pass, image) for each image of this rank's share of the batch."""
+        """(pass, image) for each image that this rank needs of the batch."""
         return [(position // len(self), index) for index in self.indices(position).tolist()]
 
     def order(self, number: int) -> Tensor:
@@ -161,10 +195,37 @@ class TrainBatches:
         return Draws(offsets, flips, centres, torch.rand(num_images, generator=generator) < probability)
 
     def own_draws(self, position: int) -> Draws:
-        """The random choices for this rank's share of the batch at `position`."""
-        draws, share = self.draws(position, self.num_images(position)), self.share(position)
+        """The random choices for the images that this rank needs of the batch at `position`."""
+        draws, share = self.draws(position, self.num_images(position)), self.needed(position)
         cut = None if draws.cut is None else draws.cut[share]
         return Draws(draws.offsets[share], draws.flips[share], draws.centres[share], cut)
+
+    def _operations(self, position: int) -> OperationDraws:
+        """The operations of RandAugment on the images that this rank needs."""
+        generator = keyed_generator(self.seed, self.stream, "RandAugment", position)
+        drawn = draw_operations(self.num_images(position), self.augment.rand_augment, generator)
+        return OperationDraws(*(part[self.needed(position)] for part in drawn))
+
+    def _erased(self, position: int) -> Tensor:
+        """The boxes of random erasing in the images that this rank needs."""
+        random = keyed_numpy(self.seed, self.stream, "erasing", position)
+        boxes = draw_erasing(self.num_images(position), self.spec.image_size, self.augment.random_erasing, random)
+        return boxes[self.needed(position)]
+
+    def mixing(self, position: int) -> MixDraws:
+        """The random choices of mixing for the whole batch at `position`."""
+        random = keyed_numpy(self.seed, self.stream, "mixing", position)
+        size, augment = self.spec.image_size, self.augment
+        return draw_mixing(self.num_images(position), size, augment.mixup, augment.cutmix, random)
+
+    def _mixed(self, x: Tensor, labels: Tensor, position: int) -> tuple[Tensor, Tensor]:
+        """This rank's share, each image mixed with the next one of the batch; targets float32 (B, num_classes)."""
+        share = self.share(position)
+        draws = MixDraws(*(part[share] for part in self.mixing(position)))
+        size = share.stop - share.start
+        own, next_to = slice(0, size), torch.arange(1, size + 1, device=x.device) % len(x)
+        mixed = mix(x[own], x[next_to], draws)
+        return mixed, mix_labels(labels[own], labels[next_to], draws, self.spec.num_classes)
 
     def _reader(self, images: ImageFiles) -> FileReader:
         """Reads the images of a set in files. UsageError if they have no label each."""

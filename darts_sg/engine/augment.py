@@ -60,7 +60,7 @@ from darts_sg.networks.derived import DerivedNetwork
 from darts_sg.networks.mobile import Model, find_model
 from darts_sg.ops import OPERATIONS
 from darts_sg.records import MetricsRow
-from darts_sg.tasks import DEFAULT_TASK, task_of
+from darts_sg.tasks import DEFAULT_TASK, Evaluator, task_of
 
 EMA = "ema_"
 """Prefix of columns, entries of result.json and files that belong to the average of the weights."""
@@ -115,6 +115,8 @@ class AugmentJob:
         averaged weights' best epoch have the prefix EMA."""
         self.details: dict[str, dict[str, Any]] = {}
         """After the last epoch, what the tests of both found beside their measures."""
+        self.last_test: Evaluator | None = None
+        """After the last epoch, the evaluator of the test of the weights."""
 
     def learning_rate(self, epoch: int) -> float:
         return scheduled_learning_rate(self.config, epoch)
@@ -170,7 +172,7 @@ class AugmentJob:
         row |= means
         if self.validation_images is not None:
             row |= self.evaluate("validation", self.validation_images)
-        tested = self.measure(self.test_images)
+        tested = self.measure(self.test_images, final=epoch + 1 == self.num_epochs)
         row |= self._columns("test", tested)
         for kind, evaluation in zip(self.tested, tested, strict=True):
             if self._is_best(kind, row, epoch):
@@ -179,6 +181,7 @@ class AugmentJob:
                 self._save_weights(run, kind, f"epoch_{epoch + 1:04d}", row, epoch)
             if epoch + 1 == self.num_epochs:
                 self._save_weights(run, kind, "", row, epoch)
+                self.last_test = self.last_test or evaluation.evaluator
                 self.details[kind] = evaluation.evaluator.details()
                 for name, content in evaluation.evaluator.files().items():
                     run.write(f"{kind}{name}", content)
@@ -201,22 +204,25 @@ class AugmentJob:
         """Never stops early: the schedule is made for all epochs."""
 
     def figures(self, epoch: int) -> dict[str, Any]:
-        """None: the columns of metrics.csv say all."""
-        return {}
+        """Pictures of the test after the last epoch; the columns of metrics.csv say all about the others."""
+        return {} if self.last_test is None else self.task.test_figures(self.last_test)
 
     def evaluate(self, part: str, images: Images) -> dict[str, float]:
         """The task's measures on `images` by column of metrics.csv; those of the averaged weights begin with EMA."""
         return self._columns(part, self.measure(images))
 
-    def measure(self, images: Images) -> list[Evaluation]:
+    def measure(self, images: Images, *, final: bool = False) -> list[Evaluation]:
         """Evaluate the network, and with --ema the average of its weights, on the same batches of `images`.
+
+        final: with the evaluator of the last test, see `Task.final_evaluator`.
 
         Without gradients an image takes an eighth of its memory in a training step or less (DARTS_V2, C=36, CPU:
         3.9 of 33 MiB with the C++ kernels, 2.7 of 68 MiB with PyTorch's), so four times as many at once are safe.
         """
         batches = batches_to_evaluate(images, self.config, self.setting, times=4)
         outputs = {network: (lambda x, network=network: network(x)[0]) for network in self.tested.values()}
-        evaluator = functools.partial(self.task.evaluator, self.setting.data.spec)
+        made = self.task.final_evaluator if final else self.task.evaluator
+        evaluator = functools.partial(made, self.setting.data.spec)
         found = evaluate_all(outputs, batches, evaluator, self.setting.ranks)
         self.share()
         return found
@@ -408,6 +414,7 @@ class AugmentJob:
             in_channels=data.spec.in_channels,
             mean=data.spec.mean,
             std=data.spec.std,
+            preprocessing=self.task.preprocessing(data.spec),
             data_note=config.data_note,
             data_remark=data.remark,
             data_fingerprint=self._fingerprint,
@@ -529,8 +536,8 @@ def _written(config: AugmentConfig) -> str:
     """The files that a run writes, for a dry run."""
     genotype_file = "" if config.model else "genotype.yaml, "
     return (
-        f"result.json, {genotype_file}config.yaml, metrics.csv, tensorboard/, checkpoints/, weights.safetensors, "
-        f"weights_best.safetensors, {'the same of weights_ema, ' if config.ema else ''}report.md"
+        f"result.json, {genotype_file}config.yaml, metrics.csv, events.out.tfevents.*, checkpoints/, "
+        f"weights.safetensors, weights_best.safetensors, {'the same of weights_ema, ' if config.ema else ''}report.md"
     )
 
 

@@ -524,7 +524,9 @@ def run_baseline(
     refuse_single_images(job.train, job.forward_anew)
     title = f"{strategy_name(config)}-{job.space.name}"
     if dry:
-        writes = "genotype.yaml, candidates.json, config.yaml, metrics.csv, tensorboard/, checkpoints/, report.md"
+        writes = (
+            "genotype.yaml, candidates.json, config.yaml, metrics.csv, events.out.tfevents.*, checkpoints/, report.md"
+        )
         dry_run(job, config, setting, run, title=title, first_epoch=0, facts=job.facts, writes=writes)
         return None
 

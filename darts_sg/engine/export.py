@@ -175,7 +175,7 @@ def export(weights: Weights, name: str, *, select: bool = False) -> tuple[bytes,
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # PyTorch warns about its own internals
         images = rendered_images(weights.spec, 2)  # with one image torch.export would take the batch size as fixed
-        content = format.write(model, images, names, weights.metadata.as_texts(), operators)
+        content = format.write(model, images, names, described(weights), operators)
         exported = format.load(content)
     with torch.inference_mode():
         differences = [difference_of(exported(images), model(images)) for images in batches]
@@ -192,6 +192,11 @@ def export(weights: Weights, name: str, *, select: bool = False) -> tuple[bytes,
         Side(f"original, PyTorch {torch.__version__}", weights.path.stat().st_size, 0.0, latencies[0]),
         Side(format.described + version, len(content), difference, latencies[1]),
     ]
+
+
+def described(weights: Weights) -> dict[str, str]:
+    """The metadata of an exported model: those of the weights, which in older files lack the preprocessing."""
+    return {**weights.metadata.as_texts(), "preprocessing": weights.task.preprocessing(weights.spec)}
 
 
 def rendered_images(spec: DataSpec, count: int) -> Tensor:

@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -173,18 +173,29 @@ def stop_signals() -> Iterator[list[signal.Signals]]:
                 signal.signal(number, handler)
 
 
+def broken(text: str, width: int) -> list[str]:
+    """A text of parts separated by commas as lines of at most `width` characters where that is possible."""
+    lines: list[str] = []
+    for part in text.split(", "):
+        if lines and len(lines[-1]) + len(part) + 3 <= width:
+            lines[-1] += f", {part}"
+        else:
+            lines = [*lines[:-1], f"{lines[-1]},", f"  {part}"] if lines else [part]
+    return lines
+
+
 class Display:
     """Progress bars with images/s and time left in a terminal, plain lines elsewhere."""
 
     def __init__(self, job: Job) -> None:
-        self.console = Console(soft_wrap=True, highlight=False)
+        self.console = Console(highlight=False)
         self.job = job
         self.progress: Progress | None = None
         self.pieces: TaskID | None = None
         if sys.stdout.isatty():
             self.progress = Progress(
                 TextColumn("{task.description}"),
-                BarColumn(bar_width=24),
+                BarColumn(bar_width=16),
                 TextColumn("{task.completed}/{task.total}"),
                 TextColumn("{task.fields[speed]}"),
                 TimeElapsedColumn(),
@@ -192,13 +203,25 @@ class Display:
                 console=self.console,
             )
             self.all = self._task("epochs", job.num_epochs)
-            self.epoch = self._task("steps of the epoch", job.steps_per_epoch)
+            self.epoch = self._task("steps", job.steps_per_epoch)
 
-    def context(self) -> AbstractContextManager[Any]:
-        return self.progress or nullcontext()
+    @contextmanager
+    def context(self) -> Iterator[None]:
+        """Shows the bars; in the end, also after Ctrl-C, that of the epochs alone stays."""
+        with self.progress or nullcontext():
+            try:
+                yield
+            finally:
+                if self.progress is not None:
+                    for task in self.progress.task_ids:
+                        if task != self.all:
+                            self.progress.remove_task(task)
 
     def line(self, text: str) -> None:
-        self.console.print(text, markup=False)
+        """Print a line; in a terminal one that is too long is broken after a comma."""
+        if self.progress is not None:
+            text = "\n".join(broken(text, self.console.width))
+        self.console.print(text, markup=False, soft_wrap=True)
 
     def update(self, epoch: int, step: int, speed: float, seconds_left: float) -> None:
         if self.progress is not None:

@@ -22,7 +22,7 @@ from darts_sg.analysis.compare import Latency, timed
 from darts_sg.data import Dataset, Images
 from darts_sg.engine.diagnosis import load_data
 from darts_sg.engine.environment import machine
-from darts_sg.engine.export import EXPORT_FORMATS, RunModel, export, refuse_missing, rendered_images
+from darts_sg.engine.export import EXPORT_FORMATS, RunModel, described, export, refuse_missing, rendered_images
 from darts_sg.engine.weights import Weights
 from darts_sg.errors import RunError, UsageError, first_line
 from darts_sg.tasks import DEFAULT_TASK
@@ -140,7 +140,7 @@ def quantise(weights: Weights, folder: Path, calibration_images: int) -> Quantis
     found = Quantised(
         quantised, float32, int8, calibration_images, len(data.test), weights.data, machine(torch.device("cpu"))
     )  # fmt: skip
-    return _with_facts(found, weights.metadata.as_texts())
+    return _with_facts(found, described(weights))
 
 
 def accuracy_of(run: RunModel, weights: Weights, images: Images) -> float:

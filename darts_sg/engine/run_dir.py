@@ -3,7 +3,8 @@
 config.yaml         all options, versions, device, data, code state
 metrics.csv         one row an epoch
 log.txt             what was printed, with the time
-tensorboard/        metrics and figures for TensorBoard; W&B and MLflow keep their files in wandb/ and mlflow/
+events.out.tfevents.*
+                    metrics and figures for TensorBoard; W&B and MLflow keep their files in wandb/ and mlflow/
 loggers.json        with --logger: the ids of the run at W&B and MLflow, which a resumed run continues
 checkpoints/        the newest two, to resume from; with --keep-every older ones, too; damaged ones end in .damaged
 split.json          search: a copy of the lists of images given by --split
@@ -15,6 +16,7 @@ result.json         augment: the result
 weights.safetensors, weights_best.safetensors
                     augment: the weights after the last and after the best epoch, self-contained; with --keep-every
                     weights_epoch_*.safetensors as well; with --ema weights_ema*, the same of their average
+predictions.npz     augment, for classes: what the network said of each test image, which report.md draws
 search.html         search: its epochs, to leaf through in a browser
 report.md           the run as a page, with pictures/; the last file of a run
 """
@@ -48,7 +50,7 @@ WITHOUT_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP})
 """What flock answers on file systems that have no locks: some network and cluster file systems, and FUSE."""
 
 EPOCH_FILES = ("alphas/epoch_*.npz", "genotypes/epoch_*.yaml", "weights_*epoch_*.safetensors")
-FILES_OF_THE_END = ("weights.safetensors", "weights_ema.safetensors")
+FILES_OF_THE_END = ("weights.safetensors", "weights_ema.safetensors", "predictions.npz")
 REPORT_FILES = ("report.md", "search.html")
 BEFORE_THE_START = (".lock", "log.txt", "genotype.yaml", "split.json", "latency_table.yaml")
 """What a new run writes before its config.yaml."""

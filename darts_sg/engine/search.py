@@ -789,7 +789,10 @@ def run_search(
         refuse_single_images(batches, job.forward_anew)
     job.select(job.mixing())  # bounds that no genotype meets are refused before the first step
     if dry:
-        writes = "genotype.yaml, config.yaml, metrics.csv, tensorboard/, checkpoints/, genotypes/, alphas/, report.md"
+        writes = (
+            "genotype.yaml, config.yaml, metrics.csv, events.out.tfevents.*, checkpoints/, genotypes/, alphas/, "
+            "report.md"
+        )
         first = job.stage.alpha_frozen_epochs
         dry_run(
             job, config, setting, run, title=title, first_epoch=first, facts=job.facts, writes=writes,

@@ -59,6 +59,8 @@ class Metadata:
     mean: tuple[float, ...]
     """Per channel, for pixels scaled to 0..1: images are normalised by (pixel / 255 - mean) / std."""
     std: tuple[float, ...]
+    preprocessing: str = ""
+    """How an image becomes an input of the network, in words; empty in older files."""
     data_note: str = ""
     data_remark: str = ""
     data_fingerprint: str

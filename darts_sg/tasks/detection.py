@@ -45,7 +45,18 @@ from darts_sg.tasks.detections import (
     selection_difference,
 )
 from darts_sg.tasks.matching import Matched, match, multibox_losses
-from darts_sg.tasks.task import TASKS, Batches, Evaluator, Figure, Plot, Prediction, Selecting, Task
+from darts_sg.tasks.task import (
+    TASKS,
+    Batches,
+    Evaluator,
+    Figure,
+    Plot,
+    Prediction,
+    Selecting,
+    Task,
+    channels_in_words,
+    normalised_in_words,
+)
 
 TRAINING_PICTURE = "pictures/training_batch.png"
 CURVES_PICTURE, CONFUSION_PICTURE = "pictures/precision_recall.png", "pictures/confusion.png"
@@ -321,6 +332,13 @@ class Detection(Task):
 
     def square(self, pixels: np.ndarray, spec: DataSpec) -> np.ndarray:
         return warp(pixels, spec.image_size)
+
+    def preprocessing(self, spec: DataSpec) -> str:
+        return (
+            f"keep the image as stored (EXIF ignored); resize the whole image to {spec.image_size}x{spec.image_size} "
+            f"pixels, whatever its aspect ratio (Pillow: bilinear, antialiased); {channels_in_words(spec)}; "
+            f"{normalised_in_words(spec)}"
+        )
 
     def predictions(
         self, outputs: DetectorOutputs, spec: DataSpec, images: Sequence[tuple[str, int, int]], least: float | None

@@ -238,6 +238,11 @@ class Task(ABC):
             cutout_length=options.get("cutout_length") or 0,
             cutout_growth=options["epochs"] if growing else 0,
             colour_jitter=options.get("colour_jitter") or 0.0,
+            rand_augment=options.get("rand_augment") or 0,
+            rand_augment_magnitude=options.get("rand_augment_magnitude", 9),
+            random_erasing=options.get("random_erasing") or 0.0,
+            mixup=options.get("mixup") or 0.0,
+            cutmix=options.get("cutmix") or 0.0,
         )
 
     # --- training and evaluation
@@ -264,6 +269,10 @@ class Task(ABC):
     @abstractmethod
     def evaluator(self, spec: DataSpec) -> Evaluator:
         """A new evaluator for images of `spec`."""
+
+    def final_evaluator(self, spec: DataSpec) -> Evaluator:
+        """The evaluator of the test after the last epoch, which may keep more than the others: the same measures."""
+        return self.evaluator(spec)
 
     # --- data
 
@@ -374,6 +383,10 @@ class Task(ABC):
         """An image, uint8 (H, W, 3), brought to the network's size as in its test: uint8 (S, S, in_channels)."""
         return fitted(Image.fromarray(pixels), spec.image_size)
 
+    def preprocessing(self, spec: DataSpec) -> str:
+        """What `read`, `square` and the normalisation do, in words, for those who rebuild it elsewhere."""
+        return f"{UPRIGHT}{FITTED.format(spec=spec)}; {channels_in_words(spec)}; {normalised_in_words(spec)}"
+
     def predictions(
         self, outputs: Any, spec: DataSpec, images: Sequence[tuple[str, int, int]], least: float | None
     ) -> list[Prediction]:
@@ -419,10 +432,30 @@ class Task(ABC):
         """
         return {}
 
+    def test_figures(self, evaluator: Evaluator) -> dict[str, Any]:
+        """Pictures (matplotlib) of the test after the last epoch for the loggers, by title."""
+        return {}
+
     def sections(self, folder: Path, data: str) -> list[str]:
         """Markdown paragraphs for report.md below the table of results, about the run in `folder` on `data`; pictures
         go to its folder pictures/."""
         return []
+
+
+UPRIGHT = "turn the image as its EXIF orientation says; "
+FITTED = (
+    "crop its middle square and resize that to {spec.image_size}x{spec.image_size} pixels (Pillow: ImageOps.fit, "
+    "bicubic, antialiased)"
+)
+
+
+def channels_in_words(spec: DataSpec) -> str:
+    return "one grey channel" if spec.in_channels == 1 else "channels red, green, blue"
+
+
+def normalised_in_words(spec: DataSpec) -> str:
+    mean, std = (", ".join(f"{value:g}" for value in values) for values in (spec.mean, spec.std))
+    return f"(pixel / 255 - mean) / std with mean {mean} and std {std}; float32 (N, channels, height, width)"
 
 
 TASKS: Registry[Callable[[Mapping[str, Any]], Task]] = Registry("task")

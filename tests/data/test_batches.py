@@ -12,6 +12,8 @@ from darts_sg.data.batches import keyed_generator
 SIZE = 12
 SPEC = DataSpec("fake", 3, SIZE, 3, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3), ("a", "b", "c"))
 
+STRONG = Augment(4, True, 6, colour_jitter=0.4, rand_augment=2, random_erasing=0.5, mixup=0.3, cutmix=0.8)
+
 
 @pytest.fixture
 def images() -> ImageSet:
@@ -101,8 +103,8 @@ def test_iterating_is_one_pass(images: ImageSet) -> None:
     assert torch.equal(passed[2][0], batches[2][0])
 
 
-def test_a_position_gives_the_same_bits_in_any_order_of_asking(images: ImageSet) -> None:
-    augment = Augment(4, True, 6)
+@pytest.mark.parametrize("augment", [Augment(4, True, 6), STRONG], ids=["plain", "strong"])
+def test_a_position_gives_the_same_bits_in_any_order_of_asking(images: ImageSet, augment: Augment) -> None:
     straight = TrainBatches(images, SPEC, 16, augment, 7, "weights")
     expected = [straight[position] for position in range(12)]
     positions = list(range(12))
@@ -176,10 +178,13 @@ def test_evaluation_is_every_image_in_order_and_only_normalised(images: ImageSet
     torch.testing.assert_close(torch.cat([x for x, _ in parts]).double(), expected, atol=2e-6, rtol=0)
 
 
+@pytest.mark.parametrize("augment", [Augment(4, True, 6), STRONG], ids=["plain", "strong"])
 @pytest.mark.parametrize("num_ranks", [2, 3, 5])
 @pytest.mark.parametrize("position", [0, 3, 6])
-def test_the_shares_of_the_ranks_make_up_the_batch_of_one(images: ImageSet, position: int, num_ranks: int) -> None:
-    given = (images, SPEC, 16, Augment(4, True, 6), 7, "weights")
+def test_the_shares_of_the_ranks_make_up_the_batch_of_one(
+    images: ImageSet, position: int, num_ranks: int, augment: Augment
+) -> None:
+    given = (images, SPEC, 16, augment, 7, "weights")
     one = TrainBatches(*given)
     shares = [TrainBatches(*given, rank, num_ranks)[position] for rank in range(num_ranks)]
     sizes = [len(y) for _, y in shares]

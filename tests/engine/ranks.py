@@ -50,10 +50,10 @@ def search(ranks: Ranks, method: str, *parts: str) -> dict[str, Any]:
     return {"state": job.state_dict(), "means": means, "evaluation": job.evaluate()}
 
 
-def augment(ranks: Ranks, *, frozen: bool, num_steps: int) -> dict[str, Any]:
+def augment(ranks: Ranks, *, frozen: bool, num_steps: int, **options: Any) -> dict[str, Any]:
     torch.manual_seed(0)
     shape = {"genotype": "DARTS_V2", "channels": 4, "cells": 3, "drop_path_prob": 0.0}
-    config = AugmentConfig(**shape, train_images=42, ema=0.8, **BATCH)
+    config = AugmentConfig(**shape, train_images=42, ema=0.8, **BATCH, **options)
     job = AugmentJob(config, load_genotype("DARTS_V2"), dataclasses.replace(setting(), ranks=ranks))
     for network in job.tested.values():
         in_double(network, frozen=frozen)
@@ -65,7 +65,7 @@ def files(ranks: Ranks, images: Path) -> dict[str, Any]:
     """Two passes over image files. `batches`: what all ranks got for each step, joined."""
     torch.manual_seed(0)
     shape = {"genotype": "DARTS_V2", "channels": 4, "cells": 3, "drop_path_prob": 0.0}
-    config = AugmentConfig(**shape, cutout_length=4, colour_jitter=0.4, **BATCH)
+    config = AugmentConfig(**shape, cutout_length=4, colour_jitter=0.4, rand_augment=1, mixup=0.3, **BATCH)
     data = load_dataset("imagenet", images, image_size=16)
     job = AugmentJob(config, load_genotype("DARTS_V2"), Setting(torch.device("cpu"), data, {}, {}, ranks))
     in_double(job.network, frozen=True)
@@ -89,6 +89,7 @@ def outcomes(ranks: Ranks, images: Path) -> dict[str, Any]:
         "hard": search(ranks, "single_level", "gumbel:hard=true"),
         "adversarial": search(ranks, "first_order", "softmax", "adversarial:steps=2,epsilon=0.2"),
         "augment": augment(ranks, frozen=True, num_steps=5),
+        "mixed": augment(ranks, frozen=True, num_steps=2, mixup=0.3, cutmix=0.8, rand_augment=2, random_erasing=0.5),
         "eigenvalue": search_job(ranks, "first_order").eigenvalue(),
         "statistics": augment(ranks, frozen=False, num_steps=1),
         "files": files(ranks, images),

@@ -59,6 +59,19 @@ def test_the_average_is_the_sum_written_out_and_leaves_the_training_as_it_is() -
     assert plain.evaluate("test", plain.test_images).keys() == {"test_loss", "test_accuracy"}
 
 
+def test_mixed_and_augmented_images_are_resumed_to_the_same_bits() -> None:
+    strong = {"mixup": 0.3, "cutmix": 0.8, "rand_augment": 2, "random_erasing": 0.5, "label_smoothing": 0.1}
+    whole, resumed = augment_job(**strong), augment_job(**strong)
+    for step in range(2):
+        whole.step(0, step)
+    resumed.load_state_dict(copy.deepcopy(whole.state_dict()))
+    torch.manual_seed(5)
+    expected = whole.step(0, 2).means
+    torch.manual_seed(5)
+    assert_same(dict(resumed.step(0, 2).means), dict(expected))
+    assert_same(dict(resumed.network.state_dict()), dict(whole.network.state_dict()))
+
+
 @pytest.mark.parametrize(("batch_size", "expected"), [(3, 12), (100, 48)])
 def test_images_are_tested_in_batches_that_need_no_more_memory_than_a_step(batch_size: int, expected: int) -> None:
     job = augment_job(batch_size=batch_size)

@@ -84,7 +84,7 @@ def alone(two_ranks: Path) -> dict[str, Any]:
 
 def test_two_ranks_take_the_steps_of_one_process_and_hold_the_same_bits(two_ranks: Path, alone: dict[str, Any]) -> None:
     first, second = (torch.load(two_ranks / f"{rank}.pt") for rank in (0, 1))
-    for name in ("first_order", "unrolled", "gumbel", "hard", "adversarial", "augment"):
+    for name in ("first_order", "unrolled", "gumbel", "hard", "adversarial", "augment", "mixed"):
         torch.testing.assert_close(first[name], alone[name], rtol=1e-6, atol=1e-9)
         assert_same(first[name], second[name])
     assert first["eigenvalue"] == second["eigenvalue"] == pytest.approx(alone["eigenvalue"], rel=1e-3)

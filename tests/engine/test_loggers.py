@@ -263,3 +263,22 @@ def test_no_logger_is_imported_before_it_is_asked_for() -> None:
     packages = "{'wandb', 'mlflow', 'tensorboard'}"
     code = f"import sys, darts_sg.engine.loggers; sys.exit(bool({packages} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_tensorboard_has_one_chart_for_all_parts_and_goes_on_in_an_older_folder(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    row = {"epoch": 1.0, "train_loss": 2.0, "validation_loss": 3.0, "ema_test_accuracy": 0.5, "seconds": 4.0}
+    for folder in (tmp_path, tmp_path / "tensorboard"):
+        logger = LOGGERS["tensorboard"]()
+        logger.run_started(about(tmp_path))
+        logger.epoch(row, 1, {})
+        logger.run_ended("finished")
+        (tmp_path / "tensorboard").mkdir(exist_ok=True)
+        assert len(list(folder.glob("events.out.tfevents.*"))) == 1
+        events = EventAccumulator(str(folder))
+        events.Reload()
+        scalars = {name: events.Scalars(name)[0].value for name in events.Tags()["scalars"]}
+        assert scalars == {"loss/train": 2, "loss/validation": 3, "accuracy/ema_test": 0.5, "seconds": 4}
+        layout = events.summary_metadata["custom_scalars__config__"]
+        assert layout.plugin_data.plugin_name == "custom_scalars"

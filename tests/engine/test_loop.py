@@ -1,10 +1,14 @@
 """Runs of a job that computes next to nothing: how they end, go on, and say what went wrong."""
 
 import errno
+import io
 import json
+import re
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +22,12 @@ from darts_sg.engine import environment, setup
 from darts_sg.engine.augment import AugmentJob, run_augment
 from darts_sg.engine.checkpoint import checkpoints, read_torch, write_torch
 from darts_sg.engine.loggers import LOGGERS, Logger
-from darts_sg.engine.loop import Piece, StepResult, stop_signals
+from darts_sg.engine.loop import Display, Piece, StepResult, stop_signals
 from darts_sg.engine.run_dir import OthersRunDir, RunDir
 from darts_sg.engine.setup import Setting, dry_run, run_job
 from darts_sg.errors import RunError, Stopped
 from darts_sg.invocation import program
+from darts_sg.tasks.columns import summary
 from tests.engine.test_search_step import setting
 from tests.test_command_line import MODEL, in_process
 
@@ -317,9 +322,9 @@ def test_metrics_and_events_of_a_resumed_run_are_those_of_an_undisturbed_one(run
 
     def losses(folder: Path) -> tuple[list[str], list[tuple[int, float]]]:
         lines = (folder / "metrics.csv").read_text().splitlines()
-        events = EventAccumulator(str(folder / "tensorboard"))
+        events = EventAccumulator(str(folder))
         events.Reload()
-        return [line.split(",")[1] for line in lines], [(e.step, e.value) for e in events.Scalars("train_loss")]
+        return [line.split(",")[1] for line in lines], [(e.step, e.value) for e in events.Scalars("loss/train")]
 
     with pytest.raises(ZeroDivisionError):
         runner(CountingJob(fail_at(4, ZeroDivisionError())))
@@ -389,3 +394,29 @@ def test_going_back_to_the_start_leaves_no_metrics_of_the_first_attempt(runner: 
     with pytest.raises(ZeroDivisionError):
         runner(CountingJob(fail_at(1, ZeroDivisionError())))
     assert not (runner.folder / "metrics.csv").exists()
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_of_80_columns_wraps_no_line_and_keeps_one_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "80")
+    job = CountingJob()
+    job.num_epochs, job.steps_per_epoch = 600, 10_000
+    display = Display(job)
+    row = {f"{part}_{name}": 0.5 for part in ("train", "validation", "test", "ema_test") for name in ("loss", "score")}
+    with suppress(Stopped), display.context():
+        display.update(123, 4567, 12345.6, 360_000.0)
+        display.piece(Piece("decisions of the selection", 10, 100))
+        display.line(f"epoch 123/600: {summary(row)}")
+        raise Stopped("stopped", 130)
+    for line in re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue())):
+        assert len(line) <= 80, line
+    last = terminal.getvalue().rpartition("\x1b[?25h")[0].rpartition("\x1b[2K")[2]
+    assert "epochs" in last
+    assert "steps" not in last

@@ -54,6 +54,7 @@ from darts_sg.study.file import TEMPLATE, read_study
 from darts_sg.study.protocol import PROTOCOLS, read_protocol
 from darts_sg.study.results import write_results
 from darts_sg.tasks.average_precision import average_precision
+from darts_sg.tasks.classified import FILE, Classified, read_classified
 from darts_sg.yaml_files import parse_yaml
 from tests.analysis.fakes import LATENCY_SPACE, made_up_latencies, varied_search
 from tests.data.detection_fakes import (
@@ -725,6 +726,22 @@ def predictions(content: bytes, folder: Path) -> None:
     test = load_dataset("voc", voc_folder(folder)).test
     assert isinstance(test, DetectionImages)
     average_precision(test.table, read_predictions(path, test), 2).figures()
+
+
+def classified_files() -> st.SearchStrategy[bytes]:
+    labels, classes = np.arange(6, dtype=np.int32) % 3, np.tile(np.arange(3, dtype=np.int32), (6, 1))
+    names, pixels = np.array(["a", "b", "c"]), np.zeros((2, 4, 4, 3), np.uint8)
+    given = labels, classes, np.zeros((6, 3), np.float16), np.zeros(6, np.float32), names, np.arange(2), pixels
+    sound = Classified(*given).as_bytes()
+    return damaged_bytes([sound]) | damaged_arrays(sound)
+
+
+@target(classified_files)
+def classified(content: bytes, folder: Path) -> None:
+    (folder / FILE).write_bytes(content)
+    found = read_classified(folder / FILE)
+    found.details()
+    found.shown()
 
 
 # --- plug-ins ---------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from tests.fuzz.watch import Watch, check, run_examples
 
 CORPUS = Path(__file__).parent / "corpus"
 KEPT = sorted(path for path in CORPUS.glob("*/*") if path.is_file())
-COUNTS = {"reports": 1}
+COUNTS = {"reports": 1, "study_folders": 2, "actions": 5}
 """Inputs of a target in the slice; default 10."""
 
 

@@ -109,7 +109,8 @@ class Kind:
     def names(self, run: Path) -> set[str]:
         """The files that do not depend on when the run was stopped."""
         found = (path.relative_to(run) for path in run.rglob("*") if path.is_file())
-        return {str(path) for path in found if not VARYING & set(path.parts)}
+        fixed = (path for path in found if not VARYING & set(path.parts))
+        return {str(path) for path in fixed if not path.name.startswith("events.out.tfevents.")}
 
     def undisturbed(self, folder: Path) -> None:
         """Run to the end, and note what came out."""

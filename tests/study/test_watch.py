@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from darts_sg.analysis.serving import HOST, Server, file_in
 from darts_sg.errors import UsageError
 from darts_sg.study.folder import StudyFolder
-from darts_sg.study.watch import HOST, Server, file_in, make_server, watch
+from darts_sg.study.watch import make_server, watch
 from tests.analysis.test_page import CHROMIUM, QUIET
 from tests.study.studies import made_up_study
 
