@@ -620,7 +620,7 @@ def test_compare_finds_what_was_measured_in_run_folders(
     assert (mine["published_cifar10_error"], other["measured_test_error"]) == (2.76, [])
     for form in ("--markdown", "--csv"):
         _, out, _ = in_process(capsys, *compare, form)
-        assert f"{result['test_error_last']:.2f} (synthetic" in out
+        assert f"{result['test_error_last']:.2f} on synthetic" in out
 
 
 def test_help_explains_every_option_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:

@@ -290,14 +290,16 @@ def timed(
     runs: Sequence[Callable[[], object]],
     batch: int,
     device: torch.device,
-    repetitions: int = REPETITIONS,
+    repetitions: int | None = None,
     least_seconds: float = 0.0,
 ) -> list[Latency]:
     """The latency of each of `runs`, which take turns, after a warm-up.
 
+    repetitions: times of each; by default REPETITIONS.
     least_seconds: a run that takes less is called so often in a row that a time spans that long, and divided by the
     number of calls. On a GPU its launches then overlap with the kernels before, as within a network.
     """
+    repetitions = REPETITIONS if repetitions is None else repetitions
     times: list[list[float]] = [[] for _ in runs]
     calls = [1] * len(runs)
     for turn in range(WARM_UP + repetitions):

@@ -31,7 +31,7 @@ def add_parser(commands: Any) -> None:
         "of objects (non-maximum suppression), which onnx holds by default and torch never",
     )
     export.add_argument(
-        "--int8", action="store_true", help="a classifier in 8-bit integers, calibrated on training images; accuracy "
+        "--int8", action="store_true", help="a classifier in 8-bit integers, calibrated on training images; test error "
         "and latency are measured beside float32"
     )  # fmt: skip
     export.add_argument(
@@ -121,9 +121,9 @@ def _run_int8(arguments: argparse.Namespace, weights: Any, output: Path) -> None
         f"{found.calibration_images} training images",
         highlight=False,
     )
-    table = Table("precision", "file, MB", "accuracy", "latency, batch 1", box=None, pad_edge=False)
+    table = Table("precision", "file, MB", "test error", "latency, batch 1", box=None, pad_edge=False)
     for side in (found.float32, found.int8):
-        table.add_row(side.title, f"{side.size / 1e6:.2f}", f"{side.accuracy:.2f}%", str(side.latency))
+        table.add_row(side.title, f"{side.size / 1e6:.2f}", f"{side.error:.2f}%", str(side.latency))
     out.print(table)
     out.print(
         f"\nAccuracy on {found.test_images:,} test images of {found.data}; latencies on {found.machine}, "

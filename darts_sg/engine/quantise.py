@@ -30,7 +30,7 @@ from darts_sg.tasks import DEFAULT_TASK
 BATCH = 50
 METADATA_ENTRY = "quantisation"
 """Name of the entry in the model's metadata that holds `Quantised.as_dict` as JSON."""
-ACCEPTED_LOSS = 1.0  # points of accuracy; more is said in a warning
+ACCEPTED_LOSS = 1.0  # points of test error; more is said in a warning
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class Precision:
     title: str
     size: int
     """Size of the file in bytes."""
-    accuracy: float
-    """Right answers on the test images, in percent."""
+    error: float
+    """The task's main figure on the test images: the test error, in percent."""
     latency: Latency
     """Of one image."""
 
@@ -69,12 +69,12 @@ class Quantised:
         return facts
 
     def warnings(self) -> list[str]:
-        """What speaks against using the INT8 model: a loss of accuracy, a loss of speed."""
+        """What speaks against using the INT8 model: more errors, less speed."""
         found = []
-        lost = self.float32.accuracy - self.int8.accuracy
+        lost = self.int8.error - self.float32.error
         if lost > ACCEPTED_LOSS:
             found.append(
-                f"warning: INT8 loses {lost:.2f} points of accuracy, more than {ACCEPTED_LOSS:g}; try more "
+                f"warning: INT8 adds {lost:.2f} points of test error, more than {ACCEPTED_LOSS:g}; try more "
                 "--calibration-images, or keep float32"
             )
         ratio = self.int8.latency.median / self.float32.latency.median
@@ -134,7 +134,7 @@ def quantise(weights: Weights, folder: Path, calibration_images: int) -> Quantis
     one = rendered_images(weights.spec, 1)
     latencies = timed([partial(run, one) for run in runs], 1, torch.device("cpu"))
     float32, int8 = (
-        Precision(title, len(each), accuracy_of(run, weights, data.test), latency)
+        Precision(title, len(each), error_of(run, weights, data.test), latency)
         for title, each, run, latency in zip(("float32", "INT8"), contents, runs, latencies, strict=True)
     )
     found = Quantised(
@@ -143,8 +143,8 @@ def quantise(weights: Weights, folder: Path, calibration_images: int) -> Quantis
     return _with_facts(found, described(weights))
 
 
-def accuracy_of(run: RunModel, weights: Weights, images: Images) -> float:
-    """Percent of the images whose largest logit is that of their label."""
+def error_of(run: RunModel, weights: Weights, images: Images) -> float:
+    """The task's main figure of a model on images: the test error, in percent."""
     task = weights.task
     evaluator, count = task.evaluator(weights.spec), 0
     for batch, labels in task.evaluation_batches(images, weights.spec, BATCH):
@@ -152,7 +152,7 @@ def accuracy_of(run: RunModel, weights: Weights, images: Images) -> float:
         count += len(labels)
     if not count:
         raise UsageError(f"the test part of {weights.spec.name} has no image that can be read")
-    return 100 * evaluator.measures(evaluator.sums(), [], count)["accuracy"]
+    return task.figures[0].of(evaluator.measures(evaluator.sums(), [], count))
 
 
 def _images(weights: Weights, images: Images) -> Iterator[Tensor]:

@@ -351,9 +351,9 @@ def explain_os_error(error: OSError, folder: Path) -> tuple[str, str]:
 
 def result_files(run: RunDir) -> list[Path]:
     """The files of a finished run that loggers take as artifacts: those beside metrics.csv and the logs."""
-    others = {"metrics.csv", "log.txt", "loggers.json"}
+    others = ("metrics.csv", "log.txt", "loggers.json", "events.out.tfevents.", ".")
     found = run.path.iterdir() if run.writes else ()
-    return sorted(path for path in found if path.is_file() and path.name not in others and path.name[0] != ".")
+    return sorted(path for path in found if path.is_file() and not path.name.startswith(others))
 
 
 def _to_agree_on(config: RunConfig, setting: Setting) -> Mapping[str, Any]:

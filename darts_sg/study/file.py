@@ -135,7 +135,7 @@ class GenotypesWanted:
     references: tuple[str, ...] = ()
     """Names of the zoo."""
     models: tuple[str, ...] = ()
-    """Names of models, such as mobilenext_1.0, to train in the same way."""
+    """Names of models (`darts-sg models`) to train in the same way."""
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ SMALL = {
 }
 QUICK = ["--batch-size=16", "--threads=1", "--kernels=pytorch"]
 OTHER_PROGRAMS = {"pip", "ssh", "sbatch", "cd", "mkdir", "git", "docker"}
+OTHER_MODULES = {"build", "venv"}
 
 
 @cache
@@ -64,7 +65,7 @@ def known(command: Command) -> None:
             assert all(re.search(rf"^{target}:", makefile, re.M) for target in targets), command.name
         elif words[:2] == ["python", "-m"]:
             module = ROOT / words[2].replace(".", "/")
-            assert module.is_dir() or module.with_suffix(".py").is_file(), command.name
+            assert words[2] in OTHER_MODULES or module.is_dir() or module.with_suffix(".py").is_file(), command.name
         else:
             assert words[0] in OTHER_PROGRAMS or words[:2] == ["python", "docs/site/notebooks.py"], command.name
 

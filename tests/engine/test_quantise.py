@@ -13,7 +13,7 @@ from darts_sg.cli.main import run
 from darts_sg.data import Dataset, DataSpec, ImageSet
 from darts_sg.engine import quantise as module
 from darts_sg.engine.export import EXPORT_FORMATS
-from darts_sg.engine.quantise import Precision, Quantised, accuracy_of, calibration_part, quantise
+from darts_sg.engine.quantise import Precision, Quantised, error_of, calibration_part, quantise
 from darts_sg.engine.weights import Weights, read_weights
 from darts_sg.errors import RunError, UsageError
 from darts_sg.genotype import Cell, Edge, Genotype
@@ -73,7 +73,7 @@ def test_the_int8_model_is_close_and_says_so(weights: Weights, capsys: Capture, 
     recorded = json.loads(facts["quantisation"])
     assert (recorded["calibration_images"], recorded["test_images"]) == (50, 120)
     for side in ("float32", "int8"):
-        assert f"{recorded[side]['accuracy']:.2f}%" in out
+        assert f"{recorded[side]['error']:.2f}%" in out
     # every convolution has 8-bit weights, each output channel with a scale of its own
     shapes = {tensor.name: (tensor.data_type, tuple(tensor.dims)) for tensor in proto.graph.initializer}
     made = {name: node for node in proto.graph.node for name in node.output}
@@ -100,22 +100,22 @@ def test_calibration_images_are_of_the_training_part_and_balanced(data: Dataset,
         calibration_part(data, weights, 999999)
 
 
-def test_the_accuracy_is_the_share_of_right_answers(data: Dataset, weights: Weights) -> None:
+def test_the_error_is_the_share_of_wrong_answers(data: Dataset, weights: Weights) -> None:
     answers = torch.randn(120, CLASSES, generator=torch.Generator().manual_seed(0))
     batches = iter(answers.split(module.BATCH))
-    found = accuracy_of(lambda images: next(batches), weights, data.test)
-    assert found == pytest.approx(100 * np.mean(answers.argmax(dim=1).numpy() == data.test.labels.numpy()))
+    found = error_of(lambda images: next(batches), weights, data.test)
+    assert found == pytest.approx(100 * np.mean(answers.argmax(dim=1).numpy() != data.test.labels.numpy()))
 
 
 @pytest.mark.parametrize(
-    ("accuracy", "seconds", "warned"),
-    [(89.1, 0.5, []), (88.9, 0.5, ["1.10 points"]), (90.0, 2.5, ["2.50 times"]), (80.0, 2.0, ["10.00", "2.00"])],
+    ("error", "seconds", "warned"),
+    [(10.9, 0.5, []), (11.1, 0.5, ["1.10 points"]), (10.0, 2.5, ["2.50 times"]), (20.0, 2.0, ["10.00", "2.00"])],
 )
-def test_losses_of_accuracy_and_speed_are_said(accuracy: float, seconds: float, warned: list[str]) -> None:
-    def side(title: str, accuracy: float, seconds: float) -> Precision:
-        return Precision(title, 1, accuracy, Latency(1, seconds, seconds, seconds, 1, 0.0))
+def test_more_errors_and_less_speed_are_said(error: float, seconds: float, warned: list[str]) -> None:
+    def side(title: str, error: float, seconds: float) -> Precision:
+        return Precision(title, 1, error, Latency(1, seconds, seconds, seconds, 1, 0.0))
 
-    found = Quantised(b"", side("float32", 90.0, 1.0), side("INT8", accuracy, seconds), 8, 8, "x", "m").warnings()
+    found = Quantised(b"", side("float32", 10.0, 1.0), side("INT8", error, seconds), 8, 8, "x", "m").warnings()
     assert len(found) == len(warned)
     assert all(text in line for text, line in zip(warned, found, strict=True))
 

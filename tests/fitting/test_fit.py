@@ -151,7 +151,7 @@ def test_a_dry_run_prints_choices_and_times_only(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    run(["fit", "--data", str(data), "--minutes", "3", "--dry-run", "--compare"])
+    run(["fit", "--data", str(data), "--minutes", "60", "--dry-run", "--compare"])
     out = capsys.readouterr().out
     for text in ("image size: ", "alpha learning rate: ", "times: ", "two baselines up to", "nothing was written"):
         assert text in out
