@@ -13,7 +13,7 @@ from darts_sg.cli.main import run
 from darts_sg.data import Dataset, DataSpec, ImageSet
 from darts_sg.engine import quantise as module
 from darts_sg.engine.export import EXPORT_FORMATS
-from darts_sg.engine.quantise import Precision, Quantised, error_of, calibration_part, quantise
+from darts_sg.engine.quantise import Precision, Quantised, calibration_part, error_of, quantise
 from darts_sg.engine.weights import Weights, read_weights
 from darts_sg.errors import RunError, UsageError
 from darts_sg.genotype import Cell, Edge, Genotype
