@@ -22,6 +22,8 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         _write_and_move(handle, Path(name), path, data)
+    except UnicodeEncodeError as error:
+        raise OSError(errno.EINVAL, "no file can have this name", str(path)) from error
     except OSError as error:
         error.filename = str(path)  # not the temporary file, or none at all
         raise

@@ -4,6 +4,7 @@ interpreter, which has to be chosen before anything imports Triton."""
 import gc
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from hypothesis import settings
 
 from darts_sg.data import ImageSet, synthetic
+from darts_sg.files import write_atomically
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
@@ -36,6 +38,27 @@ def rendered_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(synthetic, "render", known)
+        yield
+
+
+DRAWN = ("analysis", "docs", "study", "fitting", "tasks")
+"""Folders of tests in which reports get their pictures. Elsewhere drawing would take longer than the runs."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def blank_pictures(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Reports of runs in this process show blank pictures, except where pictures are tested."""
+    if request.path.parent.name in DRAWN:
+        yield
+        return
+    from darts_sg.analysis import report
+
+    def save_blank(figure: object, path: Path) -> None:
+        for suffix in ("svg", "png"):
+            write_atomically(path.with_name(f"{path.name}.{suffix}"), b"")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "save_figure", save_blank)
         yield
 
 

