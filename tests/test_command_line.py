@@ -185,7 +185,7 @@ def test_a_found_genotype_is_retrained_with_a_held_out_part(
     assert "validation_accuracy" in (run_dir / "metrics.csv").read_text().splitlines()[0]
 
 
-@pytest.mark.parametrize("job", ["search", "augment"])
+@pytest.mark.parametrize("job", ["search", pytest.param("augment", marks=pytest.mark.slow)])
 def test_killed_anywhere_and_continued_gives_the_same_bits(
     job: str,
     undisturbed: dict[str, Path],
@@ -405,6 +405,7 @@ def test_bad_input_gets_one_clear_line_and_exit_code_2(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_report_adds_an_animation_of_a_search(
     undisturbed: dict[str, Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -165,7 +165,7 @@ def test_a_damaged_file_of_an_epoch_is_named_until_the_advice_is_followed(capsys
     assert (folder / "report.md").is_file()
 
 
-@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("kept", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_going_back_to_an_older_checkpoint_leaves_nothing_of_later_epochs(
     kept: bool, capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -39,6 +39,7 @@ def check_nothing_overlaps(figure: Figure) -> None:
     np.testing.assert_array_equal(overlaps(words, frames), within)
 
 
+@pytest.mark.slow
 def test_nothing_overlaps_with_the_whole_zoo_in_one_picture() -> None:
     check_nothing_overlaps(draw_networks([load_genotype(name) for name in zoo_names()], cells=5))
 

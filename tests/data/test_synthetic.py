@@ -79,6 +79,7 @@ def conv(num_inputs: int, num_outputs: int, stride: int) -> nn.Sequential:
     )
 
 
+@pytest.mark.slow
 def test_a_small_convolutional_network_passes_70_percent(dataset: Dataset) -> None:
     torch.manual_seed(0)
     layers = [conv(3, 16, 2), conv(16, 32, 1), conv(32, 64, 2), conv(64, 64, 2)]

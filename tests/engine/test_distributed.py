@@ -162,6 +162,7 @@ def test_a_rank_that_lost_another_is_not_ended_before_it_has_said_so() -> None:
         signal.signal(signal.SIGTERM, before)
 
 
+@pytest.mark.slow
 def test_a_stopped_search_is_continued_by_one_process(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,6 +181,7 @@ def test_a_stopped_search_is_continued_by_one_process(
     assert (tmp_path / "run" / "genotype.yaml").is_file()
 
 
+@pytest.mark.slow
 def test_bad_input_gets_one_line_from_all_ranks_together(tmp_path: Path) -> None:
     code, out, err = finish(torchrun([*AUGMENT, "--batch-size", "3"], tmp_path))
     assert code != 0

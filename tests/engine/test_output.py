@@ -71,7 +71,7 @@ def test_characters_that_the_encoding_lacks_are_replaced() -> None:
     assert raw.getvalue().decode() == "1?1 pixels\nand on\n"
 
 
-@pytest.mark.parametrize("way", ["reader gone", "closed"])
+@pytest.mark.parametrize("way", ["reader gone", pytest.param("closed", marks=pytest.mark.slow)])
 def test_a_command_whose_output_nobody_reads_finishes(way: str, tmp_path: Path) -> None:
     """As `| head -1` and `>&-` in a shell."""
     script, *options = MODEL

@@ -125,7 +125,7 @@ def test_bounds_random_cells_and_mutations_keep_the_lists() -> None:
     ("space", "options"),
     [
         ("S1", {"nodes": 4, "perturbation": "random", "regularizer": "beta-decay", "target_params": "9M"}),
-        ("S4", {"nodes": 2, "hypergradient": "unrolled"}),
+        pytest.param("S4", {"nodes": 2, "hypergradient": "unrolled"}, marks=pytest.mark.slow),
     ],
 )
 def test_a_search_of_such_a_space_ends_with_a_genotype_of_it(
