@@ -94,6 +94,7 @@ def test_the_steps_that_are_compared_do_the_same() -> None:
             torch.testing.assert_close(a, b, rtol=1e-2, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_the_ways_of_a_gpu_that_need_no_cuda_run_on_any_device(toy: None) -> None:
     rows = list(speed.accelerator_rows("cpu", compiled=False))
     assert [row.name for row in rows] == [

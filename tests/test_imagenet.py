@@ -86,6 +86,7 @@ def test_augment_reads_from_files_names_what_is_odd_and_continues_to_the_same_bi
         assert_same(newest_state(tmp_path / "whole")[part], newest_state(tmp_path / "killed")[part])
 
 
+@pytest.mark.slow
 def test_a_stopped_run_ends_its_workers_and_says_how_to_go_on(data: Path, tmp_path: Path) -> None:
     command = ["-m", "darts_sg", *AUGMENT, "--data", str(data), "--workers=2", "--run-dir=run"]
     code, out, err = finish(start([*command, "--time-budget=1e-6"], tmp_path))

@@ -48,6 +48,7 @@ def every(tmp_path_factory: pytest.TempPathFactory) -> Weights:
     return saved(metadata, tmp_path_factory.mktemp("every") / "w.safetensors")
 
 
+@pytest.mark.slow
 def test_every_operation_is_exported(every: Weights) -> None:
     for package in EXPORT_FORMATS["onnx"].needs:  # which starts from a torch.export
         pytest.importorskip(package, reason="the optional dependency group export is not installed")
