@@ -357,11 +357,16 @@ def run_files(folder: Path) -> dict[str, bytes]:
 
 def damaged_runs() -> st.SearchStrategy[bytes]:
     """NAME of a file, a zero byte, and its new content."""
+    return damaged_files(run_files)
+
+
+def damaged_files(files_of: Any) -> st.SearchStrategy[bytes]:
+    """Damage one of the files that the cached function `files_of` writes into a folder."""
     import tempfile
 
     with tempfile.TemporaryDirectory() as name:
-        files = run_files(Path(name))
-    run_files.cache_clear()
+        files: dict[str, bytes] = files_of(Path(name))
+    files_of.cache_clear()
     strategies = []
     for name, content in files.items():
         inner = damaged_bytes([content])
@@ -442,19 +447,7 @@ def study_folder(folder: Path) -> dict[str, bytes]:
 
 def damaged_studies() -> st.SearchStrategy[bytes]:
     """NAME of a file, a zero byte, and its new content."""
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as name:
-        files = study_folder(Path(name))
-    study_folder.cache_clear()
-    strategies = []
-    for name, content in files.items():
-        inner = damaged_bytes([content])
-        plain = {"yaml": yaml.safe_load, "json": json.loads}.get(name.rpartition(".")[2])
-        if plain is not None:
-            inner |= damaged_plain(plain(content)).map(_yaml if name.endswith("yaml") else as_json)
-        strategies.append(inner.map(lambda damaged, name=name: name.encode() + b"\0" + damaged))
-    return st.one_of(strategies)
+    return damaged_files(study_folder)
 
 
 @target(damaged_studies)
