@@ -232,7 +232,7 @@ def _edge_costs(
 
 
 class EdgePlace(NamedTuple):
-    """What the cost of an operation on an edge depends on: it maps (N, C, size, size) with this stride."""
+    """The shape that decides the cost of an operation on an edge: it maps (N, C, size, size) with this stride."""
 
     C: int
     stride: int

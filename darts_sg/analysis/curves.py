@@ -49,7 +49,7 @@ class Panel:
     top: float | None = None
     """The largest possible value: the axis goes from 0 to it. None for an axis that fits the values."""
     top_name: str = ""
-    """What has the largest value, for the legend."""
+    """Name of the largest value, for the legend."""
 
 
 PARTS = (

@@ -111,7 +111,7 @@ class FixedPart:
 
     name: str
     count: int
-    """How often the network has it."""
+    """Number of times that the network contains it."""
     timing: Timing
 
 
@@ -385,7 +385,7 @@ class Checked(NamedTuple):
 
 
 class Agreement(NamedTuple):
-    """How well a table predicts the latencies of whole networks."""
+    """The accuracy of a table's predictions for whole networks."""
 
     rank_correlation: float
     """Spearman's, of predicted and measured latency."""

@@ -20,7 +20,7 @@ TEMPLATE = Path(__file__).with_name("run.html")
 WATCHED = ("config.yaml", "metrics.csv", "result.json", "genotype.yaml", "genotypes/*.yaml", "log.txt", "pictures/*")
 POLL_MILLISECONDS = 3000
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 460, 230, 52, 10, 8, 26
-"""Of a chart, in units of its viewBox, and its margins."""
+"""Size of a chart and its margins, in units of its viewBox."""
 LAST_LINES, LONGEST_LOG = 12, 2**16
 """Lines of log.txt that the page shows, from its last bytes."""
 MOST_DOTS = 60

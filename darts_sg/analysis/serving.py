@@ -28,7 +28,7 @@ class LivePage(ABC):
     """A page about a folder, made again when something that it shows has changed."""
 
     kind = "folder"
-    """What it is about, in a word."""
+    """The subject in a word."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -150,7 +150,7 @@ def file_in(folder: Path, path: str) -> Path | None:
 
 
 def content_type(path: Path) -> str:
-    """How a browser is to take a file; files of unknown kinds are only offered for download."""
+    """The content type of a file; a browser offers files of unknown kinds for download."""
     if path.suffix in SHOWN_AS_TEXT:
         return "text/plain; charset=utf-8"
     if path.suffix == ".html":

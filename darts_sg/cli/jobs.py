@@ -70,7 +70,7 @@ METAVARS = {
     "target_params": "SIZE", "target_macs": "SIZE", "target_latency": "TIME",
     "latency_table": "FILE", "output": "FILE",
 }  # fmt: skip
-"""What stands for the value of an option whose type does not say it."""
+"""Placeholders in help texts for the values of options whose type does not name them."""
 
 
 def command_options(job: JobName) -> dict[str, tuple[Any, str]]:

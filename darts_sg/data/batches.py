@@ -51,7 +51,7 @@ class Augment:
 
     @property
     def mixes(self) -> bool:
-        """Whether images are mixed, and targets are shares of the classes."""
+        """True if images are mixed: targets are then shares of the classes."""
         return bool(self.mixup or self.cutmix)
 
     def __post_init__(self) -> None:

@@ -136,7 +136,7 @@ def card_text(weights: Weights, repository: str, licence: str, command: str, fil
 
 
 def limits(weights: Weights) -> list[str]:
-    """What a reader must not take the weights for, as sentences made of the facts."""
+    """Limits of the weights, as sentences made from the facts."""
     m = weights.metadata
     found = [f"One training with seed {m.seed}: there is no spread over seeds in the figure above."]
     usual = PUBLISHED_EPOCHS.get(m.network)

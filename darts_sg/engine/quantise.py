@@ -43,7 +43,7 @@ class Precision:
     error: float
     """The task's main figure on the test images: the test error, in percent."""
     latency: Latency
-    """Of one image."""
+    """The latency of one image."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Quantised:
         return facts
 
     def warnings(self) -> list[str]:
-        """What speaks against using the INT8 model: more errors, less speed."""
+        """Reasons against the INT8 model: more errors, less speed."""
         found = []
         lost = self.int8.error - self.float32.error
         if lost > ACCEPTED_LOSS:

@@ -41,7 +41,7 @@ class Predicted:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Of the accuracy, at CONFIDENCE: see `accuracy_interval`."""
+        """Confidence interval of the accuracy, see `accuracy_interval`."""
         return accuracy_interval(int(self.right.sum()), len(self.labels))
 
     def confusion(self, num_classes: int) -> NDArray[np.int64]:
