@@ -65,6 +65,8 @@ class JobState:
     """The last line of the last error; kept when a later attempt succeeds."""
     seconds: float = 0.0
     """Wall-clock seconds over all attempts, also those that failed or were stopped; up to the heartbeat if lost."""
+    startup: float = 0.0
+    """Seconds from the start of the job's processes until each began to work, over all attempts; not in `seconds`."""
     device: str = ""
     """The device with its model and the number of threads."""
     images_per_second: float | None = None
@@ -218,7 +220,7 @@ def _fits(key: str, value: Any) -> bool:
             return isinstance(value, dict)
         case "seed" | "attempts" | "losses" | "out_of_memory":
             return isinstance(value, int) and number
-        case "seconds":
+        case "seconds" | "startup":
             return number
         case "heartbeat" | "images_per_second" | "peak_memory" | "cpu_joules" | "gpu_joules" | "started" | "ended":
             return value is None or number
