@@ -172,7 +172,7 @@ class SearchJob:
         rule = self.method.operation_freezing
         self.freezing = rule.watch(OperationWeights(self.supernet)) if rule.needed else None
         on_gpu = setting.device.type == "cuda"
-        self.alpha_optimizer = Adam(
+        self.alpha_optimizer: torch.optim.Adam = Adam(
             self.alphas, config.alpha_learning_rate, betas=(config.alpha_beta1, config.alpha_beta2),
             weight_decay=config.alpha_weight_decay,
             fused=on_gpu or None, capturable=on_gpu,

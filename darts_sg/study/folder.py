@@ -151,7 +151,7 @@ class StudyFolder:
     def first_state(job: StudyJob) -> JobState:
         """The state of a job that has not begun."""
         values = {f.name: getattr(job, f.name) for f in fields(StudyJob) if f.name not in ("options", "found")}
-        return JobState(**values, options={name: _plain(value) for name, value in job.options.items()})
+        return JobState(**values, options={name: plain(value) for name, value in job.options.items()})
 
     def add_state(self, job: StudyJob) -> None:
         """Write the first state of a job, unless it has one. Several coordinators may try at once."""
@@ -231,7 +231,8 @@ def _json(state: JobState) -> str:
     return json.dumps(asdict(state), indent=1, ensure_ascii=False) + "\n"
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """The value of an option as JSON and YAML can hold it."""
     return str(value) if isinstance(value, Path) else value
 
 
