@@ -151,7 +151,7 @@ def test_in_a_browser_the_page_follows_a_change(server: Server, folder: Path, tm
     dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
     thread.join()
     assert "seen without a reload" in dom
-    assert f'let version = "{live.version()}"' not in dom  # the script is that of the page before
+    assert f'follow("{live.version()}"' not in dom  # the script is that of the page before
 
 
 def test_ctrl_c_ends_it_cleanly(folder: Path) -> None:
