@@ -254,7 +254,8 @@ class FitJob:
     def compare(self, genotype: Genotype) -> None:
         """Train and test the baselines by the schedule of the searched network."""
         own = read_classified(self.folder / classified.FILE)
-        before = self.state.done("compare") or {}
+        before, trained = self.state.done("compare") or {}, self.state.done("train") or {}
+        cut_after = f"{trained['epochs']} of {self.state['training']['epochs']} epochs" if trained["cut"] else ""
         by_params = "max_macs" not in self.limits.maxima and "max_params" in self.limits.maxima
         found: dict[str, Any] = {}
         for number, base in enumerate(baselines(genotype, self.size, self.level, by_params=by_params), start=3):
@@ -268,7 +269,7 @@ class FitJob:
             facts = {"title": base.title, "params": base.params, "macs": base.macs, "cut": cut}
             if not cut:
                 facts |= compared(own, read_classified(path))
-                facts["verdict"] = verdict(base.title, facts)
+                facts["verdict"] = verdict(base.title, facts, cut_after)
             found[name] = facts
             self.state.finish("compare", **found)
 

@@ -45,10 +45,18 @@ def compared(own: Classified, other: Classified) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def verdict(title: str, found: Mapping[str, Any]) -> str:
-    """One sentence: does the searched network beat the other one?"""
+def verdict(title: str, found: Mapping[str, Any], cut: str = "") -> str:
+    """One sentence: does the searched network beat the other one?
+
+    cut: how much of its training the searched network had, such as "27 of 40 epochs"; empty for all of it.
+    """
     points, p = found["points"], found["p"]
     counts = f"{found['only_searched_right']} images only it gets right, {found['only_other_right']} only {title}"
+    if cut:
+        return (
+            f"the searched network, after {cut} and of an epoch chosen on the test images, differs by {points:+.2f} "
+            f"points from {title} after the whole training, which decides nothing ({counts}): complete it first"
+        )
     if points <= 0:
         how = "is as accurate as" if points == 0 else f"is {-points:.2f} points less accurate than"
         return f"the searched network does not beat {title}: it {how} it ({counts}; McNemar's p = {p:.2g})"

@@ -23,7 +23,7 @@ from darts_sg.fitting.bench import Bench
 from darts_sg.fitting.choices import Timing
 from darts_sg.fitting.look import facts_of, look, notes_of
 from darts_sg.fitting.state import State
-from darts_sg.fitting.testing import predictions_of
+from darts_sg.fitting.testing import predictions_of, verdict
 from darts_sg.tasks.classified import read_classified
 
 pytestmark = pytest.mark.xdist_group("fit")
@@ -107,6 +107,26 @@ def test_a_network_of_an_earlier_epoch_is_tested_as_in_the_training(finished: Fi
     for name in ("labels", "answers", "images", "pixels", "class_names"):
         np.testing.assert_array_equal(getattr(again, name), getattr(finished.predictions, name))
     np.testing.assert_allclose(again.of_label, finished.predictions.of_label, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("points", "p", "cut", "said"),
+    [
+        (3.0, 0.01, "", "the searched network beats X by 3.00 points (9 images only it"),
+        (3.0, 0.2, "", "the searched network is 3.00 points more accurate than X, but on these test images that"),
+        (0.0, 1.0, "", "does not beat X: it is as accurate as it"),
+        (-1.5, 0.01, "", "does not beat X: it is 1.50 points less accurate than it"),
+        (
+            3.0,
+            0.01,
+            "27 of 40 epochs",
+            "after 27 of 40 epochs and of an epoch chosen on the test images, differs by +3",
+        ),
+    ],
+)
+def test_the_verdict_claims_no_more_than_was_measured(points: float, p: float, cut: str, said: str) -> None:
+    found = {"points": points, "p": p, "only_searched_right": 9, "only_other_right": 2}
+    assert said in verdict("X", found, cut)
 
 
 def test_the_report_shows_choices_data_and_comparison(finished: FitResult) -> None:
