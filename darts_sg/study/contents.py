@@ -626,9 +626,9 @@ def _cost(results: StudyResults) -> Section | None:
     ]  # fmt: skip
     note = (
         "Hours of all attempts, also those that failed or were stopped. Processor hours: of all threads of a job's "
-        "processes together; other work on the machine adds to the hours, but hardly to these. Energy where the machine "
-        "tells it: of the whole processor package while the job ran, so jobs side by side count it twice, and of the "
-        "GPU. A dash: it does not tell."
+        "processes together; other work on the machine adds to the hours, but hardly to these. Energy where the "
+        "machine tells it: of the whole processor package while the job ran, so jobs side by side count it twice, and "
+        "of the GPU. A dash: it does not tell."
     )
     return Section("cost", "Cost", tables=[Table("cost", "Cost of the jobs", columns, rows, note)])
 
