@@ -366,11 +366,11 @@ def show_comparison(arguments: argparse.Namespace) -> None:
     from darts_sg.analysis.draw import save_figure
     from darts_sg.analysis.draw_comparison import draw_comparison
     from darts_sg.analysis.measured import runs_in
-    from darts_sg.analysis.report import markdown_table
     from darts_sg.engine.environment import choose_device
     from darts_sg.genotype import load_genotype
     from darts_sg.ops import OPERATIONS
     from darts_sg.study.compare import compare_genotypes
+    from darts_sg.tasks.columns import markdown_table
 
     if arguments.json + arguments.markdown + arguments.csv > 1:
         raise UsageError("choose one of --json, --markdown and --csv")

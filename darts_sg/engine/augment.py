@@ -21,7 +21,7 @@ from darts_sg.engine.distributed import without_sync_batchnorm
 from darts_sg.engine.kernels import use_kernels
 from darts_sg.engine.loop import Loop, Piece, StepResult
 from darts_sg.engine.memory import buffers_kept
-from darts_sg.engine.output import lenient_output
+from darts_sg.engine.output import announce, lenient_output
 from darts_sg.engine.published import Start, read_start
 from darts_sg.engine.run_dir import RunDir
 from darts_sg.engine.setup import (
@@ -474,8 +474,7 @@ def run_augment(
         writes = _written(config)
         dry_run(job, config, setting, run, title=trained.name, first_epoch=0, facts=job.facts, writes=writes)
         return None
-    for line in filter(None, [job.started, job.averaged()]):
-        print(line)
+    announce(*filter(None, [job.started, job.averaged()]))
     if weights is not None and setting.ranks.leads and (doubt := _other_split(config, weights)):
         print(f"warning: {doubt}", file=sys.stderr)
 
@@ -550,6 +549,10 @@ def _finish(job: AugmentJob, run: RunDir, config: AugmentConfig, loop: Loop) -> 
     run.remove(report.name)  # one of the unfinished run; the run counts as finished once both files are there
     run.write_json("result.json", result)
     write_report(run.path)
-    print("\n".join([*job.result_lines(result), job.subject.counts()]))
-    print(f"result: {run.path / 'result.json'}\nreport: {report}")
-    print(f"test it again: {evaluate_command(run.path / 'weights.safetensors', config.as_dict())}")
+    announce(
+        *job.result_lines(result),
+        job.subject.counts(),
+        f"result: {run.path / 'result.json'}",
+        f"report: {report}",
+        f"test it again: {evaluate_command(run.path / 'weights.safetensors', config.as_dict())}",
+    )

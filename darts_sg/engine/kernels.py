@@ -8,6 +8,7 @@ from darts_sg.backends import accelerate, check, pytorch_backend
 from darts_sg.backends.cpp import build
 from darts_sg.config import RunConfig, SearchConfig
 from darts_sg.engine.memory import is_out_of_memory
+from darts_sg.engine.output import announce
 from darts_sg.engine.setup import Setting
 from darts_sg.errors import UsageError
 from darts_sg.networks.derived import DerivedNetwork
@@ -98,6 +99,6 @@ def check_kernels(network: Supernet | DerivedNetwork, config: RunConfig, setting
     )
     largest = check.largest_error(network, (spec.in_channels, spec.image_size), conditions)
     if setting.ranks.leads:
-        print(f"native kernels, compared with PyTorch in float64: off by at most {largest:.1e} of a tensor's norm")
+        announce(f"native kernels, compared with PyTorch in float64: off by at most {largest:.1e} of a tensor's norm")
     if mark is not None:
         build.set_checked(mark)

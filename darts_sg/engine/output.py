@@ -4,10 +4,28 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 Report = Callable[[str], None]
+_part_of_a_whole = ContextVar("part of a whole", default=False)
+
+
+def announce(*lines: str) -> None:
+    """Print what a job says of itself: its heading, results and next commands; nothing in a job that is a part."""
+    if lines and not _part_of_a_whole.get():
+        print(*lines, sep="\n")
+
+
+@contextmanager
+def part_of_a_whole() -> Iterator[None]:
+    """Within the context jobs print progress, notes and warnings only. The caller names them, and what follows."""
+    token = _part_of_a_whole.set(True)
+    try:
+        yield
+    finally:
+        _part_of_a_whole.reset(token)
 
 
 class LenientStream:

@@ -32,7 +32,7 @@ from darts_sg.engine.graphs import WARM_UP, Captured, compile_step
 from darts_sg.engine.kernels import use_kernels
 from darts_sg.engine.loop import Loop, Piece, StepResult
 from darts_sg.engine.memory import buffers_kept
-from darts_sg.engine.output import lenient_output
+from darts_sg.engine.output import announce, lenient_output
 from darts_sg.engine.run_dir import RunDir
 from darts_sg.engine.search_data import search_parts
 from darts_sg.engine.search_result import npz_bytes, searched_genotype
@@ -825,7 +825,7 @@ def _write_results(job: SearchJob, run: RunDir, loop: Loop, found: Mapping[str, 
     if job.phase is None and (doubted := doubt(states, job.alpha_steps(chosen_epoch) - job.alpha_steps(begun))):
         measured["doubt"] = doubted
         run.log(doubted)
-        print(f"note: {doubted}")
+        announce(f"note: {doubted}")
     if stopped is None:
         genotype = job.derive(run, job.num_epochs, measured)
     else:
@@ -845,7 +845,7 @@ def _write_results(job: SearchJob, run: RunDir, loop: Loop, found: Mapping[str, 
     title, score = job.task.score.replace("_", " "), columns.cell(job.task.score, found[job.task.score])
     part = "validation" if job.holds_out else "training"
     print(f"supernet {title} on the {len(job.validation_images)} {part} images: {score}")
-    print(
+    announce(
         f"derived network at C={CHANNELS[shape]}, {CELLS[shape]} cells: {human(cost.params)} parameters, "
         f"{human(cost.macs)} MACs ({shape} shape)"
     )
@@ -853,5 +853,8 @@ def _write_results(job: SearchJob, run: RunDir, loop: Loop, found: Mapping[str, 
         table = latency_table_of(config)
         predicted = duration_text(table.predict(genotype))
         print(f"predicted latency: {predicted}, {table.shape}, on {table.place}")
-    print(f"genotype: {run.path / 'genotype.yaml'}\nreport: {report}")
-    print(f"retrain it: {retrain_command(run.path / 'genotype.yaml', config.as_dict())}")
+    announce(
+        f"genotype: {run.path / 'genotype.yaml'}",
+        f"report: {report}",
+        f"retrain it: {retrain_command(run.path / 'genotype.yaml', config.as_dict())}",
+    )

@@ -27,7 +27,7 @@ from darts_sg.engine.distributed import ALONE, RankLost, Ranks
 from darts_sg.engine.loggers import LoggedRun, Loggers, Status, chosen_loggers
 from darts_sg.engine.loop import Job, Loop, StepResult
 from darts_sg.engine.memory import is_out_of_memory, out_of_memory, peak_memory, too_large
-from darts_sg.engine.output import lenient_output
+from darts_sg.engine.output import announce, lenient_output
 from darts_sg.engine.run_dir import OthersRunDir, RunDir, default_run_dir
 from darts_sg.errors import RunError, Stopped, UsageError
 from darts_sg.invocation import again, line
@@ -203,7 +203,7 @@ def already_finished(run: RunDir, result: str, *, dry: bool) -> bool:
             if not report.is_file():
                 write_report(run.path)
                 run.log(f"{report.name} was missing; written")
-            print(f"{run.path} is finished: {run.path / result}, {report}")
+            announce(f"{run.path} is finished: {run.path / result}, {report}")
     finally:
         run.close()
     return True
@@ -317,7 +317,7 @@ def _announce(job: Job, config: RunConfig, setting: Setting, run: RunDir, title:
     done = len(checkpoints(run.path / "checkpoints"))
     run.log(environment.command_line(setting.ranks))
     several = f"{setting.ranks.size} processes, " if setting.ranks.size > 1 else ""
-    print(f"{job.name}: {title}, {config.dataset}, {several}{setting.device}, run folder {run.path}")
+    announce(f"{job.name}: {title}, {config.dataset}, {several}{setting.device}, run folder {run.path}")
     if done:
         print(f"continuing from the newest of {done} checkpoints")
 

@@ -4,7 +4,7 @@ fit.json                 choices with their reasons, options of both runs, and w
 search/, retrain/        ordinary run folders; compare/NAME/ with --compare
 genotype.yaml            the cells, derived within the bounds
 weights.safetensors      the trained network
-predictions.csv          of the test images; predictions_NAME.csv of a baseline
+predictions.npz          of the test images, as a training leaves them
 report.md, report.html   everything about the fit, with pictures/; the last files
 log.txt                  what was printed, with the time
 """
@@ -25,6 +25,7 @@ from darts_sg.data import Dataset, load_dataset
 from darts_sg.derive import derive_bounded, kept_weight, strengths
 from darts_sg.engine.environment import choose_device, machine, usable_cores
 from darts_sg.engine.export import EXPORT_FORMATS, export
+from darts_sg.engine.output import part_of_a_whole
 from darts_sg.engine.run_dir import RunDir
 from darts_sg.engine.setup import explain_os_error
 from darts_sg.engine.weights import read_weights
@@ -38,10 +39,12 @@ from darts_sg.fitting.choices import Choice, train_epoch_seconds, train_epochs
 from darts_sg.fitting.options import FitOptions, export_format
 from darts_sg.fitting.planning import Planned, decide, schedule, size_of
 from darts_sg.fitting.state import FORMAT, State
-from darts_sg.fitting.testing import Predicted, compared, predict, verdict
+from darts_sg.fitting.testing import compared, predictions_of, verdict
 from darts_sg.genotype import Genotype, load_genotype
 from darts_sg.invocation import argument, line, program
 from darts_sg.spaces import parse_space
+from darts_sg.tasks import classified
+from darts_sg.tasks.classified import read_classified
 from darts_sg.tasks.columns import clock
 
 REPORT_SECONDS, EXPORT_SECONDS = 15.0, 20.0
@@ -218,12 +221,18 @@ class FitJob:
         self.state.finish("schedule", seconds=round(expected, 1))
 
     def test(self) -> None:
-        """Predictions of the test images."""
-        path = self.folder / "predictions.csv"
+        """The predictions of the test images: those of the training's last epoch, unless the network is another."""
+        path = self.folder / classified.FILE
         if self.state.done("test") is not None and path.is_file():
             return
-        found = predict(self.folder / "weights.safetensors", self.dataset(), choose_device(self.options.device))
-        found.save(path)
+        of_training = self.folder / "retrain" / classified.FILE
+        if not self.state.done("train")["cut"] and of_training.is_file():  # type: ignore[index]
+            content = of_training.read_bytes()
+        else:
+            device = choose_device(self.options.device)
+            content = predictions_of(self.folder / "weights.safetensors", self.dataset(), device)
+        self.run.write(path.name, content)
+        found = read_classified(path)
         self.state.finish("test", accuracy=found.accuracy, interval=list(found.interval), images=len(found.labels))
 
     def export(self, output: Path) -> None:
@@ -244,47 +253,42 @@ class FitJob:
 
     def compare(self, genotype: Genotype) -> None:
         """Train and test the baselines by the schedule of the searched network."""
-        own = Predicted.load(self.folder / "predictions.csv")
+        own = read_classified(self.folder / classified.FILE)
         before = self.state.done("compare") or {}
         by_params = "max_macs" not in self.limits.maxima and "max_params" in self.limits.maxima
         found: dict[str, Any] = {}
         for number, base in enumerate(baselines(genotype, self.size, self.level, by_params=by_params), start=3):
             name = BASELINES[number - 3]
-            path = self.folder / f"predictions_{name}.csv"
+            path = self.folder / "compare" / name / classified.FILE
             if before.get(name, {}).get("cut") is not False or not path.is_file():
                 self.say(f"\n{number}. {base.title}: {base.params:,} parameters, {human(base.macs)} MACs")
-                cut = self._baseline(base, name, path)
+                cut = self._baseline(base, name)
             else:
                 cut = False
             facts = {"title": base.title, "params": base.params, "macs": base.macs, "cut": cut}
             if not cut:
-                facts |= compared(own, Predicted.load(path))
+                facts |= compared(own, read_classified(path))
                 facts["verdict"] = verdict(base.title, facts)
             found[name] = facts
             self.state.finish("compare", **found)
 
-    def _baseline(self, base: Baseline, name: str, predictions: Path) -> bool:
-        """Train a baseline and write its predictions; returns whether the time was over before that."""
+    def _baseline(self, base: Baseline, name: str) -> bool:
+        """Train and test a baseline; returns whether the time was over before that."""
         options = dict(self.state["training"])
         config = training_config(base.level, base.trained, options)
         given = {key: getattr(config, key) for key in options if getattr(config, key) is not None}
         subject = {"model": config.model} if config.model else {"genotype": config.genotype}
         folder = self.folder / "compare" / name
         try:
-            cut = self._execute(retrain, "augment", folder, given | subject, REPORT_SECONDS)
+            return self._execute(retrain, "augment", folder, given | subject, REPORT_SECONDS)
         except UsageError as error:
             raise RunError(f"the comparison with {base.title} cannot be trained: {error}") from error
-        if not cut:
-            predict(folder / "weights.safetensors", self.dataset(), choose_device(self.options.device)).save(
-                predictions
-            )
-        return cut
 
     def report(self) -> None:
         """report.md and report.html, and the result in a few lines."""
         from darts_sg.fitting.report import write_report  # imports matplotlib
 
-        page = write_report(self.folder, self.dataset())
+        page = write_report(self.folder)
         for text in self.result_lines():
             self.say(text)
         self.say(f"report: {self.folder / 'report.md'}, {page}")
@@ -372,7 +376,8 @@ class FitJob:
             given = options | {"run_dir": folder, "device": self.options.device, "threads": self.options.threads}
         inner = line(command, resume=folder)
         try:
-            start(**given, **of_process)
+            with part_of_a_whole():
+                start(**given, **of_process)
         except Stopped as stopped:
             over = (left := self.clock.left(reserve)) is not None and left <= 0
             if over and not stopped.exit_code and not (self.stop is not None and self.stop.is_set()):
