@@ -222,19 +222,22 @@ class SearchJob:
             self.skip_dropout.fill_(self.stage.skip_dropout_at(self.timeline.within(epoch)))
         # The noise of a step depends on seed and position: all ranks draw the same, a resumed run what it would have.
         self.generator.manual_seed(keyed_seed(self.config.seed, "mixing", "noise", position))
-        tensors: tuple[Tensor, ...] = (batch := self.train[position])
-        if self._alphas_learn(epoch):
-            if self.method.is_single_level:
-                return StepResult(self.train.num_images(position), self._update_together(batch))
+        tensors: tuple[Tensor, ...] = self.train[position]
+        together = self.method.is_single_level and self._alphas_learn(epoch)
+        if self._alphas_learn(epoch) and not together:
             tensors += self.validation[position]
-        means = self._update(*tensors) if self.captured is None else self.captured(None, *tensors)
+        update = self._update if self.captured is None else partial(self.captured, None)
+        means = update(*tensors, together=together)
         return StepResult(self.train.num_images(position), means)
 
-    def _update(self, *tensors: Tensor) -> dict[str, Tensor]:
+    def _update(self, *tensors: Tensor, together: bool = False) -> dict[str, Tensor]:
         """Update the weights on a batch (images, labels) and, before them, the alphas on a second one if given.
 
-        Returns means over the images. Captured as a CUDA graph: must not read a value back to the CPU.
+        together: the alphas learn from the same pass over the same batch. Returns means over the images. Captured as a
+        CUDA graph: must not read a value back to the CPU.
         """
+        if together:
+            return self._update_together((tensors[0], tensors[1]))
         train_batch, validation_batch = (tensors[0], tensors[1]), tensors[2:]
         num_images, ranks = len(train_batch[1]), self.setting.ranks
         means: dict[str, Tensor] = {}

@@ -481,10 +481,11 @@ def compile_parts(parts: Iterable[torch.nn.Module], device: torch.device) -> Non
         part.compile(dynamic=False)
 
 
-def captures(config: SearchConfig, setting: Setting) -> bool:
+def captures(config: RunConfig, setting: Setting) -> bool:
     """Whether steps are captured as CUDA graphs: on a CUDA GPU, unless --capture or another option forbids it."""
-    alone = setting.ranks.size == 1 and config.method().is_capturable and not config.compile
-    return config.capture and alone and setting.device.type == "cuda"
+    capturable = not isinstance(config, SearchConfig) or config.method().is_capturable
+    allowed = config.capture and (setting.ranks.size == 1 or config.capture_ranks)
+    return allowed and capturable and not config.compile and setting.device.type == "cuda"
 
 
 def autocast(config: RunConfig, device: torch.device) -> torch.autocast:
