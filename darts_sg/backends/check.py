@@ -53,8 +53,10 @@ def largest_error(network: Supernet | DerivedNetwork, image: tuple[int, int], co
     Raises Unavailable, naming the tensor that differs most, if an error is above the tolerance.
     """
     channels, side = image
-    images = torch.empty(CHECKED_IMAGES, channels, side, side, device="meta")
-    shapes = [tuple(state.shape) for state in copy.deepcopy(network.stem).to("meta")(images)]
+    # no images at all: shapes without values; PyTorch's meta device has them, too, but imports its compiler
+    images, stem = torch.empty(0, channels, side, side), copy.deepcopy(network.stem).cpu().float().eval()
+    with torch.no_grad():
+        shapes: list[Shape] = [(CHECKED_IMAGES, *state.shape[1:]) for state in stem(images)]
     outputs: dict[object, Shape] = {}  # shapes by kinds of cells
     largest = 0.0
     for number, (cell, spec) in enumerate(zip(network.cells, network.specs, strict=True)):
@@ -151,7 +153,8 @@ def _pass(
     wanted = inputs | {f"the gradient of {name}": weight for name, weight in cell.named_parameters()}
     of_output = noise(len(output) // times, *output.shape[1:]).repeat(times, 1, 1, 1).div_(times).to(output)
     # zeros for what the output does not depend on: a cell of a genotype may leave an input out
-    gradients = torch.autograd.grad(output, [*wanted.values()], of_output, materialize_grads=True)
+    # a sum whose gradient is of_output: given as grad_outputs, it has PyTorch import sympy, half a second
+    gradients = torch.autograd.grad((output * of_output).sum(), [*wanted.values()], materialize_grads=True)
     found = {"the output": output.detach()}
     found |= {name: g * times if name in states else g for name, g in zip(wanted, gradients, strict=True)}
     if times > 1:

@@ -27,7 +27,8 @@ TAKE, HALVE, SHUFFLE = range(3)  # the kinds of a RouteStep
 @dataclass(frozen=True)
 class FusedStage:
     """Layers that one kernel computes: activation - depthwise - 1×1 - BatchNorm on all edges, each of the first three
-    optional; a HalvingConv in place of the convolutions; or a pool, with or without BatchNorm, on all states."""
+    optional; a HalvingConv in place of the convolutions; a pool, with or without BatchNorm, on all states; or a
+    BatchNorm alone, as the first stage of a chain."""
 
     norm: nn.BatchNorm2d | None
     activation: int = 0
@@ -35,6 +36,10 @@ class FusedStage:
     pointwise: nn.Conv2d | None = None
     pool: nn.MaxPool2d | nn.AvgPool2d | None = None
     halving: HalvingConv | None = None
+
+    @property
+    def is_norm_alone(self) -> bool:
+        return self.depthwise is self.pointwise is self.pool is self.halving is None
 
     def weights(self) -> list[Tensor]:
         """The weights of its convolutions, then weight and bias of its BatchNorm, as far as it has them."""

@@ -15,10 +15,8 @@ import torch
 from torch import Tensor
 
 from darts_sg.analysis.cost import CELLS, CHANNELS, choice_costs, count_macs, count_params, derived_cost, human
-from darts_sg.analysis.curves import draw_mixing_weights
 from darts_sg.analysis.decided import doubt
 from darts_sg.analysis.latency import LatencyTable, read_latency_table
-from darts_sg.analysis.report import write_report
 from darts_sg.analysis.run_folder import read_search_epoch, read_search_epochs
 from darts_sg.backends.batched import edge_batches
 from darts_sg.config import SearchConfig
@@ -26,12 +24,14 @@ from darts_sg.data import Augment, TrainBatches
 from darts_sg.data.generator import keyed_seed
 from darts_sg.derive import Array, Costs, entropy
 from darts_sg.engine.baselines import run_baseline
+from darts_sg.engine.drawing import draw_mixing_weights, write_report
 from darts_sg.engine.eigenvalue import supernet_eigenvalue
 from darts_sg.engine.environment import device_name
 from darts_sg.engine.graphs import WARM_UP, Captured, compile_step
 from darts_sg.engine.kernels import use_kernels
 from darts_sg.engine.loop import Loop, Piece, StepResult
 from darts_sg.engine.memory import buffers_kept
+from darts_sg.engine.optimizers import Adam
 from darts_sg.engine.output import announce, lenient_output
 from darts_sg.engine.run_dir import RunDir
 from darts_sg.engine.search_data import search_parts
@@ -172,7 +172,7 @@ class SearchJob:
         rule = self.method.operation_freezing
         self.freezing = rule.watch(OperationWeights(self.supernet)) if rule.needed else None
         on_gpu = setting.device.type == "cuda"
-        self.alpha_optimizer = torch.optim.Adam(
+        self.alpha_optimizer = Adam(
             self.alphas, config.alpha_learning_rate, betas=(config.alpha_beta1, config.alpha_beta2),
             weight_decay=config.alpha_weight_decay,
             fused=on_gpu or None, capturable=on_gpu,
@@ -222,19 +222,22 @@ class SearchJob:
             self.skip_dropout.fill_(self.stage.skip_dropout_at(self.timeline.within(epoch)))
         # The noise of a step depends on seed and position: all ranks draw the same, a resumed run what it would have.
         self.generator.manual_seed(keyed_seed(self.config.seed, "mixing", "noise", position))
-        tensors: tuple[Tensor, ...] = (batch := self.train[position])
-        if self._alphas_learn(epoch):
-            if self.method.is_single_level:
-                return StepResult(self.train.num_images(position), self._update_together(batch))
+        tensors: tuple[Tensor, ...] = self.train[position]
+        together = self.method.is_single_level and self._alphas_learn(epoch)
+        if self._alphas_learn(epoch) and not together:
             tensors += self.validation[position]
-        means = self._update(*tensors) if self.captured is None else self.captured(None, *tensors)
+        update = self._update if self.captured is None else partial(self.captured, None)
+        means = update(*tensors, together=together)
         return StepResult(self.train.num_images(position), means)
 
-    def _update(self, *tensors: Tensor) -> dict[str, Tensor]:
+    def _update(self, *tensors: Tensor, together: bool = False) -> dict[str, Tensor]:
         """Update the weights on a batch (images, labels) and, before them, the alphas on a second one if given.
 
-        Returns means over the images. Captured as a CUDA graph: must not read a value back to the CPU.
+        together: the alphas learn from the same pass over the same batch. Returns means over the images. Captured as a
+        CUDA graph: must not read a value back to the CPU.
         """
+        if together:
+            return self._update_together((tensors[0], tensors[1]))
         train_batch, validation_batch = (tensors[0], tensors[1]), tensors[2:]
         num_images, ranks = len(train_batch[1]), self.setting.ranks
         means: dict[str, Tensor] = {}

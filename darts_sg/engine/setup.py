@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 
 from darts_sg import plugins
-from darts_sg.analysis.report import write_report
 from darts_sg.backends.cpp import build
 from darts_sg.config import RunConfig, SearchConfig
 from darts_sg.data import Dataset, Images, Reading, load_dataset
 from darts_sg.engine import environment
 from darts_sg.engine.checkpoint import checkpoints, seed_everything
 from darts_sg.engine.distributed import ALONE, RankLost, Ranks
+from darts_sg.engine.drawing import load as load_drawing
+from darts_sg.engine.drawing import write_report
 from darts_sg.engine.loggers import LoggedRun, Loggers, Status, chosen_loggers
 from darts_sg.engine.loop import Job, Loop, StepResult
 from darts_sg.engine.memory import is_out_of_memory, out_of_memory, peak_memory, too_large
@@ -233,6 +234,8 @@ def run_job(
     ranks = setting.ranks
     chosen = chosen_loggers(config.logger, callbacks)
     _refuse_too_large(job, config, setting)
+    if ranks.leads:
+        load_drawing()
     if run is None:
         run = _new_run(job, config, setting, title, sizes, prepare_run)
     elif ranks.leads:
@@ -478,10 +481,11 @@ def compile_parts(parts: Iterable[torch.nn.Module], device: torch.device) -> Non
         part.compile(dynamic=False)
 
 
-def captures(config: SearchConfig, setting: Setting) -> bool:
+def captures(config: RunConfig, setting: Setting) -> bool:
     """Whether steps are captured as CUDA graphs: on a CUDA GPU, unless --capture or another option forbids it."""
-    alone = setting.ranks.size == 1 and config.method().is_capturable and not config.compile
-    return config.capture and alone and setting.device.type == "cuda"
+    capturable = not isinstance(config, SearchConfig) or config.method().is_capturable
+    allowed = config.capture and (setting.ranks.size == 1 or config.capture_ranks)
+    return allowed and capturable and not config.compile and setting.device.type == "cuda"
 
 
 def autocast(config: RunConfig, device: torch.device) -> torch.autocast:

@@ -18,7 +18,7 @@ from darts_sg.analysis.draw_comparison import draw_comparison
 from darts_sg.analysis.measured import Score
 from darts_sg.genotype import load_genotype, zoo_names
 
-FOUND = sorted((Path(__file__).parent.parent.parent / "results").glob("sg_darts/search*_s0/genotype.yaml"))
+FOUND = sorted((Path(__file__).parent.parent.parent / "results").glob("sandglass/pilot/search*_s0/genotype.yaml"))
 
 
 def row(name: str, params: float, macs: float, error: float | None = None, **more: Any) -> dict[str, Any]:

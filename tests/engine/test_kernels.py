@@ -131,7 +131,7 @@ def test_without_triton_a_gpu_has_pytorch_and_says_why(
 
 def test_steps_are_captured_on_one_gpu_unless_they_say_otherwise(on_gpu: Setting) -> None:
     assert captures(search_config(), on_gpu)
-    for options in ({"capture": False}, {"compile": True}, {"penalty": "params:0.1"}):
+    for options in ({"capture": False}, {"compile": True}, {"relaxation": "gumbel:hard=true"}):
         assert not captures(search_config(**options), on_gpu)
     assert not captures(search_config(), setting())
     assert not captures(search_config(), Setting(on_gpu.device, on_gpu.data, {}, {}, Ranks(0, 2, 0, 2)))

@@ -18,7 +18,7 @@ from darts_sg.genotype import NUM_INPUTS
 from darts_sg.networks.derived import DerivedCell, drop_prob_of
 from darts_sg.networks.skeleton import State, join
 from darts_sg.networks.supernet import CellWeights, SupernetCell, maybe_recomputed
-from darts_sg.ops.drop_path import kept_paths
+from darts_sg.ops.drop_path import DrawnPaths, kept_paths
 from darts_sg.ops.primitives import ConvBN
 
 
@@ -361,7 +361,7 @@ class CppDerivedCell(DerivedCell):
         """Everything that the kernels compute of this cell."""
         yield from self.graphs.fused()
 
-    def forward(self, s0: State, s1: State, drop_path_prob: float | Tensor | None) -> State:
+    def forward(self, s0: State, s1: State, drop_path_prob: float | Tensor | DrawnPaths | None) -> State:
         if not takes(s0.first) or not self._watch.unchanged(ignore_global=False):
             return super().forward(s0, s1, drop_path_prob)
         if not self.graphs.known:
@@ -371,7 +371,7 @@ class CppDerivedCell(DerivedCell):
         s1.pass_on(passed_on)
         return State(*found)
 
-    def _kept(self, like: Tensor, drop_path_prob: float | Tensor | None) -> list[Tensor]:
+    def _kept(self, like: Tensor, drop_path_prob: float | Tensor | DrawnPaths | None) -> list[Tensor]:
         """For each node the factors by which drop path multiplies its terms: (terms, 1, N)."""
         ones = like.new_ones(len(like))
         ops = iter(self.ops)

@@ -315,7 +315,13 @@ class _StepPlanner:
         # output and BatchNorm
         Ho, Wo = -(-H // stride), -(-W // stride)
         shape = (self.N, S * T, Ho, Wo, Co)
-        y, (scale, shift) = planner.outputs.take(int(np.prod(shape))), self._pair(S * T * Co)
+        if stage.is_norm_alone:
+            if before is not None or len(self.states[operation.input]) > 1:
+                raise ValueError("a BatchNorm alone must be the first stage, on a single state")
+            y = Address("states", self.states[operation.input][0])
+        else:
+            y = planner.outputs.take(int(np.prod(shape)))
+        scale, shift = self._pair(S * T * Co)
         inverse, offset = scale, shift
         if (norm := stage.norm) is not None:
             row["norm"] = 1

@@ -77,9 +77,10 @@ void StageKernel<T>::forward() const {
 #pragma omp parallel num_threads(static_cast<int>(s.threads))
   {
     Scratch<T>& scratch = Scratch<T>::of_thread();
-    T *plane = nullptr, *middle = nullptr, *padded_output = nullptr, *sums = nullptr;
+    Window<T> window{};
+    T *middle = nullptr, *padded_output = nullptr, *sums = nullptr;
     try {
-      plane = bordered(scratch);
+      window = bordered(scratch);
       middle = scratch.take(has_middle() && s.pointwise ? R * s.Wo * Cmp : 0);
       padded_output = scratch.take(s.Co < Cop ? R * s.Wo * Cop : 0);
       sums = scratch.take(3 * Cop);
@@ -91,7 +92,8 @@ void StageKernel<T>::forward() const {
     shares.each([&](int64_t unit) {
       if (out_of_memory) return;
       const int64_t n = unit / E, e = unit % E;
-      const bool loaded_already = s.first && in_plane == input(n, e);  // the plane holds this state already
+      // the plane holds this state already
+      const bool loaded_already = s.first && in_plane == input(n, e) && window.capacity == Hp;
       in_plane = input(n, e);
       if (unit + 1 < s.N * E) {
         prefetcher.restart();
@@ -101,9 +103,9 @@ void StageKernel<T>::forward() const {
       // blocks of output rows: load, convolve, multiply, store and sum up while the block is in the L1 cache
       for (int64_t from = 0, loaded = 0, to; from < s.Ho; from = to) {
         to = std::min(from + R, s.Ho);
-        if (!loaded_already) load(n, e, loaded, needed(to), plane, prefetcher);
-        loaded = needed(to);
-        const int64_t count = (to - from) * s.Wo, C = s.Co, apart = Cop;
+        if (!loaded_already) loaded = load_for(to, n, e, loaded, from * s.stride, window, prefetcher);
+        const T* plane = window.origin();
+        const int64_t count = (to - from) * s.Wo, C = s.Co, apart = bare() ? C : Cop;
         const T* matrix_input = plane + from * Wp * Cip;
         T* out = static_cast<T*>(s.out) + (unit * pixels + from * s.Wo) * C;
         // rows of padded channels go to scratch memory first
