@@ -25,7 +25,7 @@ from darts_sg.data import Dataset, load_dataset
 from darts_sg.derive import derive_bounded, kept_weight, strengths
 from darts_sg.engine.environment import choose_device, machine, usable_cores
 from darts_sg.engine.export import EXPORT_FORMATS, export
-from darts_sg.engine.output import part_of_a_whole
+from darts_sg.engine.output import part_of_a_whole, tell
 from darts_sg.engine.run_dir import RunDir
 from darts_sg.engine.setup import explain_os_error
 from darts_sg.engine.weights import read_weights
@@ -192,7 +192,7 @@ class FitJob:
         if cut:
             self.say(
                 f"the time was over after {epochs} of {training['epochs']} epochs: the network is that of the best "
-                f"epoch so far. {self.resume_command} completes the training"
+                "epoch so far"
             )
 
     def _schedule(self, genotype: Genotype) -> None:
@@ -294,7 +294,8 @@ class FitJob:
             self.say(text)
         self.say(f"report: {self.folder / 'report.md'}, {page}")
         for text in next_commands(self.folder, self.state):
-            self.say(text)
+            print(text)  # unbroken, to be copied
+            self.run.log(text)
 
     def result_lines(self) -> list[str]:
         """The results for people."""
@@ -309,7 +310,7 @@ class FitJob:
             f"weights {self.folder / 'weights.safetensors'}",
         ]
         if derived["doubt"]:
-            lines.append(f"note: {derived['doubt']}")
+            lines.append(f"note: {derived['doubt'].partition(':')[0]}; the report says why")
         for facts in (self.state.done("compare") or {}).values():
             told = facts.get("verdict") or f"{facts['title']}: the time was over before its training was"
             lines.append(f"compared: {told}")
@@ -319,7 +320,7 @@ class FitJob:
 
     def say(self, text: str) -> None:
         """Print and log a line."""
-        print(text, flush=True)
+        tell(text)
         self.run.log(text.strip())
 
     def reserve(self) -> float:
@@ -449,11 +450,11 @@ def _new_fit(
     loading = looking.loading_seconds(check)
     bench = Bench(options, facts, parse_space(options.space), loading)
     lines.append(f"machine: {machine(bench.device)}")
-    print("\n".join(lines), flush=True)
+    tell("\n".join(lines))
 
     def say(text: str) -> None:
         lines.append(text)
-        print(text, flush=True)
+        tell(text)
 
     reserve = REPORT_SECONDS + (EXPORT_SECONDS if options.output is not None else 0.0)
     planned = decide(options, facts, limits, bench, timer.spent, reserve, say)
@@ -530,7 +531,7 @@ def _times(planned: Planned, timer: Clock, reserve: float, compare_seconds: floa
 
 def _print_choices(state: State, options: FitOptions) -> None:
     for each in state["choices"]:
-        print(Choice(*each).line)
+        tell(Choice(*each).line)
     done = ", ".join(state["done"]) or "nothing yet"
     print(f"done: {done}; would go on in {options.run_dir}\ndry run: nothing was written")
 
@@ -562,17 +563,19 @@ def default_folder(data: Path) -> Path:
 
 
 def next_commands(folder: Path, state: State) -> list[str]:
-    """Command lines to go on with."""
-    weights = folder / "weights.safetensors"
+    """Command lines to go on with, each below a comment that says what it does."""
+    weights, resume = folder / "weights.safetensors", line("fit", resume=folder)
     found = []
-    train = state.done("train") or {}
-    if train.get("cut"):
-        found.append(f"{line('fit', resume=folder)}   # completes the training")
-    found.append(f"{program('predict')} {argument(weights)} IMAGE …   # what the network says of an image")
+    if (state.done("train") or {}).get("cut"):
+        found += ["# complete the training", resume]
+    found += ["# what the network says of an image", f"{program('predict')} {argument(weights)} IMAGE …"]
     if state.done("export") is None:
-        formats = [EXPORT_FORMATS[name].suffix for name in EXPORT_FORMATS]
-        found.append(f"{line('fit', resume=folder, output=Path(f'model{formats[0]}'))}   # a model for other programs")
+        suffix = EXPORT_FORMATS[next(iter(EXPORT_FORMATS))].suffix
+        found += ["# a model for other programs", line("fit", resume=folder, output=Path(f"model{suffix}"))]
     if state.done("compare") is None:
-        found.append(f"{line('fit', resume=folder)} --compare   # DARTS_V2 and MobileNetV2 at equal cost")
-    found.append(f"{line('augment', finetune=weights, dataset='folder')} --data OTHER   # trains on with other images")
-    return found
+        found += ["# DARTS_V2 and MobileNetV2 of equal cost", f"{resume} --compare"]
+    return [
+        *found,
+        "# train on with other images",
+        f"{line('augment', finetune=weights, dataset='folder')} --data OTHER",
+    ]

@@ -94,8 +94,9 @@ def test_the_steps_print_their_progress_and_the_end_says_what_follows(finished: 
         assert text in printed
     for text in ("retrain it:", "test it again:", "derived network at", "run folder", "result: "):
         assert text not in printed
-    *_, report, predict, other = printed.rstrip().splitlines()
+    *_, report, comment, predict, _, other = printed.rstrip().splitlines()
     assert report.startswith("report: ")
+    assert comment.startswith("# ")
     assert " predict " in predict
     assert " augment --finetune " in other
 
