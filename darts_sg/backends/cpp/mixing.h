@@ -38,7 +38,7 @@ void mix_nodes(const void* const* nodes, int64_t at, const T* gamma, int64_t gam
 // Computes one MixArgs: see there for the formula.
 template <class T>
 struct Mixer {
-  static constexpr int64_t PREFETCH_VECTORS = 16;  // how many vectors ahead loads are prefetched
+  static constexpr int64_t PREFETCH_VECTORS = 48;  // how many vectors ahead loads are prefetched
   typedef Simd<T> Sd;
   typedef typename Sd::V V;
   const MixArgs& m;

@@ -809,7 +809,7 @@ class _GraphFunction(torch.autograd.Function):
 def _pixels(like: Tensor, plan: LaunchPlan, state: int) -> Tensor:
     """Memory for a state or its gradient, (N, H, W, C)."""
     N, C, H, W = plan.layouts[state].shape
-    return like.new_empty(N, H, W, C)
+    return POOL.take(N * H * W * C * like.element_size()).view(like.dtype).view(N, H, W, C)
 
 
 def _statistics(norm: nn.BatchNorm2d | None) -> tuple[Tensor | None, Tensor | None]:

@@ -142,7 +142,7 @@ struct StageKernel {
   // Number of groups of vectors in a pixel of the input.
   int64_t load_groups() const { return parts() * num_groups<T>(s.Ci / parts()); }
   void prefetch_input(int64_t n, int64_t e, Prefetcher& prefetcher) const {
-    if (s.first && E > 1) return;  // another edge has brought it into the cache
+    if (s.first && e % s.T) return;  // another edge has brought it into the cache
     for (int64_t part = 0; part < parts(); ++part) prefetcher.add(input(n, e, part), s.H * s.W * in_pixel());
   }
   const T* gamma(int64_t n, int64_t e) const {

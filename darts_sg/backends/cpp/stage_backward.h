@@ -106,7 +106,7 @@ void StageKernel<T>::backward() const {
             prefetcher.restart();
             prefetcher.add(static_cast<const T*>(s.out) + next * size, size);
             if (s.source == EDGES) prefetcher.add(static_cast<const T*>(s.gradient) + next * size, size);
-            if (s.source == NODES && E == 1) prefetcher.add(static_cast<const T*>(s.given[0]) + next * size, size);
+            if (s.source == NODES) prefetcher.add(static_cast<const T*>(s.given[next_e % s.T]) + next_n * size, size);
             prefetch_input(next_n, next_e, prefetcher);
             prefetcher.spread_over((loaded_already ? 1 : 2) * s.H * load_groups() + s.Ho * num_groups<T>(s.Co));
           }
