@@ -56,7 +56,8 @@ def largest_error(network: Network, image: tuple[int, int], conditions: Conditio
     """
     channels, side = image
     if isinstance(network, MobileNetwork):
-        return _largest_of_segments(network, torch.empty(CHECKED_IMAGES, channels, side, side, device="meta"), conditions)
+        images = torch.empty(CHECKED_IMAGES, channels, side, side, device="meta")
+        return _largest_of_segments(network, images, conditions)
     # no images at all: shapes without values; PyTorch's meta device has them, too, but imports its compiler
     images, stem = torch.empty(0, channels, side, side), copy.deepcopy(network.stem).cpu().float().eval()
     with torch.no_grad():
