@@ -177,6 +177,8 @@ def built(here: Here, makers: Mapping[str, Callable[[], Job]]) -> dict[str, Job]
             here.add(name, remark=f"{type(error).__name__}: {str(error)[:200]}", passed=False)
             continue
         jobs[name] = job
+        if here.on_gpu and isinstance(job, SearchJob) and job.setting.environment["kernels"] != "native":
+            here.add(f"{name}: kernels", "pytorch", passed=False, limit="native")
         if here.on_gpu:
             reserved = torch.cuda.memory_reserved(here.device) - reserved
             remark = f"built and warmed up in {time.perf_counter() - begun:.0f} s"
@@ -537,7 +539,7 @@ def profile(here: Here) -> None:
         )
 
 
-def _first_order_with(here: Here, settings: Mapping[str, Mapping[str, Any]]) -> None:
+def _first_order_with(here: Here, settings: Mapping[str, Mapping[str, Any]], **options: Any) -> None:
     """Time the first-order step under settings of the Triton backend, in turns: {title: {name: value}}."""
     from darts_sg.backends.triton import run as gpu
 
@@ -546,8 +548,20 @@ def _first_order_with(here: Here, settings: Mapping[str, Mapping[str, Any]]) -> 
         with contextlib.ExitStack() as patches:
             for name, value in values.items():
                 patches.enter_context(patch.object(gpu, name, value))
-            jobs |= built(here, {title: lambda: search_job(here)})
+            jobs |= built(here, {title: lambda: search_job(here, **options)})
     report(here, jobs, time_in_turns(here, jobs))
+
+
+def levers(here: Here) -> None:
+    """Each lever of the Triton kernels on its own, then all of them, in float32 and in bfloat16."""
+    from darts_sg.backends.triton.levers import Levers
+
+    for precision, names in (
+        ("float32", ["", "flat", "branches", "parts", "tf32x3", "flat,branches,parts", "flat,branches,parts,tf32x3"]),
+        ("bfloat16", ["", "bf16", "flat,branches,parts,bf16"]),
+    ):
+        settings = {f"{precision}, {name or 'no lever'}": {"LEVERS": Levers.named(name)} for name in names}
+        _first_order_with(here, settings, precision=precision)
 
 
 def programs(here: Here) -> None:
@@ -664,8 +678,8 @@ def main() -> None:
     environment.prepare_device(device, 1 if arguments.tiny else None)
     part: Callable[[Here], None] = globals()[arguments.part.replace("-", "_")]
     # `start` has compared the kernels with PyTorch in float64; here every job would again, for many seconds
-    checked = contextlib.nullcontext() if arguments.part.startswith("start") else patch.object(kernels, "check_kernels")
-    with checked:
+    keeps = arguments.part in ("start", "start-bfloat16", "levers")
+    with contextlib.nullcontext() if keeps else patch.object(kernels, "check_kernels"):
         part(Here(device, arguments.tiny, arguments.rows))
 
 

@@ -17,7 +17,7 @@ from darts_sg.networks.mobile import MobileBlock, MobileNetwork
 from darts_sg.networks.supernet import Supernet, SupernetCell
 from darts_sg.registry import Registry
 
-__all__ = ["BACKENDS", "Backend", "accelerate", "backend_of", "pytorch_backend", "pytorch_cell"]
+__all__ = ["BACKENDS", "Backend", "Network", "accelerate", "backend_of", "pytorch_backend", "pytorch_cell"]
 
 
 class Backend(NamedTuple):

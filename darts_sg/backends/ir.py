@@ -50,6 +50,16 @@ class FusedStage:
             found += (self.norm.weight, self.norm.bias)
         return found
 
+    def slots(self) -> list[tuple[dict[str, Any], str]]:
+        """Where its tensors stand in their modules, running statistics included: a dictionary and a name each."""
+        layers = [self.depthwise, self.pointwise]
+        layers += [] if self.halving is None else [self.halving.conv_1, self.halving.conv_2]
+        found: list[tuple[dict[str, Any], str]] = [(layer._parameters, "weight") for layer in layers if layer is not None]
+        if self.norm is not None:
+            found += [(self.norm._parameters, name) for name in ("weight", "bias") if self.norm.affine]
+            found += [(self.norm._buffers, f"running_{name}") for name in ("mean", "var")]
+        return found
+
     def describe(self) -> str:
         """Everything that selects a path through the kernels, widths included, as text."""
         found = [f"activation {self.activation}"]
@@ -188,6 +198,10 @@ class CellGraph:
     def weights(self) -> list[Tensor]:
         """The weights of all stages, in order."""
         return [weight for stage in self.stages for weight in stage.weights()]
+
+    def slots(self) -> list[tuple[dict[str, Any], str]]:
+        """Where the tensors of all stages stand in their modules; see FusedStage.slots."""
+        return [slot for stage in self.stages for slot in stage.slots()]
 
     @cached_property
     def differentiated(self) -> set[int]:

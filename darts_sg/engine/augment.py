@@ -61,7 +61,7 @@ from darts_sg.errors import UsageError
 from darts_sg.genotype import Genotype, load_genotype
 from darts_sg.invocation import evaluate_command
 from darts_sg.networks.derived import DerivedNetwork
-from darts_sg.networks.mobile import Model, find_model
+from darts_sg.networks.mobile import MobileNetwork, Model, find_model
 from darts_sg.ops import OPERATIONS
 from darts_sg.records import MetricsRow
 from darts_sg.tasks import DEFAULT_TASK, Evaluator, task_of
@@ -414,11 +414,8 @@ class AugmentJob:
 
     def _use_kernels(self) -> str:
         """Choose the kernels that the run asks for or was started with; returns their name."""
-        if self.derived is None:
-            if self.config.kernels == "native":
-                raise UsageError("--kernels native is for the network of a genotype, not for a model; leave it out")
-            return "pytorch"
-        return use_kernels(self.derived, self.config, self.setting)
+        executed = (m for m in self.network.modules() if isinstance(m, DerivedNetwork | MobileNetwork))
+        return use_kernels(next(executed), self.config, self.setting)
 
     @functools.cached_property
     def _fingerprint(self) -> str:

@@ -86,22 +86,36 @@ class Captured:
 
 
 def compile_step(
-    supernet: Supernet, mixing_of: Callable[[Supernet], Mixing], images: Tensor, autocast: torch.autocast
+    supernet: Supernet,
+    mixing_of: Callable[[Supernet], Mixing],
+    images: Tensor,
+    autocast: torch.autocast,
+    *,
+    evaluation: bool = False,
+    eigenvalue: bool = False,
 ) -> None:
     """Compile the Triton kernels of a search step, all at a time instead of one after the other in the first steps.
 
-    They are the same for any number of images. The supernet is left as it is. Raises Unavailable if Triton cannot.
+    They are the same for any number of images. evaluation, eigenvalue: also those of an evaluation in float32, and of
+    gradients of the alphas in float64. The supernet is left as it is. Raises Unavailable if Triton cannot.
     """
     from darts_sg.backends.triton import run as gpu
 
     net = copy.deepcopy(supernet)
-    alphas, weights = net.alphas(), net.weights()
 
     def passes() -> None:
+        alphas, weights = net.alphas(), net.weights()
         for wanted, others in ((alphas, weights), (weights, alphas)):
             with frozen(others):
                 with autocast:
                     total = net(images, mixing_of(net)).sum()
                 torch.autograd.grad(total, wanted)
+        if evaluation:
+            with torch.no_grad():
+                net(images, mixing_of(net))
+        if eigenvalue:
+            exact = copy.deepcopy(net).double()
+            with frozen(exact.weights()):
+                torch.autograd.grad(exact(images.double(), mixing_of(exact)).sum(), exact.alphas())
 
     gpu.compile_ahead(passes, images.device)

@@ -19,6 +19,7 @@ from darts_sg.analysis.decided import doubt
 from darts_sg.analysis.latency import LatencyTable, read_latency_table
 from darts_sg.analysis.run_folder import read_search_epoch, read_search_epochs
 from darts_sg.backends.batched import edge_batches
+from darts_sg.backends.cpp.build import Unavailable
 from darts_sg.config import SearchConfig
 from darts_sg.data import Augment, TrainBatches
 from darts_sg.data.generator import keyed_seed
@@ -189,7 +190,21 @@ class SearchJob:
         if setting.ranks.leads:
             print("preparing the Triton kernels for this GPU (the first time some minutes, later seconds)")
         images = trial_batch(self.train_images, config, setting, 2 * setting.ranks.size)[0]
-        compile_step(self.supernet, self._expected, images, autocast(config, setting.device))
+        failure: Unavailable | None = None
+        with setting.ranks.one_by_machine():  # the others find what the first one has compiled in Triton's cache
+            try:
+                compile_step(
+                    self.supernet,
+                    self._expected,
+                    images,
+                    autocast(config, setting.device),
+                    evaluation=config.precision != "float32",
+                    eigenvalue=bool(config.eigenvalue_every),
+                )
+            except Unavailable as reason:
+                failure = reason  # the others wait for this one: first let them go on
+        if failure is not None:
+            raise failure
 
     @property
     def warm_up_steps(self) -> int:
@@ -432,6 +447,8 @@ class SearchJob:
         """Compute a step with `batch_size` images, on this rank alone, and discard it."""
         x, targets = trial_batch(self.train_images, self.config, self.setting, batch_size)
         batch = x[..., :side, :side], targets
+        if self.captured is not None:
+            self.captured.forget()  # frees the memory of the graphs
         self.weight_optimizer.zero_grad()
         draw, virtual = self._draw(batch_size), VirtualStep(learning_rate=0.0)
         objective = partial(self.objective, draw=draw)

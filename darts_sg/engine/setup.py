@@ -401,6 +401,9 @@ def dry_run(
     exhausted = False
     try:
         result, seconds = timed_step(job, first_epoch)
+        if job.warm_up_steps > 1:  # the last batch of an epoch may be smaller, and its graph needs memory of its own
+            for _ in range(job.warm_up_steps):
+                _wait_for(job.step(first_epoch, job.steps_per_epoch - 1))
         of_job = facts()
         of_stages, whole = stages(seconds) if stages else ([], job.num_epochs * job.steps_per_epoch * seconds)
     except (MemoryError, RuntimeError) as error:
@@ -456,10 +459,17 @@ def _step_facts(job: Job, setting: Setting, result: StepResult, seconds: float, 
     return [
         f"one step of batch {result.num_images}: {seconds:.2f} s ({result.num_images / seconds:.1f} images/s), "
         + losses,
-        f"peak memory: {peak_memory(setting.device) / 2**20:.0f} MiB",
+        f"peak memory: {peak_memory(setting.device) / 2**20:.0f} MiB{_reserved(setting.device)}",
         f"whole run: {job.num_epochs} epochs of {job.steps_per_epoch} steps, about {clock(whole)} (h:mm:ss), "
         "evaluation not counted",
     ]
+
+
+def _reserved(device: torch.device) -> str:
+    """What the process has reserved on a GPU, where captured steps keep all their memory, in words."""
+    if device.type != "cuda":
+        return ""
+    return f", {torch.cuda.max_memory_reserved(device) / 2**20:.0f} MiB reserved"
 
 
 def to_device(model: Module, device: torch.device) -> Module:
@@ -498,6 +508,6 @@ def _warn_of_other_code(run: RunDir, setting: Setting) -> None:
     then, now = setting.earlier["environment"], setting.environment
     # runs of earlier versions did not record all of these
     then = {"processes": 1, **{key: now.get(key) for key in ("device_name", "triton")}, **then}
-    for key in ("darts_sg", "git", "torch", "kernels", "processes", "device_name", "triton"):
+    for key in ("darts_sg", "git", "torch", "kernels", "processes", "device_name", "triton", "triton_levers"):
         if then.get(key) != now.get(key):
             run.warn(f"this run was started with {key} {then.get(key)}, now it is {now.get(key)}: the bits may differ")

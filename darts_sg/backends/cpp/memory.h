@@ -10,6 +10,10 @@
 #include <new>
 #include <vector>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 namespace {
 
 // An array aligned to cache lines, filled with zeros unless told otherwise. Throws std::bad_alloc.
@@ -27,22 +31,44 @@ struct Buffer {
   }
 };
 
-// Scratch memory of a thread, kept between calls so that pages are not faulted in again. `take` returns uninitialised
-// memory, `zeros` cleared memory; the order of the calls decides which slot is used again.
+// Scratch memory of a thread, kept between calls so that pages are not faulted in again, and in huge pages, of which the
+// processor has to look up few. `take` returns uninitialised memory, `zeros` cleared memory; both are valid until
+// `of_thread` is called again. Throws std::bad_alloc.
 template <class T>
-struct Scratch {
-  std::vector<Buffer<T>> slots;
-  std::vector<int64_t> sizes;
-  size_t used = 0;
+class Scratch {
+  static constexpr size_t PAGE = size_t{1} << 21;
+  struct Free {
+    void operator()(char* memory) const { std::free(memory); }
+  };
+  struct Region {
+    std::unique_ptr<char, Free> memory;
+    size_t bytes;
+  };
+  std::vector<Region> regions_;
+  size_t region_ = 0, used_ = 0;  // the region that `take` returns next, and its bytes in use
+
+  // The first free region from this one on that has so many bytes.
+  void find_region(size_t bytes) {
+    while (region_ < regions_.size() && used_ + bytes > regions_[region_].bytes) ++region_, used_ = 0;
+    if (region_ < regions_.size()) return;
+    const size_t whole = (bytes + PAGE - 1) / PAGE * PAGE;
+    char* memory = static_cast<char*>(std::aligned_alloc(PAGE, whole));
+    if (!memory) throw std::bad_alloc();
+#ifdef MADV_HUGEPAGE
+    madvise(memory, whole, MADV_HUGEPAGE);  // without effect where there are none
+#endif
+    regions_.push_back({std::unique_ptr<char, Free>(memory), whole});
+  }
+
+ public:
   T* take(int64_t count) {
-    if (used == slots.size()) slots.emplace_back(), sizes.push_back(0);
-    const size_t i = used++;
-    if (sizes[i] < count) {
-      sizes[i] = 0;
-      slots[i] = Buffer<T>(count);
-      sizes[i] = count;
-    }
-    return slots[i].get();
+    if (count <= 0) return nullptr;
+    // 64 bytes more: a vector may be read where fewer values are left
+    const size_t bytes = (static_cast<size_t>(count) * sizeof(T) + 127) / 64 * 64;
+    find_region(bytes);
+    char* found = regions_[region_].memory.get() + used_;
+    used_ += bytes;
+    return reinterpret_cast<T*>(found);
   }
   T* zeros(int64_t count) {
     T* found = take(count);
@@ -51,7 +77,7 @@ struct Scratch {
   }
   static Scratch& of_thread() {
     thread_local Scratch scratch;
-    scratch.used = 0;
+    scratch.region_ = scratch.used_ = 0;
     return scratch;
   }
 };

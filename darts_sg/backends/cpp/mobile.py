@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from darts_sg.backends import ir
 from darts_sg.backends.cpp.cells import run_ops, takes
+from darts_sg.backends.cpp.inference import infer, possible
 from darts_sg.backends.watch import Watch
 from darts_sg.networks.mobile import MobileBlock
 from darts_sg.ops.primitives import ConvBN
@@ -35,8 +36,10 @@ class Chain:
         rest = flattened(layers)
         self.activation = rest.pop() if type(rest[-1]) in ir.ACTIVATIONS else None
         first: list[ir.FusedStage] = []
-        if isinstance(rest[0], nn.BatchNorm2d) and rest[0].num_features % NORM_CHANNELS == 0:
-            first = [ir.FusedStage(rest.pop(0))]
+        norm = rest[0]
+        if isinstance(norm, nn.BatchNorm2d) and norm.momentum is not None and norm.num_features % NORM_CHANNELS == 0:
+            first = [ir.FusedStage(norm)]
+            del rest[0]
         stages = ir.stages_of(rest, 1)
         self.operations: ir.FusedOps | None = None
         """None if a layer is unknown to the kernels."""
@@ -52,7 +55,10 @@ class Chain:
 
     def __call__(self, x: Tensor) -> Tensor:
         assert self.operations is not None
-        [y] = run_ops([x], x.new_ones(len(self.operations.each), 1), self.operations)
+        if possible([stage.norm for stage in self.operations.stages()]):
+            [y] = infer([x], self.operations.alone)
+        else:
+            [y] = run_ops([x], x.new_ones(len(self.operations.each), 1), self.operations)
         # the output is a view of the kernels' memory, in which autograd allows no change in place
         if self.activation is None:
             return y
@@ -113,6 +119,31 @@ class CppFeatures(nn.Sequential):
         if isinstance(found, CppFeatures):  # a slice shares the chains, which are expensive to make
             found._chains = self._chains
         return found
+
+    def plain(self) -> nn.Sequential:
+        """The same layers on PyTorch alone."""
+        each = self._modules.items()
+        return nn.Sequential(
+            OrderedDict((name, layer.plain() if isinstance(layer, CppMobileBlock) else layer) for name, layer in each)
+        )
+
+    def segments(self) -> Iterator[slice]:
+        """The places of the layers that are computed together."""
+        layers, start = list(self), 0
+        while start < len(layers):
+            count, _ = self._next(layers[start:])
+            yield slice(start, start + count)
+            start += count
+
+    def fused(self) -> Iterator[ir.FusedOps]:
+        """Everything that the kernels compute of these layers."""
+        layers = list(self)
+        for place in self.segments():
+            _, chain = self._next(layers[place])
+            first = layers[place.start]
+            chain = first.chain if isinstance(first, CppMobileBlock) else chain
+            if chain is not None and chain.operations is not None:
+                yield chain.operations
 
     def forward(self, x: Tensor) -> Tensor:
         layers = list(self)

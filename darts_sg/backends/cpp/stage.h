@@ -142,7 +142,7 @@ struct StageKernel {
   // Number of groups of vectors in a pixel of the input.
   int64_t load_groups() const { return parts() * num_groups<T>(s.Ci / parts()); }
   void prefetch_input(int64_t n, int64_t e, Prefetcher& prefetcher) const {
-    if (s.first && E > 1) return;  // another edge has brought it into the cache
+    if (s.first && e % s.T) return;  // another edge has brought it into the cache
     for (int64_t part = 0; part < parts(); ++part) prefetcher.add(input(n, e, part), s.H * s.W * in_pixel());
   }
   const T* gamma(int64_t n, int64_t e) const {
@@ -154,16 +154,27 @@ struct StageKernel {
   // block are moved, so twice as many are kept.
   int64_t window_rows(int64_t rows, int64_t row) const {
     if (s.pool || s.odd || (s.first && s.T > 1)) return rows;
+    if (!s.k) return std::min(rows, R);  // blocks share no rows
     const int64_t span = (R + 1) * s.stride + 4 * pad + 1;
     return std::min(rows, std::max(2 * span, WINDOW_BYTES / (row * static_cast<int64_t>(sizeof(T)))));
   }
 
-  // A thread's plane with its border: -infinity for a max pool, otherwise zero.
-  Window<T> bordered(Scratch<T>& scratch) const {
-    const int64_t row = Wp * Cip, rows = window_rows(Hp, row);
+  // A thread's plane with its border: -infinity for a max pool, otherwise zero. bands: of the image, of which one is
+  // computed at a time.
+  Window<T> bordered(Scratch<T>& scratch, int64_t bands = 1) const {
+    const int64_t row = Wp * Cip;
+    int64_t rows = window_rows(Hp, row);
+    if (bands > 1 && !s.pool && !s.odd) rows = std::min(rows, (s.Ho / bands + 1) * s.stride + 4 * pad + 1);
     T* plane = scratch.zeros(rows * row);
     if (s.pool == MAX) std::fill(plane, plane + rows * row, -std::numeric_limits<T>::infinity());
     return {plane, row, rows};
+  }
+
+  // Prepares a plane for output rows from `from` on, and returns the first input row that they need.
+  int64_t begin(int64_t from, Window<T>& plane) const {
+    plane.base = plane.capacity < Hp ? from * s.stride : 0;
+    if (plane.capacity < Hp) plane.zero(plane.base, pad);
+    return std::max<int64_t>(0, from * s.stride - pad);
   }
 
   // Loads the input rows that output rows [.., to) need into a plane that has the first `loaded`, and returns how many
@@ -172,10 +183,7 @@ struct StageKernel {
                    Prefetcher& prefetcher) const {
     const int64_t all = needed(to), border = all == s.H ? pad : 0;
     if (bare()) return all;
-    if (plane.capacity < Hp) {
-      if (!loaded) plane.base = 0, plane.zero(0, pad);
-      plane.advance(keep, loaded ? loaded + pad : pad, all + pad + border);
-    }
+    if (plane.capacity < Hp) plane.advance(keep, loaded ? loaded + pad : pad, all + pad + border);
     load(n, e, loaded, all, plane.origin(), prefetcher);
     if (plane.capacity < Hp) plane.zero(all + pad, all + pad + border);
     return all;
@@ -373,7 +381,7 @@ struct StageKernel {
   // Whether the convolution's gradient is scattered onto the input's plane instead of gathered by a flipped kernel.
   bool scatters() const { return s.odd || (s.k && s.stride != 1); }
 
-  void forward() const;
+  void forward(bool prepared = false) const;
   void backward() const;
 };
 

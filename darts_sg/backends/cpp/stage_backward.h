@@ -106,7 +106,7 @@ void StageKernel<T>::backward() const {
             prefetcher.restart();
             prefetcher.add(static_cast<const T*>(s.out) + next * size, size);
             if (s.source == EDGES) prefetcher.add(static_cast<const T*>(s.gradient) + next * size, size);
-            if (s.source == NODES && E == 1) prefetcher.add(static_cast<const T*>(s.given[0]) + next * size, size);
+            if (s.source == NODES) prefetcher.add(static_cast<const T*>(s.given[next_e % s.T]) + next_n * size, size);
             prefetch_input(next_n, next_e, prefetcher);
             prefetcher.spread_over((loaded_already ? 1 : 2) * s.H * load_groups() + s.Ho * num_groups<T>(s.Co));
           }
@@ -117,7 +117,8 @@ void StageKernel<T>::backward() const {
           std::memset(edge_sums, 0, static_cast<size_t>(2 * Cip) * sizeof(T));
           // Blocks of output rows. A row of the input's gradient is complete, and passed on, once all output rows that
           // see it are done: `finished` counts these.
-          for (int64_t from = 0, loaded = 0, finished = 0, to; from < s.Ho; from = to) {
+          int64_t loaded = begin(0, window);
+          for (int64_t from = 0, finished = 0, to; from < s.Ho; from = to) {
             to = std::min(from + R, s.Ho);
             if (!loaded_already)
               loaded = load_for(to, n, e, loaded, std::min(from * s.stride, finished + pad), window, prefetcher);
