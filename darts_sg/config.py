@@ -198,9 +198,9 @@ class RunConfig(metaclass=ConfigType):
     capture_ranks: bool = option(False, "Machine", free=True)
     """Capture the steps of several processes, too, with the collectives of NCCL inside. Not tried on GPUs yet."""
     kernels: Literal["auto", "native", "pytorch"] = option("auto", "Machine", free=True)
-    """Kernels for the operations of cells. native: C++ on a CPU, Triton in a search on a CUDA GPU, compiled at the
-    first run and checked against PyTorch before use. pytorch: PyTorch's own. auto: native where there is a C++
-    compiler, or Triton. The last bits of a result depend on it, so a resumed run keeps its own."""
+    """Kernels for the operations of cells and the blocks of models. native: C++ on a CPU, Triton in a search on a CUDA
+    GPU, compiled at the first run and checked against PyTorch before use. pytorch: PyTorch's own. auto: native where
+    there is a C++ compiler, or Triton. The last bits of a result depend on it, so a resumed run keeps its own."""
 
     def __post_init__(self) -> None:
         plugins.load_all(self.plugin)

@@ -14,16 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from darts_sg.analysis.report import write_report
 from darts_sg.config import AugmentConfig
 from darts_sg.data import SPLIT_DATASETS, Images, count_unusual
 from darts_sg.engine.checkpoint import checkpoints
 from darts_sg.engine.distributed import without_sync_batchnorm
+from darts_sg.engine.drawing import write_report
 from darts_sg.engine.graphs import WARM_UP, Captured
 from darts_sg.engine.kernels import use_kernels
 from darts_sg.engine.loop import Loop, Piece, StepResult
 from darts_sg.engine.memory import buffers_kept
-from darts_sg.engine.output import lenient_output
+from darts_sg.engine.output import announce, lenient_output
 from darts_sg.engine.published import Start, read_start
 from darts_sg.engine.run_dir import RunDir
 from darts_sg.engine.setup import (
@@ -61,7 +61,7 @@ from darts_sg.errors import UsageError
 from darts_sg.genotype import Genotype, load_genotype
 from darts_sg.invocation import evaluate_command
 from darts_sg.networks.derived import DerivedNetwork
-from darts_sg.networks.mobile import Model, find_model
+from darts_sg.networks.mobile import MobileNetwork, Model, find_model
 from darts_sg.ops import OPERATIONS
 from darts_sg.records import MetricsRow
 from darts_sg.tasks import DEFAULT_TASK, Evaluator, task_of
@@ -414,11 +414,8 @@ class AugmentJob:
 
     def _use_kernels(self) -> str:
         """Choose the kernels that the run asks for or was started with; returns their name."""
-        if self.derived is None:
-            if self.config.kernels == "native":
-                raise UsageError("--kernels native is for the network of a genotype, not for a model; leave it out")
-            return "pytorch"
-        return use_kernels(self.derived, self.config, self.setting)
+        executed = (m for m in self.network.modules() if isinstance(m, DerivedNetwork | MobileNetwork))
+        return use_kernels(next(executed), self.config, self.setting)
 
     @functools.cached_property
     def _fingerprint(self) -> str:
@@ -511,8 +508,7 @@ def run_augment(
         writes = _written(config)
         dry_run(job, config, setting, run, title=trained.name, first_epoch=0, facts=job.facts, writes=writes)
         return None
-    for line in filter(None, [job.started, job.averaged()]):
-        print(line)
+    announce(*filter(None, [job.started, job.averaged()]))
     if weights is not None and setting.ranks.leads and (doubt := _other_split(config, weights)):
         print(f"warning: {doubt}", file=sys.stderr)
 
@@ -587,6 +583,10 @@ def _finish(job: AugmentJob, run: RunDir, config: AugmentConfig, loop: Loop) -> 
     run.remove(report.name)  # one of the unfinished run; the run counts as finished once both files are there
     run.write_json("result.json", result)
     write_report(run.path)
-    print("\n".join([*job.result_lines(result), job.subject.counts()]))
-    print(f"result: {run.path / 'result.json'}\nreport: {report}")
-    print(f"test it again: {evaluate_command(run.path / 'weights.safetensors', config.as_dict())}")
+    announce(
+        *job.result_lines(result),
+        job.subject.counts(),
+        f"result: {run.path / 'result.json'}",
+        f"report: {report}",
+        f"test it again: {evaluate_command(run.path / 'weights.safetensors', config.as_dict())}",
+    )

@@ -15,10 +15,8 @@ import torch
 from torch import Tensor
 
 from darts_sg.analysis.cost import CELLS, CHANNELS, choice_costs, count_macs, count_params, derived_cost, human
-from darts_sg.analysis.curves import draw_mixing_weights
 from darts_sg.analysis.decided import doubt
 from darts_sg.analysis.latency import LatencyTable, read_latency_table
-from darts_sg.analysis.report import write_report
 from darts_sg.analysis.run_folder import read_search_epoch, read_search_epochs
 from darts_sg.backends.batched import edge_batches
 from darts_sg.backends.cpp.build import Unavailable
@@ -27,13 +25,15 @@ from darts_sg.data import Augment, TrainBatches
 from darts_sg.data.generator import keyed_seed
 from darts_sg.derive import Array, Costs, entropy
 from darts_sg.engine.baselines import run_baseline
+from darts_sg.engine.drawing import draw_mixing_weights, write_report
 from darts_sg.engine.eigenvalue import supernet_eigenvalue
 from darts_sg.engine.environment import device_name
 from darts_sg.engine.graphs import WARM_UP, Captured, compile_step
 from darts_sg.engine.kernels import use_kernels
 from darts_sg.engine.loop import Loop, Piece, StepResult
 from darts_sg.engine.memory import buffers_kept
-from darts_sg.engine.output import lenient_output
+from darts_sg.engine.optimizers import Adam
+from darts_sg.engine.output import announce, lenient_output
 from darts_sg.engine.run_dir import RunDir
 from darts_sg.engine.search_data import search_parts
 from darts_sg.engine.search_result import npz_bytes, searched_genotype
@@ -173,7 +173,7 @@ class SearchJob:
         rule = self.method.operation_freezing
         self.freezing = rule.watch(OperationWeights(self.supernet)) if rule.needed else None
         on_gpu = setting.device.type == "cuda"
-        self.alpha_optimizer = torch.optim.Adam(
+        self.alpha_optimizer = Adam(
             self.alphas, config.alpha_learning_rate, betas=(config.alpha_beta1, config.alpha_beta2),
             weight_decay=config.alpha_weight_decay,
             fused=on_gpu or None, capturable=on_gpu,
@@ -845,7 +845,7 @@ def _write_results(job: SearchJob, run: RunDir, loop: Loop, found: Mapping[str, 
     if job.phase is None and (doubted := doubt(states, job.alpha_steps(chosen_epoch) - job.alpha_steps(begun))):
         measured["doubt"] = doubted
         run.log(doubted)
-        print(f"note: {doubted}")
+        announce(f"note: {doubted}")
     if stopped is None:
         genotype = job.derive(run, job.num_epochs, measured)
     else:
@@ -865,7 +865,7 @@ def _write_results(job: SearchJob, run: RunDir, loop: Loop, found: Mapping[str, 
     title, score = job.task.score.replace("_", " "), columns.cell(job.task.score, found[job.task.score])
     part = "validation" if job.holds_out else "training"
     print(f"supernet {title} on the {len(job.validation_images)} {part} images: {score}")
-    print(
+    announce(
         f"derived network at C={CHANNELS[shape]}, {CELLS[shape]} cells: {human(cost.params)} parameters, "
         f"{human(cost.macs)} MACs ({shape} shape)"
     )
@@ -873,5 +873,8 @@ def _write_results(job: SearchJob, run: RunDir, loop: Loop, found: Mapping[str, 
         table = latency_table_of(config)
         predicted = duration_text(table.predict(genotype))
         print(f"predicted latency: {predicted}, {table.shape}, on {table.place}")
-    print(f"genotype: {run.path / 'genotype.yaml'}\nreport: {report}")
-    print(f"retrain it: {retrain_command(run.path / 'genotype.yaml', config.as_dict())}")
+    announce(
+        f"genotype: {run.path / 'genotype.yaml'}",
+        f"report: {report}",
+        f"retrain it: {retrain_command(run.path / 'genotype.yaml', config.as_dict())}",
+    )

@@ -17,17 +17,18 @@ import torch
 from torch import Tensor
 
 from darts_sg import plugins
-from darts_sg.analysis.report import write_report
 from darts_sg.backends.cpp import build
 from darts_sg.config import RunConfig, SearchConfig
 from darts_sg.data import Dataset, Images, Reading, load_dataset
 from darts_sg.engine import environment
 from darts_sg.engine.checkpoint import checkpoints, seed_everything
 from darts_sg.engine.distributed import ALONE, RankLost, Ranks
+from darts_sg.engine.drawing import load as load_drawing
+from darts_sg.engine.drawing import write_report
 from darts_sg.engine.loggers import LoggedRun, Loggers, Status, chosen_loggers
 from darts_sg.engine.loop import Job, Loop, StepResult
 from darts_sg.engine.memory import is_out_of_memory, out_of_memory, peak_memory, too_large
-from darts_sg.engine.output import lenient_output
+from darts_sg.engine.output import announce, lenient_output
 from darts_sg.engine.run_dir import OthersRunDir, RunDir, default_run_dir
 from darts_sg.errors import RunError, Stopped, UsageError
 from darts_sg.invocation import again, line
@@ -203,7 +204,7 @@ def already_finished(run: RunDir, result: str, *, dry: bool) -> bool:
             if not report.is_file():
                 write_report(run.path)
                 run.log(f"{report.name} was missing; written")
-            print(f"{run.path} is finished: {run.path / result}, {report}")
+            announce(f"{run.path} is finished: {run.path / result}, {report}")
     finally:
         run.close()
     return True
@@ -233,6 +234,8 @@ def run_job(
     ranks = setting.ranks
     chosen = chosen_loggers(config.logger, callbacks)
     _refuse_too_large(job, config, setting)
+    if ranks.leads:
+        load_drawing()
     if run is None:
         run = _new_run(job, config, setting, title, sizes, prepare_run)
     elif ranks.leads:
@@ -317,7 +320,7 @@ def _announce(job: Job, config: RunConfig, setting: Setting, run: RunDir, title:
     done = len(checkpoints(run.path / "checkpoints"))
     run.log(environment.command_line(setting.ranks))
     several = f"{setting.ranks.size} processes, " if setting.ranks.size > 1 else ""
-    print(f"{job.name}: {title}, {config.dataset}, {several}{setting.device}, run folder {run.path}")
+    announce(f"{job.name}: {title}, {config.dataset}, {several}{setting.device}, run folder {run.path}")
     if done:
         print(f"continuing from the newest of {done} checkpoints")
 

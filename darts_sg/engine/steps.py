@@ -11,6 +11,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from darts_sg.config import AugmentConfig, RunConfig
 from darts_sg.engine.distributed import ALONE, Ranks
+from darts_sg.engine.optimizers import SGD
 from darts_sg.errors import RunError
 from darts_sg.tasks import Evaluator
 
@@ -58,7 +59,7 @@ def weight_optimizer(
     """
     on_gpu = device.type == "cuda"
     rate: float | Tensor = config.learning_rate
-    return torch.optim.SGD(
+    return SGD(
         parameters,
         torch.tensor(rate, device=device) if on_gpu else rate,
         momentum=config.momentum,

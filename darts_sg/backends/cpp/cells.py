@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from darts_sg.backends import ir
 from darts_sg.backends.batched import BatchedCell, EdgeWeights, Kernels
 from darts_sg.backends.cpp import run as cpp
+from darts_sg.backends.cpp.inference import infer, possible
 from darts_sg.backends.sampled import SampledEdges, sampled_edges, zero_step
 from darts_sg.backends.watch import Watch
 from darts_sg.derive import num_edges
@@ -72,12 +73,24 @@ class CellGraphs:
 
     def run(self, s0: Sequence[Tensor], s1: Sequence[Tensor], gammas: Sequence[Tensor]) -> tuple[list[Tensor], ...]:
         """(the joined nodes, s1 as later consumers must read it), in parts. gammas: one for each step."""
+        one = s0[0].new_ones(1, 1)  # the BatchNorms of the input layers are not scaled
+        found = cpp.run([*s0, *s1], [one, one, *gammas], self._found(s0, s1))
+        return found[: len(self.outputs)], found[len(self.outputs) :]
+
+    def inferred(self, s0: Sequence[Tensor], s1: Sequence[Tensor]) -> list[Tensor] | None:
+        """The joined nodes where no gradients are wanted, all BatchNorms are in eval mode and all operations count
+        once; otherwise None."""
+        graph = self._found(s0, s1)
+        if not possible([stage.norm for stage in graph.stages]):
+            return None
+        return infer([*s0, *s1], graph)
+
+    def _found(self, s0: Sequence[Tensor], s1: Sequence[Tensor]) -> ir.CellGraph:
+        """The graph for states in so many parts."""
         sizes = len(s0), len(s1)
         if sizes not in self.graphs:
             self.graphs[sizes] = self._graph(*sizes)
-        one = s0[0].new_ones(1, 1)  # the BatchNorms of the input layers are not scaled
-        found = cpp.run([*s0, *s1], [one, one, *gammas], self.graphs[sizes])
-        return found[: len(self.outputs)], found[len(self.outputs) :]
+        return self.graphs[sizes]
 
     def entries(self, states: Sequence[State]) -> list[Tensor]:
         """The tensors that `inputs` reads, where PyTorch computes part of the cell: before the ReLU if it is fused."""
@@ -367,6 +380,8 @@ class CppDerivedCell(DerivedCell):
         if not self.graphs.known:
             states = self.graphs.inputs(self.graphs.entries((s0, s1)), (self.input_0, self.input_1))
             return State(join(self.nodes(states, drop_path_prob)))
+        if drop_path_prob is None and (inferred := self.graphs.inferred(s0.parts, s1.parts)) is not None:
+            return State(*inferred)
         found, passed_on = self.graphs.run(s0.parts, s1.parts, self._kept(s0.first, drop_path_prob))
         s1.pass_on(passed_on)
         return State(*found)
