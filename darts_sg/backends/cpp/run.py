@@ -509,7 +509,7 @@ class _RoutePlanner:
         return arrays | {"factors": factors, "sink_sums": sums}
 
     def _of_state(self, kind: str, state: int) -> Value:
-        """The address of gamma (`factor`), or of the sums for its gradient (`sum`), for a state; 0 if it is not read."""
+        """The address of a state's gamma (`factor`), or of the sums for its gradient (`sum`); 0 if it is not read."""
         by_passing = self.step.states[1:]
         if state not in by_passing:
             return 0
@@ -806,7 +806,9 @@ class _GraphFunction(torch.autograd.Function):
             if wanted or gamma_wanted:
                 needed.update(step.nodes)
         # a step also sums up gradients of later steps' gammas
-        sums_wanted = [one or any(gammas_wanted[i] for i in s.later) for s, one in zip(steps, gammas_wanted, strict=True)]
+        sums_wanted = [
+            one or any(gammas_wanted[i] for i in s.later) for s, one in zip(steps, gammas_wanted, strict=True)
+        ]
         runs = [step.live and (all_ or one) for step, all_, one in zip(steps, whole, sums_wanted, strict=True)]
 
         # Buffers: `incoming` is the gradient of each state from outside the graph, (N, H, W, C); `state_gradients` sum
