@@ -503,7 +503,7 @@ def left_as_found() -> Iterator[None]:
     if ranks.size > 1:
         leave()  # the process group of an earlier run in this process
     numbers, threads = random_state(gpus=torch.cuda.is_initialized()), torch.get_num_threads()
-    deterministic = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    deterministic = _deterministic()
     settings: Any = torch.utils.deterministic  # typed as a module without this attribute
     filled, benchmark = settings.fill_uninitialized_memory, torch.backends.cudnn.benchmark
     try:
@@ -522,6 +522,12 @@ def left_as_found() -> Iterator[None]:
         ) from error
     finally:
         torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(deterministic[0], warn_only=deterministic[1])
+        if _deterministic() != deterministic:  # the call imports the compiler of PyTorch, which takes two seconds
+            torch.use_deterministic_algorithms(deterministic[0], warn_only=deterministic[1])
         settings.fill_uninitialized_memory, torch.backends.cudnn.benchmark = filled, benchmark
         set_random_state(numbers)
+
+
+def _deterministic() -> tuple[bool, bool]:
+    """Whether PyTorch asks for deterministic algorithms, and whether it only warns where there are none."""
+    return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()

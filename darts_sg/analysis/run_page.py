@@ -12,13 +12,12 @@ from darts_sg import __version__
 from darts_sg.analysis.curves import Panel, augment_panels, filled, search_panels
 from darts_sg.analysis.report import duration
 from darts_sg.analysis.run_folder import Run, read_run
-from darts_sg.analysis.serving import LivePage, state_of_files
+from darts_sg.analysis.serving import FOLLOW_SCRIPT, POLL_MILLISECONDS, LivePage, state_of_files
 from darts_sg.records import MetricsRow
 from darts_sg.tasks.columns import cell
 
 TEMPLATE = Path(__file__).with_name("run.html")
 WATCHED = ("config.yaml", "metrics.csv", "result.json", "genotype.yaml", "genotypes/*.yaml", "log.txt", "pictures/*")
-POLL_MILLISECONDS = 3000
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 460, 230, 52, 10, 8, 26
 """Size of a chart and its margins, in units of its viewBox."""
 LAST_LINES, LONGEST_LOG = 12, 2**16
@@ -65,6 +64,7 @@ def run_page(run: Run, version_of_state: str) -> str:
         log=_end_of_log(run.folder / "log.txt"),
         version_of_state=version_of_state,
         interval=POLL_MILLISECONDS,
+        follow_script=Markup(FOLLOW_SCRIPT.read_text(encoding="utf-8")),
         version=__version__,
     )
 

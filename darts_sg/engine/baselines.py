@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from darts_sg.analysis.cost import CELLS, CHANNELS, Cost, count_params, derived_cost, human
-from darts_sg.analysis.report import write_report
 from darts_sg.backends import accelerate, pytorch_backend
 from darts_sg.baselines import Candidate, CandidateStrategy, Cells, Problem, Strategy, as_plain
 from darts_sg.baselines.architectures import from_plain, random_cells
@@ -24,9 +23,11 @@ from darts_sg.baselines.proxies import score as proxy_score
 from darts_sg.baselines.rsps import Rsps, path_outputs
 from darts_sg.config import SearchConfig
 from darts_sg.data.generator import keyed_seed
+from darts_sg.engine.drawing import write_report
 from darts_sg.engine.kernels import use_kernels
 from darts_sg.engine.loop import Loop, Piece, StepResult
 from darts_sg.engine.memory import buffers_kept
+from darts_sg.engine.optimizers import SGD
 from darts_sg.engine.run_dir import RunDir
 from darts_sg.engine.scoring import probe_of, seeded
 from darts_sg.engine.search_data import search_parts
@@ -352,7 +353,7 @@ class RspsJob(BaselineJob):
         setting.environment["kernels"] = "pytorch"  # a path is a plain network
         self.weights = self.supernet.weights()
         # not fused: a weight that no path has met yet has no gradient and no momentum, and stays as it is
-        self.optimizer = torch.optim.SGD(
+        self.optimizer = SGD(
             self.weights,
             config.learning_rate,
             momentum=config.momentum,

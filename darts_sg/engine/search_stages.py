@@ -15,6 +15,7 @@ from darts_sg.config import SearchConfig
 from darts_sg.data.generator import keyed_generator, keyed_seed
 from darts_sg.derive import Array
 from darts_sg.engine.loop import Job, Piece
+from darts_sg.engine.optimizers import Adam
 from darts_sg.engine.setup import Setting, timed_step
 from darts_sg.engine.steps import load_optimizer
 from darts_sg.errors import UsageError
@@ -42,7 +43,7 @@ class StagedJob(Job, Protocol):
     weights: list[torch.nn.Parameter]
     alphas: list[torch.nn.Parameter]
     weight_optimizer: torch.optim.SGD
-    alpha_optimizer: torch.optim.Adam
+    alpha_optimizer: Adam
 
     def build(self, number: int, allowed: Allowed | None) -> Supernet: ...
 

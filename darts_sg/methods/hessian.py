@@ -9,7 +9,6 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import eigh_tridiagonal
 
 Vector = NDArray[np.float64]
 Gradient = Callable[[Vector], Vector]
@@ -55,6 +54,8 @@ def lanczos(product: Callable[[Vector], Vector], start: Vector) -> tuple[float, 
     Lanczos' method with full orthogonalisation, from `start`, until the residual is below TOLERANCE or, with a lower
     bound as the result, after MAX_PRODUCTS. Returns nan and zeros if a product is not finite.
     """
+    from scipy.linalg import eigh_tridiagonal  # slow to import, and most searches measure no eigenvalue
+
     basis = [start / np.linalg.norm(start)]
     diagonal: list[float] = []
     beside: list[float] = []

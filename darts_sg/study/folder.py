@@ -65,6 +65,9 @@ class JobState:
     """The last line of the last error; kept when a later attempt succeeds."""
     seconds: float = 0.0
     """Wall-clock seconds over all attempts, also those that failed or were stopped; up to the heartbeat if lost."""
+    cpu_seconds: float = 0.0
+    """Processor time of the job's processes over all attempts, all threads together. Unlike `seconds` it hardly depends
+    on what else runs on the machine."""
     device: str = ""
     """The device with its model and the number of threads."""
     images_per_second: float | None = None
@@ -218,7 +221,7 @@ def _fits(key: str, value: Any) -> bool:
             return isinstance(value, dict)
         case "seed" | "attempts" | "losses" | "out_of_memory":
             return isinstance(value, int) and number
-        case "seconds":
+        case "seconds" | "cpu_seconds":
             return number
         case "heartbeat" | "images_per_second" | "peak_memory" | "cpu_joules" | "gpu_joules" | "started" | "ended":
             return value is None or number

@@ -62,7 +62,9 @@ def test_a_supernet_costs_what_pytorch_counts() -> None:
     assert actual == expected_macs(build, 3, 32, 32)
 
 
-def test_counting_loads_neither_the_compiler_of_pytorch_nor_sympy() -> None:
+def test_counting_and_training_load_neither_the_compiler_of_pytorch_nor_sympy() -> None:
     code = "import sys, darts_sg; darts_sg.derived_cost(darts_sg.load_genotype('DARTS_V2')); "
+    code += "import torch; from darts_sg.engine.optimizers import SGD, Adam; p = torch.ones(1, requires_grad=True); "
+    code += "p.sum().backward(); SGD([p], 0.1, fused=True).step(); Adam([p], 0.1).state_dict(); "
     code += "sys.exit(bool({'torch._dynamo', 'sympy'} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -45,7 +45,7 @@ def test_the_page_follows_the_run_and_nothing_else_is_served(server: Server, tmp
     assert "cifar10 (JPEG q75)" in page
     assert page.count("<svg") >= 2
     before = json.loads(answer(server, "/state.json")[1])["version"]
-    assert f'let version = "{before}"' in page
+    assert f'follow("{before}"' in page
     metrics = tmp_path / "run" / "metrics.csv"
     metrics.write_text(metrics.read_text() + "4,1.0,0.5,2.0,0.4\n")
     live = server.RequestHandlerClass.args[0]  # type: ignore[attr-defined]

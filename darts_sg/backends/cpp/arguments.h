@@ -38,7 +38,7 @@ struct StageArgs {
   // Weights, for packed = 1.
   const void *depthwise, *pointwise;  // (E * Ci, 1, k, k) and (E * Co, Ci, 1, 1)
   const void* odd;                    // of odd pixels, (E * (Co - Co / 2), Ci, 1, 1); pointwise then has even pixels
-  void* out;                          // (N, E, Ho, Wo, Co), before BatchNorm
+  void* out;                          // (N, E, Ho, Wo, Co), before BatchNorm; of a BatchNorm alone, its input
   // This stage's BatchNorm, each (E * Co). Without weight and bias, inverse is scale and offset is shift.
   void *scale, *shift, *inverse, *offset, *running_mean, *running_var;
   const void *weight, *bias;

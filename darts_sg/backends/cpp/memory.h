@@ -16,18 +16,18 @@
 
 namespace {
 
-// An array aligned to cache lines and filled with zeros. Throws std::bad_alloc.
+// An array aligned to cache lines, filled with zeros unless told otherwise. Throws std::bad_alloc.
 template <class T>
 struct Buffer {
   std::unique_ptr<T, decltype(&std::free)> memory{nullptr, &std::free};
   T* get() const { return memory.get(); }
-  explicit Buffer(int64_t count = 0) {
+  explicit Buffer(int64_t count = 0, bool zeros = true) {
     if (count <= 0) return;
     // 64 bytes more: a vector may be read where fewer values are left
     size_t bytes = (static_cast<size_t>(count) * sizeof(T) + 127) / 64 * 64;
     memory.reset(static_cast<T*>(std::aligned_alloc(64, bytes)));
     if (!memory) throw std::bad_alloc();
-    std::memset(memory.get(), 0, bytes);
+    if (zeros) std::memset(memory.get(), 0, bytes);
   }
 };
 
@@ -82,9 +82,28 @@ class Scratch {
   }
 };
 
+// The rows of a large plane that are needed at a time: only so many are kept, so that they stay in the L2 cache.
+template <class T>
+struct Window {
+  T* memory;
+  int64_t row, capacity, base = 0;  // values of a row, rows in memory, and the number of the first of them
+  // Where row 0 would be, so that row r is origin() + r * row if it is kept.
+  T* origin() const { return memory - base * row; }
+  void zero(int64_t from, int64_t to) {
+    if (from < to) std::memset(origin() + from * row, 0, static_cast<size_t>((to - from) * row) * sizeof(T));
+  }
+  // Makes room for rows before `end`. Rows [keep, filled) stay, those before are lost.
+  void advance(int64_t keep, int64_t filled, int64_t end) {
+    if (end <= base + capacity) return;
+    std::memmove(memory, origin() + keep * row, static_cast<size_t>((filled - keep) * row) * sizeof(T));
+    base = keep;
+  }
+};
+
 // Prefetches what the next edge needs, a few cache lines at a time, while the current edge is computed.
 class Prefetcher {
   static constexpr int RANGES = 8;
+  static constexpr int64_t MOST_LINES = 12288;  // of 64 bytes
   const char *at_[RANGES] = {}, *end_[RANGES] = {};
   int ranges_ = 0, lines_per_step_ = 0;
   int64_t lines_ = 0;
@@ -100,8 +119,10 @@ class Prefetcher {
     end_[ranges_++] = reinterpret_cast<const char*>(start + count);
     lines_ += (count * static_cast<int64_t>(sizeof(T)) + 63) / 64;
   }
-  // Spreads the ranges over the next `calls` calls of `step`.
+  // Spreads the ranges over the next `calls` calls of `step`. What exceeds the L2 cache would push itself out of it
+  // before it is needed: then nothing is prefetched, and the processor's own prefetching has to do.
   void spread_over(int64_t calls) {
+    if (lines_ > MOST_LINES) return restart();
     lines_per_step_ = static_cast<int>((lines_ + calls - 1) / std::max<int64_t>(1, calls));
   }
   void step() {

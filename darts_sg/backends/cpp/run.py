@@ -76,7 +76,7 @@ class ArgumentTable:
 
     def __init__(self, values: Sequence[Value], counts: dict[str, int]) -> None:
         """counts: the number of tensors of each kind, in the order in which `filled` gets their addresses."""
-        first = dict(zip(counts, np.cumsum([0, *counts.values()]).tolist(), strict=False))
+        first = self._first = dict(zip(counts, np.cumsum([0, *counts.values()]).tolist(), strict=False))
         self._words = np.array([0 if isinstance(value, Address) else value for value in values], dtype=np.int64)
         found = [(i, value) for i, value in enumerate(values) if isinstance(value, Address)]
         self._places = np.array([i for i, _ in found], dtype=np.int64)
@@ -91,6 +91,13 @@ class ArgumentTable:
         addresses[0] = words.ctypes.data
         words[self._places] = addresses[self._tensors] + self._offsets
         return words
+
+
+    def places_of(self, kind: str, numbers: Sequence[int]) -> tuple[Words, Words]:
+        """The words that are addresses of these tensors of a kind, at offset 0, and the number of the tensor of each."""
+        first = self._first[kind]
+        found = np.isin(self._tensors, [first + number for number in numbers])
+        return self._places[found], self._tensors[found] - first
 
 
 class Layout(NamedTuple):
@@ -318,7 +325,13 @@ class _StepPlanner:
         # output and BatchNorm
         Ho, Wo = -(-H // stride), -(-W // stride)
         shape = (self.N, S * T, Ho, Wo, Co)
-        y, (scale, shift) = planner.outputs.take(int(np.prod(shape))), self._pair(S * T * Co)
+        if stage.is_norm_alone:
+            if before is not None or len(self.states[operation.input]) > 1:
+                raise ValueError("a BatchNorm alone must be the first stage, on a single state")
+            y = Address("states", self.states[operation.input][0])
+        else:
+            y = planner.outputs.take(int(np.prod(shape)))
+        scale, shift = self._pair(S * T * Co)
         inverse, offset = scale, shift
         if (norm := stage.norm) is not None:
             row["norm"] = 1
@@ -711,6 +724,14 @@ class KernelCalls:
             raise MemoryError("not enough memory for the planes of the C++ kernels")
 
 
+_training_passes = 0
+
+
+def training_passes() -> int:
+    """How many passes in train mode there have been: they change running statistics without PyTorch's knowledge."""
+    return _training_passes
+
+
 def run(inputs: Sequence[Tensor], gammas: Sequence[Tensor], graph: CellGraph) -> list[Tensor]:
     """The outputs of a graph, then the states that it passes on, each (N, C, H, W).
 
@@ -726,6 +747,9 @@ def run(inputs: Sequence[Tensor], gammas: Sequence[Tensor], graph: CellGraph) ->
             found[i] = inputs[state]
     norms = [stage.norm for stage in graph.stages if stage.norm is not None and stage.norm.training]
     counters = [norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None]
+    if norms:
+        global _training_passes
+        _training_passes += 1
     if counters:
         torch._foreach_add_(counters, 1)
     return found
