@@ -85,7 +85,8 @@ def rewrite() -> None:
     path.write_text(before + tables + rest.partition(END)[2], encoding="utf-8")
     print(path)
     # the report of the whole paper, which a test compares with what is printed today
-    run(["report", "paper", "--results", str(TARGET.parent), "-o", str(TARGET.parent / "sg_darts" / "report.md")])
+    report = TARGET.parent / "sandglass" / "pilot" / "report.md"
+    run(["report", "paper", "--results", str(TARGET.parent), "-o", str(report)])
 
 
 def main() -> None:

@@ -26,6 +26,7 @@ from benchmarks.subjects import LAST, Shape
 from darts_sg.backends import accelerate
 from darts_sg.backends.cpp import build
 from darts_sg.backends.triton import run as gpu
+from darts_sg.backends.triton.levers import Levers
 from darts_sg.cli.terminal import answer, console
 from darts_sg.engine.graphs import compile_step
 from darts_sg.errors import RunError, UsageError
@@ -170,12 +171,15 @@ def main() -> None:
     for name in ("batch", "channels", "cells", "size"):
         parser.add_argument(f"--{name}", type=int, default=getattr(defaults, name))
     parser.add_argument("--capability", type=int, default=90, help="of the GPU: 80 an A100, 90 an H100 (default: 90)")
+    parser.add_argument("--levers", default="", help="levers of the Triton backend, such as flat,tf32x3")
     arguments = parser.parse_args()
+    gpu.LEVERS = Levers.named(arguments.levers)
     if missing := build.triton_missing(divmod(arguments.capability, 10)):
         raise UsageError(missing)
     shape = Shape(arguments.space, arguments.batch, arguments.channels, arguments.cells, arguments.size)
     target = f"compute capability {arguments.capability}, Triton {triton.__version__}"
-    title = f"First-order step of {shape.space}, batch {shape.batch}; {target}"
+    levers = f", levers {arguments.levers}" if arguments.levers else ""
+    title = f"First-order step of {shape.space}, batch {shape.batch}{levers}; {target}"
     console().print(table_of(*compiled(lambda: prepare_step(shape), arguments.capability), title))
 
 

@@ -23,6 +23,7 @@ from rich.table import Table
 from benchmarks import images, launches, peers
 from benchmarks.machine import interleave, median, roofline, step_gflop
 from benchmarks.memory import peak_mib
+from benchmarks.networks import evaluation_passes, inference_passes, mobile_steps
 from benchmarks.subjects import (
     Shape,
     Step,
@@ -38,11 +39,16 @@ from benchmarks.subjects import (
 )
 from darts_sg.cli.parser import positive
 from darts_sg.engine import environment
+from darts_sg.engine.export import missing_packages
 from darts_sg.errors import UsageError
 from darts_sg.files import write_atomically
 
 SCALES = {"channels": (8, 16, 32), "cells": (5, 8, 11), "batch": (8, 16, 32, 64)}
 RETRAINING = "retraining step of DARTS_V2, C=36, 20 cells, batch 32"
+MOBILE = "mobile networks: training step of {}, 224×224, batch 16"
+MOBILE_NETWORKS = ("mobilenext_1.0", "mobilenetv2_1.0")
+EVALUATION = "evaluation of DARTS_V2, C=36, 20 cells, batch 256"
+INFERENCE = "inference with DARTS_V2, C=48, 14 cells, 25 single images of 224×224"
 PARTIAL = "methods: step with partial channels (K=4) against the full step, batch 64"
 METHODS: dict[str, dict[str, str]] = {
     "soft Gumbel samples (snas)": {"relaxation": "gumbel"},
@@ -57,6 +63,7 @@ HARD_SAMPLES = {"relaxation": "gumbel:temperature=10,temperature_end=0.1,hard=tr
 LOADING = "augmentation and loading, share of a step of batch 64"
 ROUNDS = 3  # for steps of seconds; slower ones get two
 PEER_ROUNDS = 5  # first steps of foreign code may be slow
+INFERENCE_ROUNDS = 9  # of less than a second
 
 
 @dataclass
@@ -219,9 +226,31 @@ def accelerator_rows(device: str, compiled: bool) -> Iterator[BenchRow]:
             yield row_of(f"first-order step on {device}, batch {batch}{how}", both, *targets)
 
 
-def retraining_row(native: bool) -> BenchRow:
-    old, own = retraining_steps("DARTS_V2", 32, native=native)
-    return timed(RETRAINING, old, own, 3, 1.5, 2.5, baseline_name="NCHW eager")
+def network_rows(native: bool) -> dict[str, Callable[[], BenchRow]]:
+    """The figures of networks that are trained or used, by name."""
+
+    def retraining() -> BenchRow:
+        old, own = retraining_steps("DARTS_V2", 32, native=native)
+        return timed(RETRAINING, old, own, ROUNDS, 3.2, 4.5, baseline_name="NCHW eager")
+
+    def mobile(name: str) -> BenchRow:
+        plain, own = mobile_steps(name, 16, native=native)
+        return timed(MOBILE.format(name), plain, own, ROUNDS, 2, 3, baseline_name="plain PyTorch, NCHW")
+
+    def evaluation() -> BenchRow:
+        old, own = evaluation_passes("DARTS_V2", 256, native=native)
+        return timed(EVALUATION, old, own, ROUNDS, 2, 3, baseline_name="NCHW eager")
+
+    def inference() -> BenchRow:
+        other, own = inference_passes("DARTS_V2", native=native)
+        return timed(INFERENCE, other, own, INFERENCE_ROUNDS, 1.0, 1.3, baseline_name="onnxruntime")
+
+    rows = {RETRAINING: retraining}
+    rows |= {MOBILE.format(name): partial(mobile, name) for name in MOBILE_NETWORKS}
+    rows[EVALUATION] = evaluation
+    if not missing_packages("onnx"):
+        rows[INFERENCE] = inference
+    return rows
 
 
 def loading_row(native: bool) -> BenchRow:
@@ -244,7 +273,7 @@ def figures(native: bool) -> dict[str, Callable[[], list[BenchRow]]]:
         **{name: lambda name=name, how=how: [memory_row(name, *how)] for name, how in memory.items()},
         **{name: lambda measure=measure: [measure()] for name, measure in search_rows(native).items()},
         "operator launches": lambda: launch_rows(native),
-        RETRAINING: lambda: [retraining_row(native)],
+        **{name: lambda measure=measure: [measure()] for name, measure in network_rows(native).items()},
         LOADING: lambda: [loading_row(native)],
     }
 

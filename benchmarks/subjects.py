@@ -296,6 +296,28 @@ def passes(shape: Shape, *, own: bool, native: bool = False) -> Step:
     return run
 
 
+def training_step(net: nn.Module, batch: tuple[Tensor, Tensor], *, fused: bool) -> Step:
+    """Forward and backward pass, clipping and SGD of a network that returns (logits, auxiliary logits or None).
+
+    fused: with PyTorch's fused optimizer.
+    """
+    x, y = batch
+    weights = list(net.parameters())
+    sgd = torch.optim.SGD(weights, **SGD, fused=fused)
+
+    def step() -> None:
+        sgd.zero_grad()
+        logits, auxiliary = net(x)
+        loss = F.cross_entropy(logits, y)
+        if auxiliary is not None:
+            loss = loss + 0.4 * F.cross_entropy(auxiliary, y)
+        loss.backward()
+        nn.utils.clip_grad_norm_(weights, CLIP)
+        sgd.step()
+
+    return step
+
+
 def retraining_steps(
     name: str, batch: int, channels: int = 36, cells: int = 20, *, native: bool = False
 ) -> tuple[Step, Step]:
@@ -309,21 +331,10 @@ def retraining_steps(
     mine = mine.to(memory_format=LAST)
     accelerate(mine, "cpp" if native else "eager")
     x, y = Shape(batch=batch).images()
-
-    def step_of(net: nn.Module, x: Tensor, fused: bool) -> Step:
-        weights = list(net.parameters())
-        sgd = torch.optim.SGD(weights, **SGD, fused=fused)
-
-        def step() -> None:
-            sgd.zero_grad()
-            logits, auxiliary = net(x)
-            (F.cross_entropy(logits, y) + 0.4 * F.cross_entropy(auxiliary, y)).backward()
-            nn.utils.clip_grad_norm_(weights, CLIP)
-            sgd.step()
-
-        return step
-
-    return step_of(old, x, fused=False), step_of(mine, x.contiguous(memory_format=LAST), fused=True)
+    return (
+        training_step(old, (x, y), fused=False),
+        training_step(mine, (x.contiguous(memory_format=LAST), y), fused=True),
+    )
 
 
 def loading(batch: int) -> Step:

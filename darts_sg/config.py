@@ -191,10 +191,16 @@ class RunConfig(metaclass=ConfigType):
     """Compile with torch.compile: in augment the network, which takes about a minute; in a search each batch of edges,
     which on a CPU takes long and gains nothing. Changes the last bits of the result."""
 
+    capture: bool = option(True, "Machine", free=True)
+    """On a CUDA GPU, capture the launches of a training step as a CUDA graph and replay it: the same bits, without
+    waiting for Python. Steps with --compile, hard samples, --weight-regularizer, --freeze-operations or dropout after
+    skip connections are launched one kernel at a time; those of several processes, too, without --capture-ranks."""
+    capture_ranks: bool = option(False, "Machine", free=True)
+    """Capture the steps of several processes, too, with the collectives of NCCL inside. Not tried on GPUs yet."""
     kernels: Literal["auto", "native", "pytorch"] = option("auto", "Machine", free=True)
-    """Kernels for the operations of cells. native: C++ on a CPU, Triton in a search on a CUDA GPU, compiled at the
-    first run and checked against PyTorch before use. pytorch: PyTorch's own. auto: native where there is a C++
-    compiler, or Triton. The last bits of a result depend on it, so a resumed run keeps its own."""
+    """Kernels for the operations of cells and the blocks of models. native: C++ on a CPU, Triton in a search on a CUDA
+    GPU, compiled at the first run and checked against PyTorch before use. pytorch: PyTorch's own. auto: native where
+    there is a C++ compiler, or Triton. The last bits of a result depend on it, so a resumed run keeps its own."""
 
     def __post_init__(self) -> None:
         plugins.load_all(self.plugin)
@@ -313,10 +319,6 @@ class SearchConfig(RunConfig):
     recompute: bool = option(False, "Machine", free=True)
     """Recompute each cell in the backward pass instead of keeping its activations: a fraction of the memory, the same
     bits, somewhat more time."""
-    capture: bool = option(True, "Machine", free=True)
-    """On a CUDA GPU, capture the launches of a step as a CUDA graph and replay it: the same bits, without waiting for
-    Python. Steps with several processes, regularizers of alphas or weights, penalties, frozen operations or --compile
-    are launched one kernel at a time."""
     relaxation: str = option("softmax", "Method", parts=RELAXATIONS)
     """How alphas become mixing weights: NAME, or NAME:OPTION=VALUE,OPTION=VALUE such as
     gumbel:temperature=10,hard=true."""

@@ -43,22 +43,25 @@ def rendered_once() -> Iterator[None]:
 
 DRAWN = ("analysis", "docs", "study", "fitting", "tasks")
 """Folders of tests in which reports get their pictures. Elsewhere drawing would take longer than the runs."""
+WITH_FIGURES = ("test_loggers", "test_fit")
+"""Test files in which TensorBoard gets the figures of each epoch."""
 
 
 @pytest.fixture(autouse=True, scope="module")
 def blank_pictures(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Reports of runs in this process show blank pictures, except where pictures are tested."""
-    if request.path.parent.name in DRAWN:
-        yield
-        return
+    """Reports of runs in this process show blank pictures, and TensorBoard none, except where pictures are tested."""
     from darts_sg.analysis import report
+    from darts_sg.engine.loggers.tensorboard import TensorBoardLogger
 
     def save_blank(figure: object, path: Path) -> None:
         for suffix in ("svg", "png"):
             write_atomically(path.with_name(f"{path.name}.{suffix}"), b"")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "save_figure", save_blank)
+        if request.path.parent.name not in DRAWN:
+            patch.setattr(report, "save_figure", save_blank)
+        if request.path.stem not in WITH_FIGURES:
+            patch.setattr(TensorBoardLogger, "wants_figures", False)
         yield
 
 

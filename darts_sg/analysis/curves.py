@@ -24,7 +24,7 @@ from darts_sg.records import MetricsRow
 from darts_sg.tasks import Plot
 
 INK, FAINT = "#1F2933", "#D5DBE1"
-TRAIN, VALIDATION, TEST, EMA = "#1F62B5", "#D98200", "#C8102E", "#3C8A3F"
+TRAIN, VALIDATION, TEST, EMA, EMA_VALIDATION = "#1F62B5", "#D98200", "#C8102E", "#3C8A3F", "#7A3FA8"
 SOFT = "#52606D"
 NORMAL, REDUCE = "#1F62B5", "#7A3FA8"
 HEAT = LinearSegmentedColormap.from_list(
@@ -57,6 +57,7 @@ PARTS = (
     ("validation", "validation", VALIDATION),
     ("test", "test", TEST),
     ("ema_test", "test, EMA", EMA),
+    ("ema_validation", "validation, EMA", EMA_VALIDATION),
 )
 """The curves of a measure: prefix of the column, name, colour."""
 SKIPS = Panel(
@@ -219,15 +220,23 @@ def draw_heat_map(
     return image, lines
 
 
-def draw_frontier(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """The frontier of genotypes: share of the mixing weight kept (`share` of a row) against parameters (`params`)."""
+FRONTIER_AXES = {
+    "params": ("parameters, M (auxiliary head excluded)", 1e-6),
+    "latency_microseconds": ("predicted latency, ms", 1e-3),
+}
+"""Label and factor of what a frontier trades mixing weight for, by its entry of a row."""
+
+
+def draw_frontier(rows: Sequence[Mapping[str, Any]], cost: str = "params") -> Figure:
+    """The frontier of genotypes: share of the mixing weight kept (`share` of a row) against `cost`."""
     figure = Figure(figsize=(7.0, 4.2), dpi=100, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    x, y = [row["params"] / 1e6 for row in rows], [100 * row["share"] for row in rows]
+    label, factor = FRONTIER_AXES[cost]
+    x, y = [factor * row[cost] for row in rows], [100 * row["share"] for row in rows]
     axes.step(x, y, where="post", color=NORMAL, linewidth=1.2)
     axes.plot(x, y, ".", color=NORMAL, markersize=4)
-    axes.set_xlabel("parameters, M (auxiliary head excluded)")
+    axes.set_xlabel(label)
     axes.set_ylabel("mixing weight kept, % of the largest sum")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.3)

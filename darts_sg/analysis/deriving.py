@@ -6,7 +6,7 @@ from types import MappingProxyType
 from typing import Any
 
 from darts_sg.analysis.cost import CELLS, CHANNELS, choice_costs
-from darts_sg.analysis.latency import read_latency_table
+from darts_sg.analysis.latency import LatencyTable, read_latency_table
 from darts_sg.analysis.run_folder import read_run, read_search_epoch
 from darts_sg.derive import Bound, derive_bounded, kept_weight, strengths
 from darts_sg.errors import UsageError
@@ -52,10 +52,7 @@ def derive_genotype(
     bounds = [Bound(title, costs, most) for title, (costs, most) in asked.items() if most is not None]
     table = None if latency_table is None else read_latency_table(latency_table)
     if table is not None and max_latency is not None:
-        size = table.shape
-        way_out = f"give --network {size.network} --channels {size.channels} --cells {size.cells}, or another table"
-        shape = network, channels or CHANNELS[network], cells or CELLS[network]
-        table.refuse_other(found.normal.num_nodes, *shape, way_out=way_out)
+        refuse_other_shape(table, found.normal.num_nodes, network, channels, cells)
         bounds.append(Bound("latency", table.costs(found.operations), max_latency))
     allowed = allowed_in(found.space, found.operations)
     bounded = derive_bounded(*weights, found.operations, bounds, max_skips, allowed)
@@ -74,3 +71,12 @@ def derive_genotype(
     known = found if final is None or bounded != (final.normal, final.reduce) else final
     provenance = MappingProxyType({**known.provenance, "derived": facts})
     return replace(found, name=name, normal=bounded[0], reduce=bounded[1], provenance=provenance)
+
+
+def refuse_other_shape(
+    table: LatencyTable, nodes: int, network: NetworkShape, channels: int | None, cells: int | None
+) -> None:
+    """UsageError if the table is of another shape than the options of `genotype derive` ask for."""
+    size = table.shape
+    way_out = f"give --network {size.network} --channels {size.channels} --cells {size.cells}, or another table"
+    table.refuse_other(nodes, network, channels or CHANNELS[network], cells or CELLS[network], way_out=way_out)

@@ -1,4 +1,4 @@
-"""Scatter plots of genotypes: MACs, published errors and measured errors against parameters."""
+"""Scatter plots of genotypes: MACs, latency, published errors and measured errors against parameters."""
 
 import math
 import textwrap
@@ -81,6 +81,10 @@ def _panels(rows: Sequence[Mapping[str, Any]], shape: str, network: NetworkShape
         yield Panel(f"Published errors; parameters counted here ({shape})", f"{title}, %", quoted)
     for setting, marks in measured.items():
         yield Panel(setting, "test error after the last epoch, %", marks)
+    timed = [Mark(row["name"], row["params"] / 1e6, 1e3 * row["latency"].median) for row in rows if "latency" in row]
+    if timed:
+        batch, device = rows[0]["latency_batch"], rows[0]["device"]
+        yield Panel(f"Measured here: {device}, batch {batch} ({shape})", "latency, ms", timed)
     counted = [Mark(row["name"], row["params"] / 1e6, row["macs"] / 1e6) for row in rows]
     yield Panel(f"Counted here ({shape}; auxiliary head excluded)", "MACs, M", counted)
 

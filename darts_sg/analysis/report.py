@@ -21,6 +21,7 @@ from darts_sg.invocation import argument, evaluate_command, line, program, retra
 from darts_sg.networks.mobile import LAST_CHANNELS, STEM_CHANNELS, Model, find_model, stem_stride
 from darts_sg.tasks import DEFAULT_TASK, Figure
 from darts_sg.tasks.columns import cell as column_cell
+from darts_sg.tasks.columns import markdown_table
 
 SHOWN_OPTIONS = (
     "recipe", "strategy", "space", "genotype", "model", "finetune", "network", "epochs", "batch_size", "channels",
@@ -373,12 +374,6 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    cells = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells)
 
 
 def _flat(value: Any) -> str | None:

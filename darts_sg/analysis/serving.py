@@ -21,6 +21,10 @@ HOST = "127.0.0.1"
 LARGEST_FILE = 2**28
 SHOWN_AS_TEXT = {".md", ".yaml", ".yml", ".csv", ".tex", ".log", ".txt"}
 SHOWN_AS_THEY_ARE = {".html", ".json", ".svg", ".png", ".gif", ".pdf"}
+POLL_MILLISECONDS = 3000
+"""Between two questions of a page whether something has changed."""
+FOLLOW_SCRIPT = Path(__file__).with_name("follow.js")
+"""The part of a page's script that asks and takes over what is new."""
 REST = 10  # the page is made again after this many times as long as making it took: runs need the processor more
 
 

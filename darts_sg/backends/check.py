@@ -9,13 +9,13 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from darts_sg.backends import ir, pytorch_cell
+from darts_sg.backends import Network, ir, pytorch_cell
 from darts_sg.backends.cpp.build import Unavailable
 from darts_sg.derive import num_edges
 from darts_sg.errors import first_line
-from darts_sg.networks.derived import DerivedNetwork
+from darts_sg.networks.mobile import MobileNetwork
 from darts_sg.networks.skeleton import State
-from darts_sg.networks.supernet import CellWeights, Supernet
+from darts_sg.networks.supernet import CellWeights
 from darts_sg.ops.primitives import Noise
 
 CHECKED_IMAGES = 2
@@ -39,20 +39,25 @@ class Conditions(NamedTuple):
     """Whether a supernet's steps compute one operation an edge, so that these passes are checked, too."""
 
 
-def mark_of(network: Supernet | DerivedNetwork) -> str:
+def mark_of(network: Network) -> str:
     """A name for what the kernels compute of this network: networks with equal fused operations share it."""
-    fused = [operations for cell in network.cells for operations in cast(Any, cell).fused()]
+    cells = [network.features] if isinstance(network, MobileNetwork) else network.cells
+    fused = [operations for cell in cells for operations in cast(Any, cell).fused()]
     return ir.digest(type(network).__name__, fused)
 
 
-def largest_error(network: Supernet | DerivedNetwork, image: tuple[int, int], conditions: Conditions) -> float:
-    """Compare one cell of each kind (its spec and the shapes of its inputs) and return the largest error found.
+def largest_error(network: Network, image: tuple[int, int], conditions: Conditions) -> float:
+    """Compare one cell or segment of each kind (what it computes, and the shapes of its inputs) and return the largest
+    error found.
 
     image: (channels, side) of the network's input. The batches are two images of noise, and a batch of the run's size
     made of these two. The network stays as it is, and so do the generators of random numbers.
     Raises Unavailable, naming the tensor that differs most, if an error is above the tolerance.
     """
     channels, side = image
+    if isinstance(network, MobileNetwork):
+        images = torch.empty(CHECKED_IMAGES, channels, side, side, device="meta")
+        return _largest_of_segments(network, images, conditions)
     # no images at all: shapes without values; PyTorch's meta device has them, too, but imports its compiler
     images, stem = torch.empty(0, channels, side, side), copy.deepcopy(network.stem).cpu().float().eval()
     with torch.no_grad():
@@ -63,22 +68,45 @@ def largest_error(network: Supernet | DerivedNetwork, image: tuple[int, int], co
         kind = spec, *shapes
         if kind not in outputs:
             errors, outputs[kind] = cell_errors(cell, shapes, conditions)
-            name = max(errors, key=errors.__getitem__)
-            largest = max(largest, errors[name])
-            if errors[name] > TOLERANCES[conditions.dtype]:
-                raise Unavailable(
-                    "the native kernels compute something else than PyTorch here: in cell "
-                    f"{number}, {name} is off by {errors[name]:.2g} of its norm"
-                )
+            largest = max(largest, _refused_above_tolerance(errors, f"cell {number}", conditions))
         shapes = [shapes[1], outputs[kind]]
     return largest
+
+
+def _largest_of_segments(network: MobileNetwork, images: Tensor, conditions: Conditions) -> float:
+    """`largest_error` of a mobile network."""
+    features = cast(Any, network.features)
+    without_values = copy.deepcopy(features).to("meta")
+    seen: set[object] = set()
+    largest = 0.0
+    for place in features.segments():
+        segment = features[place]
+        kind = *(operations.describe() for operations in segment.fused()), tuple(images.shape)
+        if len(kind) > 1 and kind not in seen:
+            seen.add(kind)
+            errors, _ = cell_errors(segment, [tuple(images.shape)], conditions)
+            largest = max(largest, _refused_above_tolerance(errors, f"layer {place.start}", conditions))
+        images = without_values[place](images)
+    return largest
+
+
+def _refused_above_tolerance(errors: Mapping[str, float], where: str, conditions: Conditions) -> float:
+    """The largest error; Unavailable, naming its tensor, if it is above the tolerance."""
+    name = max(errors, key=errors.__getitem__)
+    if errors[name] > TOLERANCES[conditions.dtype]:
+        raise Unavailable(
+            f"the native kernels compute something else than PyTorch here: in {where}, {name} is off by "
+            f"{errors[name]:.2g} of its norm"
+        )
+    return errors[name]
 
 
 def cell_errors(cell: nn.Module, shapes: Sequence[Shape], conditions: Conditions) -> tuple[dict[str, float], Shape]:
     """The relative error of each tensor by name, and the shape of the cell's output.
 
-    shapes: those of the two input states. Of several draws of random numbers the best one counts: a wrong kernel errs
-    in all of them. Raises Unavailable if the kernels cannot be run at all.
+    shapes: those of the two input states, or of the input of a part of a mobile network. Of several draws of random
+    numbers the best one counts: a wrong kernel errs in all of them. Raises Unavailable if the kernels cannot be run at
+    all.
     """
     found: list[tuple[dict[str, float], Shape]] = []
     device = conditions.device
@@ -144,12 +172,13 @@ def _pass(
         inputs["the gradient of the mixing weights"] = noise(*rows).softmax(dim=-1)
     for tensor in inputs.values():
         tensor.requires_grad_()
-    s0, s1, *mixing = inputs.values()
-    weights = None
+    *given, last = inputs.values()
     if is_supernet:
         numbers = [(edge + seed) % len(cell.operations) for edge in range(num_edges(cell.num_nodes))]
-        weights = CellWeights(mixing[0], chosen=numbers if chosen else None)
-    output = cell(State(s0), State(s1), weights).joined()
+        weights = CellWeights(last, chosen=numbers if chosen else None)
+        output = cell(*map(State, given), weights).joined()
+    else:
+        output = cell(State(*given), State(last), None).joined() if given else cell(last)
     wanted = inputs | {f"the gradient of {name}": weight for name, weight in cell.named_parameters()}
     of_output = noise(len(output) // times, *output.shape[1:]).repeat(times, 1, 1, 1).div_(times).to(output)
     # zeros for what the output does not depend on: a cell of a genotype may leave an input out

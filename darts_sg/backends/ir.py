@@ -27,7 +27,8 @@ TAKE, HALVE, SHUFFLE = range(3)  # the kinds of a RouteStep
 @dataclass(frozen=True)
 class FusedStage:
     """Layers that one kernel computes: activation - depthwise - 1×1 - BatchNorm on all edges, each of the first three
-    optional; a HalvingConv in place of the convolutions; or a pool, with or without BatchNorm, on all states."""
+    optional; a HalvingConv in place of the convolutions; a pool, with or without BatchNorm, on all states; or a
+    BatchNorm alone, as the first stage of a chain."""
 
     norm: nn.BatchNorm2d | None
     activation: int = 0
@@ -36,6 +37,10 @@ class FusedStage:
     pool: nn.MaxPool2d | nn.AvgPool2d | None = None
     halving: HalvingConv | None = None
 
+    @property
+    def is_norm_alone(self) -> bool:
+        return self.depthwise is self.pointwise is self.pool is self.halving is None
+
     def weights(self) -> list[Tensor]:
         """The weights of its convolutions, then weight and bias of its BatchNorm, as far as it has them."""
         found = [layer.weight for layer in (self.depthwise, self.pointwise) if layer is not None]
@@ -43,6 +48,16 @@ class FusedStage:
             found += (self.halving.conv_1.weight, self.halving.conv_2.weight)
         if self.norm is not None and self.norm.affine:
             found += (self.norm.weight, self.norm.bias)
+        return found
+
+    def slots(self) -> list[tuple[dict[str, Any], str]]:
+        """Where its tensors stand in their modules, running statistics included: a dictionary and a name each."""
+        layers = [self.depthwise, self.pointwise]
+        layers += [] if self.halving is None else [self.halving.conv_1, self.halving.conv_2]
+        found: list[tuple[dict[str, Any], str]] = [(layer._parameters, "weight") for layer in layers if layer is not None]
+        if self.norm is not None:
+            found += [(self.norm._parameters, name) for name in ("weight", "bias") if self.norm.affine]
+            found += [(self.norm._buffers, f"running_{name}") for name in ("mean", "var")]
         return found
 
     def describe(self) -> str:
@@ -183,6 +198,10 @@ class CellGraph:
     def weights(self) -> list[Tensor]:
         """The weights of all stages, in order."""
         return [weight for stage in self.stages for weight in stage.weights()]
+
+    def slots(self) -> list[tuple[dict[str, Any], str]]:
+        """Where the tensors of all stages stand in their modules; see FusedStage.slots."""
+        return [slot for stage in self.stages for slot in stage.slots()]
 
     @cached_property
     def differentiated(self) -> set[int]:

@@ -93,7 +93,7 @@ def show(found: Sequence["Diagnosis"], setting: str, kind: str, arguments: argpa
     """Print the diagnoses, and draw them as a picture of this kind if there is an --output."""
     from darts_sg.analysis.draw import save_figure
     from darts_sg.analysis.draw_diagnosis import draw_diagnosis
-    from darts_sg.analysis.report import markdown_table
+    from darts_sg.tasks.columns import markdown_table
 
     if arguments.output is not None:
         figure = draw_diagnosis([diagnosis.portrait() for diagnosis in found], setting)

@@ -72,13 +72,18 @@ def add_parser(commands: Any) -> None:
     derive.add_argument("--max-macs", type=quantity, metavar="N", help="at most N multiply-adds: 600M, …")
     derive.add_argument("--max-latency", type=duration, metavar="TIME", help="at most this latency: 12ms, 850us, …")
     derive.add_argument(
-        "--latency-table", type=Path, metavar="FILE", help="measured latencies for --max-latency (see latency-table)"
+        "--latency-table",
+        type=Path,
+        metavar="FILE",
+        help="measured latencies for --max-latency or --pareto (see latency-table)",
     )
     derive.add_argument(
         "--max-skips", type=not_negative, metavar="N", help="at most N skip_connects in the normal cell"
     )
     derive.add_argument(
-        "--pareto", action="store_true", help="list the Pareto frontier of parameters and mixing weight kept"
+        "--pareto",
+        action="store_true",
+        help="list the Pareto frontier of parameters, or with --latency-table of latency, and mixing weight kept",
     )
     derive.add_argument("--json", action="store_true", help="with --pareto: print all points as JSON")
     derive.add_argument("--name", help="name of the genotype (default: the search's, with the bounds)")
@@ -284,7 +289,7 @@ def validate_files(arguments: argparse.Namespace) -> None:
 
 def derive_from_run(arguments: argparse.Namespace) -> None:
     from darts_sg.analysis.cost import choice_costs, derived_cost
-    from darts_sg.analysis.deriving import derive_genotype
+    from darts_sg.analysis.deriving import derive_genotype, refuse_other_shape
     from darts_sg.analysis.latency import read_latency_table
     from darts_sg.analysis.run_folder import read_search_epoch
     from darts_sg.derive import frontier, strengths
@@ -292,14 +297,22 @@ def derive_from_run(arguments: argparse.Namespace) -> None:
     from darts_sg.spaces import allowed_in
 
     shape = (arguments.network, arguments.channels, arguments.cells)
-    if arguments.pareto and (arguments.max_latency is not None or arguments.latency_table is not None):
-        raise UsageError("--pareto trades mixing weight for parameters; leave --max-latency and --latency-table out")
     if arguments.pareto:
+        if arguments.max_latency is not None:
+            raise UsageError("--pareto lists the genotypes of all bounds; leave --max-latency out")
         record = read_search_epoch(arguments.run_dir, arguments.epoch)
         found, weights = record.genotype, strengths(record.weights)
         params, macs = choice_costs(found.operations, *shape, num_nodes=found.normal.num_nodes)
+        costs = {"params": params, "macs": macs}
+        traded = "params"
+        if arguments.latency_table is not None:
+            table = read_latency_table(arguments.latency_table)
+            refuse_other_shape(table, found.normal.num_nodes, *shape)
+            costs = {"latency_microseconds": table.costs(found.operations), **costs}
+            traded = "latency_microseconds"
         allowed = allowed_in(found.space, found.operations)
-        show_frontier(arguments, frontier(*weights, found.operations, params, allowed), found.operations, macs)
+        points = frontier(*weights, found.operations, costs[traded], allowed)
+        show_frontier(arguments, points, found.operations, costs, traded)
         return
     options = ("epoch", "max_params", "max_macs", "max_latency", "latency_table", "max_skips", "name")
     asked = {key: getattr(arguments, key) for key in options}
@@ -324,10 +337,14 @@ def draw_at_random(arguments: argparse.Namespace) -> None:
     deliver(genotype.to_yaml(), arguments.output)
 
 
-def show_frontier(arguments: argparse.Namespace, points: Any, operations: Any, macs: Any) -> None:
-    """Print the points as a table of at most about 25 or all as JSON; draw them if there is an --output."""
+def show_frontier(arguments: argparse.Namespace, points: Any, operations: Any, costs: Any, traded: str) -> None:
+    """Print the points as a table of at most about 25 or all as JSON; draw them if there is an --output.
+
+    costs: those of the choices by name. `traded` is the one that the frontier trades mixing weight for.
+    """
     from darts_sg.analysis.curves import draw_frontier
     from darts_sg.analysis.draw import save_figure
+    from darts_sg.quantity import duration_text
 
     picture = arguments.output
     kind = "" if picture is None else picture_kind(picture)
@@ -337,25 +354,29 @@ def show_frontier(arguments: argparse.Namespace, points: Any, operations: Any, m
         chosen = [edge.operation for cell in cells for _, edge in cell.edges()]
         rows.append(
             {
-                "params": point.cost,
-                "macs": macs.of(cells, operations),
+                **{name: int(table.of(cells, operations)) for name, table in costs.items()},
                 "mixing_weight": point.weight,
                 "share": point.weight / points[-1].weight,
                 "operations": {name: chosen.count(name) for name in operations if name in chosen},
             }
         )
     if picture is not None:
-        for path in save_figure(draw_frontier(rows), picture.with_suffix(""), formats=(kind,)):
+        for path in save_figure(draw_frontier(rows, traded), picture.with_suffix(""), formats=(kind,)):
             print(path, file=sys.stderr if arguments.json else sys.stdout)
     if arguments.json:
         print(json.dumps(rows, indent=1))
         return
     step = max(1, -(-len(rows) // SHOWN_POINTS))
     shown = sorted({*range(0, len(rows), step), len(rows) - 1})
-    table = Table("parameters", "MACs", "weight kept", "operations", box=None, pad_edge=False)
+    forms = {
+        "latency_microseconds": ("latency", duration_text),
+        "params": ("parameters", "{:,}".format),
+        "macs": ("MACs", "{:,}".format),
+    }
+    table = Table(*(forms[name][0] for name in costs), "weight kept", "operations", box=None, pad_edge=False)
     for row in (rows[i] for i in shown):
         counts = ", ".join(f"{count} {name}" for name, count in row["operations"].items())
-        table.add_row(f"{row['params']:,}", f"{row['macs']:,}", f"{100 * row['share']:.1f}%", counts)
+        table.add_row(*(forms[name][1](row[name]) for name in costs), f"{100 * row['share']:.1f}%", counts)
     console().print(table)
     console().print(f"{len(shown)} of {len(rows)} points; all of them with --json", highlight=False)
 
@@ -366,11 +387,11 @@ def show_comparison(arguments: argparse.Namespace) -> None:
     from darts_sg.analysis.draw import save_figure
     from darts_sg.analysis.draw_comparison import draw_comparison
     from darts_sg.analysis.measured import runs_in
-    from darts_sg.analysis.report import markdown_table
     from darts_sg.engine.environment import choose_device
     from darts_sg.genotype import load_genotype
     from darts_sg.ops import OPERATIONS
     from darts_sg.study.compare import compare_genotypes
+    from darts_sg.tasks.columns import markdown_table
 
     if arguments.json + arguments.markdown + arguments.csv > 1:
         raise UsageError("choose one of --json, --markdown and --csv")

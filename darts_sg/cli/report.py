@@ -23,7 +23,7 @@ def add_parser(commands: Any) -> None:
         "run_dir",
         metavar="RUN_DIR",
         type=Path,
-        help="a run folder, a study's PROTOCOL.yaml, or `paper`: the experiment of results/sg_darts",
+        help="a run folder, a study's PROTOCOL.yaml, or `paper`: the experiment of results/sandglass/pilot",
     )
     report.add_argument(
         "--results", type=Path, help="with a study: the folder that holds run folders, at any depth (default: results)"

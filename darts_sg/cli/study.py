@@ -144,13 +144,14 @@ def run_study(arguments: argparse.Namespace) -> None:
 
 def show_plan(arguments: argparse.Namespace) -> None:
     """Check a study and list its jobs, with what they take."""
-    from darts_sg.analysis.report import duration, markdown_table
+    from darts_sg.analysis.report import duration
     from darts_sg.study.check import check_study
     from darts_sg.study.executors import Settings
     from darts_sg.study.executors.local import slots_of
     from darts_sg.study.file import read_study
     from darts_sg.study.measure import makespan, measured
     from darts_sg.study.plan import jobs_of
+    from darts_sg.tasks.columns import markdown_table
 
     study = read_study(arguments.file)
     configs, jobs = check_study(study), jobs_of(study)

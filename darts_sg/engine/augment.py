@@ -12,16 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from darts_sg.config import AugmentConfig
 from darts_sg.data import SPLIT_DATASETS, Images, count_unusual
 from darts_sg.engine.checkpoint import checkpoints
 from darts_sg.engine.distributed import without_sync_batchnorm
 from darts_sg.engine.drawing import write_report
+from darts_sg.engine.graphs import WARM_UP, Captured
 from darts_sg.engine.kernels import use_kernels
 from darts_sg.engine.loop import Loop, Piece, StepResult
 from darts_sg.engine.memory import buffers_kept
-from darts_sg.engine.output import lenient_output
+from darts_sg.engine.output import announce, lenient_output
 from darts_sg.engine.published import Start, read_start
 from darts_sg.engine.run_dir import RunDir
 from darts_sg.engine.setup import (
@@ -29,6 +31,7 @@ from darts_sg.engine.setup import (
     already_finished,
     autocast,
     batches_to_evaluate,
+    captures,
     compile_parts,
     dry_run,
     open_run,
@@ -43,8 +46,9 @@ from darts_sg.engine.setup import (
 )
 from darts_sg.engine.steps import (
     Evaluation,
+    MovingAverage,
     apply_weight_step,
-    averaged_model,
+    counted_together,
     evaluate_all,
     load_optimizer,
     scheduled_learning_rate,
@@ -57,7 +61,7 @@ from darts_sg.errors import UsageError
 from darts_sg.genotype import Genotype, load_genotype
 from darts_sg.invocation import evaluate_command
 from darts_sg.networks.derived import DerivedNetwork
-from darts_sg.networks.mobile import Model, find_model
+from darts_sg.networks.mobile import MobileNetwork, Model, find_model
 from darts_sg.ops import OPERATIONS
 from darts_sg.records import MetricsRow
 from darts_sg.tasks import DEFAULT_TASK, Evaluator, task_of
@@ -74,7 +78,6 @@ class AugmentJob:
     """
 
     name = "augment"
-    warm_up_steps = 1
 
     def __init__(
         self, config: AugmentConfig, trained: Genotype | Model, setting: Setting, weights: Start | None = None
@@ -101,7 +104,10 @@ class AugmentJob:
         self.derived = next((m for m in self.network.modules() if isinstance(m, DerivedNetwork)), None)
         """The network of cells, which may be a part of the task's network; None for a model."""
         setting.environment["kernels"] = self._use_kernels()
-        self.ema = averaged_model(self.network, config.ema) if config.ema else None
+        self.on_gpu = setting.device.type == "cuda"
+        if self.derived is not None and self.on_gpu:
+            self.derived.drops_together = self._drops_together()
+        self.ema = MovingAverage(self.network, config.ema) if config.ema else None
         # the networks that are tested, by the prefix of their columns
         self.tested: dict[str, torch.nn.Module] = {"": self.network}
         if self.ema is not None:
@@ -110,6 +116,7 @@ class AugmentJob:
             compile_parts([self.network], setting.device)
         self.weights = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         self.optimizer = weight_optimizer(self.weights, config, setting.device)
+        self.captured = Captured(self._update_on) if captures(config, setting) else None
         self.best: dict[str, float] = {}
         """The best epoch so far: its number, its score (`judged`) and its columns of the test. The entries of the
         averaged weights' best epoch have the prefix EMA."""
@@ -125,13 +132,45 @@ class AugmentJob:
         """Drop path probability of `epoch` (from 0), growing linearly as in the original code: 0 in the first."""
         return (self.config.drop_path_prob or 0.0) * epoch / self.config.epochs
 
+    @property
+    def warm_up_steps(self) -> int:
+        """Captured steps are replayed only after some that run launch by launch and one that is captured."""
+        return 1 if self.captured is None else WARM_UP + 1
+
+    def _drops_together(self) -> bool:
+        """Whether one draw gives all masks of drop path; a resumed run draws them as it began to."""
+        kept = self.setting.earlier.get("environment", {}).get("drop_path_draws", "each")
+        how = "each" if self.config.compile else kept if self.setting.earlier else "together"
+        self.setting.environment["drop_path_draws"] = how
+        return how == "together"
+
     def step(self, epoch: int, step: int) -> StepResult:
-        position, ranks = epoch * self.steps_per_epoch + step, self.setting.ranks
+        position = epoch * self.steps_per_epoch + step
         x, targets = self.train[position]
-        num_terms = self.task.num_terms(targets)
-        ranks.seed(self.config.seed, position)
+        self.setting.ranks.seed(self.config.seed, position)
+        drop_path_prob = self.drop_path_prob(epoch)
         if self.derived is not None:
-            self.derived.set_drop_path_prob(self.drop_path_prob(epoch))
+            self.derived.set_drop_path_prob(drop_path_prob)
+        set_learning_rate(self.optimizer, self.learning_rate(epoch))
+        tensors = self.task.as_tensors(targets) if self.on_gpu and not self.config.compile else None
+        if tensors is None:
+            means = self._update(x, targets)
+        elif self.captured is None:
+            means = self._update_on(x, *tensors)
+        else:
+            means = self.captured("drop path" if drop_path_prob > 0 else "", x, *tensors)
+        if self.ema is not None:
+            self.ema.update_parameters(self.network)
+        return StepResult(self.train.num_images(position), means)
+
+    def _update_on(self, x: Tensor, *targets: Tensor) -> dict[str, Tensor]:
+        """`_update` with targets as tensors (`Task.as_tensors`). Must not read a value back to the CPU."""
+        with counted_together(self.network):
+            return self._update(x, self.task.from_tensors(targets))
+
+    def _update(self, x: Tensor, targets: Any) -> dict[str, Tensor]:
+        """Update the weights on a batch; returns means over the images of all ranks, of before the update."""
+        ranks, num_terms = self.setting.ranks, self.task.num_terms(targets)
         with autocast(self.config, self.setting.device):
             outputs, auxiliary_outputs = self.network(x)
             losses = self.task.losses(outputs, targets)
@@ -139,14 +178,10 @@ class AugmentJob:
             # the auxiliary head only helps to train: its loss is minimised, but not reported
             if auxiliary_outputs is not None:
                 loss = loss + (self.config.auxiliary_weight or 0.0) * self.task.loss(auxiliary_outputs, targets)
-        set_learning_rate(self.optimizer, self.learning_rate(epoch))
         apply_weight_step(self.optimizer, self.weights, loss, self.config.gradient_clip, ranks, num_terms)
         ranks.average_statistics(self.network, len(x))
-        if self.ema is not None:
-            self.ema.update_parameters(self.network)
         measured = losses | self.task.training_metrics(outputs, targets)
-        means = ranks.means(num_terms, **{f"train_{name}": value for name, value in measured.items()})
-        return StepResult(self.train.num_images(position), means)
+        return ranks.means(num_terms, **{f"train_{name}": value for name, value in measured.items()})
 
     def attempt(self, batch_size: int, *, recompute: bool, side: int | None = None) -> int:
         """Compute the gradients of a step with `batch_size` images on this rank alone and discard them.
@@ -154,6 +189,8 @@ class AugmentJob:
         Images keep their size: a task such as detection may be made for one.
         """
         x, targets = trial_batch(self.train_images, self.config, self.setting, batch_size)
+        if self.captured is not None:
+            self.captured.forget()  # frees the memory of the graphs
         self.optimizer.zero_grad()
         with buffers_kept(self.network):
             with without_sync_batchnorm(self.network), autocast(self.config, self.setting.device):
@@ -377,11 +414,8 @@ class AugmentJob:
 
     def _use_kernels(self) -> str:
         """Choose the kernels that the run asks for or was started with; returns their name."""
-        if self.derived is None:
-            if self.config.kernels == "native":
-                raise UsageError("--kernels native is for the network of a genotype, not for a model; leave it out")
-            return "pytorch"
-        return use_kernels(self.derived, self.config, self.setting)
+        executed = (m for m in self.network.modules() if isinstance(m, DerivedNetwork | MobileNetwork))
+        return use_kernels(next(executed), self.config, self.setting)
 
     @functools.cached_property
     def _fingerprint(self) -> str:
@@ -474,8 +508,7 @@ def run_augment(
         writes = _written(config)
         dry_run(job, config, setting, run, title=trained.name, first_epoch=0, facts=job.facts, writes=writes)
         return None
-    for line in filter(None, [job.started, job.averaged()]):
-        print(line)
+    announce(*filter(None, [job.started, job.averaged()]))
     if weights is not None and setting.ranks.leads and (doubt := _other_split(config, weights)):
         print(f"warning: {doubt}", file=sys.stderr)
 
@@ -550,6 +583,10 @@ def _finish(job: AugmentJob, run: RunDir, config: AugmentConfig, loop: Loop) -> 
     run.remove(report.name)  # one of the unfinished run; the run counts as finished once both files are there
     run.write_json("result.json", result)
     write_report(run.path)
-    print("\n".join([*job.result_lines(result), job.subject.counts()]))
-    print(f"result: {run.path / 'result.json'}\nreport: {report}")
-    print(f"test it again: {evaluate_command(run.path / 'weights.safetensors', config.as_dict())}")
+    announce(
+        *job.result_lines(result),
+        job.subject.counts(),
+        f"result: {run.path / 'result.json'}",
+        f"report: {report}",
+        f"test it again: {evaluate_command(run.path / 'weights.safetensors', config.as_dict())}",
+    )

@@ -133,7 +133,7 @@ class Ranks:
 
     # Not DistributedDataParallel: it averages in hooks that backward() calls on the parameters it wraps. Hypergradients
     # come from torch.autograd.grad, for weights and alphas and within the unrolled step, where these hooks do not run.
-    def mean(self, tensors: Sequence[Tensor], num_images: int) -> list[Tensor]:
+    def mean(self, tensors: Sequence[Tensor], num_images: int | Tensor) -> list[Tensor]:
         """Means over the images of all ranks, or over other terms, given the means over the `num_images` of this rank.
 
         One collective for all tensors. A single process gets the same tensors back.
@@ -149,7 +149,7 @@ class Ranks:
             parts = (flat[:-1] / total).split([t.numel() for t in tensors])
             return [torch.empty_like(t).copy_(part.view(t.shape)) for t, part in zip(tensors, parts, strict=True)]
 
-    def means(self, num_images: int, **tensors: Tensor) -> dict[str, Tensor]:
+    def means(self, num_images: int | Tensor, **tensors: Tensor) -> dict[str, Tensor]:
         """`mean` of scalars by name, detached from their graphs."""
         detached = [tensor.detach() for tensor in tensors.values()]
         return dict(zip(tensors, self.mean(detached, num_images), strict=True))

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from darts_sg.backends.cpp.memory import POOL
+from darts_sg.backends.triton.levers import chosen
 from darts_sg.engine.distributed import ALONE, Ranks
 from darts_sg.errors import UsageError, quoted
 
@@ -156,6 +157,7 @@ def describe(device: torch.device, ranks: Ranks = ALONE) -> dict[str, Any]:
         "device": str(device),
         "device_name": device_name(device),
         **({"triton": triton_version()} if device.type == "cuda" else {}),
+        **({"triton_levers": levers} if device.type == "cuda" and (levers := chosen()) else {}),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "processes": ranks.size,

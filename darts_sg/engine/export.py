@@ -125,10 +125,14 @@ EXPORT_FORMATS.add(
 EXPORT_FORMATS.add("torch", ExportFormat(".pt2", "torch.export", (), torch_bytes, load_torch))
 
 
+def missing_packages(name: str) -> list[str]:
+    """The packages that a format needs and that are not installed."""
+    return [package for package in EXPORT_FORMATS[name].needs if importlib.util.find_spec(package) is None]
+
+
 def refuse_missing(name: str) -> None:
     """Raise UsageError, which says what to install, if a package that the format needs is missing."""
-    missing = [package for package in EXPORT_FORMATS[name].needs if importlib.util.find_spec(package) is None]
-    if missing:
+    if missing := missing_packages(name):
         raise UsageError(
             f"--format {name} needs {', '.join(missing)}: pip install 'darts_sg[export]' (in a checkout "
             "pip install '.[export]'); --format torch needs nothing more"

@@ -4,18 +4,18 @@ from collections.abc import Callable
 
 import torch
 
-from darts_sg.backends import accelerate, check, pytorch_backend
+from darts_sg.backends import Network, accelerate, check, pytorch_backend
 from darts_sg.backends.cpp import build
 from darts_sg.config import RunConfig, SearchConfig
 from darts_sg.engine.memory import is_out_of_memory
+from darts_sg.engine.output import announce
 from darts_sg.engine.setup import Setting
 from darts_sg.errors import UsageError
-from darts_sg.networks.derived import DerivedNetwork
 from darts_sg.networks.supernet import Supernet
 
 
 def use_kernels(
-    network: Supernet | DerivedNetwork,
+    network: Network,
     config: RunConfig,
     setting: Setting,
     prepare_gpu: Callable[[], None] | None = None,
@@ -78,7 +78,7 @@ def use_kernels(
     return "native"
 
 
-def check_kernels(network: Supernet | DerivedNetwork, config: RunConfig, setting: Setting) -> None:
+def check_kernels(network: Network, config: RunConfig, setting: Setting) -> None:
     """Compare the native kernels, which execute the network, with PyTorch in float64 (see darts_sg.backends.check).
 
     C++ kernels are checked once after they were compiled, for each set of fused operations; Triton kernels every time.
@@ -98,6 +98,6 @@ def check_kernels(network: Supernet | DerivedNetwork, config: RunConfig, setting
     )
     largest = check.largest_error(network, (spec.in_channels, spec.image_size), conditions)
     if setting.ranks.leads:
-        print(f"native kernels, compared with PyTorch in float64: off by at most {largest:.1e} of a tensor's norm")
+        announce(f"native kernels, compared with PyTorch in float64: off by at most {largest:.1e} of a tensor's norm")
     if mark is not None:
         build.set_checked(mark)

@@ -1,13 +1,43 @@
 """Output that may be lost: a run does not end because nobody reads what it prints any more."""
 
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextvars import ContextVar
 from pathlib import Path
+from textwrap import TextWrapper
 from typing import Any
 
 Report = Callable[[str], None]
+_part_of_a_whole = ContextVar("part of a whole", default=False)
+
+
+def announce(*lines: str) -> None:
+    """Print what a job says of itself: its heading, results and next commands; nothing in a job that is a part."""
+    if lines and not _part_of_a_whole.get():
+        print(*lines, sep="\n")
+
+
+def tell(text: str) -> None:
+    """Print a text at once; in a terminal its long lines are broken between words, and their rest is indented."""
+    if sys.stdout.isatty():
+        breaks = TextWrapper(
+            shutil.get_terminal_size().columns, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+        )
+        text = "\n".join(breaks.fill(line) for line in text.split("\n"))
+    print(text, flush=True)
+
+
+@contextmanager
+def part_of_a_whole() -> Iterator[None]:
+    """Within the context jobs print progress, notes and warnings only. The caller names them, and what follows."""
+    token = _part_of_a_whole.set(True)
+    try:
+        yield
+    finally:
+        _part_of_a_whole.reset(token)
 
 
 class LenientStream:

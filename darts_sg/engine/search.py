@@ -19,6 +19,7 @@ from darts_sg.analysis.decided import doubt
 from darts_sg.analysis.latency import LatencyTable, read_latency_table
 from darts_sg.analysis.run_folder import read_search_epoch, read_search_epochs
 from darts_sg.backends.batched import edge_batches
+from darts_sg.backends.cpp.build import Unavailable
 from darts_sg.config import SearchConfig
 from darts_sg.data import Augment, TrainBatches
 from darts_sg.data.generator import keyed_seed
@@ -32,18 +33,18 @@ from darts_sg.engine.kernels import use_kernels
 from darts_sg.engine.loop import Loop, Piece, StepResult
 from darts_sg.engine.memory import buffers_kept
 from darts_sg.engine.optimizers import Adam
-from darts_sg.engine.output import lenient_output
+from darts_sg.engine.output import announce, lenient_output
 from darts_sg.engine.run_dir import RunDir
 from darts_sg.engine.search_data import search_parts
 from darts_sg.engine.search_result import npz_bytes, searched_genotype
 from darts_sg.engine.search_stages import (
     as_each_stage,
     enter_stage_of,
+    epoch_times,
     load_stage,
     refuse_kernels,
     stage_ends,
     stage_state,
-    stage_times,
 )
 from darts_sg.engine.selection_phase import measure, num_batches, run_phase
 from darts_sg.engine.setup import (
@@ -172,7 +173,7 @@ class SearchJob:
         rule = self.method.operation_freezing
         self.freezing = rule.watch(OperationWeights(self.supernet)) if rule.needed else None
         on_gpu = setting.device.type == "cuda"
-        self.alpha_optimizer: torch.optim.Adam = Adam(
+        self.alpha_optimizer = Adam(
             self.alphas, config.alpha_learning_rate, betas=(config.alpha_beta1, config.alpha_beta2),
             weight_decay=config.alpha_weight_decay,
             fused=on_gpu or None, capturable=on_gpu,
@@ -189,7 +190,21 @@ class SearchJob:
         if setting.ranks.leads:
             print("preparing the Triton kernels for this GPU (the first time some minutes, later seconds)")
         images = trial_batch(self.train_images, config, setting, 2 * setting.ranks.size)[0]
-        compile_step(self.supernet, self._expected, images, autocast(config, setting.device))
+        failure: Unavailable | None = None
+        with setting.ranks.one_by_machine():  # the others find what the first one has compiled in Triton's cache
+            try:
+                compile_step(
+                    self.supernet,
+                    self._expected,
+                    images,
+                    autocast(config, setting.device),
+                    evaluation=config.precision != "float32",
+                    eigenvalue=bool(config.eigenvalue_every),
+                )
+            except Unavailable as reason:
+                failure = reason  # the others wait for this one: first let them go on
+        if failure is not None:
+            raise failure
 
     @property
     def warm_up_steps(self) -> int:
@@ -202,14 +217,14 @@ class SearchJob:
         first, epochs = self.timeline.schedule(epoch)
         return cosine_learning_rate(self.config, epoch - first, epochs)
 
-    def _alphas_learn(self, epoch: int) -> bool:
+    def alphas_learn(self, epoch: int) -> bool:
         """Whether the alphas learn in `epoch`; in the epochs of a selection phase, as in the last one before it."""
         fixed = self.phase is not None and self.phase.fixed_alphas
         return not fixed and self.timeline.alphas_learn(epoch)
 
     def alpha_steps(self, epochs: int) -> int:
         """Updates of the alphas in the first `epochs` epochs."""
-        return self.steps_per_epoch * sum(self._alphas_learn(epoch) for epoch in range(epochs))
+        return self.steps_per_epoch * sum(self.alphas_learn(epoch) for epoch in range(epochs))
 
     def step(self, epoch: int, step: int) -> StepResult:
         enter_stage_of(self, epoch)
@@ -222,19 +237,22 @@ class SearchJob:
             self.skip_dropout.fill_(self.stage.skip_dropout_at(self.timeline.within(epoch)))
         # The noise of a step depends on seed and position: all ranks draw the same, a resumed run what it would have.
         self.generator.manual_seed(keyed_seed(self.config.seed, "mixing", "noise", position))
-        tensors: tuple[Tensor, ...] = (batch := self.train[position])
-        if self._alphas_learn(epoch):
-            if self.method.is_single_level:
-                return StepResult(self.train.num_images(position), self._update_together(batch))
+        tensors: tuple[Tensor, ...] = self.train[position]
+        together = self.method.is_single_level and self.alphas_learn(epoch)
+        if self.alphas_learn(epoch) and not together:
             tensors += self.validation[position]
-        means = self._update(*tensors) if self.captured is None else self.captured(None, *tensors)
+        update = self._update if self.captured is None else partial(self.captured, None)
+        means = update(*tensors, together=together)
         return StepResult(self.train.num_images(position), means)
 
-    def _update(self, *tensors: Tensor) -> dict[str, Tensor]:
+    def _update(self, *tensors: Tensor, together: bool = False) -> dict[str, Tensor]:
         """Update the weights on a batch (images, labels) and, before them, the alphas on a second one if given.
 
-        Returns means over the images. Captured as a CUDA graph: must not read a value back to the CPU.
+        together: the alphas learn from the same pass over the same batch. Returns means over the images. Captured as a
+        CUDA graph: must not read a value back to the CPU.
         """
+        if together:
+            return self._update_together((tensors[0], tensors[1]))
         train_batch, validation_batch = (tensors[0], tensors[1]), tensors[2:]
         num_images, ranks = len(train_batch[1]), self.setting.ranks
         means: dict[str, Tensor] = {}
@@ -429,6 +447,8 @@ class SearchJob:
         """Compute a step with `batch_size` images, on this rank alone, and discard it."""
         x, targets = trial_batch(self.train_images, self.config, self.setting, batch_size)
         batch = x[..., :side, :side], targets
+        if self.captured is not None:
+            self.captured.forget()  # frees the memory of the graphs
         self.weight_optimizer.zero_grad()
         draw, virtual = self._draw(batch_size), VirtualStep(learning_rate=0.0)
         objective = partial(self.objective, draw=draw)
@@ -493,7 +513,7 @@ class SearchJob:
             row[f"entropy_{title}"] = float(entropy(mixing[title]).mean())
         if self.config.eigenvalue_every:
             due = (epoch + 1) % self.config.eigenvalue_every == 0 or epoch + 1 == self.num_epochs
-            due = due and self._alphas_learn(epoch)
+            due = due and self.alphas_learn(epoch)
             row["eigenvalue"] = self.eigenvalue() if due else float("nan")
         if self.phase is not None:
             row["decisions"] = float(len(self.phase.decisions()))
@@ -796,7 +816,7 @@ def run_search(
         first = job.stage.alpha_frozen_epochs
         dry_run(
             job, config, setting, run, title=title, first_epoch=first, facts=job.facts, writes=writes,
-            stages=partial(stage_times, job) if len(job.timeline.stages) > 1 else None,
+            epochs=partial(epoch_times, job),
         )  # fmt: skip
         return None
 
@@ -825,7 +845,7 @@ def _write_results(job: SearchJob, run: RunDir, loop: Loop, found: Mapping[str, 
     if job.phase is None and (doubted := doubt(states, job.alpha_steps(chosen_epoch) - job.alpha_steps(begun))):
         measured["doubt"] = doubted
         run.log(doubted)
-        print(f"note: {doubted}")
+        announce(f"note: {doubted}")
     if stopped is None:
         genotype = job.derive(run, job.num_epochs, measured)
     else:
@@ -845,7 +865,7 @@ def _write_results(job: SearchJob, run: RunDir, loop: Loop, found: Mapping[str, 
     title, score = job.task.score.replace("_", " "), columns.cell(job.task.score, found[job.task.score])
     part = "validation" if job.holds_out else "training"
     print(f"supernet {title} on the {len(job.validation_images)} {part} images: {score}")
-    print(
+    announce(
         f"derived network at C={CHANNELS[shape]}, {CELLS[shape]} cells: {human(cost.params)} parameters, "
         f"{human(cost.macs)} MACs ({shape} shape)"
     )
@@ -853,5 +873,8 @@ def _write_results(job: SearchJob, run: RunDir, loop: Loop, found: Mapping[str, 
         table = latency_table_of(config)
         predicted = duration_text(table.predict(genotype))
         print(f"predicted latency: {predicted}, {table.shape}, on {table.place}")
-    print(f"genotype: {run.path / 'genotype.yaml'}\nreport: {report}")
-    print(f"retrain it: {retrain_command(run.path / 'genotype.yaml', config.as_dict())}")
+    announce(
+        f"genotype: {run.path / 'genotype.yaml'}",
+        f"report: {report}",
+        f"retrain it: {retrain_command(run.path / 'genotype.yaml', config.as_dict())}",
+    )

@@ -28,7 +28,7 @@ from darts_sg.engine.drawing import write_report
 from darts_sg.engine.loggers import LoggedRun, Loggers, Status, chosen_loggers
 from darts_sg.engine.loop import Job, Loop, StepResult
 from darts_sg.engine.memory import is_out_of_memory, out_of_memory, peak_memory, too_large
-from darts_sg.engine.output import lenient_output
+from darts_sg.engine.output import announce, lenient_output
 from darts_sg.engine.run_dir import OthersRunDir, RunDir, default_run_dir
 from darts_sg.errors import RunError, Stopped, UsageError
 from darts_sg.invocation import again, line
@@ -204,7 +204,7 @@ def already_finished(run: RunDir, result: str, *, dry: bool) -> bool:
             if not report.is_file():
                 write_report(run.path)
                 run.log(f"{report.name} was missing; written")
-            print(f"{run.path} is finished: {run.path / result}, {report}")
+            announce(f"{run.path} is finished: {run.path / result}, {report}")
     finally:
         run.close()
     return True
@@ -320,7 +320,7 @@ def _announce(job: Job, config: RunConfig, setting: Setting, run: RunDir, title:
     done = len(checkpoints(run.path / "checkpoints"))
     run.log(environment.command_line(setting.ranks))
     several = f"{setting.ranks.size} processes, " if setting.ranks.size > 1 else ""
-    print(f"{job.name}: {title}, {config.dataset}, {several}{setting.device}, run folder {run.path}")
+    announce(f"{job.name}: {title}, {config.dataset}, {several}{setting.device}, run folder {run.path}")
     if done:
         print(f"continuing from the newest of {done} checkpoints")
 
@@ -389,20 +389,23 @@ def dry_run(
     first_epoch: int,
     facts: Callable[[], list[str]],
     writes: str,
-    stages: Callable[[float], tuple[list[str], float]] | None = None,
+    epochs: Callable[[float], tuple[list[str], float]] | None = None,
 ) -> None:
     """Time a step, and print what the whole run would take and write. Leaves nothing behind.
 
-    facts: lines about the job, asked for once a step has been taken. stages: of a job whose steps change by stage, from
-    the seconds of a step of the first to lines about the stages and the seconds of the whole run. Raises RunError if a
-    step does not fit into memory.
+    facts: lines about the job, asked for once a step has been taken. epochs: of a job whose epochs differ, from the
+    seconds of that step to lines about them and the seconds of the whole run. Raises RunError if a step does not fit
+    into memory.
     """
     _refuse_too_large(job, config, setting)
     exhausted = False
     try:
         result, seconds = timed_step(job, first_epoch)
+        if job.warm_up_steps > 1:  # the last batch of an epoch may be smaller, and its graph needs memory of its own
+            for _ in range(job.warm_up_steps):
+                _wait_for(job.step(first_epoch, job.steps_per_epoch - 1))
         of_job = facts()
-        of_stages, whole = stages(seconds) if stages else ([], job.num_epochs * job.steps_per_epoch * seconds)
+        of_epochs, whole = epochs(seconds) if epochs else ([], job.num_epochs * job.steps_per_epoch * seconds)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -412,7 +415,7 @@ def dry_run(
     folder = config.run_dir or default_run_dir(job.name, config, title) if run is None else run.path
     lines = [
         *of_job,
-        *of_stages,
+        *of_epochs,
         f"device: {setting.device} ({environment.machine(setting.device)})"
         + (f", {setting.ranks.size} processes like it" if setting.ranks.size > 1 else ""),
         f"data: {config.dataset}{', ' + setting.data.remark if setting.data.remark else ''}",
@@ -456,10 +459,17 @@ def _step_facts(job: Job, setting: Setting, result: StepResult, seconds: float, 
     return [
         f"one step of batch {result.num_images}: {seconds:.2f} s ({result.num_images / seconds:.1f} images/s), "
         + losses,
-        f"peak memory: {peak_memory(setting.device) / 2**20:.0f} MiB",
+        f"peak memory: {peak_memory(setting.device) / 2**20:.0f} MiB{_reserved(setting.device)}",
         f"whole run: {job.num_epochs} epochs of {job.steps_per_epoch} steps, about {clock(whole)} (h:mm:ss), "
         "evaluation not counted",
     ]
+
+
+def _reserved(device: torch.device) -> str:
+    """What the process has reserved on a GPU, where captured steps keep all their memory, in words."""
+    if device.type != "cuda":
+        return ""
+    return f", {torch.cuda.max_memory_reserved(device) / 2**20:.0f} MiB reserved"
 
 
 def to_device(model: Module, device: torch.device) -> Module:
@@ -481,10 +491,11 @@ def compile_parts(parts: Iterable[torch.nn.Module], device: torch.device) -> Non
         part.compile(dynamic=False)
 
 
-def captures(config: SearchConfig, setting: Setting) -> bool:
+def captures(config: RunConfig, setting: Setting) -> bool:
     """Whether steps are captured as CUDA graphs: on a CUDA GPU, unless --capture or another option forbids it."""
-    alone = setting.ranks.size == 1 and config.method().is_capturable and not config.compile
-    return config.capture and alone and setting.device.type == "cuda"
+    capturable = not isinstance(config, SearchConfig) or config.method().is_capturable
+    allowed = config.capture and (setting.ranks.size == 1 or config.capture_ranks)
+    return allowed and capturable and not config.compile and setting.device.type == "cuda"
 
 
 def autocast(config: RunConfig, device: torch.device) -> torch.autocast:
@@ -497,6 +508,6 @@ def _warn_of_other_code(run: RunDir, setting: Setting) -> None:
     then, now = setting.earlier["environment"], setting.environment
     # runs of earlier versions did not record all of these
     then = {"processes": 1, **{key: now.get(key) for key in ("device_name", "triton")}, **then}
-    for key in ("darts_sg", "git", "torch", "kernels", "processes", "device_name", "triton"):
+    for key in ("darts_sg", "git", "torch", "kernels", "processes", "device_name", "triton", "triton_levers"):
         if then.get(key) != now.get(key):
             run.warn(f"this run was started with {key} {then.get(key)}, now it is {now.get(key)}: the bits may differ")

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from darts_sg.config import AugmentConfig, RunConfig
 from darts_sg.engine.distributed import ALONE, Ranks
@@ -106,7 +106,7 @@ def apply_weight_step(
     loss: Tensor,
     clip: float,
     ranks: Ranks = ALONE,
-    num_terms: int = 1,
+    num_terms: int | Tensor = 1,
     *,
     add: Callable[[], Sequence[Tensor]] | None = None,
     adjust: Callable[[], None] | None = None,
@@ -150,24 +150,66 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def averaged_model(network: nn.Module, decay: float) -> AveragedModel:
+@contextmanager
+def counted_together(network: nn.Module) -> Iterator[None]:
+    """Context of a training step, after which all BatchNorms in train mode have counted a batch, in one launch.
+
+    Otherwise each launches an addition of its own: 241 of them in DARTS_V2. For networks that call each BatchNorm once
+    a step. A SyncBatchNorm counts by itself.
+    """
+    layers = [m for m in network.modules() if type(m) is nn.BatchNorm2d and m.training and m.momentum is not None]
+    counters = [(layer, n) for layer in layers if (n := layer.num_batches_tracked) is not None]
+    for layer, _ in counters:
+        layer.num_batches_tracked = None
+    try:
+        yield
+    finally:
+        for layer, counter in counters:
+            layer.num_batches_tracked = counter
+    if counters:
+        torch._foreach_add_([counter for _, counter in counters], 1)
+
+
+class MovingAverage(AveragedModel):
     """The exponential moving average (EMA) of a network; call `update_parameters(network)` after each step.
 
     The first call copies the network; each later one gives decay · average + (1 - decay) · network. BatchNorm's running
     statistics are averaged like the weights that they belong to; its batch counters are copied. Szegedy et al. (2016),
     section 8, evaluate such an average.
+
+    An update is a few launches and waits for nothing: PyTorch's own reads its counter back from the device each time.
     """
-    average_floats = get_ema_multi_avg_fn(decay)
 
-    def average(averages: Sequence[Tensor], current: Sequence[Tensor], num_averaged: Tensor | int) -> None:
-        """Update tensors of one device and dtype in place."""
-        if averages[0].is_floating_point():
-            average_floats(averages, current, num_averaged)
-        else:
-            for own, counter in zip(averages, current, strict=True):
-                own.copy_(counter)
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        super().__init__(network, use_buffers=True)
+        self.decay = decay
+        self._begun: bool | None = False  # None: unknown until the counter is read
 
-    return AveragedModel(network, multi_avg_fn=average, use_buffers=True)
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        if self._begun is None:
+            self._begun = bool(self.n_averaged > 0)
+        pairs: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
+        both = zip(_tensors(self.module), _tensors(model), strict=True)
+        for own, current in both:
+            for found, tensor in zip(pairs.setdefault(own.dtype, ([], [])), (own, current), strict=True):
+                found.append(tensor)
+        for dtype, (average, now) in pairs.items():
+            if self._begun and dtype.is_floating_point:
+                torch._foreach_lerp_(average, now, 1 - self.decay)
+            else:
+                torch._foreach_copy_(average, now)
+        self._begun = True
+        self.n_averaged += 1
+
+    def load_state_dict(self, *arguments: Any, **options: Any) -> Any:
+        self._begun = None
+        return super().load_state_dict(*arguments, **options)
+
+
+def _tensors(network: nn.Module) -> Iterator[Tensor]:
+    yield from (parameter.detach() for parameter in network.parameters())
+    yield from network.buffers()
 
 
 class Evaluation(NamedTuple):

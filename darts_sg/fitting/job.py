@@ -4,7 +4,7 @@ fit.json                 choices with their reasons, options of both runs, and w
 search/, retrain/        ordinary run folders; compare/NAME/ with --compare
 genotype.yaml            the cells, derived within the bounds
 weights.safetensors      the trained network
-predictions.csv          of the test images; predictions_NAME.csv of a baseline
+predictions.npz          of the test images, as a training leaves them
 report.md, report.html   everything about the fit, with pictures/; the last files
 log.txt                  what was printed, with the time
 """
@@ -25,6 +25,7 @@ from darts_sg.data import Dataset, load_dataset
 from darts_sg.derive import derive_bounded, kept_weight, strengths
 from darts_sg.engine.environment import choose_device, machine, usable_cores
 from darts_sg.engine.export import EXPORT_FORMATS, export
+from darts_sg.engine.output import part_of_a_whole, tell
 from darts_sg.engine.run_dir import RunDir
 from darts_sg.engine.setup import explain_os_error
 from darts_sg.engine.weights import read_weights
@@ -38,10 +39,12 @@ from darts_sg.fitting.choices import Choice, train_epoch_seconds, train_epochs
 from darts_sg.fitting.options import FitOptions, export_format
 from darts_sg.fitting.planning import Planned, decide, schedule, size_of
 from darts_sg.fitting.state import FORMAT, State
-from darts_sg.fitting.testing import Predicted, compared, predict, verdict
+from darts_sg.fitting.testing import compared, predictions_of, verdict
 from darts_sg.genotype import Genotype, load_genotype
 from darts_sg.invocation import argument, line, program
 from darts_sg.spaces import parse_space
+from darts_sg.tasks import classified
+from darts_sg.tasks.classified import read_classified
 from darts_sg.tasks.columns import clock
 
 REPORT_SECONDS, EXPORT_SECONDS = 15.0, 20.0
@@ -189,7 +192,7 @@ class FitJob:
         if cut:
             self.say(
                 f"the time was over after {epochs} of {training['epochs']} epochs: the network is that of the best "
-                f"epoch so far. {self.resume_command} completes the training"
+                "epoch so far"
             )
 
     def _schedule(self, genotype: Genotype) -> None:
@@ -218,12 +221,18 @@ class FitJob:
         self.state.finish("schedule", seconds=round(expected, 1))
 
     def test(self) -> None:
-        """Predictions of the test images."""
-        path = self.folder / "predictions.csv"
+        """The predictions of the test images: those of the training's last epoch, unless the network is another."""
+        path = self.folder / classified.FILE
         if self.state.done("test") is not None and path.is_file():
             return
-        found = predict(self.folder / "weights.safetensors", self.dataset(), choose_device(self.options.device))
-        found.save(path)
+        of_training = self.folder / "retrain" / classified.FILE
+        if not self.state.done("train")["cut"] and of_training.is_file():  # type: ignore[index]
+            content = of_training.read_bytes()
+        else:
+            device = choose_device(self.options.device)
+            content = predictions_of(self.folder / "weights.safetensors", self.dataset(), device)
+        self.run.write(path.name, content)
+        found = read_classified(path)
         self.state.finish("test", accuracy=found.accuracy, interval=list(found.interval), images=len(found.labels))
 
     def export(self, output: Path) -> None:
@@ -244,52 +253,49 @@ class FitJob:
 
     def compare(self, genotype: Genotype) -> None:
         """Train and test the baselines by the schedule of the searched network."""
-        own = Predicted.load(self.folder / "predictions.csv")
-        before = self.state.done("compare") or {}
+        own = read_classified(self.folder / classified.FILE)
+        before, trained = self.state.done("compare") or {}, self.state.done("train") or {}
+        cut_after = f"{trained['epochs']} of {self.state['training']['epochs']} epochs" if trained["cut"] else ""
         by_params = "max_macs" not in self.limits.maxima and "max_params" in self.limits.maxima
         found: dict[str, Any] = {}
         for number, base in enumerate(baselines(genotype, self.size, self.level, by_params=by_params), start=3):
             name = BASELINES[number - 3]
-            path = self.folder / f"predictions_{name}.csv"
+            path = self.folder / "compare" / name / classified.FILE
             if before.get(name, {}).get("cut") is not False or not path.is_file():
                 self.say(f"\n{number}. {base.title}: {base.params:,} parameters, {human(base.macs)} MACs")
-                cut = self._baseline(base, name, path)
+                cut = self._baseline(base, name)
             else:
                 cut = False
             facts = {"title": base.title, "params": base.params, "macs": base.macs, "cut": cut}
             if not cut:
-                facts |= compared(own, Predicted.load(path))
-                facts["verdict"] = verdict(base.title, facts)
+                facts |= compared(own, read_classified(path))
+                facts["verdict"] = verdict(base.title, facts, cut_after)
             found[name] = facts
             self.state.finish("compare", **found)
 
-    def _baseline(self, base: Baseline, name: str, predictions: Path) -> bool:
-        """Train a baseline and write its predictions; returns whether the time was over before that."""
+    def _baseline(self, base: Baseline, name: str) -> bool:
+        """Train and test a baseline; returns whether the time was over before that."""
         options = dict(self.state["training"])
         config = training_config(base.level, base.trained, options)
         given = {key: getattr(config, key) for key in options if getattr(config, key) is not None}
         subject = {"model": config.model} if config.model else {"genotype": config.genotype}
         folder = self.folder / "compare" / name
         try:
-            cut = self._execute(retrain, "augment", folder, given | subject, REPORT_SECONDS)
+            return self._execute(retrain, "augment", folder, given | subject, REPORT_SECONDS)
         except UsageError as error:
             raise RunError(f"the comparison with {base.title} cannot be trained: {error}") from error
-        if not cut:
-            predict(folder / "weights.safetensors", self.dataset(), choose_device(self.options.device)).save(
-                predictions
-            )
-        return cut
 
     def report(self) -> None:
         """report.md and report.html, and the result in a few lines."""
         from darts_sg.fitting.report import write_report  # imports matplotlib
 
-        page = write_report(self.folder, self.dataset())
+        page = write_report(self.folder)
         for text in self.result_lines():
             self.say(text)
         self.say(f"report: {self.folder / 'report.md'}, {page}")
         for text in next_commands(self.folder, self.state):
-            self.say(text)
+            print(text)  # unbroken, to be copied
+            self.run.log(text)
 
     def result_lines(self) -> list[str]:
         """The results for people."""
@@ -304,7 +310,7 @@ class FitJob:
             f"weights {self.folder / 'weights.safetensors'}",
         ]
         if derived["doubt"]:
-            lines.append(f"note: {derived['doubt']}")
+            lines.append(f"note: {derived['doubt'].partition(':')[0]}; the report says why")
         for facts in (self.state.done("compare") or {}).values():
             told = facts.get("verdict") or f"{facts['title']}: the time was over before its training was"
             lines.append(f"compared: {told}")
@@ -314,7 +320,7 @@ class FitJob:
 
     def say(self, text: str) -> None:
         """Print and log a line."""
-        print(text, flush=True)
+        tell(text)
         self.run.log(text.strip())
 
     def reserve(self) -> float:
@@ -372,7 +378,8 @@ class FitJob:
             given = options | {"run_dir": folder, "device": self.options.device, "threads": self.options.threads}
         inner = line(command, resume=folder)
         try:
-            start(**given, **of_process)
+            with part_of_a_whole():
+                start(**given, **of_process)
         except Stopped as stopped:
             over = (left := self.clock.left(reserve)) is not None and left <= 0
             if over and not stopped.exit_code and not (self.stop is not None and self.stop.is_set()):
@@ -443,11 +450,11 @@ def _new_fit(
     loading = looking.loading_seconds(check)
     bench = Bench(options, facts, parse_space(options.space), loading)
     lines.append(f"machine: {machine(bench.device)}")
-    print("\n".join(lines), flush=True)
+    tell("\n".join(lines))
 
     def say(text: str) -> None:
         lines.append(text)
-        print(text, flush=True)
+        tell(text)
 
     reserve = REPORT_SECONDS + (EXPORT_SECONDS if options.output is not None else 0.0)
     planned = decide(options, facts, limits, bench, timer.spent, reserve, say)
@@ -524,7 +531,7 @@ def _times(planned: Planned, timer: Clock, reserve: float, compare_seconds: floa
 
 def _print_choices(state: State, options: FitOptions) -> None:
     for each in state["choices"]:
-        print(Choice(*each).line)
+        tell(Choice(*each).line)
     done = ", ".join(state["done"]) or "nothing yet"
     print(f"done: {done}; would go on in {options.run_dir}\ndry run: nothing was written")
 
@@ -556,17 +563,19 @@ def default_folder(data: Path) -> Path:
 
 
 def next_commands(folder: Path, state: State) -> list[str]:
-    """Command lines to go on with."""
-    weights = folder / "weights.safetensors"
+    """Command lines to go on with, each below a comment that says what it does."""
+    weights, resume = folder / "weights.safetensors", line("fit", resume=folder)
     found = []
-    train = state.done("train") or {}
-    if train.get("cut"):
-        found.append(f"{line('fit', resume=folder)}   # completes the training")
-    found.append(f"{program('predict')} {argument(weights)} IMAGE …   # what the network says of an image")
+    if (state.done("train") or {}).get("cut"):
+        found += ["# complete the training", resume]
+    found += ["# what the network says of an image", f"{program('predict')} {argument(weights)} IMAGE …"]
     if state.done("export") is None:
-        formats = [EXPORT_FORMATS[name].suffix for name in EXPORT_FORMATS]
-        found.append(f"{line('fit', resume=folder, output=Path(f'model{formats[0]}'))}   # a model for other programs")
+        suffix = EXPORT_FORMATS[next(iter(EXPORT_FORMATS))].suffix
+        found += ["# a model for other programs", line("fit", resume=folder, output=Path(f"model{suffix}"))]
     if state.done("compare") is None:
-        found.append(f"{line('fit', resume=folder)} --compare   # DARTS_V2 and MobileNetV2 at equal cost")
-    found.append(f"{line('augment', finetune=weights, dataset='folder')} --data OTHER   # trains on with other images")
-    return found
+        found += ["# DARTS_V2 and MobileNetV2 of equal cost", f"{resume} --compare"]
+    return [
+        *found,
+        "# train on with other images",
+        f"{line('augment', finetune=weights, dataset='folder')} --data OTHER",
+    ]

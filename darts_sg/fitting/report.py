@@ -14,17 +14,26 @@ from darts_sg import __version__
 from darts_sg.analysis.cost import cost_text, human
 from darts_sg.analysis.curves import augment_panels, draw_curves, search_panels
 from darts_sg.analysis.draw import draw_genotype, save_figure
-from darts_sg.analysis.report import duration, markdown_table
+from darts_sg.analysis.report import duration
 from darts_sg.analysis.run_folder import read_metrics
-from darts_sg.data import Dataset, ImageSet
 from darts_sg.errors import one_line
 from darts_sg.files import write_atomically
 from darts_sg.fitting.job import next_commands
-from darts_sg.fitting.pictures import class_rows, draw_classes, draw_confusion, draw_mistakes
 from darts_sg.fitting.state import State
-from darts_sg.fitting.testing import Predicted
 from darts_sg.genotype import load_genotype
 from darts_sg.tasks import task_of
+from darts_sg.tasks.classification_pictures import (
+    CLASS_HEADER,
+    CONFUSION_HEADER,
+    PICTURES,
+    calibration_text,
+    class_rows,
+    confusion_rows,
+    draw_test,
+    mean_over_classes,
+)
+from darts_sg.tasks.classified import FILE, Classified, read_classified
+from darts_sg.tasks.columns import markdown_table
 
 TEMPLATE = Path(__file__).with_name("report.html")
 KINDS = {".svg": "image/svg+xml", ".png": "image/png"}
@@ -59,10 +68,10 @@ class Section(NamedTuple):
     parts: Sequence[str | Table | Image | Lines]
 
 
-def write_report(folder: Path, data: Dataset) -> Path:
+def write_report(folder: Path) -> Path:
     """Write report.md, report.html and pictures/ of a fit that is done with its test; returns the page's path."""
     state = State.read(folder)
-    sections = report_sections(folder, state, data)
+    sections = report_sections(folder, state)
     title = f"Fit of {one_line(state['data']['name'])}"
     write_atomically(folder / "report.md", _markdown(title, sections))
     page = folder / "report.html"
@@ -70,27 +79,19 @@ def write_report(folder: Path, data: Dataset) -> Path:
     return page
 
 
-def report_sections(folder: Path, state: State, data: Dataset) -> list[Section]:
+def report_sections(folder: Path, state: State) -> list[Section]:
     """The report as data; draws its pictures."""
-    found, names = Predicted.load(folder / "predictions.csv"), data.spec.class_names
-    pictures = folder / "pictures"
-    save_figure(draw_confusion(found, names), pictures / "confusion", formats=("svg",))
-    save_figure(draw_classes(found, names), pictures / "classes", formats=("svg",))
-    assert isinstance(data.test, ImageSet)
-    if (mistakes := draw_mistakes(found, data.test.images.numpy(), names)) is not None:
-        write_atomically(pictures / "mistakes.png", mistakes)
-    sections = [
+    return [
         _result(folder, state),
         *_compared(state),
         _data(state),
         _choices(state),
         _cells(folder, state),
         _curves(folder),
-        _classes(found, names, mistakes is not None),
+        _test(folder, state),
         Section("How to go on", [Lines(next_commands(folder, state))]),
         _measured(state),
     ]
-    return sections
 
 
 def _result(folder: Path, state: State) -> Section:
@@ -152,10 +153,8 @@ def _compared(state: State) -> list[Section]:
         rows.append((*cost, f"{facts['accuracy']:.1%}", *only, f"{facts['p']:.2g}"))
         verdicts.append(f"**{facts['verdict'][:1].upper()}{facts['verdict'][1:]}.**")
     header = ("network", "parameters", "MACs", "test accuracy", "only searched right", "only this right", "McNemar's p")
-    text = (
-        "All networks have the same data, image size, schedule and seed; the baselines are the widest that cost no "
-        "more than the searched network. One training each: a difference of a few points may be the seed's."
-    )
+    equal = "All networks have the same data, image size, schedule and seed; the baselines are the widest that cost no "
+    text = f"{equal}more than the searched network. One training each: a difference of a few points may be the seed's."
     return [Section("Compared with known networks", [*verdicts, Table(header, rows), text])]
 
 
@@ -192,8 +191,11 @@ def _cells(folder: Path, state: State) -> Section:
 
 def _curves(folder: Path) -> Section:
     task, pictures = task_of({}), folder / "pictures"
+    num_operations = len(load_genotype(folder / "genotype.yaml").operations)
     rows = read_metrics(folder / "search" / "metrics.csv")
-    save_figure(draw_curves(rows, search_panels(task.plots)), pictures / "search_curves", formats=("svg",))
+    save_figure(
+        draw_curves(rows, search_panels(task.plots, num_operations)), pictures / "search_curves", formats=("svg",)
+    )
     rows = read_metrics(folder / "retrain" / "metrics.csv")
     save_figure(draw_curves(rows, augment_panels(task.plots)), pictures / "training_curves", formats=("svg",))
     return Section(
@@ -207,21 +209,28 @@ def _curves(folder: Path) -> Section:
     )
 
 
-def _classes(found: Predicted, names: Sequence[str], mistakes: bool) -> Section:
-    rows = [
-        (one_line(name), str(images), f"{accuracy:.0%}", f"{low:.0%} to {high:.0%}")
-        for name, images, accuracy, low, high in class_rows(found, names)
-    ]
-    mean = sum(row[2] for row in class_rows(found, names)) / len(rows)
+def _test(folder: Path, state: State) -> Section:
+    found = read_classified(folder / FILE)
     parts: list[str | Table | Image | Lines] = [
-        f"The mean over the classes is {mean:.1%}.",
-        Image("pictures/classes.svg", "Accuracy of each class"),
-        Table(("class", "test images", "accuracy", "95% interval"), rows),
-        Image("pictures/confusion.svg", "Test images by right and predicted class"),
+        Table(CLASS_HEADER, class_rows(found)),
+        mean_over_classes(found),
     ]
-    if mistakes:
-        parts += ["The mistakes of which the network is most certain:", Image("pictures/mistakes.png", "Mistakes")]
-    return Section("Test, class by class", parts)
+    if mistakes := confusion_rows(found):
+        parts += ["The most frequent mistakes:", Table(CONFUSION_HEADER, mistakes)]
+    parts.append(f"{calibration_text(found)}.")
+    for path, caption in _drawn(folder, state, found).items():
+        parts += [f"{caption}:", Image(path, caption)]
+    return Section("Test, image by image", parts)
+
+
+def _drawn(folder: Path, state: State, found: Classified) -> dict[str, str]:
+    """The captions of the test's pictures by their paths: those of the training, where it tested this network."""
+    run = folder / "retrain"
+    if not (state.done("train") or {})["cut"] and (run / FILE).is_file():
+        there = {f"retrain/pictures/{name}": caption for name, (_, caption) in PICTURES.items()}
+        if there := {path: caption for path, caption in there.items() if (folder / path).is_file()}:
+            return there
+    return {f"pictures/{name}": caption for name, caption in draw_test(found, folder).items()}
 
 
 def _measured(state: State) -> Section:

@@ -12,8 +12,8 @@ from darts_sg.errors import UsageError
 from darts_sg.fitting.choices import Choice
 from darts_sg.fitting.job import run_fit
 from darts_sg.fitting.state import State
-from darts_sg.fitting.testing import Predicted
 from darts_sg.genotype import Genotype, load_genotype
+from darts_sg.tasks.classified import FILE, Classified, read_classified
 
 
 class FitResult:
@@ -66,9 +66,9 @@ class FitResult:
         return self.run_dir / "weights.safetensors"
 
     @property
-    def predictions(self) -> Predicted:
-        """Right and predicted classes of the test images, and `confusion`."""
-        return Predicted.load(self.run_dir / "predictions.csv")
+    def predictions(self) -> Classified:
+        """The classes and the most probable answers of the test images, with `confusion()` and `calibration()`."""
+        return read_classified(self.run_dir / FILE)
 
     @property
     def compared(self) -> dict[str, dict[str, Any]]:

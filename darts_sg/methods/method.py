@@ -107,12 +107,11 @@ class Method:
     def is_capturable(self) -> bool:
         """Whether a step on a GPU may be captured as a CUDA graph, which replays the same launches each time.
 
-        Hard samples launch other operations in each step. The other methods ruled out have not been checked on a GPU.
+        Hard samples launch other operations in each step; the other methods ruled out count steps or draw random
+        numbers in Python.
         """
-        unchecked = self.regularizers or self.perturbation.attacks or self.is_single_level
-        unchecked = unchecked or self.weight_regularizer.needed or self.operation_freezing.needed
-        unchecked = unchecked or self.has_skip_dropout
-        return not (unchecked or self.relaxation.is_one_hot)
+        unlike = self.weight_regularizer.needed or self.operation_freezing.needed or self.has_skip_dropout
+        return not (unlike or self.relaxation.is_one_hot)
 
 
 def method_of(options: MethodOptions) -> Method:

@@ -19,7 +19,7 @@ from darts_sg.networks.skeleton import (
     stem_channels,
 )
 from darts_sg.ops import OPERATIONS
-from darts_sg.ops.drop_path import drop_path
+from darts_sg.ops.drop_path import DrawnPaths, drop_path, kept_factors
 
 __all__ = ["AuxiliaryHead", "DerivedCell", "DerivedNetwork", "NetworkShape"]
 
@@ -41,11 +41,11 @@ class DerivedCell(nn.Module):
             for _, edge in cell.edges()
         )
 
-    def forward(self, s0: State, s1: State, drop_path_prob: float | Tensor | None) -> State:
+    def forward(self, s0: State, s1: State, drop_path_prob: float | Tensor | DrawnPaths | None) -> State:
         x0, x1 = s0.rectified(), s1.rectified()
         return State(join(self.nodes([self.input_0(x0), self.input_1(x1)], drop_path_prob)))
 
-    def nodes(self, states: list[Tensor], drop_path_prob: float | Tensor | None) -> list[Tensor]:
+    def nodes(self, states: list[Tensor], drop_path_prob: float | Tensor | DrawnPaths | None) -> list[Tensor]:
         """The joined nodes, from the outputs of the two input layers, (N, C, H, W) each."""
         ops = iter(self.ops)
         found = dict(enumerate(states))
@@ -59,7 +59,9 @@ class DerivedCell(nn.Module):
         return [found[i] for i in self.cell.concat]
 
 
-def drop_prob_of(op: nn.Module, drop_path_prob: float | Tensor | None) -> float | Tensor | None:
+def drop_prob_of(
+    op: nn.Module, drop_path_prob: float | Tensor | DrawnPaths | None
+) -> float | Tensor | DrawnPaths | None:
     """The drop path probability of an operation: an identity is never dropped, so that a node always keeps a path."""
     return None if isinstance(op, nn.Identity) else drop_path_prob
 
@@ -115,6 +117,9 @@ class DerivedNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self._drop_path_prob: Tensor | None = None
+        self._held_prob: Tensor | None = None
+        self.drops_together = False
+        """Whether all masks of drop path of a pass come from one draw: fewer launches, other random bits."""
         if network not in ("cifar", "imagenet"):
             raise UsageError(f"unknown network shape {network!r}; choices: cifar, imagenet")
         large = network == "imagenet"
@@ -139,13 +144,26 @@ class DerivedNetwork(nn.Module):
         self.head = None if num_classes is None else Head(C_out[-1], num_classes)
 
     def set_drop_path_prob(self, prob: float) -> None:
-        """Drop path with this probability from now on, in train mode; 0 for none."""
+        """Drop path with this probability from now on, in train mode; 0 for none.
+
+        It is kept in one tensor on the device, which a captured CUDA graph reads.
+        """
         device = next(self.parameters()).device
-        self._drop_path_prob = torch.tensor(prob, device=device) if prob > 0 else None
+        if self._held_prob is None or self._held_prob.device != device:
+            self._held_prob = torch.zeros((), device=device)
+        self._drop_path_prob = self._held_prob.fill_(prob) if prob > 0 else None
+
+    def _drops(self, num_images: int) -> Tensor | DrawnPaths | None:
+        """The probability of drop path in this pass, or the factors of all operations; None without it."""
+        prob = self._drop_path_prob if self.training else None
+        if prob is None or not self.drops_together:
+            return prob
+        dropped = [op for cell in self.cells for op in cell.ops if drop_prob_of(op, prob) is not None]  # type: ignore[union-attr]
+        return DrawnPaths(kept_factors(torch.rand(len(dropped), num_images, device=prob.device), prob))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         s0, s1 = self.stem(x)
-        drop_path_prob = self._drop_path_prob if self.training else None
+        drop_path_prob = self._drops(len(x))
         auxiliary_logits = None
         for i, cell in enumerate(self.cells):
             s0, s1 = s1, cell(s0, s1, drop_path_prob)
@@ -162,7 +180,7 @@ class DerivedNetwork(nn.Module):
         so the detector's heads do too.
         """
         s0, s1 = self.stem(x)
-        drop_path_prob = self._drop_path_prob if self.training else None
+        drop_path_prob = self._drops(len(x))
         fine = s1
         for i, cell in enumerate(self.cells):
             s0, s1 = s1, cell(s0, s1, drop_path_prob)

@@ -240,7 +240,10 @@ class MobileBlock(nn.Module):
         self.body, self.num_shared = nn.Sequential(*layers), num_shared
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.body(x)
+        return self.with_shortcut(x, self.body(x))
+
+    def with_shortcut(self, x: Tensor, y: Tensor) -> Tensor:
+        """The output of the layers with the shared channels of the input added, possibly in place."""
         if self.num_shared == y.shape[1]:
             return x + y
         if self.num_shared:

@@ -4,7 +4,26 @@ import torch
 from torch import Tensor
 
 
-def drop_path(x: Tensor, drop_prob: float | Tensor | None) -> Tensor:
+class DrawnPaths:
+    """The factors of drop path for all operations of a pass, from one draw: a few launches instead of six each.
+
+    factors: float32 (operations, N), see `kept_factors`; each operation takes the next row.
+    """
+
+    def __init__(self, factors: Tensor) -> None:
+        self._rows = {factors.dtype: factors}
+        self._factors, self._next = factors, 0
+
+    def take(self, x: Tensor) -> Tensor:
+        """The next factors, in the type of x (N, …) and of shape (N, 1, …)."""
+        if x.dtype not in self._rows:
+            self._rows[x.dtype] = self._factors.to(x.dtype)
+        row = self._rows[x.dtype][self._next]
+        self._next += 1
+        return row.view(-1, *[1] * (x.dim() - 1))
+
+
+def drop_path(x: Tensor, drop_prob: float | Tensor | DrawnPaths | None) -> Tensor:
     """Zero each sample of x (N, …) with probability `drop_prob`; scale the others by 1 / (1 - drop_prob).
 
     Out of place, because others may hold `x`. None and the number 0 return x itself.
@@ -13,12 +32,15 @@ def drop_path(x: Tensor, drop_prob: float | Tensor | None) -> Tensor:
     return x if kept is None else x * kept
 
 
-def kept_paths(x: Tensor, drop_prob: float | Tensor | None) -> Tensor | None:
+def kept_paths(x: Tensor, drop_prob: float | Tensor | DrawnPaths | None) -> Tensor | None:
     """The factor (N, 1, …) that `drop_path` multiplies x (N, …) by: 0 or 1 / (1 - drop_prob) for each sample.
 
-    Drawn from the global generator of x's device. None if nothing is dropped. Pass a probability that changes during
-    training as a 0-dim tensor: torch.compile recompiles a network for every new number.
+    Drawn from the global generator of x's device, or taken from those drawn for the whole pass. None if nothing is
+    dropped. Pass a probability that changes during training as a 0-dim tensor: torch.compile recompiles a network for
+    every new number.
     """
+    if isinstance(drop_prob, DrawnPaths):
+        return drop_prob.take(x)
     if drop_prob is None or (isinstance(drop_prob, float) and drop_prob <= 0.0):
         return None
     return kept_factors(torch.rand(x.shape[0], *[1] * (x.dim() - 1), dtype=x.dtype, device=x.device), drop_prob)

@@ -490,6 +490,7 @@ def _what_they_did(results: StudyResults) -> Table:
     """A row for each space and method: how its searches went and which networks they led to."""
     several = len(results.findings.settings) > 1  # errors of different trainings have no common mean
     errors = {one.search: one.spread.mean for one in results.findings.genotypes if one.search and one.kind == "plain"}
+    jobs = {job["id"]: job for job in results.jobs}
     groups: dict[tuple[str, str], list[Record]] = {}
     for one in results.searches:
         groups.setdefault((one["space"], one["method"]), []).append(one)
@@ -502,6 +503,7 @@ def _what_they_did(results: StudyResults) -> Table:
             [
                 space, method, ", ".join(str(one["seed"]) for one in each), _mean(each, "alpha_steps"),
                 "; ".join(skips) or None, eigenvalues or None, _mean(each, "genotype_params"), _sum(each, "hours"),
+                _processor_hours(job for one in each if (job := jobs.get(one["id"]))),
                 sum(found) / len(found) if found else None,
             ]
         )  # fmt: skip
@@ -509,12 +511,14 @@ def _what_they_did(results: StudyResults) -> Table:
         Column("space"), Column("method"), Column("seeds"), Column("alpha steps", "{:,.0f}".format, number=True),
         Column("skips in the normal cell, epoch: number"), Column("eigenvalue by seed", _values_by_seed),
         Column("parameters at C=36, 20 cells", "{:,.0f}".format, number=True),
-        Column("hours", fixed(2), number=True), Column("mean test error, %", fixed(2), number=True),
+        Column("hours", fixed(2), number=True), Column("processor hours", fixed(2), number=True),
+        Column("mean test error, %", fixed(2), number=True),
     ]  # fmt: skip
     notes = [
         "Alpha steps and parameters: means over the seeds. Skips: skip connections of the normal cell as it would be "
         "derived after an epoch. Eigenvalue: the largest of the Hessian of the validation loss in the alphas, as last "
-        "measured. Hours: all searches together, to the last epoch. Error: of the networks derived, each after its "
+        "measured. Hours: all searches together, to the last epoch. Processor hours: of all their threads, with the "
+        "reports and repeated attempts. Error: of the networks derived, each after its "
         "training; a dash where none is trained yet, or where trainings have several settings.",
         *dict.fromkeys(f"{one['setting']}; {one['machine']}." for one in results.searches),
         *(setting_note(one, results.findings.of(one)) for one in results.findings.settings if not several),
@@ -605,7 +609,8 @@ def _cost(results: StudyResults) -> Section | None:
         memory = [job["peak_memory"] for job in jobs if job.get("peak_memory")]
         rows.append(
             [
-                name, len(jobs), sum(job["seconds"] for job in jobs) / 3600, _sum(jobs, "cpu_joules"),
+                name, len(jobs), sum(job["seconds"] for job in jobs) / 3600, _processor_hours(jobs),
+                _sum(jobs, "cpu_joules"),
                 _sum(jobs, "gpu_joules"), sum(rates) / len(rates) if rates else None, max(memory, default=None),
                 _sum(jobs, "out_of_memory"), _sum(jobs, "attempts"),
                 "; ".join(dict.fromkeys(str(job["device"]) for job in jobs if job.get("device"))) or None,
@@ -613,15 +618,17 @@ def _cost(results: StudyResults) -> Section | None:
         )  # fmt: skip
     columns = [
         Column("jobs of"), Column("jobs", str, number=True), Column("hours", fixed(2), number=True),
+        Column("processor hours", fixed(2), number=True),
         Column("energy of the processor, kWh", fixed(3, 3.6e6), number=True),
         Column("energy of the GPU, kWh", fixed(3, 3.6e6), number=True),
         Column("images/s, mean", fixed(1), number=True), Column("peak memory", size_text, number=True),
         Column("out of memory", str, number=True), Column("failed attempts", str, number=True), Column("devices"),
     ]  # fmt: skip
     note = (
-        "Hours of all attempts, also those that failed or were stopped. Energy where the machine tells it: of the "
-        "whole processor package while the job ran, so jobs side by side count it twice, and of the GPU. A dash: it "
-        "does not tell."
+        "Hours of all attempts, also those that failed or were stopped. Processor hours: of all threads of a job's "
+        "processes together; other work on the machine adds to the hours, but hardly to these. Energy where the "
+        "machine tells it: of the whole processor package while the job ran, so jobs side by side count it twice, and "
+        "of the GPU. A dash: it does not tell."
     )
     return Section("cost", "Cost", tables=[Table("cost", "Cost of the jobs", columns, rows, note)])
 
@@ -630,6 +637,12 @@ def _sum(jobs: Iterable[Record], key: str) -> float | None:
     """The sum of a value over the jobs that have it; None if none does."""
     values = [job[key] for job in jobs if job.get(key) is not None]
     return sum(values) if values else None
+
+
+def _processor_hours(jobs: Iterable[Record]) -> float | None:
+    """The processor hours of jobs that tell theirs; None if none does (folders from before they were counted)."""
+    seconds = _sum(jobs, "cpu_seconds")
+    return None if not seconds else seconds / 3600
 
 
 def _open(results: StudyResults) -> Section | None:

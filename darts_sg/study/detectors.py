@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from darts_sg.analysis.measured import machines, option_values, runs_in
-from darts_sg.analysis.report import markdown_table
 from darts_sg.analysis.run_folder import Run
 from darts_sg.networks.ssdlite import PUBLISHED
 from darts_sg.study.protocol import Detectors
 from darts_sg.study.statistics import Difference, paired, spread
+from darts_sg.tasks.columns import markdown_table
 
 FIGURE = "test_map_voc07_last"
 LOW = 50.0

@@ -536,7 +536,8 @@ def _limits(node: Node) -> Limits:
         )
     if "latency_table" in given and "max_latency" not in given:
         raise node.at("latency_table").wrong("is for a bound on latency: add max_latency, such as max_latency: 12ms")
-    return Limits(**{key: _limit(key, at) for key, at in given.items()})
+    limits: dict[str, Any] = {key: _limit(key, at) for key, at in given.items()}
+    return Limits(**limits)
 
 
 def _limit(key: str, node: Node) -> int | str:

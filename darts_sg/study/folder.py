@@ -65,6 +65,9 @@ class JobState:
     """The last line of the last error; kept when a later attempt succeeds."""
     seconds: float = 0.0
     """Wall-clock seconds over all attempts, also those that failed or were stopped; up to the heartbeat if lost."""
+    cpu_seconds: float = 0.0
+    """Processor time of the job's processes over all attempts, all threads together. Unlike `seconds` it hardly depends
+    on what else runs on the machine."""
     startup: float = 0.0
     """Seconds from the start of the job's processes until each began to work, over all attempts; not in `seconds`."""
     device: str = ""
@@ -220,7 +223,7 @@ def _fits(key: str, value: Any) -> bool:
             return isinstance(value, dict)
         case "seed" | "attempts" | "losses" | "out_of_memory":
             return isinstance(value, int) and number
-        case "seconds" | "startup":
+        case "seconds" | "cpu_seconds" | "startup":
             return number
         case "heartbeat" | "images_per_second" | "peak_memory" | "cpu_joules" | "gpu_joules" | "started" | "ended":
             return value is None or number

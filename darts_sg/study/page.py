@@ -14,6 +14,7 @@ from darts_sg.analysis.curves import CELL_TITLES, subscripted
 from darts_sg.analysis.draw import plan_cell, state_boxes
 from darts_sg.analysis.page import cell_shapes, state_kind
 from darts_sg.analysis.run_folder import Run
+from darts_sg.analysis.serving import FOLLOW_SCRIPT, POLL_MILLISECONDS
 from darts_sg.analysis.sheet import STYLES, plugged_families, short_name, style_of
 from darts_sg.genotype import Cell
 from darts_sg.study.chart import LOOKS, Chart, Series, chart_svg, swatch_svg
@@ -23,7 +24,6 @@ from darts_sg.study.run_records import Record, operations_by_epoch
 from darts_sg.study.tables import Linked, Table
 
 TEMPLATE = Path(__file__).with_name("study.html")
-POLL_MILLISECONDS = 3000
 UNBROKEN = 44  # longer texts of a table are broken into lines
 
 
@@ -62,6 +62,7 @@ def study_page(
         live=live,
         version_of_state=version_of_state,
         interval=POLL_MILLISECONDS,
+        follow_script=Markup(FOLLOW_SCRIPT.read_text(encoding="utf-8")),
         version=__version__,
     )
 

@@ -1,12 +1,12 @@
 """The report of a study in Markdown: what was published, and what the run folders at hand measured."""
 
-from darts_sg.analysis.report import markdown_table
 from darts_sg.study.detectors import detectors_section
 from darts_sg.study.protocol import FEW_SKIPS, PublishedRow
 from darts_sg.study.records import Experiment, Trained
 from darts_sg.study.searches import ABSENT, searches_section
 from darts_sg.study.statistics import Judgement, counted, relative, spread, verdict
 from darts_sg.study.trainings import comparisons_section, retrainings_section, spreads_section
+from darts_sg.tasks.columns import markdown_table
 
 
 def study_report(found: Experiment, picture: str | None = None) -> str:

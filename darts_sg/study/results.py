@@ -30,8 +30,8 @@ from darts_sg.study.run_records import (
 )
 
 NOTED = (
-    "attempts", "losses", "failure", "seconds", "device", "images_per_second", "peak_memory", "cpu_joules",
-    "gpu_joules", "out_of_memory", "owner", "started", "ended",
+    "attempts", "losses", "failure", "seconds", "cpu_seconds", "device", "images_per_second", "peak_memory",
+    "cpu_joules", "gpu_joules", "out_of_memory", "owner", "started", "ended",
 )  # fmt: skip
 """What a job's record takes over from jobs/ID.json; see JobState."""
 

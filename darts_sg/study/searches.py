@@ -1,9 +1,9 @@
 """The searches of a study in Markdown."""
 
-from darts_sg.analysis.report import markdown_table
 from darts_sg.study.protocol import FEW_SKIPS, PLAIN, STEERED, Space
 from darts_sg.study.records import Experiment, Found, Search
 from darts_sg.study.statistics import counted, spread
+from darts_sg.tasks.columns import markdown_table
 
 ABSENT = "not measured"
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from darts_sg.analysis.report import markdown_table
+from darts_sg.tasks.columns import markdown_table
 
 ABSENT = "–"
 """A value that does not exist, or not yet."""

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterable, Sequence
 
-from darts_sg.analysis.report import markdown_table
 from darts_sg.study.protocol import PLAIN
 from darts_sg.study.records import Experiment, Setting, Trained
 from darts_sg.study.searches import ABSENT
 from darts_sg.study.statistics import Spread, counted, spread
+from darts_sg.tasks.columns import markdown_table
 
 
 def retrainings_section(found: Experiment, picture: str | None) -> list[str]:

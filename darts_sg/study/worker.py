@@ -6,6 +6,7 @@ state `running` without a living owner, and continues the run from its newest ch
 """
 
 import argparse
+import os
 import resource
 import signal
 import sys
@@ -57,8 +58,8 @@ class Work:
         """Whether another process has taken the job over."""
         self._ended = threading.Event()
         self._lock = threading.Lock()
-        self._begun = time.monotonic()
-        self._seconds_before = self.state.seconds
+        self._begun, self._cpu_begun = time.monotonic(), _cpu_seconds()
+        self._seconds_before, self._cpu_before = self.state.seconds, self.state.cpu_seconds
         self._rapl, self._gpu = Rapl(), GpuPower()
         self._joules_before = self.state.cpu_joules or 0.0, self.state.gpu_joules or 0.0
 
@@ -83,7 +84,10 @@ class Work:
 
     def _costs(self) -> dict[str, Any]:
         """What the job has taken so far, over all attempts."""
-        found: dict[str, Any] = {"seconds": round(self._seconds_before + time.monotonic() - self._begun, 2)}
+        found: dict[str, Any] = {
+            "seconds": round(self._seconds_before + time.monotonic() - self._begun, 2),
+            "cpu_seconds": round(self._cpu_before + _cpu_seconds() - self._cpu_begun, 2),
+        }
         energies = {"cpu_joules": self._rapl.joules(), "gpu_joules": self._gpu.joules()}
         for (name, joules), before in zip(energies.items(), self._joules_before, strict=True):
             if joules is not None:
@@ -313,6 +317,11 @@ def _stopping(stop: threading.Event) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _cpu_seconds() -> float:
+    """Processor time so far of this process, all its threads, and of the processes that it started and that ended."""
+    return sum(os.times()[:4])
 
 
 def _newest_checkpoint(run_dir: Path) -> str:

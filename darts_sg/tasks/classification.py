@@ -157,20 +157,7 @@ class Classification(Task):
 
     def pictures(self, batches: Batches, images: Images, evaluator: Evaluator) -> dict[str, bytes]:
         """predictions.npz, with small pictures of the images that the report shows; the report draws the rest."""
-        assert isinstance(evaluator, Recorded)
-        assert evaluator.found is not None
-        found = evaluator.found
-        readable = readable_images(images)
-        # a whole batch of damaged images would shift the turns of several ranks: then there are no pictures
-        if len(found.labels) == len(readable) and (images.labels[readable].cpu().numpy() == found.labels).all():
-            shown = found.shown()
-            part = images.select(readable[shown])
-            if isinstance(part, ImageFiles):
-                part = replace(part, reading=Reading())  # read here: workers take seconds to start
-            pixels = np.concatenate([thumbnails(pixels) for pixels, _ in part.parts(SHOWN_IMAGES)])
-            if len(pixels) == len(shown):
-                found = replace(found, images=shown, pixels=pixels)
-        return {FILE: found.as_bytes()}
+        return {FILE: with_pictures(evaluator, images).as_bytes()}
 
     def test_figures(self, evaluator: Evaluator) -> dict[str, Any]:
         assert isinstance(evaluator, Recorded)
@@ -224,6 +211,24 @@ class Classification(Task):
         if own.num_classes == other.num_classes:
             return ""
         return f"tells {own.num_classes} classes apart ({own.name}), {other.name} has {other.num_classes}"
+
+
+def with_pictures(evaluator: Evaluator, images: Images) -> Classified:
+    """The predictions of `images` that an evaluator has recorded, with pictures of those that the report shows."""
+    assert isinstance(evaluator, Recorded)
+    assert evaluator.found is not None
+    found = evaluator.found
+    readable = readable_images(images)
+    # a whole batch of damaged images would shift the turns of several ranks: then there are no pictures
+    if len(found.labels) == len(readable) and (images.labels[readable].cpu().numpy() == found.labels).all():
+        shown = found.shown()
+        part = images.select(readable[shown])
+        if isinstance(part, ImageFiles):
+            part = replace(part, reading=Reading())  # read here: workers take seconds to start
+        pixels = np.concatenate([thumbnails(pixels) for pixels, _ in part.parts(SHOWN_IMAGES)])
+        if len(pixels) == len(shown):
+            found = replace(found, images=shown, pixels=pixels)
+    return found
 
 
 def readable_images(images: Images) -> Tensor:

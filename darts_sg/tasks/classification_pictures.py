@@ -1,13 +1,16 @@
 """The part of a classifier's report.md that shows its test, with its pictures."""
 
 import io
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from darts_sg.errors import one_line
 from darts_sg.files import write_atomically
-from darts_sg.tasks.classified import FILE, Classified, read_classified
+from darts_sg.tasks.classified import FILE, Classified, accuracy_interval, read_classified
+from darts_sg.tasks.columns import markdown_table
 
 INK, FAINT, BLUE, ORANGE = "#1F2933", "#D5DBE1", "#1F62B5", "#D98200"
 MOST_NUMBERS, MOST_NAMES = 25, 60
@@ -16,6 +19,8 @@ MOST_ROWS, MOST_CONFUSIONS = 20, 10
 """Rows of the tables: of more classes, those with the lowest accuracy."""
 LONGEST_NAME = 18
 COLUMNS = 6
+CLASS_HEADER = ("class", "test images", "accuracy", "95% interval")
+CONFUSION_HEADER = ("class", "answer", "images")
 
 
 def sections_of_test(folder: Path, data: str) -> list[str]:
@@ -23,29 +28,30 @@ def sections_of_test(folder: Path, data: str) -> list[str]:
     if not (folder / FILE).is_file():
         return []
     found = read_classified(folder / FILE)
-    pictures = {
-        "confusion": (confusion_matrix, "Answers by class, in shares of the images of a class"),
-        "class_accuracy": (class_accuracy, "Accuracy by class"),
-        "calibration": (calibration, "Accuracy against confidence, and how often each confidence occurs"),
-        "worst": (worst_images, "The images with the highest loss: true class, then the answer with its probability"),
-        "mistakes": (confident_mistakes, "The wrong answers with the highest probability"),
-    }
-    drawn = []
-    for name, (draw, caption) in pictures.items():
-        if (figure := draw(found)) is not None:
-            write_atomically(folder / "pictures" / f"{name}.png", _content(figure))
-            drawn += [f"{caption}, {data}:", f"![{caption}](pictures/{name}.png)"]
-    error = found.calibration().error
+    shown = (
+        (f"{caption}, {data}:", f"![{caption}](pictures/{name})") for name, caption in draw_test(found, folder).items()
+    )
+    mistakes = confusion_rows(found)
     return [
         f"### The test, image by image, {data}",
         f"All of the following is of `weights.safetensors`, the weights after the last epoch. [{FILE}]({FILE}) has the "
         "most probable classes of every image.",
-        *_by_class(found),
-        *_confusions(found),
-        f"Expected calibration error: **{100 * error:.2f}%** (15 bins; the mean distance between the probability that "
-        "the network gives its answers and the share of them that is right).",
-        *drawn,
+        markdown_table(CLASS_HEADER, class_rows(found)),
+        mean_over_classes(found),
+        *(["The most frequent mistakes:", markdown_table(CONFUSION_HEADER, mistakes)] if mistakes else []),
+        f"{calibration_text(found)}.",
+        *chain.from_iterable(shown),
     ]
+
+
+def draw_test(found: Classified, folder: Path) -> dict[str, str]:
+    """Draw the pictures of a test into pictures/ in a folder; returns the caption of each by the name of its file."""
+    shown = {}
+    for name, (draw, caption) in PICTURES.items():
+        if (figure := draw(found)) is not None:
+            write_atomically(folder / "pictures" / name, _content(figure))
+            shown[name] = caption
+    return shown
 
 
 def figures_of_test(found: Classified) -> dict[str, Any]:
@@ -54,29 +60,47 @@ def figures_of_test(found: Classified) -> dict[str, Any]:
     return {title: draw(found) for title, draw in drawn.items()}
 
 
-def _by_class(found: Classified) -> list[str]:
-    shares, totals = found.class_accuracy(), found.confusion().sum(1)
+def class_rows(found: Classified) -> list[tuple[str, ...]]:
+    """Class, test images, accuracy and its interval, for CLASS_HEADER; of many classes those of the lowest accuracy."""
+    shares, counts = found.class_accuracy(), found.confusion()
+    totals = counts.sum(1)
     there = np.flatnonzero(totals)
     order = there if len(there) <= MOST_ROWS else there[np.argsort(shares[there], kind="stable")][:MOST_ROWS]
-    rows = [f"| {_cell(found.class_names[k])} | {totals[k]:,} | {100 * shares[k]:.2f}% |" for k in order]
-    few = f"; the {MOST_ROWS} lowest of {len(there)}" if len(order) < len(there) else ""
-    mean = f"Mean over the classes: {100 * np.nanmean(shares):.2f}%{few}."
-    return ["\n".join(["| class | test images | accuracy |", "| --- | --- | --- |", *rows]), mean]
+    rows = []
+    for k in order.tolist():
+        low, high = accuracy_interval(int(counts[k, k]), int(totals[k]))
+        interval = f"{100 * low:.1f}% to {100 * high:.1f}%"
+        rows.append((one_line(str(found.class_names[k])), f"{totals[k]:,}", f"{100 * shares[k]:.2f}%", interval))
+    return rows
 
 
-def _confusions(found: Classified) -> list[str]:
+def mean_over_classes(found: Classified) -> str:
+    """A sentence with the mean accuracy over the classes, and how many of them a table leaves out."""
+    shares = found.class_accuracy()
+    number = int((~np.isnan(shares)).sum())
+    few = f"; the table has the {MOST_ROWS} lowest of {number}" if number > MOST_ROWS else ""
+    return f"Mean over the classes: {100 * np.nanmean(shares):.2f}%{few}."
+
+
+def confusion_rows(found: Classified) -> list[tuple[str, ...]]:
+    """Class, answer and images of the most frequent mistakes, for CONFUSION_HEADER."""
     counts = found.confusion()
     totals = counts.sum(1)
     np.fill_diagonal(counts, 0)
     pairs = np.argwhere(counts)
     order = np.argsort(-counts[tuple(pairs.T)], kind="stable")[:MOST_CONFUSIONS]
-    rows = [
-        f"| {_cell(found.class_names[a])} | {_cell(found.class_names[b])} | {counts[a, b]:,} of {totals[a]:,} |"
-        for a, b in pairs[order]
+    return [
+        (one_line(str(found.class_names[a])), one_line(str(found.class_names[b])), f"{counts[a, b]:,} of {totals[a]:,}")
+        for a, b in pairs[order].tolist()
     ]
-    if not rows:
-        return []
-    return ["The most frequent mistakes:", "\n".join(["| class | answer | images |", "| --- | --- | --- |", *rows])]
+
+
+def calibration_text(found: Classified) -> str:
+    """The expected calibration error and what it is."""
+    return (
+        f"Expected calibration error: **{100 * found.calibration().error:.2f}%** (15 bins; the mean distance between "
+        "the probability that the network gives its answers and the share of them that is right)"
+    )
 
 
 def confusion_matrix(found: Classified) -> Any:
@@ -107,7 +131,7 @@ def confusion_matrix(found: Classified) -> Any:
 
 
 def class_accuracy(found: Classified) -> Any:
-    """A bar for each class from the highest accuracy to the lowest, and their mean; of many classes without names."""
+    """Each class from the highest accuracy to the lowest, and their mean: bars with intervals, or a curve for many."""
     shares = found.class_accuracy()
     there = np.flatnonzero(~np.isnan(shares))
     order = there[np.argsort(-shares[there], kind="stable")]
@@ -116,11 +140,15 @@ def class_accuracy(found: Classified) -> Any:
     axes = figure.add_subplot()
     mean = 100 * float(shares[there].mean())
     if named:
-        bars = axes.barh(range(len(order)), 100 * shares[order], color=BLUE, height=0.7)
+        counts = found.confusion()
+        ends = [accuracy_interval(int(counts[k, k]), int(counts[k].sum())) for k in order.tolist()]
+        reach = abs(100 * np.array(ends).T - 100 * shares[order])  # (2, classes): to the left and to the right
+        error = {"ecolor": INK, "elinewidth": 1.0}
+        bars = axes.barh(range(len(order)), 100 * shares[order], xerr=reach, error_kw=error, color=BLUE, height=0.7)
         axes.bar_label(bars, fmt="%.1f", fontsize=7.5, color=INK, padding=3)
         axes.set_yticks(range(len(order)), [_short(found.class_names[k]) for k in order])
         axes.invert_yaxis()
-        axes.set_xlim(0, 108)
+        axes.set_xlim(0, 112)
         axes.set_xlabel("accuracy, %", fontsize=9, color=INK)
         axes.axvline(mean, color=ORANGE, linestyle="--", linewidth=1.4, label=f"mean {mean:.1f}%")
     else:
@@ -196,6 +224,16 @@ def _sheet(found: Classified, wanted: np.ndarray) -> Any:
     return figure
 
 
+PICTURES = {
+    "confusion.png": (confusion_matrix, "Answers by class, in shares of the images of a class"),
+    "class_accuracy.png": (class_accuracy, "Accuracy by class, with its 95% interval by the choice of the test images"),
+    "calibration.png": (calibration, "Accuracy against confidence, and how often each confidence occurs"),
+    "worst.png": (worst_images, "The images with the highest loss: true class, then the answer with its probability"),
+    "mistakes.png": (confident_mistakes, "The wrong answers with the highest probability"),
+}
+"""The function that draws each picture, and its caption."""
+
+
 def _figure(width: float, height: float) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -220,10 +258,6 @@ def _content(figure: Any) -> bytes:
 
 def _short(name: Any) -> str:
     """A class name that fits beside a picture, without the dollar signs that matplotlib reads as formulas."""
-    text = str(name)
+    text = one_line(str(name))
     text = text if len(text) <= LONGEST_NAME else text[: LONGEST_NAME - 1] + "…"
     return text.replace("$", r"\$")
-
-
-def _cell(name: Any) -> str:
-    return " ".join(str(name).replace("|", "\\|").split())

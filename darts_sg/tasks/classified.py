@@ -9,6 +9,7 @@ import math
 import zipfile
 from dataclasses import dataclass, fields
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +21,8 @@ FILE = "predictions.npz"
 KEPT_CLASSES = 5
 SHOWN_IMAGES = 12
 """Images of each kind that a report shows."""
+CONFIDENCE = 0.95
+"""Of the intervals of accuracies."""
 BINS = 15
 """Of the calibration error, as in Guo et al. (2017), section 5."""
 LARGEST_FILE, LARGEST_CONTENT = 2**27, 2**29  # bytes; 50,000 images of ImageNet take 2 MB
@@ -57,6 +60,16 @@ class Classified:
     def confidences(self) -> np.ndarray:
         """float64 (N,): the probability of each answer."""
         return np.exp(self.log_probabilities[:, 0].astype(np.float64))
+
+    @property
+    def accuracy(self) -> float:
+        """The share of right answers."""
+        return float(self.right.mean())
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The confidence interval of the accuracy, see `accuracy_interval`."""
+        return accuracy_interval(int(self.right.sum()), len(self.labels))
 
     def confusion(self) -> np.ndarray:
         """Images by label (rows) and answer (columns), int64 (K, K)."""
@@ -108,6 +121,17 @@ class Classified:
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **{f.name: getattr(self, f.name) for f in fields(self)})
         return buffer.getvalue()
+
+
+def accuracy_interval(right: int, images: int) -> tuple[float, float]:
+    """The interval in which the accuracy on unseen images lies, at CONFIDENCE (Wilson, 1927).
+
+    It is about the choice of the test images only, not about another training.
+    """
+    z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+    centre = (right + z**2 / 2) / (images + z**2)
+    half = z / (images + z**2) * math.sqrt(right * (images - right) / images + z**2 / 4)
+    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 class Calibration(NamedTuple):

@@ -2,10 +2,11 @@
 
 A format is registered under the name of a measure. It serves all columns of that measure: `loss` those of train_loss
 and ema_test_loss, `skips` those of skips_normal and skips_reduce. Tasks register the measures that they define.
+`markdown_table` is the form of all tables in reports.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from darts_sg.registry import Registry
@@ -76,3 +77,9 @@ def clock(seconds: float) -> str:
     """A duration in seconds as h:mm:ss."""
     minutes, s = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{s:02d}"
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    cells = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells)

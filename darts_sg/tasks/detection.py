@@ -72,8 +72,8 @@ class MatchedObjects:
     objects: Sequence[Objects]
     """Boxes as shares of the sides."""
     matched: Matched
-    num_positives: int
-    """Prior boxes of all images that are matched with an object."""
+    num_positives: int | Tensor
+    """Prior boxes of all images that are matched with an object; a tensor in a captured step."""
 
     def __len__(self) -> int:
         return len(self.objects)
@@ -171,7 +171,7 @@ class DetectionEvaluator(Evaluator):
         priors = prior_boxes(self.style, size, outputs.offsets.device)
         losses = multibox_losses(outputs, matched.matched, 1)
         self.losses += torch.stack(losses).double().cpu()
-        self.num_positives += matched.num_positives
+        self.num_positives += int(matched.num_positives)
         for boxes, scores, truth in zip(*decoded(outputs, priors), targets, strict=True):
             found = select_objects(boxes, scores, SELECTIONS[self.style])
             pixels = in_pixels(found.boxes, truth.width, truth.height)
@@ -296,8 +296,16 @@ class Detection(Task):
         """Cross-entropy + smooth L1, means over the positive prior boxes of the batch (SSD, equation 1)."""
         return self.losses(outputs, targets)["loss"]
 
-    def num_terms(self, targets: MatchedObjects) -> int:
+    def num_terms(self, targets: MatchedObjects) -> int | Tensor:
         return targets.num_positives
+
+    def as_tensors(self, targets: MatchedObjects) -> tuple[Tensor, ...]:
+        return tuple(targets.matched)
+
+    def from_tensors(self, tensors: Sequence[Tensor]) -> MatchedObjects:
+        """Without the objects, which the loss does not read; their positives are counted on the device."""
+        matched = Matched(*tensors)
+        return MatchedObjects((), matched, (matched.labels > 0).sum())
 
     def evaluator(self, spec: DataSpec) -> DetectionEvaluator:
         return DetectionEvaluator(spec, self.style)

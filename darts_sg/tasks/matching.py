@@ -58,7 +58,7 @@ def hard_negatives(background_loss: Tensor, labels: Tensor) -> Tensor:
     return (rank < NEGATIVES * positive.sum(dim=1, keepdim=True)) & ~positive
 
 
-def multibox_losses(outputs: DetectorOutputs, matched: Matched, num_positives: int) -> tuple[Tensor, Tensor]:
+def multibox_losses(outputs: DetectorOutputs, matched: Matched, num_positives: int | Tensor) -> tuple[Tensor, Tensor]:
     """(cross-entropy of positives and hard negatives, smooth L1 of the positives' offsets), scalars.
 
     Both are sums over the batch, divided by its positives, at least 1 (SSD, equations 1 and 3). In float32 or more.
@@ -70,7 +70,7 @@ def multibox_losses(outputs: DetectorOutputs, matched: Matched, num_positives: i
     cross_entropy = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
     with torch.no_grad():
         negative = hard_negatives(-logits.log_softmax(dim=2)[:, :, 0], labels)
-    divisor = max(1, num_positives)
+    divisor = num_positives.clamp(min=1) if isinstance(num_positives, Tensor) else max(1, num_positives)
     box_error = F.smooth_l1_loss(offsets, matched.offsets.to(offsets.dtype), reduction="none").sum(dim=2)
     # multiplied by the mask instead of selected: the shapes do not depend on the values, so nothing waits for a GPU
     chosen = positive | negative

@@ -258,9 +258,21 @@ class Task(ABC):
         """`loss`, and the parts that are reported beside it, by measure; the first entry is minimised."""
         return {"loss": self.loss(outputs, targets)}
 
-    def num_terms(self, targets: Any) -> int:
-        """Terms that the loss is a mean over. Ranks weigh their losses and gradients by it."""
+    def num_terms(self, targets: Any) -> int | Tensor:
+        """Terms that the loss is a mean over, a tensor if they are counted on the device. Ranks weigh their losses and
+        gradients by it."""
         return len(targets)
+
+    def as_tensors(self, targets: Any) -> tuple[Tensor, ...] | None:
+        """All that the training loss reads of `targets`, as tensors on the device: the inputs of a captured step.
+
+        None if the loss reads anything else, or shapes that change from batch to batch: steps are then not captured.
+        """
+        return (targets,) if isinstance(targets, Tensor) else None
+
+    def from_tensors(self, tensors: Sequence[Tensor]) -> Any:
+        """Targets for the training loss from `as_tensors`."""
+        return tensors[0]
 
     def training_metrics(self, outputs: Any, targets: Any) -> dict[str, Tensor]:
         """Scalars that are reported of a training step, by the names in `training_measures`."""

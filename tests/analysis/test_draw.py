@@ -46,7 +46,7 @@ from darts_sg.ops import OPERATIONS
 
 CHOICES = [name for name in OPERATIONS if name != "none"]
 RESULTS = Path(__file__).parent.parent.parent / "results"
-FOUND = sorted([*RESULTS.glob("*/genotype.yaml"), *RESULTS.glob("sg_darts/search*_s0/genotype.yaml")])
+FOUND = sorted([*RESULTS.glob("*/genotype.yaml"), *RESULTS.glob("sandglass/pilot/search*_s0/genotype.yaml")])
 CAPTION = "3,349,342 parameters, 528.4M MACs (CIFAR, C=36, 20 cells; auxiliary head excluded)"
 
 

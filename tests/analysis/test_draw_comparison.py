@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
+from darts_sg.analysis.compare import Latency
 from darts_sg.analysis.cost import derived_cost
 from darts_sg.analysis.draw_comparison import draw_comparison
 from darts_sg.analysis.measured import Score
 from darts_sg.genotype import load_genotype, zoo_names
 
-FOUND = sorted((Path(__file__).parent.parent.parent / "results").glob("sg_darts/search*_s0/genotype.yaml"))
+FOUND = sorted((Path(__file__).parent.parent.parent / "results").glob("sandglass/pilot/search*_s0/genotype.yaml"))
 
 
 def row(name: str, params: float, macs: float, error: float | None = None, **more: Any) -> dict[str, Any]:
@@ -61,6 +62,15 @@ def test_nothing_overlaps_anywhere(points: Sequence[tuple[int, int]]) -> None:
     check_nothing_overlaps(figure)
     dots = next(line for line in figure.axes[0].lines if line.get_marker() == "o")
     np.testing.assert_allclose(dots.get_xydata(), [(x / 10, 10.0 * y) for x, y in points])
+
+
+def test_measured_latencies_have_axes_that_name_the_device() -> None:
+    found = {"latency_batch": 4, "device": "cpu (a processor)", "threads": 1}
+    rows = [row(f"G{i}", 1e6 * i, 1e8, latency=Latency(4, 0.01 * i, 0.0, 1.0, 9, 0.1), **found) for i in (1, 2)]
+    latency, _ = draw_comparison(rows, "a shape").axes
+    assert latency.get_ylabel() == "latency, ms"
+    assert latency.get_title(loc="left") == "Measured here: cpu (a processor), batch 4 (a shape)"
+    np.testing.assert_allclose(latency.lines[0].get_xydata(), [(1, 10), (2, 20)])
 
 
 def test_published_and_measured_errors_never_share_axes() -> None:

@@ -1,6 +1,7 @@
 """Latency tables: their sums against networks walked module by module, their file, and what they are used for."""
 
 import itertools
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -217,13 +218,24 @@ def test_a_genotype_is_derived_within_a_latency(tmp_path: Path, capsys: pytest.C
         (["--max-latency", "1us"], "has latency at most 1 µs at C=4, 3 cells; loosen a bound"),
         ([], "add --max-latency"),
         (["--max-latency", "fast"], "expected a time such as 12ms"),
-        (["--pareto"], "leave --max-latency and --latency-table out"),
+        (["--pareto", "--max-latency", "1ms"], "leave --max-latency out"),
+        (["--pareto", "--cells", "5"], "give --network cifar --channels 4 --cells 3, or another table"),
         (["--max-latency", "1ms", "--cells", "5"], "give --network cifar --channels 4 --cells 3, or another table"),
     ):
         with pytest.raises(UsageError, match=said):
             run([*words, *more])
     with pytest.raises(UsageError, match="--max-latency needs measured operations: add --latency-table FILE"):
         run([*words[:-2], "--max-latency", "1ms"])
+    capsys.readouterr()
+    run([*words, "--pareto", "--json", "-o", str(tmp_path / "frontier.svg")])
+    points = json.loads(capsys.readouterr().out)
+    latencies, shares = ([point[key] for point in points] for key in ("latency_microseconds", "share"))
+    assert latencies == sorted(latencies)
+    assert shares == sorted(shares)
+    assert latencies[-1] == free
+    # the genotype of a bound is the last point below it
+    assert table.predict(fast) == max(latency for latency in latencies if latency <= most)
+    assert "predicted latency, ms" in (tmp_path / "frontier.svg").read_text()
 
 
 def test_a_search_heads_for_low_latency_and_derives_within_its_target(tmp_path: Path) -> None:

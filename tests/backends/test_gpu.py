@@ -1,20 +1,26 @@
 """The Triton kernels, on a GPU or, without one, in Triton's interpreter (see conftest.py)."""
 
 import copy
+import dataclasses
+import gc
 import inspect
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 pytest.importorskip("triton", reason="Triton comes with PyTorch for GPUs, and is not installed here")
+
+import triton
 
 from benchmarks.launches import count
 from benchmarks.machine_code import triton_kernels_on_any_device
@@ -25,6 +31,8 @@ from darts_sg.backends.check import Conditions, cell_errors
 from darts_sg.backends.cpp.build import Unavailable
 from darts_sg.backends.triton import run as gpu
 from darts_sg.backends.triton.cells import TritonCell, TritonKernels
+from darts_sg.backends.triton.levers import Levers, chosen
+from darts_sg.errors import UsageError
 from darts_sg.networks.skeleton import CellSpec
 from darts_sg.networks.supernet import SupernetCell, candidate
 from darts_sg.ops import OPERATIONS
@@ -123,6 +131,174 @@ def test_several_operations_together(S: int, T: int, stride: int, size: int, tra
     compare(batch_of(SEVERAL, S, T, 4, stride).train(training), 4, size, onto=True)
 
 
+LEVER_NAMES = [field.name for field in dataclasses.fields(Levers)]
+
+
+def narrow_dots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products of bfloat16 in the interpreter, which keeps its bits in integers and would multiply these."""
+    if not os.environ.get("TRITON_INTERPRET"):
+        return
+    from triton.runtime import interpreter
+
+    plain = interpreter.InterpreterBuilder.create_dot
+
+    def create_dot(builder: Any, a: Any, b: Any, d: Any, *options: Any) -> Any:
+        if a.dtype == triton.language.bfloat16:
+            bits = [interpreter.TensorHandle(to_float32(x.data), triton.language.float32) for x in (a, b)]
+            return plain(builder, *bits, d, *options)
+        return plain(builder, a, b, d, *options)
+
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", create_dot)
+
+
+def to_float32(bits: np.ndarray) -> np.ndarray:
+    """bfloat16, the upper half of a float32, as numbers."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def test_levers_change_nothing_but_the_order_of_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float64, where tensor cores are not used: single pixels instead of runs, parts of as many rows as programs."""
+    monkeypatch.setattr(gpu, "LEVERS", Levers(flat=True, parts=True, tf32x3=True, bf16=True))
+    compare(batch_of(["sandglass_3x3", "max_pool_3x3"], 1, 1, 3, 1), 3, size=5)
+
+
+@pytest.mark.parametrize(("lever", "C", "dots"), [("tf32x3", 32, {"tf32x3"}), ("bf16", 4, {"bf16"})])
+def test_tensor_cores_multiply_where_a_lever_says_so(
+    lever: str, C: int, dots: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """tf32x3 behind a depthwise convolution of 32 channels or more only; both within what their precision allows."""
+    narrow_dots(monkeypatch)
+    launched: list[str] = []
+    launch = gpu.launch
+
+    def record(kernel: Any, grid: tuple[int, ...], *arguments: Any, **sizes: Any) -> None:
+        if "DOT" in sizes and sizes["POINTWISE"]:
+            launched.append(sizes["DOT"])
+        launch(kernel, grid, *arguments, **sizes)
+
+    monkeypatch.setattr(gpu, "launch", record)
+    monkeypatch.setattr(gpu, "PROGRAMS", 1)
+    batch = batch_of(["dil_conv_3x3"], 1, 1, C, 1).float()
+    batch.kernels = TritonKernels()
+    dtype = torch.bfloat16 if lever == "bf16" else torch.float32
+    x = torch.randn(1, C, 3, 3, device=DEVICE, generator=torch.Generator(DEVICE).manual_seed(0)).to(dtype)
+    x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+    mixing = torch.ones(1, 1, device=DEVICE, requires_grad=True)
+    plain = nodes_and_gradients(batch, [x], mixing, [])
+    assert set(launched) == {"ieee"}
+    monkeypatch.setattr(gpu, "LEVERS", Levers.named(lever))
+    launched.clear()
+    found = nodes_and_gradients(batch, [x], mixing, [])
+    assert set(launched) == dots
+    for one, other in zip(found, plain, strict=True):
+        torch.testing.assert_close(
+            one, other, rtol=0, atol=(0.05 if lever == "bf16" else 1e-4) * other.abs().max().item()
+        )
+    one = gpu.Geometry(2, 1, 8, 8, 8, 8, C, C, 3, 1, 1, 0)
+    assert {gpu.dot_of(one._replace(K=0), x), gpu.dot_of(one._replace(C=16), x)} == (dots - {"tf32x3"} or {"ieee"})
+    assert gpu.dot_of(one, x.double()) == "ieee"
+    if lever == "bf16":
+        assert not all(torch.equal(one, other) for one, other in zip(found, plain, strict=True))
+
+
+def test_a_lever_that_does_not_exist_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert LEVER_NAMES == ["flat", "tf32x3", "bf16", "parts", "branches"]
+    monkeypatch.setenv("DARTS_SG_TRITON", "parts, flat")
+    assert chosen() == "flat,parts"
+    monkeypatch.setenv("DARTS_SG_TRITON", "fast")
+    with pytest.raises(UsageError, match="DARTS_SG_TRITON: 'fast' is no lever of the Triton kernels; choices: flat"):
+        chosen()
+
+
+class FakeStream:
+    """A stream whose launches are noted with the moment from which on they may run."""
+
+    def __init__(self, name: str, after: int = 0) -> None:
+        self.name = name
+
+    def record_event(self) -> None: ...
+
+    def wait_event(self, event: object) -> None: ...
+
+    def wait_stream(self, other: "FakeStream") -> None: ...
+
+
+def test_branches_share_no_memory_until_they_are_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one branch writes no other touches before the join, freed memory included; the bits are the same."""
+    current, joined = ["main"], [0]
+    in_use: list[StorageWeakRef] = []  # memory of the launches since the last fork
+    accesses: list[tuple[int, str, str, int, int, bool]] = []  # join, stream, kernel, first and last byte, written
+
+    @contextmanager
+    def stream(one: FakeStream) -> Iterator[None]:
+        before, current[0] = current[0], one.name
+        yield
+        current[0] = before
+
+    class Joined(gpu.Branches):
+        @staticmethod
+        def active(x: Tensor) -> bool:
+            return LEVER_ON[0]
+
+        def __exit__(self, *error: object) -> None:
+            if self.streams:
+                gc.collect()  # the interpreter's reference cycles would keep what a GPU frees at once
+                assert not any(storage.expired() for storage in in_use)
+                joined[0] += 1  # what is postponed runs after the join
+            super().__exit__(*error)
+            if self.streams:
+                joined[0] += 1
+
+        def __enter__(self) -> "Joined":
+            super().__enter__()
+            if self.streams:
+                in_use.clear()
+                joined[0] += 1
+            return self
+
+    LEVER_ON = [False]
+    monkeypatch.setattr(gpu, "Branches", Joined)
+    monkeypatch.setattr(gpu, "_side_streams", lambda device: tuple(FakeStream(f"side {i}") for i in range(2)))
+    monkeypatch.setattr(torch.cuda, "stream", stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: FakeStream("main"))
+    launch, slices = gpu.launch, {"part", "weight_part", "to_part"}
+
+    def record(kernel: Any, grid: tuple[int, ...], *arguments: Any, **sizes: Any) -> None:
+        for name, tensor in zip(kernel.arg_names, arguments, strict=False):
+            if isinstance(tensor, Tensor):
+                in_use.append(StorageWeakRef(tensor.untyped_storage()))
+            if isinstance(tensor, Tensor) and name not in slices:  # each launch has columns of its own in these
+                begin = tensor.untyped_storage().data_ptr()
+                end = begin + tensor.untyped_storage().nbytes()
+                written = name in ("y", "winner", "to", "nodes") and not (
+                    name == "winner" and "depthwise" in kernel.__name__
+                )
+                if name == "y" and kernel.__name__ == "stage_backward":
+                    written = False
+                if name in ("y", "winner"):  # the last results of several operations share a tensor
+                    begin = tensor.data_ptr()
+                    end = begin + tensor.nbytes
+                accesses.append((joined[0], current[0], kernel.__name__, begin, end, written))
+        launch(kernel, grid, *arguments, **sizes)
+
+    monkeypatch.setattr(gpu, "launch", record)
+    batch = batch_of(["sep_conv_3x3", "max_pool_3x3", "sandglass_3x3"], 1, 1, 2, 1)
+    batch.kernels = TritonKernels()
+    x = torch.randn(1, 2, 3, 3, dtype=torch.float64, device=DEVICE).contiguous(memory_format=torch.channels_last)
+    mixing = torch.rand(1, 3, dtype=torch.float64, device=DEVICE, requires_grad=True)
+    plain = nodes_and_gradients(batch, [x.requires_grad_()], mixing, [])
+    assert {stream for _, stream, *_ in accesses} == {"main"}
+    accesses.clear()
+    LEVER_ON[0] = True
+    found = nodes_and_gradients(batch, [x], mixing, [])
+    assert all(torch.equal(one, other) for one, other in zip(found, plain, strict=True))
+    assert {stream for _, stream, *_ in accesses} == {"main", "side 0", "side 1"}
+    for join, stream_, kernel, begin, end, written in accesses:
+        for other in accesses:
+            if written and other[0] == join and other[1] != stream_:
+                assert other[4] <= begin or end <= other[3], (kernel, other[2])
+
+
 def test_a_second_skip_joins_the_identity_and_drop_path_is_left_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
     """As an auxiliary skip is; a batch with factors of images launches no kernel."""
     monkeypatch.setattr(gpu, "_Run", Counted(gpu._Run))
@@ -188,6 +364,9 @@ def test_stages_too_wide_for_the_shared_memory_are_left_to_pytorch(monkeypatch: 
         assert gpu.fits(stages, x) == fits
     assert gpu.fits(stages_of_chain("dil_conv_3x3", 128), x.double())
     assert gpu.shared_memory(144, 144, 4) == 294_912  # as compiled for compute capability 9.0
+    with monkeypatch.context() as patch:
+        patch.setattr(gpu, "LEVERS", Levers(tf32x3=True))
+        assert gpu.shared_memory(64, 64, 4) == 49_152  # likewise
     monkeypatch.setattr(gpu, "shared_memory_limit", lambda device: 0)
     monkeypatch.setattr(gpu, "_Run", Counted(gpu._Run))
     compare(batch_of(SEVERAL, 1, 2, 4, 1), 4, size=5, onto=True)
@@ -213,6 +392,9 @@ def test_ranks_of_a_machine_share_its_cores_when_they_compile(monkeypatch: pytes
     monkeypatch.setattr(os, "cpu_count", lambda: 16)
     assert gpu.compile_threads() == 20
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    monkeypatch.setenv("LOCAL_RANK", "0")  # the others wait for it
+    assert gpu.compile_threads() == 20
+    monkeypatch.setenv("LOCAL_RANK", "1")
     assert gpu.compile_threads() == 2
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "64")
     assert gpu.compile_threads() == 1

@@ -3,6 +3,7 @@
 import argparse
 import html
 import importlib
+import re
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
@@ -62,3 +63,10 @@ def test_a_page_that_loads_from_another_host_is_refused(hooks: ModuleType) -> No
     for bad in ('<script src="https://a.b/c.js">', '<link rel="stylesheet" href="//fonts.a/b.css">'):
         with pytest.raises(Exception, match="another host"):
             hooks.on_post_page(bad, Page, {})
+
+
+def test_no_page_has_the_marks_of_an_unfinished_merge() -> None:
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "results").rglob("*.md")]
+    assert pages
+    marked = [page for page in pages if re.search(r"^(<{7}|>{7})( |$)", page.read_text(encoding="utf-8"), re.M)]
+    assert not marked

@@ -1,7 +1,9 @@
 """Which kernels a job chooses, and that native kernels which compute something else are found and not used."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
@@ -131,10 +133,51 @@ def test_without_triton_a_gpu_has_pytorch_and_says_why(
 
 def test_steps_are_captured_on_one_gpu_unless_they_say_otherwise(on_gpu: Setting) -> None:
     assert captures(search_config(), on_gpu)
-    for options in ({"capture": False}, {"compile": True}, {"penalty": "params:0.1"}):
+    for options in ({"capture": False}, {"compile": True}, {"relaxation": "gumbel:hard=true"}):
         assert not captures(search_config(**options), on_gpu)
     assert not captures(search_config(), setting())
     assert not captures(search_config(), Setting(on_gpu.device, on_gpu.data, {}, {}, Ranks(0, 2, 0, 2)))
+
+
+def test_kernels_of_evaluation_and_eigenvalue_are_compiled_ahead_and_by_one_process_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also if the first process cannot: the others would wait for it."""
+    gpu = pytest.importorskip("darts_sg.backends.triton.run")
+    happened: list[str] = []
+
+    class Machine(Ranks):
+        @contextmanager
+        def one_by_machine(self) -> Iterator[None]:
+            happened.append("my turn")
+            yield
+            happened.append("next")
+
+    def refuse(passes: Callable[[], object], device: torch.device) -> None:
+        types.clear()
+        passes()
+        happened.append("compile")
+        raise build.Unavailable("no ptxas")
+
+    monkeypatch.setattr(gpu, "compile_ahead", refuse)
+    types: list[torch.dtype] = []
+    plain = Supernet.forward
+
+    def forward(supernet: Supernet, x: Tensor, *mixing: Any) -> Tensor:
+        types.append(x.dtype)
+        return plain(supernet, x, *mixing)
+
+    monkeypatch.setattr(Supernet, "forward", forward)
+    for options, expected in (
+        ({}, [torch.float32] * 2),
+        ({"precision": "bfloat16", "eigenvalue_every": 1}, [*[torch.float32] * 3, torch.float64]),
+    ):
+        job = SearchJob(search_config(kernels="pytorch", nodes=1, **options), setting())
+        job.setting.ranks = Machine()
+        with pytest.raises(build.Unavailable):
+            job._prepare_gpu()
+        assert types == expected
+    assert happened == ["my turn", "compile", "next"] * 2
 
 
 NETWORKS = ("supernet", "partial channels", "derived")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from darts_sg.engine.loop import Display
-from darts_sg.engine.output import LenientStream, lenient_output
+from darts_sg.engine.output import LenientStream, announce, lenient_output, part_of_a_whole, tell
 from tests.engine.test_loop import CountingJob, Runner, runner
 from tests.test_command_line import MODEL, ROOT
 
@@ -93,3 +93,26 @@ def test_a_command_whose_output_nobody_reads_finishes(way: str, tmp_path: Path) 
     assert (tmp_path / "run" / "report.md").is_file()
     log = (tmp_path / "run" / "log.txt").read_text()
     assert ("standard output is lost" in log) == (way == "reader gone")
+
+
+def test_long_lines_are_broken_between_words_in_a_terminal_only(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "a choice: " + "word " * 30 + "/a/path/that/is/not/broken-anywhere"
+    tell(text)
+    assert capsys.readouterr().out == text + "\n"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "40")
+    tell("one\n" + text)
+    first, second, *rest = capsys.readouterr().out.splitlines()
+    assert (first, second[:9]) == ("one", "a choice:")
+    assert all(line.startswith("  ") and len(line) <= 40 for line in rest)
+    assert " ".join([second, *map(str.strip, rest)]) == text
+
+
+def test_a_part_of_a_whole_announces_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with part_of_a_whole():
+        announce("a result")
+    announce("two", "lines")
+    announce()
+    assert capsys.readouterr().out == "two\nlines\n"

@@ -1,17 +1,20 @@
 """`fit` from a folder of images to a report, stopped and continued; and folders that cannot work."""
 
 import errno
+from contextlib import redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import darts_sg
 from darts_sg import FitResult, RetrainResult
 from darts_sg.cli.main import run
+from darts_sg.data import load_dataset
 from darts_sg.engine import augment as engine_augment
 from darts_sg.engine import search as engine_search
 from darts_sg.errors import RunError, Stopped, UsageError
@@ -20,6 +23,8 @@ from darts_sg.fitting.bench import Bench
 from darts_sg.fitting.choices import Timing
 from darts_sg.fitting.look import facts_of, look, notes_of
 from darts_sg.fitting.state import State
+from darts_sg.fitting.testing import predictions_of, verdict
+from darts_sg.tasks.classified import read_classified
 
 pytestmark = pytest.mark.xdist_group("fit")
 
@@ -63,7 +68,8 @@ def finished(data: Path) -> FitResult:
         with pytest.raises(Stopped, match=r"fit --resume .*run"):
             darts_sg.fit(data, callbacks=[lambda row: "stop"], **options)
         assert (data.parent / "run" / "search" / "config.yaml").is_file()
-        found = darts_sg.fit(data, compare=True, output=data.parent / "model.pt2", **options)
+        with (data.parent / "printed.txt").open("w") as printed, redirect_stdout(printed):
+            found = darts_sg.fit(data, compare=True, output=data.parent / "model.pt2", **options)
     assert isinstance(found, FitResult)
     return found
 
@@ -76,10 +82,52 @@ def test_a_fit_is_a_folder_with_everything(finished: FitResult) -> None:
     low, high = finished.interval
     assert 0 <= low <= finished.accuracy <= high <= 1
     assert round(100 * (1 - finished.accuracy), 4) == pytest.approx(finished.retrain.test_error_last)
-    assert finished.predictions.confusion(2).sum() == len(finished.predictions.labels)
+    assert finished.predictions.confusion().sum() == len(finished.predictions.labels)
     assert finished.weights.read_bytes() == finished.retrain.weights.read_bytes()
     assert (finished.run_dir.parent / "model.pt2").read_bytes() == b"torch"
     assert "test accuracy" in repr(finished)
+
+
+def test_the_steps_print_their_progress_and_the_end_says_what_follows(finished: FitResult) -> None:
+    printed = (finished.run_dir.parent / "printed.txt").read_text()
+    for text in ("2. training: 1 epochs", "epoch 1/1: ", "supernet accuracy on the", "test accuracy: "):
+        assert text in printed
+    for text in ("retrain it:", "test it again:", "derived network at", "run folder", "result: "):
+        assert text not in printed
+    *_, report, comment, predict, _, other = printed.rstrip().splitlines()
+    assert report.startswith("report: ")
+    assert comment.startswith("# ")
+    assert " predict " in predict
+    assert " augment --finetune " in other
+
+
+def test_a_network_of_an_earlier_epoch_is_tested_as_in_the_training(finished: FitResult, data: Path) -> None:
+    images = load_dataset("folder", data, image_size=16)
+    (data.parent / "again.npz").write_bytes(predictions_of(finished.weights, images, torch.device("cpu")))
+    again = read_classified(data.parent / "again.npz")
+    for name in ("labels", "answers", "images", "pixels", "class_names"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(finished.predictions, name))
+    np.testing.assert_allclose(again.of_label, finished.predictions.of_label, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("points", "p", "cut", "said"),
+    [
+        (3.0, 0.01, "", "the searched network beats X by 3.00 points (9 images only it"),
+        (3.0, 0.2, "", "the searched network is 3.00 points more accurate than X, but on these test images that"),
+        (0.0, 1.0, "", "does not beat X: it is as accurate as it"),
+        (-1.5, 0.01, "", "does not beat X: it is 1.50 points less accurate than it"),
+        (
+            3.0,
+            0.01,
+            "27 of 40 epochs",
+            "after 27 of 40 epochs and of an epoch chosen on the test images, differs by +3",
+        ),
+    ],
+)
+def test_the_verdict_claims_no_more_than_was_measured(points: float, p: float, cut: str, said: str) -> None:
+    found = {"points": points, "p": p, "only_searched_right": 9, "only_other_right": 2}
+    assert said in verdict("X", found, cut)
 
 
 def test_the_report_shows_choices_data_and_comparison(finished: FitResult) -> None:
@@ -95,7 +143,7 @@ def test_the_report_shows_choices_data_and_comparison(finished: FitResult) -> No
         assert (trained["params"], trained["macs"]) == (facts["params"], facts["macs"])
         assert facts["verdict"][:1].upper() + facts["verdict"][1:] in report
     assert 'src="data:image/png;base64,' in page
-    for picture in ("data.png", "cells.svg", "confusion.svg", "classes.svg", "training_curves.svg"):
+    for picture in ("data.png", "cells.svg", "confusion.png", "class_accuracy.png", "training_curves.svg"):
         assert (finished.run_dir / "pictures" / picture).is_file()
         assert f"pictures/{picture}" in report
 

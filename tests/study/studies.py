@@ -79,7 +79,12 @@ def made_up_study(folder: Path, without: tuple[str, ...] = (), failed: tuple[str
                 renamed(load_genotype(folder / "runs" / job.id / "genotype.yaml"), job.genotype).save(known)
             states.write_state(
                 state.changed(
-                    state="done", seconds=1800.0, device="a machine", images_per_second=100.0, gpu_joules=3.6e6
+                    state="done",
+                    seconds=1800.0,
+                    cpu_seconds=3600.0,
+                    device="a machine",
+                    images_per_second=100.0,
+                    gpu_joules=3.6e6,
                 )
             )
     return jobs

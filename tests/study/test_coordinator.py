@@ -103,6 +103,7 @@ def test_a_study_leaves_runs_states_and_genotypes(finished: Path) -> None:
     searched = states[SEARCH]
     assert searched.device.startswith("cpu (")
     assert searched.seconds > 0
+    assert searched.cpu_seconds > 0
     assert searched.images_per_second
     assert searched.peak_memory
     assert searched.ended is not None

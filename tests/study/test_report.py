@@ -33,7 +33,7 @@ def text(tmp_path: Path) -> str:
 
 
 def test_the_committed_report_is_what_is_printed_today() -> None:
-    committed = (RESULTS / "sg_darts" / "report.md").read_text(encoding="utf-8")
+    committed = (RESULTS / "sandglass" / "pilot" / "report.md").read_text(encoding="utf-8")
     found = read_experiment(RESULTS, load_protocol("sandglass"))
     assert study_report(found, "report.svg") == committed
 

@@ -93,6 +93,7 @@ def test_a_table_says_what_the_searches_of_each_method_did(results: StudyResults
     )
     text = dict(zip((column.title for column in table.columns), table.texts()[-1], strict=True))
     assert text["eigenvalue by seed"] == "1: 0.25"
+    assert text["processor hours"] == "2.00"  # an hour each
 
 
 def test_methods_and_spaces_are_paired_search_by_search(results: StudyResults) -> None:

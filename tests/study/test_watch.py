@@ -64,7 +64,7 @@ def test_the_page_is_served_and_follows_the_study(server: Server, folder: Path) 
     live = server.RequestHandlerClass.args[0]  # type: ignore[attr-defined]
     live._keep_until = 0.0  # as if the page had been made long ago
     before = json.loads(answer(server, "/state.json")[2])["version"]
-    assert f'let version = "{before}"' in page
+    assert f'follow("{before}"' in page
     states = StudyFolder(folder)
     state = states.state("retrain_SG_1_s2")
     states.write_state(state.changed(heartbeat=1.0))
@@ -151,7 +151,7 @@ def test_in_a_browser_the_page_follows_a_change(server: Server, folder: Path, tm
     dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
     thread.join()
     assert "seen without a reload" in dom
-    assert f'let version = "{live.version()}"' not in dom  # the script is that of the page before
+    assert f'follow("{live.version()}"' not in dom  # the script is that of the page before
 
 
 def test_ctrl_c_ends_it_cleanly(folder: Path) -> None:

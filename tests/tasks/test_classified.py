@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.stats import binomtest
 
 from darts_sg.data import Augment, DataSpec, ImageSet, TrainBatches, load_dataset
 from darts_sg.engine.steps import evaluate_all
 from darts_sg.errors import UsageError
 from darts_sg.tasks.classification import Classification, Recorded
-from darts_sg.tasks.classified import FILE, Classified, read_classified
+from darts_sg.tasks.classified import FILE, Classified, accuracy_interval, read_classified
 
 NAMES = tuple("abcdefg")
 SPEC = DataSpec("noise", 7, 8, 3, (0.5,) * 3, (0.25,) * 3, NAMES)
@@ -53,6 +54,7 @@ def test_figures_are_their_definitions(logits: torch.Tensor, images: ImageSet, t
     p = logits.double().softmax(1)
     answers = p.argmax(1).tolist()
     pairs = list(zip(labels, answers, strict=True))
+    assert found.accuracy == sum(a == b for a, b in pairs) / NUMBER
     assert found.confusion().tolist() == [[pairs.count((a, b)) for b in range(7)] for a in range(7)]
     for k in range(6):
         assert found.class_accuracy()[k] == pairs.count((k, k)) / labels.count(k)
@@ -75,6 +77,12 @@ def test_figures_are_their_definitions(logits: torch.Tensor, images: ImageSet, t
     assert details["mean_class_accuracy"] == pytest.approx(
         np.mean([pairs.count((k, k)) / labels.count(k) for k in range(6)]), abs=1e-5
     )
+
+
+@pytest.mark.parametrize(("right", "number"), [(0, 1), (3, 3), (7, 20), (9_412, 10_000)])
+def test_the_interval_of_an_accuracy_is_wilsons(right: int, number: int) -> None:
+    known = binomtest(right, number).proportion_ci(0.95, method="wilson")
+    assert accuracy_interval(right, number) == pytest.approx((known.low, known.high), abs=1e-12)
 
 
 def test_several_ranks_give_the_images_in_the_order_of_the_test(logits: torch.Tensor, images: ImageSet) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from darts_sg.backends import ir
 from darts_sg.backends.batched import BatchedCell, EdgeWeights, Kernels
 from darts_sg.backends.cpp import run as cpp
+from darts_sg.backends.cpp.inference import infer, possible
 from darts_sg.backends.sampled import SampledEdges, sampled_edges, zero_step
 from darts_sg.backends.watch import Watch
 from darts_sg.derive import num_edges
@@ -18,7 +19,7 @@ from darts_sg.genotype import NUM_INPUTS
 from darts_sg.networks.derived import DerivedCell, drop_prob_of
 from darts_sg.networks.skeleton import State, join
 from darts_sg.networks.supernet import CellWeights, SupernetCell, maybe_recomputed
-from darts_sg.ops.drop_path import kept_paths
+from darts_sg.ops.drop_path import DrawnPaths, kept_paths
 from darts_sg.ops.primitives import ConvBN
 
 
@@ -72,12 +73,24 @@ class CellGraphs:
 
     def run(self, s0: Sequence[Tensor], s1: Sequence[Tensor], gammas: Sequence[Tensor]) -> tuple[list[Tensor], ...]:
         """(the joined nodes, s1 as later consumers must read it), in parts. gammas: one for each step."""
+        one = s0[0].new_ones(1, 1)  # the BatchNorms of the input layers are not scaled
+        found = cpp.run([*s0, *s1], [one, one, *gammas], self._found(s0, s1))
+        return found[: len(self.outputs)], found[len(self.outputs) :]
+
+    def inferred(self, s0: Sequence[Tensor], s1: Sequence[Tensor]) -> list[Tensor] | None:
+        """The joined nodes where no gradients are wanted, all BatchNorms are in eval mode and all operations count
+        once; otherwise None."""
+        graph = self._found(s0, s1)
+        if not possible([stage.norm for stage in graph.stages]):
+            return None
+        return infer([*s0, *s1], graph)
+
+    def _found(self, s0: Sequence[Tensor], s1: Sequence[Tensor]) -> ir.CellGraph:
+        """The graph for states in so many parts."""
         sizes = len(s0), len(s1)
         if sizes not in self.graphs:
             self.graphs[sizes] = self._graph(*sizes)
-        one = s0[0].new_ones(1, 1)  # the BatchNorms of the input layers are not scaled
-        found = cpp.run([*s0, *s1], [one, one, *gammas], self.graphs[sizes])
-        return found[: len(self.outputs)], found[len(self.outputs) :]
+        return self.graphs[sizes]
 
     def entries(self, states: Sequence[State]) -> list[Tensor]:
         """The tensors that `inputs` reads, where PyTorch computes part of the cell: before the ReLU if it is fused."""
@@ -361,17 +374,19 @@ class CppDerivedCell(DerivedCell):
         """Everything that the kernels compute of this cell."""
         yield from self.graphs.fused()
 
-    def forward(self, s0: State, s1: State, drop_path_prob: float | Tensor | None) -> State:
+    def forward(self, s0: State, s1: State, drop_path_prob: float | Tensor | DrawnPaths | None) -> State:
         if not takes(s0.first) or not self._watch.unchanged(ignore_global=False):
             return super().forward(s0, s1, drop_path_prob)
         if not self.graphs.known:
             states = self.graphs.inputs(self.graphs.entries((s0, s1)), (self.input_0, self.input_1))
             return State(join(self.nodes(states, drop_path_prob)))
+        if drop_path_prob is None and (inferred := self.graphs.inferred(s0.parts, s1.parts)) is not None:
+            return State(*inferred)
         found, passed_on = self.graphs.run(s0.parts, s1.parts, self._kept(s0.first, drop_path_prob))
         s1.pass_on(passed_on)
         return State(*found)
 
-    def _kept(self, like: Tensor, drop_path_prob: float | Tensor | None) -> list[Tensor]:
+    def _kept(self, like: Tensor, drop_path_prob: float | Tensor | DrawnPaths | None) -> list[Tensor]:
         """For each node the factors by which drop path multiplies its terms: (terms, 1, N)."""
         ones = like.new_ones(len(like))
         ops = iter(self.ops)

@@ -28,11 +28,13 @@
 //   vectors.h         SIMD vectors, unrolling        stage.h, stage_forward.h, stage_backward.h   a stage
 //   memory.h          scratch memory, prefetching    mixing.h   weighted sums in nodes
 //   threads.h         distribution of work             routing.h   channels that by-pass the operations
+//   inference.h       whole graphs without gradients
 
 #include <cstdint>
 #include <new>
 
 #include "arguments.h"
+#include "inference.h"
 #include "mixing.h"
 #include "routing.h"
 #include "stage.h"
@@ -96,6 +98,19 @@ int route_forward(const RouteArgs* r) {
 int route_backward(const RouteArgs* r, int64_t all, int64_t sums) {
   return status_of([&] { Router<REAL>(*r).backward(all, sums); });
 }
+// A graph in eval mode: see Inference. Null if memory ran out.
+void* inference_new(int64_t* words, const int64_t* steps, int64_t num_steps, int64_t first_stage) {
+  void* made = nullptr;
+  status_of([&] { made = new Inference<REAL>(words, steps, num_steps, first_stage); });
+  return made;
+}
+int inference_run(void* const* each, int64_t count, const int64_t* chunks, const int64_t* places,
+                  const int64_t* strides, int64_t num_places) {
+  return status_of([&] {
+    run_inferences<REAL>(reinterpret_cast<Inference<REAL>* const*>(each), count, chunks, places, strides, num_places);
+  });
+}
+void inference_delete(void* inference) { delete static_cast<Inference<REAL>*>(inference); }
 // Number of values in a vector.
 int64_t vector_size() { return Simd<REAL>::L; }
 }

@@ -38,7 +38,7 @@ void mix_nodes(const void* const* nodes, int64_t at, const T* gamma, int64_t gam
 // Computes one MixArgs: see there for the formula.
 template <class T>
 struct Mixer {
-  static constexpr int64_t PREFETCH_VECTORS = 16;  // how many vectors ahead loads are prefetched
+  static constexpr int64_t PREFETCH_VECTORS = 48;  // how many vectors ahead loads are prefetched
   typedef Simd<T> Sd;
   typedef typename Sd::V V;
   const MixArgs& m;
@@ -62,8 +62,11 @@ struct Mixer {
 
   // Adds operations [from_op, to_op) to the nodes; from_op 0 starts from `onto`.
   void forward(int64_t from_op, int64_t to_op) const {
-    parallel_for(m.N * m.T, m.threads, [&](int64_t unit) {
-      const int64_t n = unit / m.T, t = unit % m.T;
+    // few images are divided into bands of pixels, so that each thread has one
+    const int64_t bands = m.N * m.T >= m.threads ? 1 : (m.threads + m.N * m.T - 1) / (m.N * m.T);
+    parallel_for(m.N * m.T * bands, m.threads, [&](int64_t part) {
+      const int64_t unit = part / bands, band = part % bands, n = unit / m.T, t = unit % m.T;
+      const int64_t begin = band * m.pixels / bands, end = (band + 1) * m.pixels / bands;
       T* out = static_cast<T*>(m.nodes[t]) + n * m.pixels * m.C;
       for_groups<T>(m.C, [&](auto group) {
         constexpr int B = group.size;
@@ -81,7 +84,7 @@ struct Mixer {
         if (before) before += n * m.pixels * m.C;
         const auto add = [&](auto count_of) {
           constexpr int K = count_of;
-          for (int64_t p = 0; p < m.pixels; ++p) {
+          for (int64_t p = begin; p < end; ++p) {
             V v[B];
             unrolled<B>([&](auto i)
                             ALWAYS { v[i] = before ? constant[i] + group.load(before + p * m.C, i) : constant[i]; });

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #include "vectors.h"
 
@@ -56,12 +57,12 @@ struct VectorRow {
   }
 };
 
-// `pointwise` for P pixels and B vectors of output channels.
+// `pointwise` for P pixels and B vectors of output channels; weight (C, B * L).
 template <class T, int P, int B, int Fraction>
 inline void pointwise_pixels(const T* in, int64_t in_Cp, int64_t C, const T* weight, int64_t Cp, T* out) {
   VectorRow<T, B, Fraction> sum[P], w;
   for (int64_t c = 0; c < C; ++c) {
-    w.load(weight + c * Cp);
+    w.load(weight + c * B * Simd<T>::L);
     unrolled<P>([&](auto q) ALWAYS { sum[q].add(in[q * in_Cp + c], w); });
   }
   unrolled<P>([&](auto q) ALWAYS { sum[q].store(out + q * Cp); });
@@ -75,9 +76,10 @@ inline void pointwise_vectors(const T* in, int64_t in_Cp, int64_t C, const T* we
   int64_t p = 0;
   for (; p + P <= pixels; p += P)
     pointwise_pixels<T, P, B, Fraction>(in + p * in_Cp, in_Cp, C, weight, Cp, out + p * Cp);
-  for (; p + 2 <= pixels; p += 2)
-    pointwise_pixels<T, 2, B, Fraction>(in + p * in_Cp, in_Cp, C, weight, Cp, out + p * Cp);
-  for (; p < pixels; ++p) pointwise_pixels<T, 1, B, Fraction>(in + p * in_Cp, in_Cp, C, weight, Cp, out + p * Cp);
+  // the pixels left, all at once: the fewer at a time, the more often the weights are loaded
+  as_constant<7, 6, 5, 4, 3, 2, 1>(pixels - p, [&](auto left) {
+    if constexpr (left < P) pointwise_pixels<T, left, B, Fraction>(in + p * in_Cp, in_Cp, C, weight, Cp, out + p * Cp);
+  });
 }
 
 // Splits C channels into rows of at most three vectors and calls f(first channel, number of vectors, fraction of the
@@ -97,12 +99,25 @@ void for_vector_rows(int64_t C, F f) {
   }
 }
 
-// out = in * weight: in (pixels, in_Cp) of which the first C columns count, weight (C, Cp), out (pixels, Cp) of which
-// the first Co columns are computed.
+// Where the columns of a matrix (C, Co) lie in panels: the columns that `for_vector_rows` takes together are a matrix
+// (C, B * L) of their own, whose rows follow each other, so that the processor can prefetch them.
+template <class T>
+struct Panels {
+  std::vector<int64_t> first, step;  // of each column: its first value, and the distance to the next
+  Panels(int64_t C, int64_t Co) : first(Co), step(Co) {
+    for_vector_rows<T>(Co, [&](int64_t b, auto B, auto) {
+      constexpr int64_t width = B * Simd<T>::L;
+      for (int64_t o = b; o < std::min(b + width, Co); ++o) first[o] = b * C + o - b, step[o] = width;
+    });
+  }
+};
+
+// out = in * weight: in (pixels, in_Cp) of which the first C columns count, weight (C, Cp) in panels, out (pixels, Cp)
+// of which the first Co columns are computed.
 template <class T>
 void pointwise(const T* in, int64_t in_Cp, int64_t C, const T* weight, int64_t Co, int64_t Cp, int64_t pixels, T* out) {
   for_vector_rows<T>(Co, [&](int64_t b, auto B, auto fraction) {
-    pointwise_vectors<T, B, fraction>(in, in_Cp, C, weight + b, Cp, pixels, out + b);
+    pointwise_vectors<T, B, fraction>(in, in_Cp, C, weight + b * C, Cp, pixels, out + b);
   });
 }
 

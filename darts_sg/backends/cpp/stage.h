@@ -24,6 +24,8 @@ namespace {
 
 constexpr int64_t CHUNKS = 8;  // of the batch: each sums its weight gradients apart, whatever the number of threads
 constexpr int64_t ROW_BLOCK_BYTES = 16384;  // of the output rows that are computed at a time
+constexpr int64_t WIDE = 256, WIDE_BLOCK_PIXELS = 48;  // channels of a wide stage, and the pixels of its blocks
+constexpr int64_t WINDOW_BYTES = 262144;    // of the rows of a plane that are kept at a time
 
 // Calls f with the activation as a compile-time constant.
 template <class F>
@@ -44,7 +46,7 @@ struct StageKernel {
   const int64_t P, ci, co;  // images side by side, and the channels of one of them
   const int64_t B;          // size of the blocks of the 1x1 convolution if their kernel computes it, otherwise 0
   // Packed for each edge: taps (kk, Cip), the same flipped for the backward pass, matrix (Cm, Cop), its transpose
-  // (Co, Cmp), in blocks (B, L) both, and the BatchNorm before, (Cip).
+  // (Co, Cmp), both in panels, or in blocks (B, L), and the BatchNorm before, (Cip).
   Buffer<T> taps, flipped, matrix, transposed, in_scale, in_shift;
 
   explicit StageKernel(const StageArgs& stage, bool backward)
@@ -59,7 +61,7 @@ struct StageKernel {
         pixels(s.Ho * s.Wo),
         Cm(s.odd ? 2 * Cip : s.Ci),
         Cmp(s.odd ? 2 * Cip : Cip),
-        R(std::clamp<int64_t>(ROW_BLOCK_BYTES / (s.Wo * std::max(Cip, Cop) * sizeof(T)), 1, s.Ho)),
+        R(block_rows()),
         P(s.packed),
         ci(s.Ci / P),
         co(s.Co / P),
@@ -73,8 +75,7 @@ struct StageKernel {
     // the gradient of an average pool is a convolution with ones
     if (s.pool == AVERAGE && backward) std::fill(flipped.get(), flipped.get() + E * kk * Cip, T(1));
     const T* w = static_cast<const T*>(s.depthwise);
-#pragma omp parallel for schedule(static) num_threads(static_cast<int>(s.threads))
-    for (int64_t e = 0; e < E; ++e) {
+    for (int64_t e = 0; e < E; ++e)
       for (int64_t c = 0; c < s.Ci; ++c) {
         for (int64_t i = 0; w && i < kk; ++i) {
           const T value = w[(e * ci + c % ci) * kk + i];
@@ -86,24 +87,34 @@ struct StageKernel {
           in_shift.get()[e * Cip + c] = static_cast<const T*>(s.in_shift)[e * s.Ci + c];
         }
       }
-      for (int64_t o = 0; s.pointwise && o < s.Co; ++o) {
-        // Images side by side: the matrix is block diagonal. Without a kernel for blocks it has zeros between them, so
-        // NaN or infinity in an image reaches those beside it, which a BatchNorm in train mode does anyway.
-        const T* m = weight_row<const T>(s.pointwise, s.odd, e, o % co);
-        for (int64_t c = 0; B && c < ci; ++c) {
-          matrix.get()[(e * B + c) * Cop + o] = m[c];
-          if (backward) transposed.get()[(e * B + o % co) * Cop + o / co * ci + c] = m[c];
-        }
-        if (B) continue;
-        const int64_t first = o / co * ci + half(o);
-        for (int64_t c = 0; c < ci; ++c) {
-          matrix.get()[(e * Cm + first + c) * Cop + o] = m[c];
-          if (backward) transposed.get()[(e * s.Co + o) * Cmp + first + c] = m[c];
-        }
+    if (!s.pointwise) return;
+    const Panels<T> columns(Cm, s.Co), rows(s.Co, Cm);
+#pragma omp parallel for schedule(static) num_threads(static_cast<int>(s.threads))
+    for (int64_t eo = 0; eo < E * s.Co; ++eo) {
+      const int64_t e = eo / s.Co, o = eo % s.Co;
+      // Images side by side: the matrix is block diagonal. Without a kernel for blocks it has zeros between them, so
+      // NaN or infinity in an image reaches those beside it, which a BatchNorm in train mode does anyway.
+      const T* m = weight_row<const T>(s.pointwise, s.odd, e, o % co);
+      for (int64_t c = 0; B && c < ci; ++c) {
+        matrix.get()[(e * B + c) * Cop + o] = m[c];
+        if (backward) transposed.get()[(e * B + o % co) * Cop + o / co * ci + c] = m[c];
       }
+      if (B) continue;
+      const int64_t begin = o / co * ci + half(o);
+      T* column = matrix.get() + e * Cm * Cop + columns.first[o];
+      for (int64_t c = 0; c < ci; ++c) column[(begin + c) * columns.step[o]] = m[c];
+      if (!backward) continue;
+      T* row = transposed.get() + e * s.Co * Cmp;
+      for (int64_t c = begin; c < begin + ci; ++c) row[rows.first[c] + o * rows.step[c]] = m[c - begin];
     }
   }
 
+  // Output rows per block: those that stay in the L1 cache, but in wide stages as many as make the loading of their
+  // weights worthwhile.
+  int64_t block_rows() const {
+    const int64_t C = std::max(Cip, Cop), least = C > WIDE ? (WIDE_BLOCK_PIXELS + s.Wo - 1) / s.Wo : 1;
+    return std::min(std::max(ROW_BLOCK_BYTES / (s.Wo * C * static_cast<int64_t>(sizeof(T))), least), s.Ho);
+  }
   bool has_blocks() const {
     bool found = false;
     with_block<T>(ci, [&](auto) { found = P > 1 && !s.odd && s.Ci == Sd::L && s.Co == Sd::L && Cop == Sd::L; });
@@ -131,18 +142,51 @@ struct StageKernel {
   // Number of groups of vectors in a pixel of the input.
   int64_t load_groups() const { return parts() * num_groups<T>(s.Ci / parts()); }
   void prefetch_input(int64_t n, int64_t e, Prefetcher& prefetcher) const {
-    if (s.first && E > 1) return;  // another edge has brought it into the cache
+    if (s.first && e % s.T) return;  // another edge has brought it into the cache
     for (int64_t part = 0; part < parts(); ++part) prefetcher.add(input(n, e, part), s.H * s.W * in_pixel());
   }
   const T* gamma(int64_t n, int64_t e) const {
     return static_cast<const T*>(s.gamma) + e * s.gamma_edge + n * s.gamma_image;
   }
 
-  // A thread's plane with its border: -infinity for a max pool, otherwise zero.
-  T* bordered(Scratch<T>& scratch) const {
-    T* plane = scratch.zeros(Hp * Wp * Cip);
-    if (s.pool == MAX) std::fill(plane, plane + Hp * Wp * Cip, -std::numeric_limits<T>::infinity());
-    return plane;
+  // How many of a plane's `rows` rows of `row` values are kept at a time: all of them if they are few, or if several
+  // edges read the same plane. A block of output rows needs `span` rows at most, and those that it shares with the next
+  // block are moved, so twice as many are kept.
+  int64_t window_rows(int64_t rows, int64_t row) const {
+    if (s.pool || s.odd || (s.first && s.T > 1)) return rows;
+    if (!s.k) return std::min(rows, R);  // blocks share no rows
+    const int64_t span = (R + 1) * s.stride + 4 * pad + 1;
+    return std::min(rows, std::max(2 * span, WINDOW_BYTES / (row * static_cast<int64_t>(sizeof(T)))));
+  }
+
+  // A thread's plane with its border: -infinity for a max pool, otherwise zero. bands: of the image, of which one is
+  // computed at a time.
+  Window<T> bordered(Scratch<T>& scratch, int64_t bands = 1) const {
+    const int64_t row = Wp * Cip;
+    int64_t rows = window_rows(Hp, row);
+    if (bands > 1 && !s.pool && !s.odd) rows = std::min(rows, (s.Ho / bands + 1) * s.stride + 4 * pad + 1);
+    T* plane = scratch.zeros(rows * row);
+    if (s.pool == MAX) std::fill(plane, plane + rows * row, -std::numeric_limits<T>::infinity());
+    return {plane, row, rows};
+  }
+
+  // Prepares a plane for output rows from `from` on, and returns the first input row that they need.
+  int64_t begin(int64_t from, Window<T>& plane) const {
+    plane.base = plane.capacity < Hp ? from * s.stride : 0;
+    if (plane.capacity < Hp) plane.zero(plane.base, pad);
+    return std::max<int64_t>(0, from * s.stride - pad);
+  }
+
+  // Loads the input rows that output rows [.., to) need into a plane that has the first `loaded`, and returns how many
+  // it has then. keep: the first row of the plane, border included, that is still needed.
+  int64_t load_for(int64_t to, int64_t n, int64_t e, int64_t loaded, int64_t keep, Window<T>& plane,
+                   Prefetcher& prefetcher) const {
+    const int64_t all = needed(to), border = all == s.H ? pad : 0;
+    if (bare()) return all;
+    if (plane.capacity < Hp) plane.advance(keep, loaded ? loaded + pad : pad, all + pad + border);
+    load(n, e, loaded, all, plane.origin(), prefetcher);
+    if (plane.capacity < Hp) plane.zero(all + pad, all + pad + border);
+    return all;
   }
 
   // Number of input rows that the first `last` output rows need.
@@ -195,6 +239,8 @@ struct StageKernel {
         f((h - from) * s.Wo + w, (2 * h * Wp + 2 * w) * Cip, ((2 * h + 1) * Wp + 2 * w + 1) * Cip);
   }
 
+  // Whether the stage is a BatchNorm alone, whose output before it is its input itself.
+  bool bare() const { return !s.k && !s.pointwise; }
   // Whether something stands between the plane and the 1x1 convolution.
   bool has_middle() const { return s.k || s.odd; }
 
@@ -335,7 +381,7 @@ struct StageKernel {
   // Whether the convolution's gradient is scattered onto the input's plane instead of gathered by a flipped kernel.
   bool scatters() const { return s.odd || (s.k && s.stride != 1); }
 
-  void forward() const;
+  void forward(bool prepared = false) const;
   void backward() const;
 };
 

@@ -67,19 +67,23 @@ void finish_statistics(const StageArgs& s, int64_t channels, const double* mean,
   }
 }
 
-// Computes `out` and, in train mode, each image's mean and sum of squared deviations.
+// Computes `out` and, in train mode, each image's mean and sum of squared deviations. Without statistics, few images are
+// divided into bands of rows, so that each thread has one.
+// prepared: scale and shift of the stage's BatchNorm are known.
 template <class T>
-void StageKernel<T>::forward() const {
-  const int64_t channels = E * co;
-  Buffer<double> mean(s.N * P * channels), squares(s.N * P * channels);
+void StageKernel<T>::forward(bool prepared) const {
+  const int64_t channels = E * co, of_statistics = s.training ? s.N * P * channels : 0;
+  const int64_t bands = s.training || s.N * E >= s.threads ? 1 : std::min(s.Ho, (s.threads + s.N * E - 1) / (s.N * E));
+  Buffer<double> mean(of_statistics), squares(of_statistics);
   std::atomic<bool> out_of_memory{false};  // an exception must not leave a parallel region
-  WorkShares shares(s.N * E, s.threads);
+  WorkShares shares(s.N * E * bands, s.threads);
 #pragma omp parallel num_threads(static_cast<int>(s.threads))
   {
     Scratch<T>& scratch = Scratch<T>::of_thread();
-    T *plane = nullptr, *middle = nullptr, *padded_output = nullptr, *sums = nullptr;
+    Window<T> window{};
+    T *middle = nullptr, *padded_output = nullptr, *sums = nullptr;
     try {
-      plane = bordered(scratch);
+      window = bordered(scratch, bands);
       middle = scratch.take(has_middle() && s.pointwise ? R * s.Wo * Cmp : 0);
       padded_output = scratch.take(s.Co < Cop ? R * s.Wo * Cop : 0);
       sums = scratch.take(3 * Cop);
@@ -88,10 +92,11 @@ void StageKernel<T>::forward() const {
     }
     Prefetcher prefetcher;
     const T* in_plane = nullptr;
-    shares.each([&](int64_t unit) {
+    shares.each([&](int64_t part) {
       if (out_of_memory) return;
-      const int64_t n = unit / E, e = unit % E;
-      const bool loaded_already = s.first && in_plane == input(n, e);  // the plane holds this state already
+      const int64_t unit = part / bands, band = part % bands, n = unit / E, e = unit % E;
+      // the plane holds this state already
+      const bool loaded_already = s.first && in_plane == input(n, e) && window.capacity == Hp && bands == 1;
       in_plane = input(n, e);
       if (unit + 1 < s.N * E) {
         prefetcher.restart();
@@ -99,11 +104,13 @@ void StageKernel<T>::forward() const {
         prefetcher.spread_over(s.H * load_groups());
       }
       // blocks of output rows: load, convolve, multiply, store and sum up while the block is in the L1 cache
-      for (int64_t from = 0, loaded = 0, to; from < s.Ho; from = to) {
-        to = std::min(from + R, s.Ho);
-        if (!loaded_already) load(n, e, loaded, needed(to), plane, prefetcher);
-        loaded = needed(to);
-        const int64_t count = (to - from) * s.Wo, C = s.Co, apart = Cop;
+      const int64_t end = (band + 1) * s.Ho / bands;
+      int64_t loaded = begin(band * s.Ho / bands, window);
+      for (int64_t from = band * s.Ho / bands, to; from < end; from = to) {
+        to = std::min(from + R, end);
+        if (!loaded_already) loaded = load_for(to, n, e, loaded, from * s.stride, window, prefetcher);
+        const T* plane = window.origin();
+        const int64_t count = (to - from) * s.Wo, C = s.Co, apart = bare() ? C : Cop;
         const T* matrix_input = plane + from * Wp * Cip;
         T* out = static_cast<T*>(s.out) + (unit * pixels + from * s.Wo) * C;
         // rows of padded channels go to scratch memory first
@@ -152,7 +159,7 @@ void StageKernel<T>::forward() const {
     });
   }
   if (out_of_memory) throw std::bad_alloc();
-  finish_statistics<T>(s, channels, mean.get(), squares.get());
+  if (!prepared) finish_statistics<T>(s, channels, mean.get(), squares.get());
 }
 
 }  // namespace

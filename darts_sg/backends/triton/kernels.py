@@ -201,6 +201,15 @@ def _averaged_over(h, w, H: tl.constexpr, W: tl.constexpr, STRIDE: tl.constexpr)
     return tl.maximum(rows * columns, 1)
 
 
+@triton.jit
+def _product(a, b, DOT: tl.constexpr, A: tl.constexpr):
+    """The product of two matrices in the type of b, added up in A. DOT: "ieee" for exact products of float32, "tf32x3"
+    for nearly exact ones on tensor cores; of bfloat16, all are exact."""
+    if DOT == "tf32x3":
+        return tl.dot(a.to(b.dtype), b, input_precision="tf32x3", out_dtype=A)
+    return tl.dot(a.to(b.dtype), b, input_precision="ieee", out_dtype=A)
+
+
 @triton.jit(do_not_specialize=["in_M", "part_M", "part_at", "N", "E", "shared_by", "rounds"])
 def stage_forward(
     x, in_norm, in_M, depthwise, pointwise, y, winner, part, part_M, part_at, N, E, shared_by, rounds,
@@ -208,7 +217,7 @@ def stage_forward(
     FIRST: tl.constexpr, IN_PIXEL: tl.constexpr, C: tl.constexpr, Co: tl.constexpr, CP: tl.constexpr,
     CoP: tl.constexpr, BP: tl.constexpr, Q: tl.constexpr,
     K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, POOL: tl.constexpr, POINTWISE: tl.constexpr,
-    NORM: tl.constexpr, ACTIVATION: tl.constexpr, A: tl.constexpr,
+    NORM: tl.constexpr, ACTIVATION: tl.constexpr, DOT: tl.constexpr, A: tl.constexpr,
 ):  # fmt: skip
     """Forward pass of a stage: activation, depthwise convolution or pool, 1×1.
 
@@ -225,6 +234,8 @@ def stage_forward(
     if POINTWISE:  # the edge's (C, Co) matrix stays in registers for all rounds
         place = e * Co * C + co[None, :] * C + c[:, None]
         matrix = tl.load(pointwise + place, mask=(co < Co)[None, :] & (c < C)[:, None], other=0.0)
+        if DOT == "bf16":
+            matrix = matrix.to(tl.bfloat16)
     total, squares = tl.zeros((BP, CoP), A), tl.zeros((BP, CoP), A)
     # Each of the BP lanes sums up deviations from its first pixel: from sums of the values and of their squares, the
     # variance would be lost where the mean is much larger than the deviation.
@@ -242,7 +253,7 @@ def stage_forward(
             if POOL == AVG_POOL:
                 out = out / _averaged_over(ho, wo + q, H, W, STRIDE).to(A)[:, None]
             if POINTWISE:
-                out = tl.dot(out.to(matrix.dtype), matrix, input_precision="ieee", out_dtype=A)
+                out = _product(out, matrix, DOT, A)
             held = out.to(y.dtype.element_ty)  # statistics are those of the rounded values, which the next stage reads
             mask = _inside(there, wo, q, Q, Wo)[:, None] & (co < Co)[None, :]
             tl.store(to + q * Co, held, mask=mask)
@@ -434,7 +445,7 @@ def stage_backward(
     CoP: tl.constexpr, BP: tl.constexpr, Q: tl.constexpr,
     K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, POOL: tl.constexpr, POINTWISE: tl.constexpr,
     NORM: tl.constexpr, ACTIVATION: tl.constexpr, TRAINING: tl.constexpr, SOURCE: tl.constexpr,
-    WEIGHTS: tl.constexpr, A: tl.constexpr,
+    WEIGHTS: tl.constexpr, DOT: tl.constexpr, A: tl.constexpr,
 ):  # fmt: skip
     """Backward pass of a stage, first half: through BatchNorm and the 1×1 convolution.
 
@@ -456,6 +467,8 @@ def stage_backward(
     if POINTWISE:
         row = e * Co * C + co[:, None] * C
         matrix = tl.load(pointwise + row + c[None, :], mask=(co < Co)[:, None] & (c < C)[None, :], other=0.0)
+        if DOT == "bf16":
+            matrix = matrix.to(tl.bfloat16)
     inverse = tl.load(norm + e * Co + co, mask=co < Co, other=0.0).to(A)
     offset = tl.load(norm + norm_M + e * Co + co, mask=co < Co, other=0.0).to(A)
     # BatchNorm's backward pass in train mode: d - mean(d) - y · mean(d · y), times 1 / deviation, y normalised
@@ -506,9 +519,8 @@ def stage_backward(
             d = tl.where(mask, d * inverse[None, :], 0.0)
             if POINTWISE:
                 if WEIGHTS:
-                    held = tl.trans(d).to(matrix.dtype)
-                    by_matrix += tl.dot(held, inputs[q].to(matrix.dtype), input_precision="ieee", out_dtype=A)
-                d = tl.dot(d.to(matrix.dtype), matrix, input_precision="ieee", out_dtype=A)
+                    by_matrix += _product(tl.trans(d), inputs[q].to(matrix.dtype), DOT, A)
+                d = _product(d, matrix, DOT, A)
             mask = inside[:, None] & (c < C)[None, :]
             if POOL == AVG_POOL:
                 d = d / _averaged_over(ho, wo + q, H, W, STRIDE).to(A)[:, None]

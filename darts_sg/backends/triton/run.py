@@ -8,8 +8,9 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from darts_sg.backends.cpp.build import Unavailable
 from darts_sg.backends.ir import EDGES, MIXED_NODES, NODES, FusedOp, FusedOps, FusedStage, kind_of
 from darts_sg.backends.triton import kernels
+from darts_sg.backends.triton.levers import Levers, chosen
 from darts_sg.errors import first_line
 
 TILE = 512  # runs of pixels times channels that a program works on at a time; more where that were less than 16 runs
@@ -28,6 +30,10 @@ PROGRAMS = 512  # of a launch, about: enough for a GPU's multiprocessors, and fe
 PER_THREAD = 4  # channels of a run
 ALWAYS = {"enable_fp_fusion": True}  # a product and a sum in one instruction: Triton from 3.10 on wants to be asked
 RUNNING = ("running_mean", "running_var")
+LEVERS = Levers.named(chosen())
+STREAMS = 4  # for the operations of a depth, with Levers.branches
+TENSOR_CORES_FROM = 32  # channels, with Levers.tf32x3
+MOST_REGISTERS = 128  # of a thread that adds up weight gradients on tensor cores
 
 
 class Geometry(NamedTuple):
@@ -85,6 +91,11 @@ class Grid(NamedTuple):
 
     def runs(self) -> dict[str, Any]:
         return {"Q": self.Q, **self.pixels()}
+
+    def flat(self) -> "Grid":
+        """The same programs with single pixels instead of runs, and as many pixels at a time: none is left out, since a
+        row of W pixels is at most its runs of Q. For kernels that read no neighbours."""
+        return self._replace(BP=self.BP * self.Q, Q=1)
 
 
 @dataclass(eq=False)
@@ -168,7 +179,9 @@ def shared_memory(C: int, Co: int, value_size: int) -> int:
     (BP, CoP).
     """
     CP, CoP = _padded(C), _padded(Co)
-    return value_size * (CP * CoP + Grid.pixels_at_a_time(min(CP, CoP)) * (CP + CoP))
+    pixels = Grid.pixels_at_a_time(min(CP, CoP)) * (LONGEST if LEVERS.flat else 1)
+    parts = 2 if LEVERS.tf32x3 else 1  # of each factor
+    return parts * value_size * (CP * CoP + pixels * (CP + CoP))
 
 
 @cache
@@ -254,10 +267,81 @@ def compile_ahead(passes: Callable[[], object], device: torch.device) -> int:
 
 
 def compile_threads() -> int:
-    """Threads that compile kernels: this process's share of the machine, on which torchrun starts several that all
-    compile the same kernels at the same time."""
+    """Threads that compile kernels: all cores for the first process of a machine, since the others wait for it and find
+    its kernels in the cache; what one of them compiles all the same gets its share."""
     everywhere = min(32, (os.cpu_count() or 1) + 4)
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        return everywhere
     return max(1, everywhere // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def dot_of(one: Geometry, x: Tensor) -> str:
+    """How a stage of these sizes multiplies matrices, see `kernels._product`."""
+    if LEVERS.bf16 and x.dtype == torch.bfloat16:
+        return "bf16"
+    wide = min(one.C, one.Co) >= TENSOR_CORES_FROM and one.K > 1
+    return "tf32x3" if LEVERS.tf32x3 and wide and x.dtype == torch.float32 else "ieee"
+
+
+@cache
+def _side_streams(device: torch.device) -> tuple[torch.cuda.Stream, ...]:
+    """Streams beside the current one, made once."""
+    return tuple(torch.cuda.Stream(device) for _ in range(STREAMS - 1))
+
+
+class Branches:
+    """Lets the operations of one depth run beside each other on several streams, within a `with` statement.
+
+    They begin after everything launched before, and everything launched later waits for them. Memory is the allocator's
+    of the current stream, so a tensor that a branch uses has to be kept until the end (`keep`), or the next one could
+    get its memory meanwhile. Active only while a graph is captured (`active`); otherwise all launches stay in order.
+    """
+
+    def __init__(self, x: Tensor) -> None:
+        self.streams = _side_streams(x.device) if self.active(x) else ()
+        self.kept: list[Tensor | None] = []
+        self.postponed: list[Callable[[], None]] = []
+        self.used: list[torch.cuda.Stream] = []
+
+    @staticmethod
+    def active(x: Tensor) -> bool:
+        return LEVERS.branches and x.is_cuda and torch.cuda.is_current_stream_capturing()
+
+    def __enter__(self) -> "Branches":
+        if self.streams:
+            self.begin = torch.cuda.current_stream()
+            self.fork = self.begin.record_event()
+        return self
+
+    def branch(self, number: int) -> AbstractContextManager[object]:
+        """The context in which operation `number` launches its kernels; it must not allocate."""
+        turn = number % (len(self.streams) + 1)
+        if not turn:
+            return nullcontext()
+        stream = self.streams[turn - 1]
+        if stream not in self.used:
+            self.used.append(stream)
+            stream.wait_event(self.fork)
+        return torch.cuda.stream(stream)
+
+    def keep(self, *tensors: Tensor | None) -> None:
+        """Keep these alive until all branches are joined."""
+        if self.streams:
+            self.kept += tensors
+
+    def afterwards(self, call: Callable[[], None]) -> None:
+        """Call it in order once all branches are joined; at once where there are none."""
+        if self.streams:
+            self.postponed.append(call)
+        else:
+            call()
+
+    def __exit__(self, *error: object) -> None:
+        for stream in self.used:
+            self.begin.wait_stream(stream)
+        self.kept.clear()
+        for call in self.postponed:
+            call()
 
 
 def _arithmetic(x: Tensor) -> tuple[torch.dtype, Any]:
@@ -376,30 +460,37 @@ class _Forward:
                 grid = Grid.of(N * shapes[0].Ho, shapes[0].Wo, max(one.E for one in shapes), widest)
                 group = Group(norm, grid, count)
                 part, at = group.part(), 0
-                for (o, stage), one in zip(members, shapes, strict=True):
-                    final = depth + 1 == len(operations.each[o].stages)
-                    y = last_of[o] if final else x.new_empty(N, one.E, one.Ho, one.Wo, one.Co)
-                    winner = torch.empty_like(y, dtype=torch.int8) if one.pool == 1 else None
-                    before = self.results[o][-1] if depth else None
-                    result = Result(y, winner, group, at)
-                    self._stage(stage, one, Source.of(operations.each[o], x, T, before), result, part)
-                    self.results[o].append(result)
-                    at += one.E * one.Co
+                with Branches(x) as branches:
+                    for number, ((o, stage), one) in enumerate(zip(members, shapes, strict=True)):
+                        final = depth + 1 == len(operations.each[o].stages)
+                        y = last_of[o] if final else x.new_empty(N, one.E, one.Ho, one.Wo, one.Co)
+                        winner = torch.empty_like(y, dtype=torch.int8) if one.pool == 1 else None
+                        before = self.results[o][-1] if depth else None
+                        result = Result(y, winner, group, at)
+                        with branches.branch(number):
+                            source = Source.of(operations.each[o], x, T, before)
+                            self._stage(stage, one, source, result, part, branches)
+                        self.results[o].append(result)
+                        at += one.E * one.Co
                 self._normalise([stage for _, stage in members], shapes[0], part, group, eps, training, A)
         for momentum, pairs in self.running.items():  # all running statistics in one launch
             torch._foreach_lerp_([statistic for statistic, _ in pairs], [found for _, found in pairs], momentum)
 
-    def _stage(self, stage: FusedStage, one: Geometry, source: Source, result: Result, part: Tensor) -> None:
+    def _stage(
+        self, stage: FusedStage, one: Geometry, source: Source, result: Result, part: Tensor, branches: Branches
+    ) -> None:
         grid = result.group.grid
+        depthwise = None if stage.depthwise is None else taps(stage.depthwise.weight)
+        branches.keep(depthwise)  # a copy, unless the weight is laid out tap by tap
         launch(
             kernels.stage_forward, (grid.G, one.E),
             *source[:3],
-            None if stage.depthwise is None else taps(stage.depthwise.weight),
+            depthwise,
             None if stage.pointwise is None else stage.pointwise.weight,
             result.y, result.winner, part, result.group.channels, result.at,
             one.N, one.E, source.shared_by, grid.rounds,
             Co=one.Co, CoP=_padded(one.Co), POINTWISE=stage.pointwise is not None, ACTIVATION=stage.activation,
-            A=_arithmetic(self.x)[1], **one.sizes(), **grid.runs(), **source.sizes(),
+            DOT=dot_of(one, self.x), A=_arithmetic(self.x)[1], **one.sizes(), **grid.runs(), **source.sizes(),
         )  # fmt: skip
 
     def _normalise(
@@ -513,13 +604,16 @@ class _Backward:
         sums_of: list[tuple[Tensor, Tensor]] = [(sums[-1], row) for row in sums[: len(gamma)]]
         for depth, stages in reversed(list(_depths(operations))):
             parts: dict[int, tuple[Group, Tensor]] = {}  # sums for the BatchNorms one depth up, by group
-            for o, stage in stages:
-                before = results[o][depth - 1] if depth else None
-                part = None
-                if before is not None:
-                    part = parts.setdefault(id(before.group), (before.group, before.group.part()))[1]
-                last = depth + 1 == len(operations.each[o].stages)
-                passed[o] = self._stage(o, depth, stage, before, passed[o], sums_of[o], part, last)
+            with Branches(x) as branches:
+                for number, (o, stage) in enumerate(stages):
+                    before = results[o][depth - 1] if depth else None
+                    part = None
+                    if before is not None:
+                        part = parts.setdefault(id(before.group), (before.group, before.group.part()))[1]
+                    last = depth + 1 == len(operations.each[o].stages)
+                    branches.keep(passed[o])
+                    branch = partial(branches.branch, number), branches
+                    passed[o] = self._stage(o, depth, stage, before, passed[o], sums_of[o], part, last, branch)
             totals = {key: part.sum(dim=0) for key, (_, part) in parts.items()}
             for o, _ in stages:
                 if depth:
@@ -527,28 +621,49 @@ class _Backward:
                     one, other = totals[id(before.group)]
                     sums_of[o] = one[before.at :], other[before.at :]
 
+    def _grid(self, o: int, depth: int) -> Grid:
+        """The programs that compute the gradients of a stage's weights."""
+        results, one = self.results[o], self.operations.each[o].stages[depth]
+        alone = one.depthwise is None and one.pool is None  # a 1×1: its programs are those of the stage before
+        return results[depth - 1 if depth and alone else depth].group.grid
+
     def _place_weights(self, wanted: bool) -> None:
-        """Give each weight its place in the row of weight gradients; every program writes a row, its part of them."""
-        self.places: dict[int, int] = {}
-        self.num_weights = 0
-        for stage in self.operations.stages():
-            for weight in stage.weights():
-                self.places[id(weight)] = self.num_weights
-                self.num_weights += weight.numel()
-        programs = [result.group.grid.G for results in self.results for result in results]
-        shape = (max(programs), self.num_weights)
-        self.part = torch.zeros(shape, dtype=self.dtype, device=self.x.device) if wanted else None
+        """Give each weight its place in a row of weight gradients; every program writes a row, its part of them.
+
+        Rows of all programs have one length; with Levers.parts they are by the number of programs that write a weight,
+        so that no row is left to be filled with zeros.
+        """
+        self.places: dict[int, tuple[int, int]] = {}  # (number of rows, place in the row) of each weight
+        lengths: dict[int, int] = {}
+        most = max(result.group.grid.G for results in self.results for result in results)
+        for o, operation in enumerate(self.operations.each):
+            for depth, stage in enumerate(operation.stages):
+                rows = self._grid(o, depth).G if LEVERS.parts else most
+                for weight in stage.weights():
+                    self.places[id(weight)] = rows, lengths.get(rows, 0)
+                    lengths[rows] = lengths.get(rows, 0) + weight.numel()
+        make = torch.empty if LEVERS.parts else torch.zeros
+        shapes = lengths.items() if wanted else ()
+        self.parts = {rows: make(rows, length, dtype=self.dtype, device=self.x.device) for rows, length in shapes}
+        self.wanted = wanted
+
+    def _part_of(self, weight: Tensor | None) -> tuple[Tensor | None, int, int]:
+        """Where the programs write a weight's gradient: the parts, the length of a row, the place in it."""
+        if weight is None or not self.wanted:
+            return None, 0, 0
+        rows, place = self.places[id(weight)]
+        return self.parts[rows], self.parts[rows].shape[1], place
 
     def by_weights(self) -> Iterator[Tensor | None]:
         """The weights' gradients in the order of the stages, each with its weight's strides."""
-        total = None if self.part is None else self.part.sum(dim=0)
+        totals = {rows: part.sum(dim=0) for rows, part in self.parts.items()}
         for stage in self.operations.stages():
             for weight in stage.weights():
-                at = self.places[id(weight)]
-                if total is None:
+                rows, at = self.places[id(weight)]
+                if not self.wanted:
                     yield None
                     continue
-                found = total[at : at + weight.numel()].to(weight.dtype)
+                found = totals[rows][at : at + weight.numel()].to(weight.dtype)
                 channels, among, k, _ = weight.shape
                 if k > 1:
                     yield found.view(k, k, among, channels).permute(3, 2, 0, 1)
@@ -565,9 +680,11 @@ class _Backward:
         sums: tuple[Tensor, Tensor],
         part: Tensor | None,
         last: bool,
+        branch: tuple[Callable[[], AbstractContextManager[object]], Branches],
     ) -> Tensor:
         """Compute a stage's gradients and return that of the previous stage's normalised output. A first stage adds its
-        own to `by_x`."""
+        own to `by_x`, which all operations do in their order, after the branches are joined."""
+        on_branch, branches = branch
         operation, result = self.operations.each[o], self.results[o][depth]
         source = Source.of(operation, self.x, self.T, before)
         N, E, Ho, Wo, Co = result.y.shape
@@ -579,14 +696,17 @@ class _Backward:
         one = _geometry(stage, N, E, H, W, C)
         assert stage.norm is not None
         whence = EDGES if not last else MIXED_NODES if operation.shared else NODES
-        grid = result.group.grid if before is None or one.K else before.group.grid
+        grid = self._grid(o, depth)
         to = self.x.new_empty(N, E, Ho, Wo, C)
-        depthwise = None if stage.depthwise is None else taps(stage.depthwise.weight)
+        branches.keep(to)
+        with on_branch():  # a weight that is not laid out tap by tap is copied
+            depthwise = None if stage.depthwise is None else taps(stage.depthwise.weight)
+        branches.keep(depthwise)
         pointwise = None if stage.pointwise is None else stage.pointwise.weight
         sizes = {"ACTIVATION": stage.activation, "A": self.A, **one.sizes(), **source.sizes()}
         # where the last kernel of this stage writes the sums for the previous stage's BatchNorm
         of_before = (None, 0, 0) if before is None else (part, before.group.channels, before.at)
-        weights = self.part is not None and pointwise is not None
+        weights = self.wanted and pointwise is not None
         read = *source[:3], depthwise if weights else None
         read_sizes = sizes
         if one.K and not weights:  # this kernel will not read the stage's input: one compiled variant serves all
@@ -594,24 +714,30 @@ class _Backward:
             read_sizes = sizes | {"FIRST": True, "IN_PIXEL": C, "NORM": False, "ACTIVATION": 0}
             if not one.pool:
                 read_sizes |= {"H": Ho, "W": Wo, "K": 1, "STRIDE": 1, "DILATION": 1}
-        launch(
-            kernels.stage_backward, (grid.G, E),
-            *read, pointwise, result.y, result.norm(), result.group.channels,
-            gradient, self.gamma, o * self.S * self.T, *sums, to, *((None, 0, 0) if one.K else of_before),
-            self.part if weights else None, self.num_weights, self.places.get(id(pointwise), 0),
-            N, E, self.T, source.shared_by, float(result.group.count), grid.rounds,
-            Co=Co, CoP=_padded(Co), POINTWISE=pointwise is not None, TRAINING=stage.norm.training, SOURCE=whence,
-            WEIGHTS=weights, **grid.runs(), **read_sizes,
-        )  # fmt: skip
+        alone = not one.K or not weights  # this kernel reads no neighbours
+        dot = dot_of(one, self.x)
+        limits = {"maxnreg": MOST_REGISTERS} if dot == "tf32x3" and weights else {}
+        runs = grid.flat() if LEVERS.flat and alone else grid
+        with on_branch():
+            launch(
+                kernels.stage_backward, (grid.G, E),
+                *read, pointwise, result.y, result.norm(), result.group.channels,
+                gradient, self.gamma, o * self.S * self.T, *sums, to, *((None, 0, 0) if one.K else of_before),
+                *self._part_of(pointwise if weights else None),
+                N, E, self.T, source.shared_by, float(result.group.count), grid.rounds,
+                Co=Co, CoP=_padded(Co), POINTWISE=pointwise is not None, TRAINING=stage.norm.training, SOURCE=whence,
+                WEIGHTS=weights, DOT=dot, **limits, **runs.runs(), **read_sizes,
+            )  # fmt: skip
         if not one.K:  # a lone 1×1: the first kernel went through the activation as well
             return to
-        if self.part is not None and stage.depthwise is not None:
+        if self.wanted and stage.depthwise is not None:
             several = {name: value for name, value in sizes.items() if name != "POOL"}
-            launch(
-                kernels.taps_backward, (one.K, grid.G, E),
-                *source[:3], to, self.part, self.num_weights, self.places[id(stage.depthwise.weight)],
-                N, E, source.shared_by, grid.rounds, **grid.runs(), **several,
-            )  # fmt: skip
+            with on_branch():
+                launch(
+                    kernels.taps_backward, (one.K, grid.G, E),
+                    *source[:3], to, *self._part_of(stage.depthwise.weight),
+                    N, E, source.shared_by, grid.rounds, **grid.runs(), **several,
+                )  # fmt: skip
         if before is None:  # sum over the edges that leave a state, and over operations
             grid = Grid.of(N * H, W, self.S, _padded(C))
             target, add = self.by_x, self.written
@@ -620,9 +746,17 @@ class _Backward:
         else:
             grid, target, add = before.group.grid, self.x.new_empty(N, E, H, W, C), False
             edges, inputs = E, 1
-        launch(
-            kernels.depthwise_backward, (grid.G, edges),
-            *source[:3], depthwise, result.winner, to, target,
-            *of_before, N, E, inputs, grid.rounds, ADD=add, **grid.runs(), **sizes,
-        )  # fmt: skip
+
+        def back() -> None:
+            launch(
+                kernels.depthwise_backward, (grid.G, edges),
+                *source[:3], depthwise, result.winner, to, target,
+                *of_before, N, E, inputs, grid.rounds, ADD=add, **grid.runs(), **sizes,
+            )  # fmt: skip
+
+        if before is None:
+            branches.afterwards(back)
+        else:
+            with on_branch():
+                back()
         return target

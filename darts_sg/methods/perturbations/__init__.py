@@ -20,8 +20,7 @@ class Perturbation:
     """
 
     attacks: ClassVar[bool] = False
-    """Whether it searches by the loss and its gradient. It then sees the supernet in eval mode with frozen weights.
-    Steps are then not captured as CUDA graphs (`Method.is_capturable`)."""
+    """Whether it searches by the loss and its gradient. It then sees the supernet in eval mode with frozen weights."""
 
     def refuse(self, relaxation: Relaxation) -> None:
         """UsageError if the perturbation has no meaning with this relaxation."""

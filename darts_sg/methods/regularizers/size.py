@@ -1,8 +1,8 @@
 """Penalties on the expected size or latency of the derived network, so that a search heads for small or fast ones."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -19,24 +19,41 @@ from darts_sg.quantity import MICROSECONDS, parse_duration, parse_quantity
 EDGES_PER_NODE = 2  # that a derived cell keeps
 
 
-def expected_cost(normal: Tensor, reduce: Tensor, operations: tuple[str, ...], costs: Costs) -> Tensor:
+class Tables(NamedTuple):
+    """The costs of operations on a device."""
+
+    normal: Tensor
+    reduce: Tensor
+    choosable: Tensor
+    """bool (num_operations,): whether a derived network can have the operation."""
+
+    @classmethod
+    def of(cls, operations: tuple[str, ...], costs: Costs, like: Tensor) -> "Tables":
+        """On the device of `like` and of its type."""
+        normal, reduce = (torch.as_tensor(table, device=like.device).to(like) for table in (costs.normal, costs.reduce))
+        return cls(normal, reduce, torch.tensor([name != "none" for name in operations], device=like.device))
+
+
+def expected_cost(
+    normal: Tensor, reduce: Tensor, operations: tuple[str, ...], costs: Costs, tables: Tables | None = None
+) -> Tensor:
     """The expected cost of a genotype drawn by the mixing weights: a scalar, differentiable in them.
 
     normal, reduce: (num_edges, num_operations). Each node draws two of its incoming edges, all pairs with the same
     probability, and for each of them an operation other than `none` with a probability proportional to its mixing
     weight. A cost is a sum over the drawn edges, so the expectation is exact: every edge of node i counts 2 / (2 + i)
-    times the mean cost of its operations.
+    times the mean cost of its operations. tables: the same costs on the device, from an earlier call.
     """
-    total = normal.new_tensor(float(costs.fixed))
-    choosable = torch.tensor([name != "none" for name in operations], device=normal.device)
-    for weights, table in ((normal, costs.normal), (reduce, costs.reduce)):
-        drawn = weights * choosable
+    tables = tables or Tables.of(operations, costs, normal)
+    total = normal.new_full((), float(costs.fixed))
+    for weights, table in ((normal, tables.normal), (reduce, tables.reduce)):
+        drawn = weights * tables.choosable
         drawn = drawn / drawn.sum(dim=1, keepdim=True)
         num_nodes = num_nodes_of(len(weights))
         chance = torch.cat(
             [drawn.new_full((NUM_INPUTS + i,), EDGES_PER_NODE / (NUM_INPUTS + i)) for i in range(num_nodes)]
         )
-        total = total + (drawn * torch.as_tensor(table, device=drawn.device).to(drawn)).sum(dim=1) @ chance
+        total = total + (drawn * table).sum(dim=1) @ chance
     return total
 
 
@@ -52,9 +69,14 @@ class Penalty(Regularizer):
     operations: tuple[str, ...]
     costs: Costs
     target: int | None = None
+    tables: dict[tuple[torch.device, torch.dtype], Tables] = field(default_factory=dict, compare=False, repr=False)
+    """The costs by device and type: a cache, as a step that is captured may copy nothing to a GPU."""
 
     def expected(self, normal: Tensor, reduce: Tensor) -> Tensor:
-        return expected_cost(normal, reduce, self.operations, self.costs)
+        key = normal.device, normal.dtype
+        if key not in self.tables:
+            self.tables[key] = Tables.of(self.operations, self.costs, normal)
+        return expected_cost(normal, reduce, self.operations, self.costs, self.tables[key])
 
     def __call__(self, alphas: Alphas, mixing: Mixing, progress: Tensor) -> Tensor:
         normal, reduce = mixing.normal, mixing.reduce
