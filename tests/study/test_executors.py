@@ -39,19 +39,31 @@ def requested(*names: str, memory: int | None = None) -> list[Request]:
     return [Request(name, "", None, memory) for name in names]
 
 
+PATIENCE = 900.0
+"""Seconds after which a test that waits fails: far more than starting Ray's processes takes on a loaded machine."""
+
+
+def until(reached: Callable[[], bool]) -> None:
+    """Wait for a state, however long the machine takes to come to it."""
+    deadline = time.monotonic() + PATIENCE
+    while not reached():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def until_ended(executor: Executor, number: int) -> list[Ended]:
     found: list[Ended] = []
-    deadline = time.monotonic() + 60
-    while len(found) < number and time.monotonic() < deadline:
-        found += executor.ended()
-        time.sleep(0.01)
+
+    def enough() -> bool:
+        found.extend(executor.ended())
+        return len(found) >= number
+
+    until(enough)
     return sorted(found)
 
 
 def until_up(path: Path) -> None:
-    deadline = time.monotonic() + 60
-    while last_line(path) != "up" and time.monotonic() < deadline:
-        time.sleep(0.01)
+    until(lambda: last_line(path) == "up")
 
 
 def test_local_workers_share_the_cores(folder: Path, worker_does: Callable[[str], None]) -> None:

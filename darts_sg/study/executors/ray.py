@@ -17,6 +17,8 @@ from darts_sg.study.executors.remote import WorkerTask, worker_environment
 
 OBJECT_STORE = 100 * 2**20
 """Bytes of Ray's object store on this machine: tasks return a few words. The default is a third of the memory."""
+PATIENCE = {"RAY_gcs_server_port_wait_time_s": "180", "RAY_NUM_REDIS_GET_RETRIES": "180"}
+"""Seconds that Ray waits for its own processes to start; its 20 are too few on a machine that is busy."""
 
 
 class OnRay:
@@ -113,6 +115,8 @@ def _run(task: WorkerTask) -> tuple[int, str]:
 
 def make(folder: Path, settings: Settings) -> OnRay:
     """Join the Ray cluster at the address, or start one on this machine; UsageError if neither works."""
+    for name, value in PATIENCE.items():
+        os.environ.setdefault(name, value)  # read when Ray is imported
     try:
         import ray
     except ImportError:
