@@ -92,6 +92,10 @@ class JobState:
         return replace(self, **values)
 
 
+REMOVE = "remove the file: `study run` finds out anew how far the job has got"
+"""The way out where the state of a job is damaged."""
+
+
 class StudyFolder:
     """Reads and writes the files of a study's folder."""
 
@@ -198,17 +202,17 @@ def read_state(path: Path) -> JobState:
     except OSError as error:
         raise UsageError(f"cannot read {path}: {why(error)}") from None
     except (ValueError, RecursionError):
-        raise UsageError(f"{path} is damaged: it is not JSON") from None
+        raise UsageError(f"{path} is damaged: it is not JSON; {REMOVE}") from None
     known = {f.name: f for f in fields(JobState)}
     if not isinstance(content, dict):
-        raise UsageError(f"{path} is damaged: expected a mapping")
+        raise UsageError(f"{path} is damaged: expected a mapping; {REMOVE}")
     kept = {key: value for key, value in content.items() if key in known}
     for key, value in kept.items():
         if not _fits(key, value):
-            raise UsageError(f"{path} is damaged: {key} is {quoted(value)}")
+            raise UsageError(f"{path} is damaged: {key} is {quoted(value)}; {REMOVE}")
     missing = [key for key in ("id", "kind", "space", "method", "genotype", "genotype_kind", "seed") if key not in kept]
     if missing:
-        raise UsageError(f"{path} is damaged: {missing[0]} is missing")
+        raise UsageError(f"{path} is damaged: {missing[0]} is missing; {REMOVE}")
     return JobState(**kept | {"depends_on": tuple(kept.get("depends_on", ()))})
 
 
