@@ -6,6 +6,7 @@ its cache, and no thread waits for others. With fewer images than threads, all t
 """
 
 import ctypes
+import itertools
 import weakref
 from collections.abc import Hashable, Sequence
 
@@ -91,7 +92,10 @@ class _Cached:
         self.state: Hashable = None
 
     def find(self, key: Hashable) -> list[Inference] | None:
-        """The inferences of a kind, one for each thread, unless a weight or a running statistic has changed since they were made."""
+        """The inferences of a kind, one for each thread; None once a weight or a running statistic has changed.
+
+        Changes are seen as autograd sees them: those of `weight.data` in place, which it does not notice, are not.
+        """
         tensors = [owner[name] for owner, name in self.weights]
         try:
             versions = [tensor._version for tensor in tensors]
@@ -129,9 +133,9 @@ def infer(inputs: Sequence[Tensor], graph: CellGraph) -> list[Tensor]:
     if cached is None:
         cached = CACHE[graph] = _Cached(graph)
     # with enough images each thread takes its share of them, one at a time; otherwise all work on all of them
-    size, shares = (1, threads) if N >= threads else (N, 1)
+    size, shares = (1, threads) if threads <= N else (N, 1)
     of_chunk = tuple(layout._replace(shape=(size, *layout.shape[1:])) for layout in layouts)
-    key = dtype, threads, of_chunk
+    key = dtype, threads, shares, of_chunk
     found = cached.find(key)
     if found is None:
         found = [Inference(graph, of_chunk, dtype, threads // shares) for _ in range(shares)]
@@ -148,5 +152,5 @@ def infer(inputs: Sequence[Tensor], graph: CellGraph) -> list[Tensor]:
     firsts = [i * N // shares for i in range(shares + 1)]
     for one, begin in zip(found, firsts, strict=False):
         one.place(starts + begin * steps)
-    _run(found, [(end - begin) // size for begin, end in zip(firsts, firsts[1:], strict=False)])
+    _run(found, [(end - begin) // size for begin, end in itertools.pairwise(firsts)])
     return [output.permute(0, 3, 1, 2) for output in outputs]
