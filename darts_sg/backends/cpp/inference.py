@@ -8,6 +8,7 @@ its cache, and no thread waits for others. With fewer images than threads, all t
 import ctypes
 import weakref
 from collections.abc import Hashable, Sequence
+from operator import getitem, itemgetter
 from typing import Any
 
 import numpy as np
@@ -127,30 +128,34 @@ class _Cached:
     """
 
     def __init__(self, graph: CellGraph) -> None:
-        # dictionaries of modules: going through them is faster than through attributes
+        # dictionaries of modules and loops in C: this runs for each cell of each pass
         self.norms = [vars(stage.norm) for stage in graph.stages if stage.norm is not None]
-        self.slots = graph.slots()
+        slots = graph.slots()
+        self.owners, self.names = [owner for owner, _ in slots], [name for _, name in slots]
+        self.complete = all(owner[name] is not None for owner, name in slots)
+        """Whether all BatchNorms have running statistics."""
         self.kinds: dict[Hashable, Shares] = {}
         self.state: Hashable = None
 
     def possible(self) -> bool:
         """Whether all BatchNorms use their running statistics."""
-        return not any(norm["training"] or norm["_buffers"]["running_mean"] is None for norm in self.norms)
+        return self.complete and not any(map(TRAINING, self.norms))
 
     def find(self, key: Hashable) -> Shares | None:
         """The inferences for inputs of a kind; None once a weight or a running statistic has changed."""
-        tensors = [owner[name] for owner, name in self.slots]
+        tensors = [*map(getitem, self.owners, self.names)]
         try:
             versions: list[Any] = [*map(VERSION, tensors)]
         except RuntimeError:  # made in inference mode, where versions are not counted
             versions = [object()]
-        state = versions, [*map(Tensor.data_ptr, tensors)], [norm["eps"] for norm in self.norms], training_passes()
+        state = versions, [*map(Tensor.data_ptr, tensors)], [*map(EPS, self.norms)], training_passes()
         if state != self.state:
             self.kinds.clear()
             self.state = state
         return self.kinds.get(key)
 
 
+TRAINING, EPS = itemgetter("training"), itemgetter("eps")
 VERSION = Tensor._version.__get__  # type: ignore[attr-defined]
 CACHE: weakref.WeakKeyDictionary[CellGraph, _Cached] = weakref.WeakKeyDictionary()
 
