@@ -1,10 +1,15 @@
-"""How long this process has been running, which is what a time budget is measured against."""
+"""How long this process has been running, which a time budget is measured against, and whether its parent still is."""
 
+import ctypes
 import os
+import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 IMPORTED = time.monotonic()  # the package imports this module first
+PARENT = os.getppid()
+PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 def started() -> float:
@@ -20,3 +25,16 @@ def started() -> float:
     except (OSError, ValueError, IndexError, AttributeError):
         return IMPORTED
     return min(IMPORTED, time.monotonic() - age)
+
+
+def end_with_parent() -> None:
+    """Have this process get SIGTERM when its parent ends, even by SIGKILL. Only Linux can do that."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
+    if parent_is_gone():  # before the system knew
+        signal.raise_signal(signal.SIGTERM)
+
+
+def parent_is_gone() -> bool:
+    """Whether the process that started this one has ended."""
+    return os.getppid() != PARENT

@@ -19,7 +19,7 @@ if not torch.cuda.is_available():
 
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ.get("TEST_THREADS", 1)))  # more under ThreadSanitizer
 
 RENDERED: dict[tuple[int, int], ImageSet] = {}
 """By the number of images and the state of the generator."""

@@ -20,6 +20,7 @@ OTHER = "#3C8A3F"
 SAMPLES_IN_A_ROW, SAMPLE_ROWS = 6, 2
 SAMPLE_HEIGHT = 2.3
 """Height of a row of images in inches."""
+UNEQUAL = 20
 MOST_NAMED = 40
 """Classes whose bars have names."""
 MOST_LEVEL = 8
@@ -95,13 +96,14 @@ def draw_data(
 
 
 def _draw_classes(axes: Axes, names: Sequence[str], counts: Mapping[str, NDArray[np.int64]], what: str) -> None:
-    """Bars on a logarithmic scale, for classes often differ by factors of a hundred."""
+    """Bars, on a logarithmic scale where the classes of a part differ by more than the factor UNEQUAL."""
     places = np.arange(len(names))
     width = 0.8 / len(counts)
     for number, (part, count) in enumerate(counts.items()):
         axes.bar(places + number * width, count, width, label=part, color=COLOURS.get(part, OTHER), align="edge")
-    axes.set_yscale("log")
-    axes.set_ylim(bottom=0.8)
+    if any(count.max() > UNEQUAL * max(1, count.min()) for count in counts.values()):
+        axes.set_yscale("log")
+        axes.set_ylim(bottom=0.8)
     axes.set_xlim(-0.3, len(names))
     if len(names) <= MOST_NAMED:
         short = [name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…" for name in names]

@@ -75,6 +75,11 @@ class DerivedShape:
         """Width and depth, as for other costs: C=36, 20 cells."""
         return f"C={self.channels}, {self.cells} cells"
 
+    @property
+    def is_published(self) -> bool:
+        """Whether width and depth are the papers'."""
+        return (self.channels, self.cells) == (CHANNELS[self.network], CELLS[self.network])
+
     def __str__(self) -> str:
         images = f"{self.batch_size} {'image' if self.batch_size == 1 else 'images'}"
         return f"{self.network} shape, {self.size}, {self.nodes} nodes, {images} of {self.image_size}×{self.image_size}"

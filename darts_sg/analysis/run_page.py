@@ -7,6 +7,7 @@ from pathlib import Path
 
 from jinja2 import Environment
 from markupsafe import Markup
+from matplotlib.ticker import MaxNLocator
 
 from darts_sg import __version__
 from darts_sg.analysis.curves import Panel, augment_panels, filled, search_panels
@@ -47,7 +48,10 @@ def run_page(run: Run, version_of_state: str) -> str:
     """The page as HTML: state, figures of the last epoch, curves, pictures and the end of the log."""
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    panels = search_panels(run.task.plots) if run.job == "search" else augment_panels(run.task.plots)
+    if run.job == "search":
+        panels = search_panels(run.task.plots, None if run.genotype is None else len(run.genotype.operations))
+    else:
+        panels = augment_panels(run.task.plots)
     done, planned = (int(run.rows[-1]["epoch"]) if run.rows else 0), run.planned or 0
     last = run.rows[-1] if run.rows else {}
     return template.render(
@@ -113,9 +117,8 @@ def chart(rows: Sequence[MetricsRow], panel: Panel) -> Markup:
             series.append((number, name, points))
     xs = [x for _, _, points in series for x, _ in points]
     ys = [y for _, _, points in series for _, y in points]
-    low, high = min(ys), max(ys)
-    if high - low < 1e-12 * max(1.0, abs(high)):
-        low, high = low - 0.5, high + 0.5
+    marks = ticks_of(min(ys), max(ys), panel)
+    low, high = marks[0], marks[-1]
     first, last = min(xs), max(max(xs), min(xs) + 1)
 
     def at(x: float, y: float) -> tuple[float, float]:
@@ -123,15 +126,17 @@ def chart(rows: Sequence[MetricsRow], panel: Panel) -> Markup:
         return across, TOP + (high - y) / (high - low) * (HEIGHT - TOP - BOTTOM)
 
     parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(panel.title)}">']
-    for k in range(5):
-        value = low + (high - low) * k / 4
+    for value in marks:
         y = at(first, value)[1]
-        text = f"{100 * value:.3g}%" if panel.percent else f"{value:.3g}"
+        text = f"{100 * value:.6g}%" if panel.percent else f"{value:.6g}"
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text class="tick end" x="{LEFT - 6}" y="{y + 3:.1f}">{text}</text>')
     ticks = sorted({round(first + (last - first) * k / 4) for k in range(5)})
     parts += [f'<text class="tick" x="{at(x, low)[0]:.1f}" y="{HEIGHT - 12}">{x}</text>' for x in ticks]
     parts.append(f'<text class="tick" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 1}">epoch</text>')
+    if panel.top is not None:
+        y = at(first, panel.top)[1]
+        parts.append(f'<line class="top" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
     for number, name, points in series:
         corners = [at(x, y) for x, y in points]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in corners)
@@ -150,4 +155,16 @@ def chart(rows: Sequence[MetricsRow], panel: Panel) -> Markup:
         for number, name, _ in series
         if name
     )
+    if panel.top is not None:
+        legend += f'<span class="top"><i class="dotted"></i>{escape(panel.top_name)}</span>'
     return Markup(f'<div class="legend">{legend}</div>{"".join(parts)}')
+
+
+def ticks_of(low: float, high: float, panel: Panel) -> list[float]:
+    """Round values whose first and last are the ends of a panel's axis for values from `low` to `high`."""
+    if panel.top is not None:
+        low, high = 0.0, panel.top
+    if high - low < 1e-12 * max(1.0, abs(high)):
+        low, high = (0.0, 1.0) if low == 0 else (low - abs(low) / 2, low + abs(low) / 2)
+    locator = MaxNLocator(nbins=4, integer=panel.whole, steps=[1, 2, 2.5, 5, 10], min_n_ticks=2)
+    return [float(value) for value in locator.tick_values(low, high)]

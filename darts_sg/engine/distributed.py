@@ -26,6 +26,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
+from darts_sg import process
 from darts_sg.data import keyed_generator
 from darts_sg.errors import RunError, UsageError, quoted
 
@@ -72,6 +73,11 @@ class Ranks:
         """Whether torchrun restarts all processes, with the same command, when one is lost."""
         return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0
 
+    @staticmethod
+    def has_launcher() -> bool:
+        """Whether torchrun, the parent of this process, waits for it."""
+        return "TORCHELASTIC_RUN_ID" in os.environ
+
     @property
     def leads(self) -> bool:
         """Whether this is rank 0, which writes and prints for all."""
@@ -99,9 +105,14 @@ class Ranks:
         return torch.device("cuda", self.local_rank)
 
     def join(self, device: torch.device) -> None:
-        """Create the process group: NCCL for tensors on GPUs, Gloo for those on CPUs."""
+        """Create the process group: NCCL for tensors on GPUs, Gloo for those on CPUs.
+
+        From then on the end of torchrun, also by SIGKILL, is a SIGTERM for its ranks: they save and end.
+        """
         if self.size == 1:
             return
+        if self.has_launcher():
+            process.end_with_parent()
         backend = "gloo"
         if device.type == "cuda":
             torch.cuda.set_device(device)

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from torch import Tensor
 
+from darts_sg import process
 from darts_sg.engine.checkpoint import (
     checkpoints,
     load_newest,
@@ -377,6 +378,8 @@ class Loop:
         number, out_of_time, stop, save = self.ranks.largest(number, late, asked, due)
         if number:
             reason, code = f"stopped by {signal.Signals(number).name}", 128 + number
+            if self.ranks.size > 1 and self.ranks.has_launcher() and process.parent_is_gone():
+                reason = "stopped because torchrun is gone"
         elif stop:
             reason, code = "stopped on request", 0
         elif out_of_time:

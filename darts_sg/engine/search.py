@@ -40,11 +40,11 @@ from darts_sg.engine.search_result import npz_bytes, searched_genotype
 from darts_sg.engine.search_stages import (
     as_each_stage,
     enter_stage_of,
+    epoch_times,
     load_stage,
     refuse_kernels,
     stage_ends,
     stage_state,
-    stage_times,
 )
 from darts_sg.engine.selection_phase import measure, num_batches, run_phase
 from darts_sg.engine.setup import (
@@ -217,14 +217,14 @@ class SearchJob:
         first, epochs = self.timeline.schedule(epoch)
         return cosine_learning_rate(self.config, epoch - first, epochs)
 
-    def _alphas_learn(self, epoch: int) -> bool:
+    def alphas_learn(self, epoch: int) -> bool:
         """Whether the alphas learn in `epoch`; in the epochs of a selection phase, as in the last one before it."""
         fixed = self.phase is not None and self.phase.fixed_alphas
         return not fixed and self.timeline.alphas_learn(epoch)
 
     def alpha_steps(self, epochs: int) -> int:
         """Updates of the alphas in the first `epochs` epochs."""
-        return self.steps_per_epoch * sum(self._alphas_learn(epoch) for epoch in range(epochs))
+        return self.steps_per_epoch * sum(self.alphas_learn(epoch) for epoch in range(epochs))
 
     def step(self, epoch: int, step: int) -> StepResult:
         enter_stage_of(self, epoch)
@@ -238,8 +238,8 @@ class SearchJob:
         # The noise of a step depends on seed and position: all ranks draw the same, a resumed run what it would have.
         self.generator.manual_seed(keyed_seed(self.config.seed, "mixing", "noise", position))
         tensors: tuple[Tensor, ...] = self.train[position]
-        together = self.method.is_single_level and self._alphas_learn(epoch)
-        if self._alphas_learn(epoch) and not together:
+        together = self.method.is_single_level and self.alphas_learn(epoch)
+        if self.alphas_learn(epoch) and not together:
             tensors += self.validation[position]
         update = self._update if self.captured is None else partial(self.captured, None)
         means = update(*tensors, together=together)
@@ -513,7 +513,7 @@ class SearchJob:
             row[f"entropy_{title}"] = float(entropy(mixing[title]).mean())
         if self.config.eigenvalue_every:
             due = (epoch + 1) % self.config.eigenvalue_every == 0 or epoch + 1 == self.num_epochs
-            due = due and self._alphas_learn(epoch)
+            due = due and self.alphas_learn(epoch)
             row["eigenvalue"] = self.eigenvalue() if due else float("nan")
         if self.phase is not None:
             row["decisions"] = float(len(self.phase.decisions()))
@@ -816,7 +816,7 @@ def run_search(
         first = job.stage.alpha_frozen_epochs
         dry_run(
             job, config, setting, run, title=title, first_epoch=first, facts=job.facts, writes=writes,
-            stages=partial(stage_times, job) if len(job.timeline.stages) > 1 else None,
+            epochs=partial(epoch_times, job),
         )  # fmt: skip
         return None
 

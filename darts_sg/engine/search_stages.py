@@ -51,6 +51,8 @@ class StagedJob(Job, Protocol):
 
     def mixing(self) -> dict[str, Array]: ...
 
+    def alphas_learn(self, epoch: int) -> bool: ...
+
 
 def refuse_kernels(config: SearchConfig, method: Method) -> None:
     """UsageError if kernels are required that later stages cannot use."""
@@ -214,21 +216,33 @@ def described(stage: Stage) -> str:
     return ", ".join(parts)
 
 
-def stage_times(job: StagedJob, seconds: float) -> tuple[list[str], float]:
-    """For a dry run: a line with the time of each stage, and the seconds of all.
+def epoch_times(job: StagedJob, seconds: float) -> tuple[list[str], float]:
+    """For a dry run: lines with the time of each stage and of steps with frozen alphas, and the seconds of all epochs.
 
-    seconds: those of a step of the first stage. The others are entered with whatever operations are strongest now; a
-    step takes about as long with others.
+    seconds: those of a step of the first stage in which the alphas learn, if they ever do. The other stages are entered
+    with whatever operations are strongest now; a step takes about as long with others. Epochs of a selection phase
+    take as long as the last ones of the search, whose stage they belong to.
     """
     lines, whole = [], 0.0
-    for number, (stage, span) in enumerate(zip(job.timeline.stages, job.timeline.spans, strict=True)):
-        if number:
-            _, seconds = timed_step(job, span.first + stage.alpha_frozen_epochs)
-        total = seconds * stage.epochs * job.steps_per_epoch
+    timeline, last = job.timeline, len(job.timeline.stages)
+    for number, (stage, span) in enumerate(zip(timeline.stages, timeline.spans, strict=True), start=1):
+        epochs = range(span.first, job.num_epochs if number == last else span.first + span.epochs)
+        learning = [epoch for epoch in epochs if job.alphas_learn(epoch)]
+        frozen = len(epochs) - len(learning)
+        if number > 1 and learning:
+            _, seconds = timed_step(job, learning[0])
+        # a step of the weights alone; the one that was timed is one if the alphas never learn
+        alone = timed_step(job, epochs[0])[1] if frozen and (learning or number > 1) else seconds
+        total = (seconds * len(learning) + alone * frozen) * job.steps_per_epoch
         whole += total
+        step = f"a step {seconds if learning else alone:.2f} s"
+        if learning and frozen:
+            count = "the first epoch" if frozen == 1 else f"the first {frozen} epochs"
+            step += f", {alone:.2f} s in {count}, which train the weights alone"
         plain = "" if job.supernet.choices is None else ", edge by edge without kernels"
-        lines.append(
-            f"stage {number + 1}/{len(job.timeline.stages)}: {described(stage)}{plain}, a step {seconds:.2f} s, about "
-            f"{clock(total)} (h:mm:ss)"
-        )
+        if last > 1:
+            start = f"stage {number}/{last}: {described(stage)}{plain}"
+            lines.append(f"{start}, {step}, about {clock(total)} (h:mm:ss)")
+        elif learning and frozen:
+            lines.append(step)
     return lines, whole

@@ -389,13 +389,13 @@ def dry_run(
     first_epoch: int,
     facts: Callable[[], list[str]],
     writes: str,
-    stages: Callable[[float], tuple[list[str], float]] | None = None,
+    epochs: Callable[[float], tuple[list[str], float]] | None = None,
 ) -> None:
     """Time a step, and print what the whole run would take and write. Leaves nothing behind.
 
-    facts: lines about the job, asked for once a step has been taken. stages: of a job whose steps change by stage, from
-    the seconds of a step of the first to lines about the stages and the seconds of the whole run. Raises RunError if a
-    step does not fit into memory.
+    facts: lines about the job, asked for once a step has been taken. epochs: of a job whose epochs differ, from the
+    seconds of that step to lines about them and the seconds of the whole run. Raises RunError if a step does not fit
+    into memory.
     """
     _refuse_too_large(job, config, setting)
     exhausted = False
@@ -405,7 +405,7 @@ def dry_run(
             for _ in range(job.warm_up_steps):
                 _wait_for(job.step(first_epoch, job.steps_per_epoch - 1))
         of_job = facts()
-        of_stages, whole = stages(seconds) if stages else ([], job.num_epochs * job.steps_per_epoch * seconds)
+        of_epochs, whole = epochs(seconds) if epochs else ([], job.num_epochs * job.steps_per_epoch * seconds)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -415,7 +415,7 @@ def dry_run(
     folder = config.run_dir or default_run_dir(job.name, config, title) if run is None else run.path
     lines = [
         *of_job,
-        *of_stages,
+        *of_epochs,
         f"device: {setting.device} ({environment.machine(setting.device)})"
         + (f", {setting.ranks.size} processes like it" if setting.ranks.size > 1 else ""),
         f"data: {config.dataset}{', ' + setting.data.remark if setting.data.remark else ''}",

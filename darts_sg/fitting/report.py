@@ -191,8 +191,11 @@ def _cells(folder: Path, state: State) -> Section:
 
 def _curves(folder: Path) -> Section:
     task, pictures = task_of({}), folder / "pictures"
+    num_operations = len(load_genotype(folder / "genotype.yaml").operations)
     rows = read_metrics(folder / "search" / "metrics.csv")
-    save_figure(draw_curves(rows, search_panels(task.plots)), pictures / "search_curves", formats=("svg",))
+    save_figure(
+        draw_curves(rows, search_panels(task.plots, num_operations)), pictures / "search_curves", formats=("svg",)
+    )
     rows = read_metrics(folder / "retrain" / "metrics.csv")
     save_figure(draw_curves(rows, augment_panels(task.plots)), pictures / "training_curves", formats=("svg",))
     return Section(

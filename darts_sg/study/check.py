@@ -7,6 +7,7 @@ line of the file.
 import dataclasses
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 
 from darts_sg import plugins
 from darts_sg.analysis.cost import choice_costs
+from darts_sg.analysis.latency import read_latency_table
 from darts_sg.config import AugmentConfig, RunConfig, SearchConfig, make_config
 from darts_sg.data import Dataset, load_dataset
 from darts_sg.derive import Bound, derive_bounded, num_edges
@@ -159,6 +161,15 @@ def refuse_impossible(config: SearchConfig, limits: Limits) -> None:
         params, macs = choice_costs(operations, config.network, num_nodes=config.nodes)
         asked = {"params": (params, limits.max_params), "MACs": (macs, limits.max_macs)}
         bounds = [Bound(title, costs, most) for title, (costs, most) in asked.items() if most is not None]
+    if limits.latency_table is not None:
+        table = read_latency_table(Path(limits.latency_table))
+        table.refuse_other(config.nodes, config.network)
+        if bounds and not table.shape.is_published:
+            raise UsageError(
+                f"{table.source} is of networks with {table.shape.size}, max_params and max_macs count those of the "
+                "papers' size; give them a bound of their own, or measure a table of that size"
+            )
+        bounds.append(Bound("latency", table.costs(operations), limits.max_latency or 0))
     uniform = np.full((num_edges(config.nodes), len(operations)), 1 / len(operations))
     derive_bounded(uniform, uniform, operations, bounds, limits.max_skips, space.allowed)
 

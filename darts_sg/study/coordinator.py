@@ -113,12 +113,15 @@ class Coordinator:
         executor: Executor,
         *,
         deadline: float | None = None,
+        started: float | None = None,
         say: Callable[[str], None] = print,
     ) -> None:
         """deadline: when jobs are to be saved and the coordinator ends, on the clock of time.monotonic.
 
+        started: when the process of the study began, on the same clock; log.txt says how long ago that was.
         say: prints a line.
         """
+        self.started = time.monotonic() if started is None else started
         self.folder, self.study, self.executor, self.deadline, self.say = folder, study, executor, deadline, say
         self.jobs = jobs_of(study)
         self.watch = claims.Watch(folder.path / "claims")
@@ -134,7 +137,7 @@ class Coordinator:
         Raises Stopped after a signal, `study stop` or the end of the time budget, and RunError if a job has failed.
         """
         total = len(self.jobs)
-        self.folder.log(f"coordinator: {total} jobs on {self.executor.describe()}")
+        self.folder.log(f"coordinator: {total} jobs on {self.executor.describe()}, {self._age():.1f} s after its start")
         self.say(f"{self.study.title}: {total} jobs on {self.executor.describe()}, folder {self.folder.path}")
         try:
             with self._signals():
@@ -148,7 +151,7 @@ class Coordinator:
                     active = self.executor.running() or progress.others or progress.waiting or progress.ready
                     if not active:
                         break
-                    time.sleep(POLL)
+                    self.executor.wait(POLL)
         finally:
             if self.executor.running():  # an error here: jobs are saved by their workers
                 self.executor.stop()
@@ -267,7 +270,8 @@ class Coordinator:
         from darts_sg.study.results import write_results  # not before: it imports matplotlib
 
         write_results(self.folder.path)
-        self.folder.log(f"coordinator: {len(progress.done)} jobs done, {len(progress.failed)} failed")
+        outcome = f"{len(progress.done)} jobs done, {len(progress.failed)} failed"
+        self.folder.log(f"coordinator: {outcome}, {self._age():.1f} s after its start")
         if progress.failed:
             states = self.folder.states()
             first = states[progress.failed[0]]
@@ -278,6 +282,9 @@ class Coordinator:
                 f"{study_command('retry', self.folder)}, then {continue_command(self.folder)}"
             )
         self.say(f"all {len(progress.done)} jobs are done: {self.folder.path}")
+
+    def _age(self) -> float:
+        return time.monotonic() - self.started
 
     @contextmanager
     def _signals(self) -> Iterator[None]:

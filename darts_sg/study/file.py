@@ -17,6 +17,7 @@ from darts_sg.errors import UsageError
 from darts_sg.genotype import NAME_PATTERN, zoo_names
 from darts_sg.networks.mobile import find_model
 from darts_sg.options import read_option
+from darts_sg.quantity import parse_duration
 from darts_sg.registry import unknown_name
 from darts_sg.study.node import Node, Source
 from darts_sg.yaml_files import Place, parse_yaml_lines, read_yaml_text
@@ -85,6 +86,10 @@ class Limits:
     max_params: int | None = None
     max_macs: int | None = None
     max_skips: int | None = None
+    max_latency: int | None = None
+    """Microseconds, predicted by `latency_table`, whose size of networks holds."""
+    latency_table: str | None = None
+    """The file of measured operations."""
 
     def as_dict(self) -> dict[str, Any]:
         """The bounds that are set."""
@@ -92,7 +97,7 @@ class Limits:
 
     @property
     def title(self) -> str:
-        """The bounds for names: 2.45M, 600M-macs, 2-skips, joined with _."""
+        """The bounds for names: 2.45M, 600M-macs, 2-skips, 12ms, joined with _."""
         texts = []
         if self.max_params is not None:
             texts.append(f"{self.max_params / 1e6:g}M")
@@ -100,6 +105,8 @@ class Limits:
             texts.append(f"{self.max_macs / 1e6:g}M-macs")
         if self.max_skips is not None:
             texts.append(f"{self.max_skips}-skips")
+        if self.max_latency is not None:
+            texts.append(f"{self.max_latency / 1e3:g}ms")
         return "_".join(texts)
 
 
@@ -504,9 +511,26 @@ def _limits(node: Node) -> Limits:
     keys = [f.name for f in fields(Limits)]
     node.mapping((), keys)
     given = {key: node.at(key) for key in keys if node.at(key).given}
-    if not given:
-        raise node.expected(f"a bound: {', '.join(keys)}")
-    return Limits(**{key: at.count() if key == "max_skips" else at.quantity() for key, at in given.items()})
+    if not given.keys() - {"latency_table"}:
+        raise node.expected(f"a bound: {', '.join(key for key in keys if key != 'latency_table')}")
+    if "max_latency" in given and "latency_table" not in given:
+        raise node.at("max_latency").wrong(
+            "needs measured operations: add latency_table: FILE (see python -m darts_sg latency-table)"
+        )
+    if "latency_table" in given and "max_latency" not in given:
+        raise node.at("latency_table").wrong("is for a bound on latency: add max_latency, such as max_latency: 12ms")
+    return Limits(**{key: _limit(key, at) for key, at in given.items()})
+
+
+def _limit(key: str, node: Node) -> int | str:
+    if key == "latency_table":
+        return node.text("the file of a latency table")
+    if key == "max_latency":
+        try:
+            return parse_duration(key, node.text("a time such as 12ms"))
+        except UsageError as error:
+            raise node.wrong(str(error).removeprefix(f"{key}: ")) from None
+    return node.count() if key == "max_skips" else node.quantity()
 
 
 def _genotypes(study: StudyFile) -> Iterator[StudyGenotype]:

@@ -68,6 +68,8 @@ class JobState:
     cpu_seconds: float = 0.0
     """Processor time of the job's processes over all attempts, all threads together. Unlike `seconds` it hardly depends
     on what else runs on the machine."""
+    startup: float = 0.0
+    """Seconds from the start of the job's processes until each began to work, over all attempts; not in `seconds`."""
     device: str = ""
     """The device with its model and the number of threads."""
     images_per_second: float | None = None
@@ -221,7 +223,7 @@ def _fits(key: str, value: Any) -> bool:
             return isinstance(value, dict)
         case "seed" | "attempts" | "losses" | "out_of_memory":
             return isinstance(value, int) and number
-        case "seconds" | "cpu_seconds":
+        case "seconds" | "cpu_seconds" | "startup":
             return number
         case "heartbeat" | "images_per_second" | "peak_memory" | "cpu_joules" | "gpu_joules" | "started" | "ended":
             return value is None or number

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from darts_sg.analysis.deriving import derive_genotype
+from darts_sg.analysis.latency import read_latency_table
 from darts_sg.analysis.run_folder import read_run
 from darts_sg.config import SearchConfig, make_config
 from darts_sg.derive import random_genotype
@@ -33,7 +34,13 @@ def make_genotype(folder: StudyFolder, study: StudyFile, wanted: StudyGenotype, 
         case "bounded":
             run_dir = folder.run_dir(search_id)
             network: NetworkShape = "imagenet" if read_run(run_dir).options.get("network") == "imagenet" else "cifar"
-            return derive_genotype(run_dir, network=network, name=wanted.name, **wanted.limits.as_dict())
+            limits = wanted.limits.as_dict()
+            if "latency_table" in limits:
+                limits["latency_table"] = Path(limits["latency_table"])
+                shape = read_latency_table(limits["latency_table"]).shape
+                if not shape.is_published:  # `derive_genotype` takes that size by itself
+                    limits |= {"channels": shape.channels, "cells": shape.cells}
+            return derive_genotype(run_dir, network=network, name=wanted.name, **limits)
         case "random":
             assert wanted.seed is not None
             space = study.space(wanted.space)

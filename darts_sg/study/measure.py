@@ -19,7 +19,7 @@ from darts_sg.study.genotypes import nodes_of
 from darts_sg.study.plan import StudyJob
 
 STEP = re.compile(r"^one step of batch \d+: ([\d.]+) s \(([\d.]+) images/s\)", re.MULTILINE)
-EPOCHS = re.compile(r"^whole run: (\d+) epochs of (\d+) steps", re.MULTILINE)
+WHOLE = re.compile(r"^whole run: (\d+) epochs of (\d+) steps, about (\d+):(\d\d):(\d\d) ", re.MULTILINE)
 MEMORY = re.compile(r"^peak memory: (\d+) MiB", re.MULTILINE)
 DEVICE = re.compile(r"^device: (.*)$", re.MULTILINE)
 
@@ -90,10 +90,13 @@ def _dry_run(study: StudyFile, job: StudyJob, config: RunConfig, threads: int | 
 
 def parse_dry_run(text: str) -> Shape:
     """What the output of `--dry-run` says."""
-    step, epochs, memory, device = (pattern.search(text) for pattern in (STEP, EPOCHS, MEMORY, DEVICE))
-    if step is None or epochs is None or memory is None or device is None:
+    step, whole, memory, device = (pattern.search(text) for pattern in (STEP, WHOLE, MEMORY, DEVICE))
+    if step is None or whole is None or memory is None or device is None:
         raise RunError(f"a dry run printed no times: {text.strip()[-200:]!r}")
-    seconds = float(step[1]) * int(epochs[1]) * int(epochs[2])
+    epochs, steps, hours, minutes, rest = map(int, whole.groups())
+    seconds = 3600.0 * hours + 60 * minutes + rest  # not all epochs take equally long
+    if seconds < 60:  # whole seconds say little
+        seconds = float(step[1]) * epochs * steps
     return Shape(seconds, float(step[2]), int(memory[1]) * 2**20, device[1])
 
 

@@ -55,7 +55,7 @@ def run_study(
     runs_in = make_executor(executor, path, settings)
     folder.stop_file.unlink(missing_ok=True)
     deadline = None if time_budget is None else started + 60 * time_budget
-    Coordinator(folder, study, runs_in, deadline=deadline, say=say).run()
+    Coordinator(folder, study, runs_in, deadline=deadline, started=started, say=say).run()
     return folder
 
 

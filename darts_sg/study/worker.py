@@ -40,9 +40,13 @@ LONGEST_FAILURE = 600  # characters of an error in a job's state
 class Work:
     """One attempt at a job whose claim this process holds."""
 
-    def __init__(self, folder: StudyFolder, study: StudyFile, job: StudyJob, claim: claims.Claim) -> None:
+    def __init__(
+        self, folder: StudyFolder, study: StudyFile, job: StudyJob, claim: claims.Claim, startup: float = 0.0
+    ) -> None:
+        """startup: seconds that the process of this attempt has taken so far."""
         self.folder, self.study, self.job, self.claim = folder, study, job, claim
         self.state = folder.state(job.id)
+        self.state = self.state.changed(startup=round(self.state.startup + startup, 2))
         self.stop = threading.Event()
         """Set when the run shall save and end."""
         self.lost = False
@@ -199,8 +203,10 @@ def work(
     """Claim a job and run it; returns one of the exit codes above.
 
     over: the token of a claim that may be taken over (claims.Watch). patience: seconds to wait for a claim whose owner
-    may be gone. threads: CPU threads of a new run. minutes: time budget, from `started` on the clock of time.monotonic.
+    may be gone. threads: CPU threads of a new run. minutes: time budget, from `started` on the clock of time.monotonic,
+    which is when the process of this job began.
     """
+    startup = 0.0 if started is None else time.monotonic() - started
     study = folder.study()
     job = next((job for job in jobs_of(study) if job.id == job_id), None)
     if job is None:
@@ -214,7 +220,7 @@ def work(
         stops = folder.stop_file, folder.job_stop_file(job_id)
         if any(file.exists() for file in stops) or any(folder.state(each).state != "done" for each in job.depends_on):
             return AGAIN
-        attempt = Work(folder, study, job, claim)
+        attempt = Work(folder, study, job, claim, startup)
         with _stopping(attempt.stop):
             return attempt.run(threads, minutes, started)
     finally:

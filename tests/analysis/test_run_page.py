@@ -5,11 +5,13 @@ import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from darts_sg.analysis.curves import Panel, search_panels
 from darts_sg.analysis.run_folder import read_run
-from darts_sg.analysis.run_page import RunPage, run_page
+from darts_sg.analysis.run_page import RunPage, chart, run_page, ticks_of
 from darts_sg.analysis.serving import HOST, Server, make_server
 from darts_sg.genotype import load_genotype
 from tests.analysis.fakes import varied_search
@@ -80,3 +82,25 @@ def test_options_that_do_not_go_together_are_refused(capsys: pytest.CaptureFixtu
         assert (code, message in err) == (2, True), err
     code, _, err = in_process(capsys, "report", str(tmp_path), "--watch")
     assert (code, "is not the folder of a run" in err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "options", "ticks"),
+    [
+        (1.07, 1.99, {}, [1.0, 1.25, 1.5, 1.75, 2.0]),
+        (0, 3, {"whole": True}, [0, 1, 2, 3]),
+        (0, 0, {}, [0, 0.25, 0.5, 0.75, 1]),
+        (2.11, 2.19, {"top": 2.197}, [0, 1, 2, 3]),
+    ],
+)
+def test_an_axis_has_round_ticks_and_its_fixed_ends(
+    low: float, high: float, options: dict[str, Any], ticks: list[float]
+) -> None:
+    assert ticks_of(low, high, Panel("a panel", (), **options)) == pytest.approx(ticks)
+
+
+def test_the_entropy_has_the_line_of_even_weights() -> None:
+    entropy = next(panel for panel in search_panels((), 9) if panel.title.startswith("Entropy"))
+    drawn = chart([{"epoch": 1.0, "entropy_normal": 2.1}], entropy)
+    assert "even weights: ln 9" in drawn
+    assert drawn.count('<line class="top"') == 1

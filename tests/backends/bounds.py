@@ -77,7 +77,7 @@ def checked_bounds() -> Iterator[Checked]:
                 return argument
             storage = argument.untyped_storage()
             if storage.data_ptr() not in storages:
-                piece = room[at + GAP : at + GAP + max(1, storage.nbytes())]
+                piece = room[at + GAP : at + GAP + storage.nbytes()]  # nothing for an empty tensor
                 at += GAP + -(-piece.size // 4096) * 4096
                 storages[storage.data_ptr()] = torch.from_numpy(piece).untyped_storage()
                 storages[storage.data_ptr()].copy_(storage)

@@ -182,6 +182,19 @@ def test_a_stopped_search_is_continued_by_one_process(
 
 
 @pytest.mark.slow
+def test_ranks_save_and_end_when_torchrun_alone_is_killed(tmp_path: Path) -> None:
+    process = torchrun([*SEARCH, "--space", "sandglass_3x3+sep_conv_3x3+skip_connect", "--run-dir", "run"], tmp_path)
+    wait_for("checkpoints/*.pt", tmp_path / "run", process)
+    ranks = [process_of_rank(rank, process.pid) for rank in (0, 1)]
+    process.kill()
+    deadline = time.monotonic() + 120
+    while any(Path(f"/proc/{rank}").is_dir() for rank in ranks):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert "stopped because torchrun is gone; saved at epoch" in (tmp_path / "run" / "log.txt").read_text()
+
+
+@pytest.mark.slow
 def test_bad_input_gets_one_line_from_all_ranks_together(tmp_path: Path) -> None:
     code, out, err = finish(torchrun([*AUGMENT, "--batch-size", "3"], tmp_path))
     assert code != 0

@@ -8,9 +8,9 @@ import torch
 
 from darts_sg.analysis.run_folder import read_metrics, read_search_epoch, read_search_epochs
 from darts_sg.backends import backend_of
-from darts_sg.engine import search
+from darts_sg.engine import search, search_stages
 from darts_sg.engine.search import SearchJob
-from darts_sg.engine.search_stages import enter_stage_of, stage_times
+from darts_sg.engine.search_stages import enter_stage_of, epoch_times
 from darts_sg.engine.steps import cosine_learning_rate
 from darts_sg.errors import UsageError
 from darts_sg.genotype import NUM_INPUTS
@@ -144,13 +144,66 @@ def test_the_eigenvalue_leaves_the_random_numbers_of_the_dropout_alone() -> None
 
 def test_a_dry_run_times_every_stage_and_sums_them() -> None:
     job = job_of(**DRNAS)
-    lines, whole = stage_times(job, 100.0)
+    lines, whole = epoch_times(job, 100.0)
     assert lines[0].startswith(
         "stage 1/2: 2 epochs, 3 cells, 4 operations an edge, K=2, new weights and alphas, a step"
     )
     assert "stage 2/2: 2 epochs, 3 cells, 3 operations an edge, K=2, weights and alphas kept, edge by edge" in lines[1]
     first = 100.0 * 2 * job.steps_per_epoch
     assert first < whole < first + 100
+
+
+def seconds_of_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Let a step of the weights alone take 1 s and any other 3 s; returns the epochs whose steps are timed."""
+    timed: list[int] = []
+
+    def timed_step(job: SearchJob, epoch: int) -> tuple[None, float]:
+        timed.append(epoch)
+        return None, 3.0 if job.alphas_learn(epoch) else 1.0
+
+    monkeypatch.setattr(search_stages, "timed_step", timed_step)
+    return timed
+
+
+def test_a_dry_run_counts_epochs_with_frozen_alphas_as_steps_of_the_weights_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    timed = seconds_of_steps(monkeypatch)
+    job = job_of(epochs=5, alpha_frozen_epochs=2, nodes=1)
+    lines, whole = epoch_times(job, 3.0)
+    assert lines == ["a step 3.00 s, 1.00 s in the first 2 epochs, which train the weights alone"]
+    assert whole == (2 * 1.0 + 3 * 3.0) * job.steps_per_epoch
+    assert timed == [0]
+    timed.clear()
+    assert epoch_times(job_of(epochs=5, nodes=1), 3.0) == ([], 5 * 3.0 * job.steps_per_epoch)
+    assert timed == []  # the step that was timed is like all others
+
+
+@pytest.mark.parametrize(
+    ("selection", "of_search", "of_phase"),
+    [("projection:tuning_epochs=1", 2 * 1.0 + 3.0, 3.0), ("projection:tuning_epochs=1,blank=true", 3 * 1.0, 1.0)],
+)
+def test_a_dry_run_counts_the_epochs_of_a_selection_phase(
+    selection: str, of_search: float, of_phase: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those before them, in which the alphas learn or not (DARTS-PT, with and without alphas)."""
+    seconds_of_steps(monkeypatch)
+    job = job_of(epochs=3, alpha_frozen_epochs=2, nodes=1, selection=selection)
+    phase = job.num_epochs - 3
+    assert phase > 0
+    assert epoch_times(job, of_phase)[1] == (of_search + of_phase * phase) * job.steps_per_epoch
+
+
+def test_a_dry_run_counts_frozen_alphas_in_every_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    timed = seconds_of_steps(monkeypatch)
+    job = job_of(stages="p-darts:frozen=0.5", epochs=4, nodes=1, space=SPACE)
+    lines, whole = epoch_times(job, 3.0)
+    spans, frozen = job.timeline.spans, [stage.alpha_frozen_epochs for stage in job.timeline.stages]
+    assert max(frozen) > 0
+    expected = sum(few * 1.0 + (span.epochs - few) * 3.0 for span, few in zip(spans, frozen, strict=True))
+    assert whole == expected * job.steps_per_epoch
+    assert sum("which train the weights alone" in line for line in lines) == sum(few > 0 for few in frozen)
+    assert len(timed) == len(spans) - 1 + sum(few > 0 for few in frozen)
 
 
 def test_kernels_that_later_stages_cannot_have_are_refused() -> None:

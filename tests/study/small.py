@@ -46,6 +46,9 @@ class Inline:
         found, self._ended = self._ended, []
         return found
 
+    def wait(self, seconds: float) -> None:
+        """All jobs have ended when `start` returns."""
+
     def stop(self) -> None:
         """Nothing runs beside this process."""
 

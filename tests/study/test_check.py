@@ -1,19 +1,27 @@
 """A whole study is checked before its first job starts; what is wrong is said with the line of the file."""
 
 import functools
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from darts_sg import Study
+from darts_sg.analysis.deriving import derive_genotype
+from darts_sg.analysis.latency import read_latency_table
+from darts_sg.cli.latency_table import _text
 from darts_sg.config import recipe_names
 from darts_sg.data import load_dataset
 from darts_sg.errors import RunError, UsageError
+from darts_sg.spaces import Space, parse_space
 from darts_sg.study import check
 from darts_sg.study.check import check_study
 from darts_sg.study.file import TEMPLATE, parse_study, read_study
+from darts_sg.study.folder import StudyFolder
+from darts_sg.study.genotypes import make_genotype
 from darts_sg.study.measure import makespan, parse_dry_run
 from darts_sg.study.plan import jobs_of
+from tests.analysis.fakes import LATENCY_SHAPE, OPERATIONS, made_up_latencies, varied_search
 from tests.study.small import SMALL
 
 
@@ -75,6 +83,43 @@ def test_what_cannot_work_is_named_with_its_line(old: str, new: str, line: int, 
     assert words in str(error.value)
 
 
+def test_a_bound_on_latency_is_checked_before_the_first_job(tmp_path: Path) -> None:
+    table = made_up_latencies(parse_space("skip_connect+max_pool_3x3"), replace(LATENCY_SHAPE, nodes=1))
+    (tmp_path / "t.yaml").write_text(_text(table))
+
+    def refused(bounds: str, file: str = "t.yaml", nodes: int = 1) -> str:
+        text = _bounded(f"{bounds}, latency_table: '{tmp_path / file}'").replace("nodes: 1", f"nodes: {nodes}")
+        with pytest.raises(UsageError, match=r"study, line 9: genotypes\.bounded: ") as error:
+            check_study(parse_study(text), data=False)
+        return str(error.value)
+
+    assert "no genotype of this space has latency at most 1 µs at C=4, 3 cells" in refused("max_latency: 1us")
+    assert "of cells of 2 nodes" in refused("max_latency: 1s", nodes=2)
+    assert "none.yaml" in refused("max_latency: 1s", "none.yaml")
+    assert "give them a bound of their own" in refused("max_params: 10M, max_latency: 1s")
+    (tmp_path / "other.yaml").write_text(_text(made_up_latencies(shape=replace(LATENCY_SHAPE, nodes=1))))
+    assert "without max_pool_3x3" in refused("max_latency: 1s", "other.yaml")
+
+
+def test_a_genotype_is_derived_within_the_latency_of_a_bound(tmp_path: Path) -> None:
+    path, folder = tmp_path / "t.yaml", StudyFolder(tmp_path)
+    shape = replace(LATENCY_SHAPE, nodes=3)
+    path.write_text(_text(made_up_latencies(Space("darts+sandglass", OPERATIONS), shape)))
+    table, run_dir = read_latency_table(path), varied_search(folder.run_dir("search"), epochs=2)
+    most = round(0.8 * table.predict(derive_genotype(run_dir)))
+    study = parse_study(_bounded(f"max_latency: {most}us, latency_table: '{path}'"))
+    wanted = next(one for one in study.genotypes() if one.kind == "bounded")
+    assert wanted.name == f"first_0_{most / 1e3:g}ms"
+    found = make_genotype(folder, study, wanted, "search")
+    assert table.predict(found) <= most
+    assert found.provenance["derived"]["max_latency"] == most
+
+
+def _bounded(bounds: str) -> str:
+    """The text of the small study, with genotypes within bounds."""
+    return SMALL.replace("genotypes: {", f"genotypes: {{bounded: {{{bounds}}}, ")
+
+
 def test_a_study_in_python() -> None:
     import yaml
 
@@ -96,7 +141,7 @@ whole run: 50 epochs of 391 steps, about 16:46:53 (h:mm:ss), evaluation not coun
 
 def test_a_dry_run_gives_the_time_of_a_job() -> None:
     shape = parse_dry_run(DRY_RUN)
-    assert shape.seconds == 50 * 391 * 3.0
+    assert shape.seconds == 16 * 3600 + 46 * 60 + 53  # not 50 * 391 * 3.0: some epochs may be shorter
     assert shape.images_per_second == 21.3
     assert shape.memory == 3860 * 2**20
     assert shape.device == "cpu (AMD EPYC, AVX512, 2 threads)"

@@ -89,12 +89,21 @@ struct RouteArgs {
   int64_t kind, N, H, W, Ho, Wo, C, K, packed, num_states, threads;
   const void* const* states;
   const void* gamma;  // SHUFFLE: (num_states - 1)
-  void *node, *taken;  // forward: the outputs; backward: their gradients, of which `taken` is added to `node`
-  // Backward, for each state: where its gradient goes, and what it is added to (itself, another tensor, or null for
-  // nothing). TAKE adds to what is there already.
+  void *node, *taken;  // forward: the outputs; backward: their gradients
+  // Backward of TAKE and HALVE: where the state's gradient goes, and what it is added to (itself, another tensor, or null
+  // for nothing; TAKE adds to what is there already). Of SHUFFLE: where the gradient of the first state goes.
   void* const* to_states;
   const void* const* onto_states;
-  double* sum_y;  // SHUFFLE, backward: (num_states - 1, C), for gamma's gradient
+  // SHUFFLE, backward. A state is read by several nodes, so its gradient is summed up once, from the gradients of all
+  // these nodes: those of this node's step (the first) and of later steps. `sinks` are the states whose gradients are
+  // complete with this step; the node itself is one, before its gradient is read, if later steps read it.
+  int64_t num_later, num_sinks, adds_to_node;  // adds_to_node: 1 if the first sink is the node
+  const void* const* later;                    // num_later: the gradients of later nodes; null for one that has none
+  void* const* to_sinks;                       // num_sinks: where the gradient goes
+  const void* const* onto_sinks;               // what it is added to, as for states
+  const void* const* sink_states;              // the states themselves
+  const void* const* factors;                  // (num_sinks, 1 + num_later): gamma; null where the node reads no such state
+  double* const* sink_sums;                    // the same: C sums over images and pixels for the gradient of gamma
 };
 
 }  // extern "C"

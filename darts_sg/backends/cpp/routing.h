@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <vector>
 
 #include "arguments.h"
 #include "memory.h"
@@ -86,6 +87,39 @@ struct Router {
           }
   }
 
+  static constexpr int64_t MAX_TERMS = 5;         // of a sum: the states before the last node of a cell
+  static constexpr int64_t PREFETCH_VECTORS = 32;  // how many vectors ahead loads are prefetched
+
+  // out = before + the sum of factor * term, for one row of all channels. `before` may be null.
+  void add_terms(const T* const* terms, const T* factors, int64_t count, const T* before, T* out) const {
+    as_constant<1, 2, 3, 4, 5>(count, [&](auto constant) {
+      constexpr int K = constant;
+      for_groups<T>(r.C, [&](auto group) {
+        constexpr int B = group.size;
+        const int64_t values = r.W * r.C, C = r.C;
+        const T* from[K];
+        T factor[K];
+        unrolled<K>([&](auto k) ALWAYS { from[k] = terms[k], factor[k] = factors[k]; });
+        const T* onto = before;
+        T* to = out;
+        for (int64_t at = 0; at < values; at += C) {
+          V v[B];
+          unrolled<K>([&](auto k) ALWAYS {
+            unrolled<B>([&](auto b) ALWAYS {
+              __builtin_prefetch(from[k] + at + PREFETCH_VECTORS / B * C + group.at(b));
+              const V term = group.load(from[k] + at, b);
+              if (k == 0)
+                v[b] = onto ? factor[k] * term + group.load(onto + at, b) : factor[k] * term;
+              else
+                v[b] = factor[k] * term + v[b];
+            });
+          });
+          unrolled<B>([&](auto b) ALWAYS { group.store(to + at, v[b], b); });
+        }
+      });
+    });
+  }
+
   void forward() const {
     parallel_for(r.N, r.threads, [&](int64_t n) {
       if (r.kind == TAKE) take(n, state(0, n, 0), static_cast<T*>(r.node), 0, r.H);
@@ -96,7 +130,7 @@ struct Router {
 
   // all: the gradients of the states; sums: those of gamma.
   void backward(bool all, bool sums) const {
-    const int64_t channels = (r.num_states - 1) * r.C;
+    const int64_t channels = r.num_sinks * (1 + r.num_later) * r.C;
     Buffer<double> parts(r.kind == SHUFFLE && sums ? r.N * channels : 0);
     parallel_for(r.N, r.threads, [&](int64_t n) {
       if (r.kind == TAKE && all)
@@ -104,7 +138,11 @@ struct Router {
       if (r.kind == HALVE && all) halve_backward(n);
       if (r.kind == SHUFFLE) shuffle_backward(n, all, sums ? parts.get() + n * channels : nullptr);
     });
-    if (parts.get()) sum_images(parts.get(), r.N, channels, r.sum_y);
+    if (!parts.get()) return;
+    std::vector<double> totals(channels);
+    sum_images(parts.get(), r.N, channels, totals.data());
+    for (int64_t i = 0; i < channels / r.C; ++i)
+      if (r.sink_sums[i]) std::copy_n(totals.data() + i * r.C, r.C, r.sink_sums[i]);
   }
 
   const T* state(int64_t i, int64_t n, int64_t h) const {
@@ -198,71 +236,86 @@ struct Router {
     const T* mixed = packed_image(static_cast<const T*>(r.states[0]), n);
     T* row = Scratch<T>::of_thread().take(r.W * r.C + Sd::L);
     for (int64_t h = 0; h < r.H; ++h) {
-      for_groups<T>(r.C, [&](auto group) {
-        constexpr int B = group.size;
-        const int64_t W = r.W, C = r.C;
-        for (int64_t i = 1; i < r.num_states; ++i) {  // the row stays in the L1 cache
-          const T* from = state(i, n, h);
-          const T factor = gamma[i - 1];
-          for (int64_t w = 0; w < W; ++w) {
-            V v[B];
-            unrolled<B>([&](auto b) ALWAYS {
-              v[b] = factor * group.load(from + w * C, b);
-              if (i > 1) v[b] += group.load(row + w * C, b);
-            });
-            unrolled<B>([&](auto b) ALWAYS { group.store(row + w * C, v[b], b); });
-          }
-        }
-      });
+      for (int64_t i = 1; i < r.num_states; i += MAX_TERMS) {
+        const int64_t count = std::min(MAX_TERMS, r.num_states - i);
+        const T* terms[MAX_TERMS];
+        for (int64_t j = 0; j < count; ++j) terms[j] = state(i + j, n, h);
+        add_terms(terms, gamma + i - 1, count, i > 1 ? row : nullptr, row);
+      }
       T* node = static_cast<T*>(r.node) + (n * r.H + h) * r.W * r.C;
       shuffle(mixed + h * r.W * packed_pixel(), row, node);
       if (r.taken) take(n, node, static_cast<T*>(r.taken), h, h + 1);
     }
   }
 
-  // sums: (num_states - 1, C), or null.
+  // A row of each node's gradient, unshuffled: of this node, then of later ones.
+  struct Rows {
+    T* first;
+    int64_t size;
+    T* at(int64_t i) const { return first + i * size; }
+  };
+
+  // Row h of the gradient of sink i of image n: what it is added to, plus factor * row for all nodes that read it, the
+  // latest first.
+  void sum_sink(int64_t i, int64_t n, int64_t h, Rows rows) const {
+    const int64_t at = (n * r.H + h) * r.W * r.C, nodes = 1 + r.num_later;
+    const T* terms[MAX_TERMS];
+    T factors[MAX_TERMS];
+    int64_t count = 0;
+    const T* before = static_cast<const T*>(r.onto_sinks[i]);
+    if (before) before += at;
+    T* to = static_cast<T*>(r.to_sinks[i]) + at;
+    const auto flush = [&] {
+      if (count == 0) return;
+      add_terms(terms, factors, count, before, to);
+      before = to;
+      count = 0;
+    };
+    for (int64_t node = nodes - 1; node >= 0; --node) {
+      const T* factor = static_cast<const T*>(r.factors[i * nodes + node]);
+      if (!factor || (node > 0 && !r.later[node - 1])) continue;
+      terms[count] = rows.at(node);
+      factors[count++] = *factor;
+      if (count == MAX_TERMS) flush();
+    }
+    flush();
+    if (!before) std::fill_n(to, r.W * r.C, T(0));
+    if (before && before != to) std::copy_n(before, r.W * r.C, to);
+  }
+
+  // sums: (num_sinks, 1 + num_later, C), or null.
   void shuffle_backward(int64_t n, bool all, double* sums) const {
-    const T* gamma = static_cast<const T*>(r.gamma);
-    const int64_t pitch = padded<T>(r.C);
+    const int64_t pitch = padded<T>(r.C), nodes = 1 + r.num_later, image = n * r.H * r.W * r.C;
     Scratch<T>& scratch = Scratch<T>::of_thread();
-    T* row = scratch.take(r.W * r.C + Sd::L);
-    T* of_image = scratch.zeros(r.num_states * pitch);
+    const Rows rows{scratch.take(nodes * (r.W * r.C + Sd::L)), r.W * r.C + Sd::L};
+    T* of_image = scratch.zeros(sums ? r.num_sinks * nodes * pitch : 0);
     T* mixed = all ? packed_image(static_cast<T*>(r.to_states[0]), n) : nullptr;
     for (int64_t h = 0; h < r.H; ++h, mixed += all ? r.W * packed_pixel() : 0) {
-      const int64_t at = (n * r.H + h) * r.W * r.C;
+      const int64_t at = image + h * r.W * r.C;
+      for (int64_t i = 0; i < r.num_later; ++i)
+        if (r.later[i]) unshuffle(static_cast<const T*>(r.later[i]) + at, nullptr, rows.at(1 + i));
+      if (r.adds_to_node) sum_sink(0, n, h, rows);
       if (r.taken) take_backward(n, static_cast<const T*>(r.taken), static_cast<T*>(r.node), h, h + 1);
-      unshuffle(static_cast<const T*>(r.node) + at, mixed, row);
-      for (int64_t i = 1; i < r.num_states; ++i)
+      unshuffle(static_cast<const T*>(r.node) + at, mixed, rows.at(0));
+      for (int64_t i = r.adds_to_node; all && i < r.num_sinks; ++i) sum_sink(i, n, h, rows);
+      for (int64_t i = 0; sums && i < r.num_sinks * nodes; ++i) {
+        const int64_t node = i % nodes;
+        if (!r.sink_sums[i] || (node > 0 && !r.later[node - 1])) continue;
+        const T *from = static_cast<const T*>(r.sink_states[i / nodes]) + at, *row = rows.at(node);
         for_groups<T>(r.C, [&](auto group) {
           constexpr int B = group.size;
-          const int64_t W = r.W, C = r.C;
-          if (all) {
-            const T factor = gamma[i - 1];
-            T* to = static_cast<T*>(r.to_states[i]) + at;
-            const T* onto = static_cast<const T*>(r.onto_states[i]);
-            if (onto) onto += at;
-            for (int64_t w = 0; w < W; ++w) {
-              V v[B];
-              unrolled<B>([&](auto b) ALWAYS {
-                v[b] = factor * group.load(row + w * C, b);
-                if (onto) v[b] += group.load(onto + w * C, b);
-              });
-              unrolled<B>([&](auto b) ALWAYS { group.store(to + w * C, v[b], b); });
-            }
-          }
-          if (sums) {
-            V sum[B];
-            const T* from = state(i, n, h);
-            sum_over<T>(W, sum, [&](int64_t w, auto b)
+          V sum[B];
+          const int64_t C = r.C;
+          sum_over<T>(r.W, sum, [&](int64_t w, auto b)
                                     ALWAYS { return group.load(from + w * C, b) * group.load(row + w * C, b); });
-            T* total = of_image + i * pitch;
-            unrolled<B>([&](auto b) ALWAYS { sum[b] += group.load(total, b); });
-            unrolled<B>([&](auto b) ALWAYS { group.store(total, sum[b], b); });
-          }
+          T* total = of_image + i * pitch;
+          unrolled<B>([&](auto b) ALWAYS { sum[b] += group.load(total, b); });
+          unrolled<B>([&](auto b) ALWAYS { group.store(total, sum[b], b); });
         });
+      }
     }
-    for (int64_t i = 1; sums && i < r.num_states; ++i)
-      for (int64_t c = 0; c < r.C; ++c) sums[(i - 1) * r.C + c] = of_image[i * pitch + c];
+    for (int64_t i = 0; sums && i < r.num_sinks * nodes; ++i)
+      for (int64_t c = 0; c < r.C; ++c) sums[i * r.C + c] = of_image[i * pitch + c];
   }
 };
 

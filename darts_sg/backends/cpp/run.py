@@ -52,7 +52,8 @@ MIX_FIELDS = (
 )  # fmt: skip
 ROUTE_FIELDS = (
     "kind", "N", "H", "W", "Ho", "Wo", "C", "K", "packed", "num_states", "threads", "states", "gamma", "node",
-    "taken", "to_states", "onto_states", "sum_y",
+    "taken", "to_states", "onto_states", "num_later", "num_sinks", "adds_to_node", "later", "to_sinks", "onto_sinks",
+    "sink_states", "factors", "sink_sums",
 )  # fmt: skip
 CACHE_LINE = 64  # bytes; slices of an arena begin at multiples of it
 Words = NDArray[np.int64]
@@ -176,6 +177,8 @@ class StepPlan(NamedTuple):
     """Where its kernels write, for each operation, edge and channel, the sum of the gradient and the sum of gradient
     times operation, in float64; for each state that a RouteStep adds up likewise."""
     sums_shape: tuple[int, ...]
+    later: Sequence[int] = ()
+    """Of a SHUFFLE step: the numbers of later ones whose share of gradients, and of gamma's gradient, it computes."""
 
     def gamma_gradient(self, sums: Tensor) -> Tensor:
         """The gradient of the step's gamma, (number of operations or 1, E), from the arena of sums."""
@@ -438,12 +441,15 @@ class _RoutePlanner:
     """Plans a RouteStep; see _StepPlanner."""
 
     def __init__(self, planner: "_Planner", number: int, step: RouteStep, start: int) -> None:
-        self.planner, self.step, self.start = planner, step, start
+        self.planner, self.step, self.number, self.start = planner, step, number, start
         self.gamma = Address("gammas", number)
         self.rows: list[Fields] = []
         self.results: list[StageResult] = []
-        self.live, self.adds_to_node = False, len(step.nodes) > 1
+        self.live = self.adds_to_node = False
         self.adds: list[bool] = []  # for each state, whether something has been added to its gradient before
+        # SHUFFLE: the steps that share a sink with this one, and the sinks; see RouteArgs
+        self.later: list[_RoutePlanner] = []
+        self.sinks: list[int] = []
         # the kernels know the layouts of states with all channels, and of those with C / K channels
         self.whole = planner.layouts[step.states[-1]]
         N, C, H, W = self.whole.shape
@@ -458,6 +464,13 @@ class _RoutePlanner:
         nodes = [partial] if step.kind == TAKE else [Layout.dense(N, C, self.Ho, self.Wo), partial]
         planner.layouts |= dict(zip(step.nodes, nodes, strict=False))
         sizes = dict.fromkeys(("states", "to_states", "onto_states"), len(step.states))
+        if step.kind == SHUFFLE:
+            if len({*step.states}) < len(step.states):
+                raise ValueError("the states of a RouteStep must differ")
+            most = sum(isinstance(one, RouteStep) and one.kind == SHUFFLE for one in planner.graph.steps[number + 1 :])
+            sizes |= {"later": most} | dict.fromkeys(("to_sinks", "onto_sinks", "sink_states"), len(step.states))
+            sizes |= dict.fromkeys(("factors", "sink_sums"), len(step.states) * (1 + most))
+        self.sizes = sizes
         self.places = dict(zip(sizes, np.cumsum([len(ROUTE_FIELDS), *sizes.values()]).tolist(), strict=False))
         self.num_words = len(ROUTE_FIELDS) + sum(sizes.values())
         self.sums_shape = (1, 2, len(step.states) - 1, C)
@@ -466,40 +479,83 @@ class _RoutePlanner:
     def plan(self, first_row: int) -> StepPlan:
         states, nodes = self.step.states, self.step.nodes
         weights = range(0)
+        later = [step.number for step in self.later]
         shape = self.sums_shape
-        return StepPlan(self.start, True, first_row, states, nodes, weights, False, self.live, self.sums, shape)
+        return StepPlan(self.start, True, first_row, states, nodes, weights, False, self.live, self.sums, shape, later)
 
     def words(self, onto: Sequence[bool], *, backward: bool) -> list[Value]:
         """The step's words: ROUTE_FIELDS, then the arrays. onto: unused, for no other step adds to its node."""
         states = self.step.states
         arrays: dict[str, list[Value]] = {"states": [Address("states", state) for state in states]}
         arrays["to_states"] = arrays["onto_states"] = [0] * len(states)
-        if backward:
-            adds = self.adds or [False] * len(states)
+        if backward and self.step.kind == SHUFFLE:
+            arrays["to_states"] = [Address("state_gradients", states[0])]
+            arrays |= self._sink_arrays()
+        elif backward:
             arrays["to_states"] = [Address("state_gradients", state) for state in states]
-            arrays["onto_states"] = [
-                Address("state_gradients" if add else "incoming", state)
-                for state, add in zip(states, adds, strict=True)
-            ]
+            arrays["onto_states"] = [self._onto(i, state) for i, state in enumerate(states)]
         N, C, H, W = self.whole.shape
         fields: Fields = {"kind": self.step.kind, "N": N, "H": H, "W": W, "Ho": self.Ho, "Wo": self.Wo, "C": C}
         fields |= {"K": self.step.K, "packed": self.packed, "num_states": len(states), "gamma": self.gamma}
         nodes = [Address("state_gradients" if backward else "states", node) for node in self.step.nodes]
         fields |= dict(zip(("node", "taken"), nodes, strict=False))
         fields |= {name: Address("table", 0, 8 * (self.start + place)) for name, place in self.places.items()}
-        if backward:
-            fields["sum_y"] = self.sums._replace(offset=self.sums.offset + 8 * int(np.prod(self.sums_shape[2:])))
-        return [
-            *(fields.get(name, 0) for name in ROUTE_FIELDS),
-            *(value for array in arrays.values() for value in array),
-        ]
+        fields |= {"num_later": len(self.later), "num_sinks": len(self.sinks)}
+        fields["adds_to_node"] = int(self.step.nodes[0] in self.sinks)
+        padded = [[*arrays.get(name, []), *[0] * size][:size] for name, size in self.sizes.items()]
+        return [*(fields.get(name, 0) for name in ROUTE_FIELDS), *itertools.chain.from_iterable(padded)]
+
+    def _onto(self, i: int, state: int) -> Address:
+        """What the gradient of a state is added to; i: its place in `adds`."""
+        return Address("state_gradients" if self.adds[i : i + 1] == [True] else "incoming", state)
+
+    def _sink_arrays(self) -> dict[str, list[Value]]:
+        arrays: dict[str, list[Value]] = {"later": [Address("state_gradients", by.step.nodes[0]) for by in self.later]}
+        arrays["to_sinks"] = [Address("state_gradients", sink) for sink in self.sinks]
+        arrays["onto_sinks"] = [self._onto(i, sink) for i, sink in enumerate(self.sinks)]
+        arrays["sink_states"] = [Address("states", sink) for sink in self.sinks]
+        factors, sums = [], []
+        for sink, by in itertools.product(self.sinks, (self, *self.later)):
+            factors.append(by._of_state("factor", sink))
+            sums.append(by._of_state("sum", sink))
+        return arrays | {"factors": factors, "sink_sums": sums}
+
+    def _of_state(self, kind: str, state: int) -> Value:
+        """The address of a state's gamma (`factor`), or of the sums for its gradient (`sum`); 0 if it is not read."""
+        by_passing = self.step.states[1:]
+        if state not in by_passing:
+            return 0
+        number, C = by_passing.index(state), self.sums_shape[3]
+        if kind == "factor":
+            return self.gamma._replace(offset=number * self.planner.value_size)
+        return self.sums._replace(offset=self.sums.offset + 8 * C * (len(by_passing) + number))
 
     def set_adds(self) -> None:
-        """Find out to which states' gradients something has been added before. TAKE has a gradient for some channels
-        only, and adds it to what is there."""
-        self.adds = [self.planner.adds_to([state]) for state in self.step.states]
+        """Find out to which gradients something has been added before: of the states, or of the sinks. TAKE has a
+        gradient for some channels only, and adds it to what is there."""
+        if self.step.kind == SHUFFLE:
+            self.planner.adds_to(self.step.states[:1])  # no other step writes to it
+        self.adds = [self.planner.adds_to([one]) for one in self._written()]
         if self.step.kind == TAKE and not self.adds[0]:
             self.planner.filled.update(self.step.states)
+
+    def _written(self) -> Sequence[int]:
+        """The states whose gradients this step sums up; it finds the sinks of a SHUFFLE."""
+        if self.step.kind != SHUFFLE:
+            return self.step.states
+        steps = [step for step in self.planner.steps if isinstance(step, _RoutePlanner) and step.live]
+        shuffles = [step for step in steps if step.step.kind == SHUFFLE]
+        before = [step for step in shuffles if step.number < self.number]
+        # a node's gradient is summed up by its own step, that of another state by the first step that reads it
+        elsewhere = {step.step.nodes[0] for step in shuffles}.union(*(step.step.states[1:] for step in before))
+        node, others = self.step.nodes[:1], [state for state in self.step.states[1:] if state not in elsewhere]
+        self.sinks = [*(node if self.adds_to_node else ()), *others]
+        self.later = [
+            step
+            for step in shuffles
+            if step.number > self.number and not set(self.sinks).isdisjoint(step.step.states[1:])
+        ]
+        return self.sinks
 
     def backward_rows(self) -> Iterator[tuple[int, Fields]]:
         yield from ()
@@ -574,17 +630,28 @@ class _Planner:
         return self._table(words, [row for step in self.steps for row in step.rows])
 
     def _backward(self) -> ArgumentTable:
+        useful = {*self.graph.outputs}  # states that an output depends on, and the outputs
+        by_passing: set[int] = set()  # those whose by-passing channels a SHUFFLE reads
+        for step in reversed(self.steps):
+            nodes = set(step.step.nodes)
+            step.live = not useful.isdisjoint(nodes)
+            if step.live:
+                useful.update(step.step.states)
+            if step.live and isinstance(step, _RoutePlanner) and step.step.kind == SHUFFLE:
+                step.adds_to_node = len(nodes) > 1 or not by_passing.isdisjoint(nodes)
+                by_passing.update(step.step.states[1:])
         # walk back to see who writes first to each gradient
         for step in reversed(self.steps):
             nodes = set(step.step.nodes)
-            ends = nodes & {*self.graph.outputs} - self.begun
-            step.live = bool(nodes & self.begun or ends)
             if not step.adds_to_node:
-                self.direct |= ends
+                self.direct |= nodes & {*self.graph.outputs} - self.begun
             if step.live:
-                self.filled |= nodes - self.begun
-                self.begun |= nodes
+                summed_up = {*step.step.nodes[:1]} if step.adds_to_node else set()
+                self.filled |= nodes - self.begun - summed_up
+                if not summed_up:
+                    self.begun |= nodes
                 step.set_adds()
+                self.begun |= nodes
         words: list[Value] = []
         rows: list[Fields] = []
         for step, first in zip(self.steps, self.first_rows, strict=False):
@@ -761,7 +828,11 @@ class _GraphFunction(torch.autograd.Function):
             whole.append(step.live and wanted)
             if wanted or gamma_wanted:
                 needed.update(step.nodes)
-        runs = [step.live and (all_ or one) for step, all_, one in zip(steps, whole, gammas_wanted, strict=True)]
+        # a step also sums up gradients of later steps' gammas
+        sums_wanted = [
+            one or any(gammas_wanted[i] for i in s.later) for s, one in zip(steps, gammas_wanted, strict=True)
+        ]
+        runs = [step.live and (all_ or one) for step, all_, one in zip(steps, whole, sums_wanted, strict=True)]
 
         # Buffers: `incoming` is the gradient of each state from outside the graph, (N, H, W, C); `state_gradients` sum
         # it up with what the steps add.
@@ -790,7 +861,7 @@ class _GraphFunction(torch.autograd.Function):
         call.rows[:, STAGE_FIELDS.index("training")] = np.array(ctx.training)[plan.order]
         for i in reversed(range(len(steps))):
             if runs[i]:
-                call(steps[i], whole[i], *((gammas_wanted[i],) if steps[i].routes else ()))
+                call(steps[i], whole[i], *((sums_wanted[i],) if steps[i].routes else ()))
 
         gamma_gradients = [
             step.gamma_gradient(sums).to(like.dtype) if wanted and step.live and not step.by_image else None

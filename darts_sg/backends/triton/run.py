@@ -468,19 +468,24 @@ class _Forward:
                         before = self.results[o][-1] if depth else None
                         result = Result(y, winner, group, at)
                         with branches.branch(number):
-                            self._stage(stage, one, Source.of(operations.each[o], x, T, before), result, part)
+                            source = Source.of(operations.each[o], x, T, before)
+                            self._stage(stage, one, source, result, part, branches)
                         self.results[o].append(result)
                         at += one.E * one.Co
                 self._normalise([stage for _, stage in members], shapes[0], part, group, eps, training, A)
         for momentum, pairs in self.running.items():  # all running statistics in one launch
             torch._foreach_lerp_([statistic for statistic, _ in pairs], [found for _, found in pairs], momentum)
 
-    def _stage(self, stage: FusedStage, one: Geometry, source: Source, result: Result, part: Tensor) -> None:
+    def _stage(
+        self, stage: FusedStage, one: Geometry, source: Source, result: Result, part: Tensor, branches: Branches
+    ) -> None:
         grid = result.group.grid
+        depthwise = None if stage.depthwise is None else taps(stage.depthwise.weight)
+        branches.keep(depthwise)  # a copy, unless the weight is laid out tap by tap
         launch(
             kernels.stage_forward, (grid.G, one.E),
             *source[:3],
-            None if stage.depthwise is None else taps(stage.depthwise.weight),
+            depthwise,
             None if stage.pointwise is None else stage.pointwise.weight,
             result.y, result.winner, part, result.group.channels, result.at,
             one.N, one.E, source.shared_by, grid.rounds,
@@ -696,6 +701,7 @@ class _Backward:
         branches.keep(to)
         with on_branch():  # a weight that is not laid out tap by tap is copied
             depthwise = None if stage.depthwise is None else taps(stage.depthwise.weight)
+        branches.keep(depthwise)
         pointwise = None if stage.pointwise is None else stage.pointwise.weight
         sizes = {"ACTIVATION": stage.activation, "A": self.A, **one.sizes(), **source.sizes()}
         # where the last kernel of this stage writes the sums for the previous stage's BatchNorm

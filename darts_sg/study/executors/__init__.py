@@ -74,6 +74,9 @@ class Executor(Protocol):
     def ended(self) -> list[Ended]:
         """The workers that have ended since the last call."""
 
+    def wait(self, seconds: float) -> None:
+        """Return once a worker has ended, after that time at the latest."""
+
     def stop(self) -> None:
         """Ask all workers to save and end."""
 

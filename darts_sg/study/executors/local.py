@@ -1,9 +1,12 @@
 """Runs workers as subprocesses of this machine: one for each GPU, or one for each few cores."""
 
 import os
+import select
 import signal
 import subprocess
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +16,9 @@ from darts_sg.engine.environment import usable_cores
 from darts_sg.errors import UsageError
 from darts_sg.study import executors
 from darts_sg.study.executors import Ended, Request, Settings, last_line, worker_words
+
+ASKED = 0.2
+"""Seconds between two questions whether a worker has ended, where the system does not tell."""
 
 
 @dataclass
@@ -90,6 +96,9 @@ class Local:
             self._free.append(worker.slot)
         return [Ended(worker.job_id, worker.process.returncode, last_line(worker.output)) for worker in found]
 
+    def wait(self, seconds: float) -> None:
+        wait_for([worker.process for worker in self._workers], seconds)
+
     def stop(self) -> None:
         for worker in self._workers:
             worker.process.send_signal(signal.SIGTERM)
@@ -102,6 +111,24 @@ class Local:
 
     def close(self) -> None:
         """Nothing to give back."""
+
+
+def wait_for(processes: "Sequence[subprocess.Popen[bytes]]", seconds: float) -> None:
+    """Return once one of the subprocesses has ended, after that time at the latest.
+
+    Linux tells by a descriptor; other systems, or one that has run out of descriptors, are asked a few times a second.
+    """
+    handles: list[int] = []
+    try:
+        with suppress(OSError, AttributeError):
+            handles += [os.pidfd_open(process.pid) for process in processes if process.returncode is None]
+        if handles and len(handles) == len(processes):
+            select.select(handles, [], [], seconds)
+        else:
+            time.sleep(min(seconds, ASKED))
+    finally:
+        for handle in handles:
+            os.close(handle)
 
 
 def make(folder: Path, settings: Settings) -> Local:

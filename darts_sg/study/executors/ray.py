@@ -5,6 +5,7 @@ that is lost with its node is started again once its heartbeat stands still.
 """
 
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,12 @@ class OnRay:
             except self._ray.exceptions.RayError as error:  # the node is gone, or the task was cancelled
                 found.append(Ended(job_id, None, first_line(error)))
         return found
+
+    def wait(self, seconds: float) -> None:
+        if self._tasks:
+            self._ray.wait(list(self._tasks), num_returns=1, timeout=seconds)
+        else:
+            time.sleep(seconds)
 
     def stop(self) -> None:
         for reference in self._tasks:

@@ -10,7 +10,7 @@ from typing import Any
 
 from darts_sg.study.executors import last_line
 
-POLL = 0.2
+POLL = 0.05
 """Seconds between two looks at a worker."""
 SAVING = 300.0
 """Seconds that a worker may take to save before it is killed."""

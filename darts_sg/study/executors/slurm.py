@@ -7,6 +7,7 @@ at the same path on all nodes.
 """
 
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,9 @@ class OnSlurm:
                 found.append(Ended(job_id, None, first_line(error)))
         return found
 
+    def wait(self, seconds: float) -> None:
+        time.sleep(seconds)  # asking Slurm more often would be a load for it
+
     def stop(self) -> None:
         """Cancel what has not begun; what runs finds its stop file at the next heartbeat."""
         for job_id, job in list(self._jobs.items()):
@@ -137,10 +141,10 @@ def make(folder: Path, settings: Settings) -> OnSlurm:
     cluster = str(given.pop("cluster", "slurm"))
     if cluster == "slurm" and shutil.which("sbatch") is None:
         raise UsageError("--executor slurm: there is no sbatch on this machine; run it where Slurm jobs are submitted")
-    time = given.pop("time", None)
-    if time is not None and (not isinstance(time, int) or time <= 0):
-        raise UsageError(f"--slurm time={time}: expected the time limit of a job in minutes, such as 60")
-    limit = float(time or (settings.minutes and settings.minutes + MARGIN_MINUTES) or DEFAULT_MINUTES)
+    limit_of_job = given.pop("time", None)
+    if limit_of_job is not None and (not isinstance(limit_of_job, int) or limit_of_job <= 0):
+        raise UsageError(f"--slurm time={limit_of_job}: expected the time limit of a job in minutes, such as 60")
+    limit = float(limit_of_job or (settings.minutes and settings.minutes + MARGIN_MINUTES) or DEFAULT_MINUTES)
     try:
         executor = submitit.AutoExecutor(folder=(folder / "slurm").absolute(), cluster=cluster)
         executor.update_parameters(**parameters(given, settings, limit))
