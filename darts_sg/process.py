@@ -27,11 +27,14 @@ def started() -> float:
     return min(IMPORTED, time.monotonic() - age)
 
 
-def end_with_parent() -> None:
-    """Have this process get SIGTERM when its parent ends, even by SIGKILL. Only Linux can do that."""
+def end_with_parent(parent: int = PARENT) -> None:
+    """Have this process get SIGTERM when its parent ends, even by SIGKILL. Only Linux can do that.
+
+    parent: its number, by default that of the parent when the package was imported.
+    """
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
-    if parent_is_gone():  # before the system knew
+    if os.getppid() != parent:  # it ended before the system knew
         signal.raise_signal(signal.SIGTERM)
 
 

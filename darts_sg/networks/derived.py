@@ -154,12 +154,14 @@ class DerivedNetwork(nn.Module):
         self._drop_path_prob = self._held_prob.fill_(prob) if prob > 0 else None
 
     def _drops(self, x: Tensor) -> Tensor | DrawnPaths | None:
-        """The probability of drop path in this pass of x (N, …), or the factors of all operations; None without it."""
+        """The probability of drop path in this pass over x, or the factors of all operations; None without it.
+
+        The number of images is asked for only where it is needed: an export would take it as fixed.
+        """
         prob = self._drop_path_prob if self.training else None
         if prob is None or not self.drops_together:
             return prob
         dropped = [op for cell in self.cells for op in cell.ops if drop_prob_of(op, prob) is not None]  # type: ignore[union-attr]
-        # N is asked for here only: the length of x would fix the batch size of an exported model
         return DrawnPaths(kept_factors(torch.rand(len(dropped), len(x), device=prob.device), prob))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from darts_sg.backends.cpp.build import kernels
-from darts_sg.backends.cpp.memory import POOL
+from darts_sg.backends.cpp.memory import POOL, SMALLEST
 from darts_sg.backends.ir import (
     DTYPES,
     EDGES,
@@ -92,9 +92,8 @@ class ArgumentTable:
         words[self._places] = addresses[self._tensors] + self._offsets
         return words
 
-
     def places_of(self, kind: str, numbers: Sequence[int]) -> tuple[Words, Words]:
-        """The words that are addresses of these tensors of a kind, at offset 0, and the number of the tensor of each."""
+        """The words that are addresses of these tensors of a kind, and the number of the tensor of each."""
         first = self._first[kind]
         found = np.isin(self._tensors, [first + number for number in numbers])
         return self._places[found], self._tensors[found] - first
@@ -880,7 +879,10 @@ class _GraphFunction(torch.autograd.Function):
 def _pixels(like: Tensor, plan: LaunchPlan, state: int) -> Tensor:
     """Memory for a state or its gradient, (N, H, W, C)."""
     N, C, H, W = plan.layouts[state].shape
-    return POOL.take(N * H * W * C * like.element_size()).view(like.dtype).view(N, H, W, C)
+    size = N * C * H * W * like.element_size()
+    if size < SMALLEST:
+        return like.new_empty(N, H, W, C)
+    return POOL.take(size).view(like.dtype).view(N, H, W, C)
 
 
 def _statistics(norm: nn.BatchNorm2d | None) -> tuple[Tensor | None, Tensor | None]:
