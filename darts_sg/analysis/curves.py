@@ -263,8 +263,13 @@ def draw_curves(rows: Sequence[MetricsRow], panels: Sequence[Panel]) -> Figure:
 
 
 def filled(panels: Sequence[Panel], rows: Sequence[MetricsRow]) -> list[Panel]:
-    """The panels with at least one value to draw."""
-    return [panel for panel in panels if any(_points(rows, column)[0] for column, _, _ in panel.curves)]
+    """The panels with at least one value to draw; that of drop path only if there is any."""
+
+    def shown(panel: Panel) -> bool:
+        values = [value for column, _, _ in panel.curves for value in _points(rows, column)[1]]
+        return any(values) if panel is DROP_PATH else bool(values)
+
+    return [panel for panel in panels if shown(panel)]
 
 
 def draw_panel(axes: Axes, rows: Sequence[MetricsRow], panel: Panel) -> None:

@@ -88,7 +88,7 @@ struct Router {
   }
 
   static constexpr int64_t MAX_TERMS = 5;         // of a sum: the states before the last node of a cell
-  static constexpr int64_t PREFETCH_VECTORS = 32;  // how many vectors ahead loads are prefetched
+  static constexpr int64_t PREFETCH_VECTORS = 16;  // how many vectors ahead loads are prefetched
 
   // out = before + the sum of factor * term, for one row of all channels. `before` may be null.
   void add_terms(const T* const* terms, const T* factors, int64_t count, const T* before, T* out) const {

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from darts_sg.backends.cpp.build import kernels
-from darts_sg.backends.cpp.memory import POOL
+from darts_sg.backends.cpp.memory import POOL, SMALLEST
 from darts_sg.backends.ir import (
     DTYPES,
     EDGES,
@@ -879,7 +879,10 @@ class _GraphFunction(torch.autograd.Function):
 def _pixels(like: Tensor, plan: LaunchPlan, state: int) -> Tensor:
     """Memory for a state or its gradient, (N, H, W, C)."""
     N, C, H, W = plan.layouts[state].shape
-    return POOL.take(N * H * W * C * like.element_size()).view(like.dtype).view(N, H, W, C)
+    size = N * C * H * W * like.element_size()
+    if size < SMALLEST:
+        return like.new_empty(N, H, W, C)
+    return POOL.take(size).view(like.dtype).view(N, H, W, C)
 
 
 def _statistics(norm: nn.BatchNorm2d | None) -> tuple[Tensor | None, Tensor | None]:
