@@ -314,6 +314,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "partial channels": {"partial_channels": 4},
     "single level": {"hypergradient": "single_level", "relaxation": "gumbel"},
     "drop path": {"drop_path_prob": 0.2},
+    "attack": {"perturbation": "adversarial:steps=1"},
 }
 """Searches whose steps are captured."""
 

@@ -124,7 +124,7 @@ def taps(network: nn.Module, x: Tensor) -> Iterator[tuple[str, Tensor]]:
         return
     assert isinstance(network, DerivedNetwork)
     s0, s1 = network.stem(x)
-    drop_path_prob = network._drops(len(x))
+    drop_path_prob = network._drops(x)
     is_large = hasattr(network.stem, "stem_1")  # that of ImageNet gives two states of different sizes
     states = [(f"network.stem.stem_{i}" if is_large else "network.stem", state) for i, state in enumerate((s0, s1))]
     for i, cell in enumerate(network.cells):

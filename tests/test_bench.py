@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import machine, peers, speed, subjects
+from benchmarks import machine, networks, peers, speed, subjects
 from benchmarks.launches import count
 from benchmarks.speed import BenchRow, interleave
 from darts_sg.cli.main import PROG, run
@@ -94,6 +94,12 @@ def test_the_steps_that_are_compared_do_the_same() -> None:
             torch.testing.assert_close(a, b, rtol=1e-2, atol=2e-5)
 
 
+def test_an_evaluation_gives_the_same_logits_as_its_baseline() -> None:
+    native = subjects.native_kernels() is None
+    old, own = networks.evaluation_passes("DARTS_V2", 2, channels=4, cells=3, native=native)
+    torch.testing.assert_close(old()[0], own()[0], rtol=1e-3, atol=1e-4)  # type: ignore[index]
+
+
 @pytest.mark.slow
 def test_the_ways_of_a_gpu_that_need_no_cuda_run_on_any_device(toy: None) -> None:
     rows = list(speed.accelerator_rows("cpu", compiled=False))
@@ -158,6 +164,15 @@ def test_the_whole_bench_prints_every_table(
     small = {"channels": 4, "cells": 3}
     monkeypatch.setattr(
         speed, "retraining_steps", lambda name, batch, **how: subjects.retraining_steps(name, 2, **small, **how)
+    )
+    monkeypatch.setattr(
+        speed, "mobile_steps", lambda name, batch, **how: networks.mobile_steps(name, 2, size=32, **how)
+    )
+    monkeypatch.setattr(
+        speed, "evaluation_passes", lambda name, batch, **how: networks.evaluation_passes(name, 2, **small, **how)
+    )
+    monkeypatch.setattr(
+        speed, "inference_passes", lambda name, **how: networks.inference_passes(name, size=64, **small, **how)
     )
     code, out, err = command(capsys, "--json", str(tmp_path / "all.json"))
     assert code == 0, err

@@ -36,3 +36,10 @@ def test_a_killed_parent_is_a_sigterm_for_its_child(tmp_path: Path) -> None:
     while not told.is_file() and time.monotonic() < deadline:
         time.sleep(0.01)
     assert told.read_text() == "True\n"
+
+
+def test_a_quick_end_waits_for_threads_and_runs_exit_handlers() -> None:
+    code = "import atexit, threading, time; from darts_sg import process; atexit.register(lambda: print('handler')); "
+    code += "threading.Thread(target=lambda: (time.sleep(0.1), print('thread'))).start(); process.end(7)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (7, "thread\nhandler\n", "")

@@ -34,6 +34,11 @@ DAMAGED = (ValueError, LookupError, TypeError, SyntaxError, OverflowError, Memor
 """Errors that numpy raises for damaged array headers."""
 MOST_ARRAYS = 64  # in a file of mixing weights
 
+COPY = "restore the file from a copy, or leave this run out"
+"""The way out where a file of a run is damaged that nothing can write anew."""
+RESULT = "remove the file and continue the run with --resume, which writes it anew from the newest checkpoint"
+ANEW = "restore the file from a copy; --resume writes it anew if the run is not finished"
+
 OPTION_TYPES: Mapping[str, Any] = {
     "epochs": int, "seed": int, "batch_size": int, "cutout_length": int,
     "channels": int | str | None, "cells": int | None,
@@ -185,7 +190,7 @@ def read_run_config(path: Path) -> tuple[str, Mapping[str, Any], Mapping[str, An
         (config.get(key) for key in ("job", "options", "environment")) if isinstance(config, dict) else (None,) * 3
     )
     if not isinstance(job, str) or job not in JOBS or not isinstance(options, dict):
-        raise UsageError(f"{path} does not belong to a run: it needs job (search or augment) and options")
+        raise UsageError(f"{path} does not belong to a run: it needs job (search or augment) and options; {COPY}")
     return job, _typed(options, OPTION_TYPES, f"{path}: options"), typed_environment(environment, path)
 
 
@@ -195,17 +200,17 @@ def typed_environment(environment: Any, path: Path) -> dict[str, Any]:
     data = environment.get("data") if isinstance(environment, dict) else None
     for name, part in (("environment", environment), ("environment: data", {} if data is None else data)):
         if not isinstance(part, dict):
-            raise UsageError(f"{path}: {name}: expected a mapping, found {quoted(part)}")
+            raise UsageError(f"{path}: {name}: expected a mapping, found {quoted(part)}; {COPY}")
     facts = _typed(environment, ENVIRONMENT_TYPES, f"{path}: environment")
     for name in ("threads", "processes"):
         if (number := facts.get(name)) is not None and not 1 <= number <= MOST_PROCESSES:
-            raise UsageError(f"{path}: environment: {name}: must be from 1 to {MOST_PROCESSES}, found {number}")
+            raise UsageError(f"{path}: environment: {name}: must be from 1 to {MOST_PROCESSES}, found {number}; {COPY}")
     plugins = facts.get("plugins")
     if plugins is not None and not (isinstance(plugins, list) and all(isinstance(each, dict) for each in plugins)):
-        raise UsageError(f"{path}: environment: plugins: expected a list of mappings, found {quoted(plugins)}")
+        raise UsageError(f"{path}: environment: plugins: expected a list of mappings, found {quoted(plugins)}; {COPY}")
     origin = facts.get("finetuned_from")
     if origin is not None and not isinstance(origin, dict):
-        raise UsageError(f"{path}: environment: finetuned_from: expected a mapping, found {quoted(origin)}")
+        raise UsageError(f"{path}: environment: finetuned_from: expected a mapping, found {quoted(origin)}; {COPY}")
     facts.pop("data", None)
     return facts if data is None else facts | {"data": _typed(data, DATA_TYPES, f"{path}: environment: data")}
 
@@ -217,9 +222,9 @@ def _typed(given: Mapping[Any, Any], hints: Mapping[str, Any], source: str) -> d
         try:
             found[name] = read_value(hints[name], found[name])
         except UsageError as error:
-            raise UsageError(f"{source}: {name}: {error}") from None
+            raise UsageError(f"{source}: {name}: {error}; {COPY}") from None
         if isinstance(found[name], int | float) and found[name] < 0:
-            raise UsageError(f"{source}: {name}: must not be negative, found {quoted(found[name])}")
+            raise UsageError(f"{source}: {name}: must not be negative, found {quoted(found[name])}; {COPY}")
     return found
 
 
@@ -233,7 +238,8 @@ def _check_early_end(genotype: Genotype, path: Path) -> None:
     )
     if not whole:
         raise UsageError(
-            f"{path}: provenance.stopped_early: expected after_epoch, chosen_epoch and reason, found {quoted(found)}"
+            f"{path}: provenance.stopped_early: expected after_epoch, chosen_epoch and reason, found {quoted(found)}; "
+            f"{COPY}"
         )
 
 
@@ -252,21 +258,21 @@ def read_metrics(path: Path) -> list[MetricsRow]:
     try:
         table = list(csv.DictReader(lines))
     except csv.Error as error:
-        raise UsageError(f"{path} is no table of numbers: {error}") from None
+        raise UsageError(f"{path} is no table of numbers: {error}; {ANEW}") from None
     rows: list[MetricsRow] = []
     for number, fields in enumerate(table, start=2):
         row = {}
         for column, value in fields.items():
             if column is None or value is None:
-                raise UsageError(f"{path}, line {number}: expected as many fields as the first line has")
+                raise UsageError(f"{path}, line {number}: expected as many fields as the first line has; {ANEW}")
             try:
                 row[column] = float(value) if value else math.nan
             except ValueError:
-                raise UsageError(f"{path}, line {number}, {column}: {quoted(value)} is not a number") from None
+                raise UsageError(f"{path}, line {number}, {column}: {quoted(value)} is not a number; {ANEW}") from None
         if "epoch" not in row:
-            raise UsageError(f"{path} has no column epoch: it is not the metrics.csv of a run")
+            raise UsageError(f"{path} has no column epoch: it is not the metrics.csv of a run; {ANEW}")
         if not (row["epoch"].is_integer() and row["epoch"] >= 0):
-            raise UsageError(f"{path}, line {number}, epoch: {row['epoch']} is not a whole number")
+            raise UsageError(f"{path}, line {number}, epoch: {row['epoch']} is not a whole number; {ANEW}")
         rows.append(row)
     return rows
 
@@ -279,15 +285,15 @@ def _read_result(path: Path, options: Mapping[str, Any]) -> Mapping[str, Any] | 
     except OSError as error:
         raise UsageError(f"cannot read {path}: {why(error)}") from None
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path} is not JSON: {first_line(error)[:200]}") from None
+        raise UsageError(f"{path} is not JSON: {first_line(error)[:200]}; {RESULT}") from None
     figure = task_of(options).headline.key("test")
     needed = (f"{figure}_last", f"{figure}_best", "best_epoch", "best_chosen_on", "params", "macs")
     for key in needed:
         if not isinstance(result, dict) or key not in result:
-            raise UsageError(f"{path} lacks {key}: it is not the result of a retraining")
+            raise UsageError(f"{path} lacks {key}: it is not the result of a retraining; {RESULT}")
     for key, value in result.items():
         if (expected := _wrong_in_result(key, value)) is not None:
-            raise UsageError(f"{path}: {key}: expected {expected}, found {quoted(value)}")
+            raise UsageError(f"{path}: {key}: expected {expected}, found {quoted(value)}; {RESULT}")
     return result
 
 
@@ -390,7 +396,8 @@ def _read_search_epoch(run_dir: Path, epoch: int) -> SearchEpoch:
         if found != f"shape {expected}":
             raise UsageError(
                 f"{path}: {name!r} has {found}, but {genotype.normal.num_nodes} nodes and "
-                f"{len(genotype.operations)} operations need {expected}: the file belongs to another space"
+                f"{len(genotype.operations)} operations need {expected}: the file belongs to another space; "
+                f"remove it to go without epoch {epoch}"
             )
         wrong = weights[name][~(np.isfinite(weights[name]) & (weights[name] >= 0))]
         if wrong.size:

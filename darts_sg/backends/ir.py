@@ -54,7 +54,8 @@ class FusedStage:
         """Where its tensors stand in their modules, running statistics included: a dictionary and a name each."""
         layers = [self.depthwise, self.pointwise]
         layers += [] if self.halving is None else [self.halving.conv_1, self.halving.conv_2]
-        found: list[tuple[dict[str, Any], str]] = [(layer._parameters, "weight") for layer in layers if layer is not None]
+        found: list[tuple[dict[str, Any], str]] = []
+        found += [(layer._parameters, "weight") for layer in layers if layer is not None]
         if self.norm is not None:
             found += [(self.norm._parameters, name) for name in ("weight", "bias") if self.norm.affine]
             found += [(self.norm._buffers, f"running_{name}") for name in ("mean", "var")]

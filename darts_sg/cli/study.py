@@ -156,7 +156,9 @@ def show_plan(arguments: argparse.Namespace) -> None:
     study = read_study(arguments.file)
     configs, jobs = check_study(study), jobs_of(study)
     device = next(iter(configs.values())).device
-    threads, slots = slots_of(Settings(jobs=arguments.jobs, threads=study.executor.threads, device=device))
+    options = study.executor
+    settings = Settings(jobs=arguments.jobs, threads=options.threads, processes=options.most_processes, device=device)
+    threads, slots = slots_of(settings)
     shapes = {}
     if not arguments.no_measure:
         say = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: E731 - a one-line printer
@@ -187,7 +189,7 @@ def show_plan(arguments: argparse.Namespace) -> None:
     kinds = Counter(job.kind for job in jobs)
     summary = f"\n{len(jobs)} jobs: {kinds['search']} searches, {kinds['retrain']} retrainings"
     if shapes:
-        whole, wall = sum(seconds.values()), makespan(jobs, seconds, len(slots))
+        whole, wall = sum(seconds.values()), makespan(jobs, seconds, max(1, len(slots) // options.most_processes))
         memory = max(shape.memory for shape in shapes.values())
         summary += (
             f"\n{whole / 3600:.2f} hours of jobs, about {wall / 3600:.2f} hours with {len(slots)} at a time "

@@ -133,13 +133,15 @@ class RunDir:
         """An existing run folder and the content of its config.yaml. UsageError if it is not a run of `job`."""
         config = path / "config.yaml"
         if not config.is_file():
-            raise UsageError(f"{path} is not a run folder: it has no config.yaml")
+            raise UsageError(f"{path} is not a run folder: it has no config.yaml; start a new run")
         try:
             content = read_mapping(config)
             content["environment"] = typed_environment(content["environment"], config)
             found, _, _ = content["job"], content["options"], content["environment"]
         except KeyError:
-            raise UsageError(f"{config} is not the config of a run") from None
+            raise UsageError(
+                f"{config} is not the config of a run; restore it from a copy, or start a new run"
+            ) from None
         if found != job:
             raise UsageError(f"{path} is a run of {found}, not of {job}: continue it with {found}")
         return cls(path), content

@@ -153,17 +153,20 @@ class DerivedNetwork(nn.Module):
             self._held_prob = torch.zeros((), device=device)
         self._drop_path_prob = self._held_prob.fill_(prob) if prob > 0 else None
 
-    def _drops(self, num_images: int) -> Tensor | DrawnPaths | None:
-        """The probability of drop path in this pass, or the factors of all operations; None without it."""
+    def _drops(self, x: Tensor) -> Tensor | DrawnPaths | None:
+        """The probability of drop path in this pass over x, or the factors of all operations; None without it.
+
+        The number of images is asked for only where it is needed: an export would take it as fixed.
+        """
         prob = self._drop_path_prob if self.training else None
         if prob is None or not self.drops_together:
             return prob
         dropped = [op for cell in self.cells for op in cell.ops if drop_prob_of(op, prob) is not None]  # type: ignore[union-attr]
-        return DrawnPaths(kept_factors(torch.rand(len(dropped), num_images, device=prob.device), prob))
+        return DrawnPaths(kept_factors(torch.rand(len(dropped), len(x), device=prob.device), prob))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         s0, s1 = self.stem(x)
-        drop_path_prob = self._drops(len(x))
+        drop_path_prob = self._drops(x)
         auxiliary_logits = None
         for i, cell in enumerate(self.cells):
             s0, s1 = s1, cell(s0, s1, drop_path_prob)
@@ -180,7 +183,7 @@ class DerivedNetwork(nn.Module):
         so the detector's heads do too.
         """
         s0, s1 = self.stem(x)
-        drop_path_prob = self._drops(len(x))
+        drop_path_prob = self._drops(x)
         fine = s1
         for i, cell in enumerate(self.cells):
             s0, s1 = s1, cell(s0, s1, drop_path_prob)

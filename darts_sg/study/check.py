@@ -19,7 +19,7 @@ from darts_sg.analysis.latency import read_latency_table
 from darts_sg.config import AugmentConfig, RunConfig, SearchConfig, make_config
 from darts_sg.data import Dataset, load_dataset
 from darts_sg.derive import Bound, derive_bounded, num_edges
-from darts_sg.engine.environment import choose_device
+from darts_sg.engine.environment import choose_device, usable_cores
 from darts_sg.engine.search_data import search_parts
 from darts_sg.engine.setup import Setting, split_training_set
 from darts_sg.errors import UsageError
@@ -58,9 +58,31 @@ def check_study(
             with _at(study, *_places(study, job, "--device")):
                 if configs[job.id].device != "auto" and not gpus_of(configs[job.id].device):
                     choose_device(configs[job.id].device)
+        _check_processes(study, configs)
     if data:
         _check_data(study, [job for job in jobs if job.id not in done], configs)
     return configs
+
+
+def _check_processes(study: StudyFile, configs: Mapping[str, RunConfig]) -> None:
+    """UsageError if jobs ask for more GPUs or processes than this machine has."""
+    options = study.executor
+    devices = sorted({config.device for config in configs.values()})
+    key, number = ("gpus" if options.gpus else "processes"), options.most_processes
+    if not (options.gpus or options.processes):
+        return
+    there = [gpu for device in devices for gpu in gpus_of(device)]
+    problem = ""
+    if options.gpus and devices == ["cpu"]:
+        problem = "the jobs have --device cpu; leave gpus out, or choose another device"
+    elif options.gpus and len(there) < number:
+        problem = f"jobs ask for {number} GPUs, this machine has {len(there)}; lower gpus"
+    elif options.processes and there and number > 1:
+        problem = "jobs run on GPUs here, one process each; write gpus instead, or --device cpu in data"
+    elif options.processes and number > usable_cores():
+        problem = f"jobs ask for {number} processes, this machine has {usable_cores()} cores; lower processes"
+    if problem:
+        raise study.source.error(("executor", key), problem)
 
 
 def _configs(study: StudyFile, jobs: Sequence[StudyJob]) -> dict[str, RunConfig]:
@@ -133,7 +155,8 @@ def _check_bounds(study: StudyFile, configs: list[RunConfig]) -> None:
         targets = {"max_params": config.target_params, "max_macs": config.target_macs}
         for (key, text), option in zip(targets.items(), ("target_params", "target_macs"), strict=True):
             if text:
-                wanted.append((_option_place(study, option), Limits(**{key: parse_quantity(flag(option), text)})))
+                most: dict[str, Any] = {key: parse_quantity(flag(option), text)}
+                wanted.append((_option_place(study, option), Limits(**most)))
         for place, limits in wanted:
             key_of_case = (config.space, config.nodes, config.network, limits)
             if key_of_case not in checked:

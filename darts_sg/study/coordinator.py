@@ -181,8 +181,12 @@ class Coordinator:
                 found.waiting.append(job.id)
             else:
                 self.before[job.id] = state
-                found.ready.append(Request(job.id, token, self._minutes(), self._memory(job, states)))
+                found.ready.append(self._request(job, token, states))
         return found
+
+    def _request(self, job: StudyJob, token: str, states: Mapping[str, JobState]) -> Request:
+        processes = self.study.executor.processes_of(job.kind)
+        return Request(job.id, token, self._minutes(), self._memory(job, states), processes)
 
     def _minutes(self) -> float | None:
         """The time budget of a job that starts now."""

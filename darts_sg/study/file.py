@@ -179,9 +179,13 @@ class StudyClaim:
     text: str = ""
 
 
+KINDS = ("search", "retrain")
+"""Kinds of jobs, as sections of the file are called."""
+
+
 @dataclass(frozen=True)
 class ExecutorOptions:
-    """How jobs are run; none of it changes a result, except threads, whose number decides the last bits."""
+    """How jobs are run; none of it changes a result, except threads and processes, which decide the last bits."""
 
     retries: int = 2
     """How often a failed job is started again."""
@@ -189,12 +193,25 @@ class ExecutorOptions:
     """How often in a row a job may be lost (killed, machine gone) without progress before it counts as failed."""
     threads: int | None = None
     """CPU threads of a job; None: cores / jobs at a time."""
+    gpus: Mapping[str, int] = field(default_factory=dict)
+    """GPUs of a search and of a retraining, each with a process of its own; empty: one, where there is one."""
+    processes: Mapping[str, int] = field(default_factory=dict)
+    """Processes of a search and of a retraining on CPUs; empty: one."""
     memory: int | None = None
     """Bytes that a job needs; None: what `study plan` measured, or unknown."""
     minutes: float | None = None
     """Time budget of a piece of a job: it saves, ends and is queued again."""
     slurm: Mapping[str, str | int] = field(default_factory=dict)
     """Passed to Slurm: partition, account, …"""
+
+    def processes_of(self, kind: str) -> int:
+        """The processes of a job, `search` or `retrain`; more than one are started by torchrun."""
+        return (self.gpus or self.processes).get(kind, 1)
+
+    @property
+    def most_processes(self) -> int:
+        """The processes of the largest job."""
+        return max(map(self.processes_of, KINDS))
 
 
 @dataclass(frozen=True)
@@ -519,7 +536,8 @@ def _limits(node: Node) -> Limits:
         )
     if "latency_table" in given and "max_latency" not in given:
         raise node.at("latency_table").wrong("is for a bound on latency: add max_latency, such as max_latency: 12ms")
-    return Limits(**{key: _limit(key, at) for key, at in given.items()})
+    limits: dict[str, Any] = {key: _limit(key, at) for key, at in given.items()}
+    return Limits(**limits)
 
 
 def _limit(key: str, node: Node) -> int | str:
@@ -684,6 +702,11 @@ def _executor(node: Node) -> ExecutorOptions:
     for name, least in (("retries", 0), ("losses", 0), ("threads", 1)):
         if node.at(name).given:
             given[name] = node.at(name).count(least)
+    for name in ("gpus", "processes"):
+        if node.at(name).given:
+            given[name] = _by_kind(node.at(name))
+    if "gpus" in given and "processes" in given:
+        raise node.at("processes").wrong("each GPU has a process: leave processes or gpus out")
     if node.at("memory").given:
         given["memory"] = node.at("memory").quantity()
     if node.at("minutes").given:
@@ -697,3 +720,11 @@ def _executor(node: Node) -> ExecutorOptions:
                 raise setting.expected("a text or a whole number")
         given["slurm"] = {key: setting.value for key, setting in settings.items()}
     return ExecutorOptions(**given)
+
+
+def _by_kind(node: Node) -> dict[str, int]:
+    """A number for all jobs, or one for searches and one for retrainings."""
+    if isinstance(node.value, Mapping):
+        node.mapping((), KINDS)
+        return {kind: node.at(kind).count(1) for kind in KINDS if node.at(kind).given}
+    return dict.fromkeys(KINDS, node.count(1))

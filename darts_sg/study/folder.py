@@ -92,6 +92,10 @@ class JobState:
         return replace(self, **values)
 
 
+REMOVE = "remove the file: `study run` finds out anew how far the job has got"
+"""The way out where the state of a job is damaged."""
+
+
 class StudyFolder:
     """Reads and writes the files of a study's folder."""
 
@@ -154,7 +158,7 @@ class StudyFolder:
     def first_state(job: StudyJob) -> JobState:
         """The state of a job that has not begun."""
         values = {f.name: getattr(job, f.name) for f in fields(StudyJob) if f.name not in ("options", "found")}
-        return JobState(**values, options={name: _plain(value) for name, value in job.options.items()})
+        return JobState(**values, options={name: plain(value) for name, value in job.options.items()})
 
     def add_state(self, job: StudyJob) -> None:
         """Write the first state of a job, unless it has one. Several coordinators may try at once."""
@@ -198,17 +202,17 @@ def read_state(path: Path) -> JobState:
     except OSError as error:
         raise UsageError(f"cannot read {path}: {why(error)}") from None
     except (ValueError, RecursionError):
-        raise UsageError(f"{path} is damaged: it is not JSON") from None
+        raise UsageError(f"{path} is damaged: it is not JSON; {REMOVE}") from None
     known = {f.name: f for f in fields(JobState)}
     if not isinstance(content, dict):
-        raise UsageError(f"{path} is damaged: expected a mapping")
+        raise UsageError(f"{path} is damaged: expected a mapping; {REMOVE}")
     kept = {key: value for key, value in content.items() if key in known}
     for key, value in kept.items():
         if not _fits(key, value):
-            raise UsageError(f"{path} is damaged: {key} is {quoted(value)}")
+            raise UsageError(f"{path} is damaged: {key} is {quoted(value)}; {REMOVE}")
     missing = [key for key in ("id", "kind", "space", "method", "genotype", "genotype_kind", "seed") if key not in kept]
     if missing:
-        raise UsageError(f"{path} is damaged: {missing[0]} is missing")
+        raise UsageError(f"{path} is damaged: {missing[0]} is missing; {REMOVE}")
     return JobState(**kept | {"depends_on": tuple(kept.get("depends_on", ()))})
 
 
@@ -234,7 +238,8 @@ def _json(state: JobState) -> str:
     return json.dumps(asdict(state), indent=1, ensure_ascii=False) + "\n"
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """The value of an option as JSON and YAML can hold it."""
     return str(value) if isinstance(value, Path) else value
 
 

@@ -46,6 +46,7 @@ def run_study(
     settings = Settings(
         jobs=jobs,
         threads=study.executor.threads,
+        processes=study.executor.most_processes,
         device=devices[0],
         address=address,
         slurm={**study.executor.slurm, **(slurm or {})},

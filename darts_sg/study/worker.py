@@ -7,6 +7,7 @@ state `running` without a living owner, and continues the run from its newest ch
 
 import argparse
 import os
+import resource
 import signal
 import sys
 import threading
@@ -18,6 +19,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import yaml
+
 from darts_sg import process
 from darts_sg.analysis.run_folder import read_metrics, read_run_config
 from darts_sg.api import retrain, search
@@ -25,12 +28,14 @@ from darts_sg.engine.checkpoint import checkpoints
 from darts_sg.engine.run_dir import InUse
 from darts_sg.engine.setup import is_out_of_memory, peak_memory
 from darts_sg.errors import RunError, Stopped, UsageError, first_line, one_line
+from darts_sg.files import write_atomically
 from darts_sg.study import claims
 from darts_sg.study.energy import GpuPower, Rapl
 from darts_sg.study.file import StudyFile
-from darts_sg.study.folder import JobState, StudyFolder, now
+from darts_sg.study.folder import JobState, StudyFolder, now, plain
 from darts_sg.study.genotypes import write_genotype
 from darts_sg.study.plan import StudyJob, jobs_of
+from darts_sg.study.ranks import run_ranks
 
 DONE, FAILED, REFUSED, AGAIN = 0, 1, 3, 75
 """Exit codes: done (or nothing to do), failed, claimed by another process, saved and to be started again."""
@@ -59,6 +64,11 @@ class Work:
         self._joules_before = self.state.cpu_joules or 0.0, self.state.gpu_joules or 0.0
 
     @property
+    def processes(self) -> int:
+        """The processes of the run; more than one are started by torchrun."""
+        return self.study.executor.processes_of(self.job.kind)
+
+    @property
     def run_dir(self) -> Path:
         return self.folder.run_dir(self.job.id)
 
@@ -82,7 +92,7 @@ class Work:
         for (name, joules), before in zip(energies.items(), self._joules_before, strict=True):
             if joules is not None:
                 found[name] = round(before + joules, 1)
-        return found | _measured(self.run_dir, self.state)
+        return found | _measured(self.run_dir, self.state, self.processes)
 
     @contextmanager
     def alive(self) -> Iterator[None]:
@@ -175,19 +185,48 @@ class Work:
         job, folder = self.job, self.folder
         of_process: dict[str, Any] = {"time_budget": minutes, "stop": self.stop, "started": started}
         start: Callable[..., Any] = search if job.kind == "search" else retrain
-        if (self.run_dir / "config.yaml").is_file():
+        if self.processes > 1:
+            self._run_ranks(threads, minutes, started)
+        elif (self.run_dir / "config.yaml").is_file():
             start(resume=self.run_dir, **of_process)
         else:
-            options = {"threads": threads, **job.options, "run_dir": self.run_dir}
-            if job.kind == "retrain" and job.genotype_kind != "model":
-                assert job.found is not None
-                needed = job.depends_on[0] if job.depends_on else ""
-                options["genotype"] = str(write_genotype(folder, self.study, job.found, needed))
-            start(**options, **of_process)
+            start(**self._options(threads), **of_process)
         if job.kind == "search":
             for genotype in self.study.genotypes():
                 if (genotype.space, genotype.method, genotype.seed) == (job.space, job.method, job.seed):
                     write_genotype(folder, self.study, genotype, job.id)
+
+    def _options(self, threads: int | None) -> dict[str, Any]:
+        """The options of a new run."""
+        job = self.job
+        options = {"threads": threads, **job.options, "run_dir": self.run_dir}
+        if job.kind == "retrain" and job.genotype_kind != "model":
+            assert job.found is not None
+            needed = job.depends_on[0] if job.depends_on else ""
+            options["genotype"] = str(write_genotype(self.folder, self.study, job.found, needed))
+        return options
+
+    def _run_ranks(self, threads: int | None, minutes: float | None, started: float | None) -> None:
+        """The run of a job in several processes, by the command that starts them by hand."""
+        words: list[str] = [self.job.name]
+        if (self.run_dir / "config.yaml").is_file():
+            words += ["--resume", str(self.run_dir)]
+        else:
+            file = self.folder.path / "jobs" / f"{self.job.id}.yaml"
+            options = {name: plain(value) for name, value in self._options(threads).items() if value is not None}
+            write_atomically(file, yaml.safe_dump(options, allow_unicode=True))
+            words += ["--config", str(file)]
+        if minutes is not None:
+            taken = 0.0 if started is None else (time.monotonic() - started) / 60
+            words += ["--time-budget", f"{max(0.01, minutes - taken):.4f}"]
+        code, problem = run_ranks(words, self.processes, self.stop)
+        if (self.run_dir / "report.md").is_file():  # the last file of a run
+            return
+        if self.stop.is_set() or code == 0:
+            raise Stopped("stopped on request" if self.stop.is_set() else "time budget used up", 0)
+        if "another process is running in" in problem:  # ranks of a worker that was lost still save
+            raise InUse(problem)
+        raise RunError(problem or f"torchrun ended with code {code}; see jobs/{self.job.id}.out")
 
 
 def work(
@@ -290,7 +329,7 @@ def _newest_checkpoint(run_dir: Path) -> str:
     return found[-1].name if found else ""
 
 
-def _measured(run_dir: Path, state: JobState) -> dict[str, Any]:
+def _measured(run_dir: Path, state: JobState, processes: int = 1) -> dict[str, Any]:
     """Device, speed and memory of a run as far as it has got; empty before it has begun."""
     config, metrics = run_dir / "config.yaml", run_dir / "metrics.csv"
     if not config.is_file():
@@ -303,8 +342,13 @@ def _measured(run_dir: Path, state: JobState) -> dict[str, Any]:
         threads = environment.get("threads")
         device = str(environment.get("device", ""))
         plural = "" if threads == 1 else "s"
-        found["device"] = f"{device} ({environment.get('device_name', 'unknown')}, {threads} thread{plural})"
-        peak = peak_memory(torch.device(device))
+        several = f"{processes} processes, " if processes > 1 else ""
+        found["device"] = f"{device} ({environment.get('device_name', 'unknown')}, {several}{threads} thread{plural})"
+        if processes == 1:
+            peak = peak_memory(torch.device(device))
+        else:  # of the ranks, once they have ended; what their GPUs held is not known here
+            largest = 1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+            peak = processes * largest if device == "cpu" else 0
         found["peak_memory"] = max(peak, state.peak_memory or 0)
         if metrics.is_file() and (rows := read_metrics(metrics)):
             speeds = [row["images_per_second"] for row in rows if row.get("images_per_second")]
@@ -341,4 +385,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    process.end(main())

@@ -66,7 +66,7 @@ def class_rows(found: Classified) -> list[tuple[str, ...]]:
     totals = counts.sum(1)
     there = np.flatnonzero(totals)
     order = there if len(there) <= MOST_ROWS else there[np.argsort(shares[there], kind="stable")][:MOST_ROWS]
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for k in order.tolist():
         low, high = accuracy_interval(int(counts[k, k]), int(totals[k]))
         interval = f"{100 * low:.1f}% to {100 * high:.1f}%"

@@ -80,6 +80,7 @@ def clock(seconds: float) -> str:
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
+    """A table in Markdown; a cell is one line, whatever a note in it holds."""
     cells = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells)
+    lines = ([" ".join(cell.splitlines()).replace("|", "\\|") for cell in row] for row in cells)
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -5,19 +5,30 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from darts_sg.config import AugmentConfig
+from darts_sg.derive import Costs, num_edges
 from darts_sg.engine.augment import AugmentJob
+from darts_sg.engine.distributed import Ranks
 from darts_sg.engine.graphs import WARM_UP, Captured
 from darts_sg.engine.search import SearchJob
+from darts_sg.engine.setup import Setting
 from darts_sg.engine.setup import captures as is_captured
 from darts_sg.engine.steps import counted_together
 from darts_sg.genotype import load_genotype
+from darts_sg.methods.mixing import Alphas
+from darts_sg.methods.regularizers.size import Penalty
 from darts_sg.networks.derived import DerivedNetwork
 from darts_sg.networks.mobile import MobileNetwork, find_model
-from tests.engine.emulated_graph import EmulatedGraph, Forbidden, as_on_a_gpu, emulated_graphs
+from darts_sg.networks.ssdlite import DetectorOutputs
+from darts_sg.networks.supernet import Mixing
+from darts_sg.tasks.detection import Detection, MatchedObjects
+from darts_sg.tasks.matching import Matched
+from tests.engine.emulated_graph import EmulatedGraph, Forbidden, OnDevice, Recorder, as_on_a_gpu, emulated_graphs
 from tests.engine.test_augment_step import augment_job
 from tests.engine.test_search_step import search_config, setting
 from tests.test_command_line import assert_same
@@ -106,7 +117,7 @@ def searched(options: dict[str, Any], *, captured: bool) -> tuple[SearchJob, lis
 @pytest.mark.parametrize(
     "options",
     [
-        {"hypergradient": "unrolled", "relaxation": "gumbel", "penalty": "params:0.1", "drop_path_prob": 0.2},
+        {"hypergradient": "unrolled", "relaxation": "gumbel", "regularizer": "beta-decay", "drop_path_prob": 0.2},
         {"hypergradient": "single_level", "relaxation": "gumbel", "recompute": True},
         {"perturbation": "adversarial:steps=1", "precision": "bfloat16", "auxiliary_skip": "linear"},
     ],
@@ -118,6 +129,21 @@ def test_a_replayed_search_step_computes_the_bits_of_an_eager_one(options: dict[
     assert [graph.replays for graph in graphs] == [4]
     assert torch.equal(torch.stack(found), torch.stack(expected))
     assert_same(replayed.state_dict(), eager.state_dict())
+
+
+def test_a_penalty_copies_its_tables_to_the_device_once() -> None:
+    """In the steps before the one that is captured, which may copy nothing."""
+    shape = num_edges(2), 3
+    costs = Costs(np.arange(15).reshape(shape), np.arange(15, 30).reshape(shape), fixed=3)
+    penalty = Penalty("params", 0.1, ("none", "skip_connect", "sep_conv_3x3"), costs)
+    weights = [torch.full(shape, 1 / 3, requires_grad=True) for _ in range(2)]
+    mixing = Mixing(weights[0], weights[1] * torch.linspace(0.5, 1.5, 3))
+    alphas, progress = Alphas(*weights), torch.tensor(0.5)
+    expected = penalty(alphas, mixing, progress)
+    with OnDevice(), Recorder():
+        again = penalty(alphas, mixing, progress)
+        torch.autograd.grad(again, weights)
+    assert torch.equal(again, expected)
 
 
 def test_hard_samples_are_not_captured_since_they_are_read_back() -> None:
@@ -200,10 +226,6 @@ def test_counters_are_as_before_when_a_step_fails() -> None:
 
 
 def test_a_retraining_is_captured_on_a_gpu_and_several_ranks_only_on_request() -> None:
-    from darts_sg.config import AugmentConfig
-    from darts_sg.engine.distributed import Ranks
-    from darts_sg.engine.setup import Setting
-
     on_gpu = Setting(torch.device("cuda"), setting().data, {}, {})
     several = Setting(torch.device("cuda"), setting().data, {}, {}, Ranks(0, 2, 0, 2))
     config = AugmentConfig(genotype="DARTS_V2")
@@ -212,3 +234,20 @@ def test_a_retraining_is_captured_on_a_gpu_and_several_ranks_only_on_request() -
     assert not is_captured(config, several)
     assert is_captured(AugmentConfig(genotype="DARTS_V2", capture_ranks=True), several)
     assert is_captured(search_config(capture_ranks=True), several)
+
+
+def test_the_loss_of_a_detector_waits_for_nothing_in_a_captured_step() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 9, (2, 40), generator=generator).clamp(max=4) % 4
+    matched = Matched(labels, torch.randn(2, 40, 4, generator=generator))
+    targets = MatchedObjects([], matched, int((labels > 0).sum()))
+    outputs = DetectorOutputs(*(torch.randn(2, 40, 4, generator=generator, requires_grad=True) for _ in range(2)))
+    task = Detection({})
+    expected = task.losses(outputs, targets)
+    tensors = task.as_tensors(targets)
+    with OnDevice(), Recorder():
+        again = task.from_tensors(tensors)
+        found = task.losses(outputs, again)
+        torch.autograd.grad(found["loss"], [*outputs])
+    assert int(task.num_terms(again)) == task.num_terms(targets) > 0
+    assert_same(found, expected)

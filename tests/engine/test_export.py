@@ -22,6 +22,7 @@ from darts_sg.engine.export import (
 from darts_sg.engine.weights import Weights, read_weights
 from darts_sg.errors import RunError, UsageError
 from darts_sg.genotype import Cell, Edge, Genotype
+from darts_sg.networks.derived import DerivedNetwork
 from darts_sg.networks.ssdlite import DetectorOutputs, prior_boxes
 from darts_sg.ops import OPERATIONS
 from darts_sg.tasks import Detection
@@ -61,6 +62,18 @@ def test_every_operation_is_exported(every: Weights) -> None:
     with torch.no_grad():
         expected, found = every.build()(images)[0], EXPORT_FORMATS["onnx"].load(content)(images)
     torch.testing.assert_close(found, expected, atol=TOLERANCE, rtol=0)
+
+
+def test_a_network_of_cells_is_exported_for_any_batch_size() -> None:
+    cell = Cell(((Edge("skip_connect", 0),),), (2,))
+    genotype = Genotype("skips", "skip_connect", ("skip_connect",), cell, cell)
+    network = DerivedNetwork(genotype, channels=4, cells=3, num_classes=3).eval()
+    program = torch.export.export(
+        network, (torch.zeros(2, 3, 8, 8),), dynamic_shapes={"x": {0: torch.export.Dim("batch")}}
+    )
+    images = torch.randn(5, 3, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(program.module()(images)[0], network(images)[0])
 
 
 def test_an_export_that_differs_is_refused(every: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,12 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tests.fuzz.watch import Tally, fuzz
+from tests.fuzz import guided
+
+if TYPE_CHECKING:
+    from tests.fuzz.watch import Tally
 
 HERE = Path(__file__).parent
 COLUMNS = ("inputs", "refused", "tracebacks", "hangs", "growth", "executed", "crashes")
@@ -22,20 +26,32 @@ def main() -> None:
     parser.add_argument("targets", nargs="*", metavar="TARGET", help="default: all")
     parser.add_argument("--minutes", type=float, default=5.0, help="for all targets together (default: 5)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--engine", choices=("hypothesis", "atheris"), default="hypothesis",
+        help="atheris: guided by coverage, for the readers of bytes (needs the package atheris)",
+    )  # fmt: skip
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         with tempfile.TemporaryDirectory() as folder:
+            if arguments.engine == "atheris":
+                guided.fuzz(arguments.child, Path(folder), arguments.minutes * 60, arguments.seed, HERE / "found")
+            from tests.fuzz.watch import fuzz
+
             tally = fuzz(arguments.child, Path(folder), arguments.minutes * 60, arguments.seed, HERE / "found")
         print("\n" + json.dumps(tally.__dict__))
         return
     from tests.fuzz.targets import TARGETS
 
     names = arguments.targets or list(TARGETS)
+    if arguments.engine == "atheris":
+        if not guided.available():
+            sys.exit("fuzz: --engine atheris needs the package atheris: pip install atheris, or leave --engine out")
+        names = [name for name in names if name not in guided.STRUCTURED]
     total = dict.fromkeys(COLUMNS, 0)
     print(f"{'target':14}" + "".join(f"{column:>11}" for column in COLUMNS))
     for name in names:
-        tally = in_process_of_its_own(name, arguments.minutes / len(names), arguments.seed)
+        tally = in_process_of_its_own(name, arguments.minutes / len(names), arguments.seed, arguments.engine)
         print(f"{name:14}" + "".join(f"{getattr(tally, column):11,}" for column in COLUMNS), flush=True)
         for text in tally.findings:
             print(f"  {text}")
@@ -46,9 +62,12 @@ def main() -> None:
     sys.exit(any(total[column] for column in COLUMNS[2:]))
 
 
-def in_process_of_its_own(name: str, minutes: float, seed: int) -> Tally:
+def in_process_of_its_own(name: str, minutes: float, seed: int, engine: str = "hypothesis") -> "Tally":
     """Fuzz a target; a process that ends before its time is a crash."""
-    command = [sys.executable, "-m", "tests.fuzz", "--child", name, "--minutes", str(minutes), "--seed", str(seed)]
+    from tests.fuzz.watch import Tally
+
+    command = [sys.executable, "-m", "tests.fuzz", "--child", name, "--engine", engine]
+    command += ["--minutes", str(minutes), "--seed", str(seed)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     lines = done.stdout.splitlines()
     if done.returncode == 0 and lines:

@@ -133,31 +133,41 @@ def check(target: Target, content: bytes, folder: Path, watch: Watch) -> tuple[s
     return outcome
 
 
-def fuzz(name: str, folder: Path, seconds: float, first_seed: int, found: Path) -> Tally:
-    """Fuzz a target for some seconds; inputs of findings, one of each kind and place, go to `found`."""
-    target, tally, watch = TARGETS[name], Tally(), Watch()
-    known: set[str] = set()
-    end = time.monotonic() + seconds
-    number = first_seed
+class Judge:
+    """Runs a target on inputs, counts what comes of them, and keeps those that are findings."""
 
-    def one(content: bytes) -> None:
-        if time.monotonic() > end:
-            return
-        what, said = check(target, content, folder, watch)
+    def __init__(self, name: str, folder: Path, watch: Watch, found: Path) -> None:
+        self.name, self.target, self.tally = name, TARGETS[name], Tally()
+        self.folder, self.watch, self.found = folder, watch, found
+        self._known: set[str] = set()
+
+    def judge(self, content: bytes) -> None:
+        """Run the target on an input; one of each kind and place goes to `found`."""
+        tally = self.tally
+        what, said = check(self.target, content, self.folder, self.watch)
         tally.inputs += 1
         if what:
             setattr(tally, what, getattr(tally, what) + 1)
-        if what not in ("", "refused") and (kind := what + said.rpartition("(")[2]) not in known:
-            known.add(kind)
-            path = found / name / hashlib.sha256(content).hexdigest()[:12]
+        if what not in ("", "refused") and (kind := what + said.rpartition("(")[2]) not in self._known:
+            self._known.add(kind)
+            path = self.found / self.name / hashlib.sha256(content).hexdigest()[:12]
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
             tally.findings.append(f"{what}: {said} [{path.name}]")
 
+
+def fuzz(name: str, folder: Path, seconds: float, first_seed: int, found: Path) -> Tally:
+    """Fuzz a target for some seconds; inputs of findings, one of each kind and place, go to `found`."""
+    judge, end, number = Judge(name, folder, Watch(), found), time.monotonic() + seconds, first_seed
+
+    def one(content: bytes) -> None:
+        if time.monotonic() <= end:
+            judge.judge(content)
+
     while time.monotonic() < end:
         number += 1
-        run_examples(target.inputs(), one, 500, number)
-    return tally
+        run_examples(judge.target.inputs(), one, 500, number)
+    return judge.tally
 
 
 def run_examples(inputs: st.SearchStrategy[bytes], one: object, count: int, number: int) -> None:

@@ -90,7 +90,11 @@ class Kind:
         return [*self.command.split(), "--run-dir", str(run)]
 
     def kill(self, process: "subprocess.Popen[str]", run: Path, draw: random.Random) -> None:
-        """Kill the run with all processes that it has started, the parent first: it would start its children again."""
+        """Kill the run with all processes that it has started, the parent first: it would start its children again.
+
+        The parent is halted while its children are listed, so that it starts no further one meanwhile."""
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGSTOP)
         victims = [process.pid, *descendants(process.pid)]
         for pid in victims:
             with suppress(ProcessLookupError):

@@ -115,6 +115,26 @@ def test_a_genotype_is_derived_within_the_latency_of_a_bound(tmp_path: Path) -> 
     assert found.provenance["derived"]["max_latency"] == most
 
 
+@pytest.mark.parametrize(
+    ("device", "executor", "words"),
+    [
+        ("cpu", "{gpus: 2}", "executor.gpus: the jobs have --device cpu; leave gpus out"),
+        ("auto", "{gpus: {retrain: 3}}", "executor.gpus: jobs ask for 3 GPUs, this machine has 2; lower gpus"),
+        ("auto", "{processes: 2}", "executor.processes: jobs run on GPUs here, one process each; write gpus"),
+        ("cpu", "{processes: 5}", "executor.processes: jobs ask for 5 processes, this machine has 4 cores"),
+    ],
+)
+def test_more_processes_than_the_machine_has_are_refused(
+    device: str, executor: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check, "gpus_of", lambda name: [] if name == "cpu" else ["0", "1"])
+    monkeypatch.setattr(check, "usable_cores", lambda: 4)
+    text = SMALL.replace("data: {", f"data: {{device: {device}, ") + f"executor: {executor}\n"
+    with pytest.raises(UsageError) as error:
+        check_study(parse_study(text), data=False)
+    assert words in str(error.value)
+
+
 def _bounded(bounds: str) -> str:
     """The text of the small study, with genotypes within bounds."""
     return SMALL.replace("genotypes: {", f"genotypes: {{bounded: {{{bounds}}}, ")

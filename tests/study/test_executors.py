@@ -39,19 +39,31 @@ def requested(*names: str, memory: int | None = None) -> list[Request]:
     return [Request(name, "", None, memory) for name in names]
 
 
+PATIENCE = 900.0
+"""Seconds after which a test that waits fails: far more than starting Ray's processes takes on a loaded machine."""
+
+
+def until(reached: Callable[[], bool]) -> None:
+    """Wait for a state, however long the machine takes to come to it."""
+    deadline = time.monotonic() + PATIENCE
+    while not reached():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def until_ended(executor: Executor, number: int) -> list[Ended]:
     found: list[Ended] = []
-    deadline = time.monotonic() + 60
-    while len(found) < number and time.monotonic() < deadline:
-        found += executor.ended()
-        time.sleep(0.01)
+
+    def enough() -> bool:
+        found.extend(executor.ended())
+        return len(found) >= number
+
+    until(enough)
     return sorted(found)
 
 
 def until_up(path: Path) -> None:
-    deadline = time.monotonic() + 60
-    while last_line(path) != "up" and time.monotonic() < deadline:
-        time.sleep(0.01)
+    until(lambda: last_line(path) == "up")
 
 
 def test_local_workers_share_the_cores(folder: Path, worker_does: Callable[[str], None]) -> None:
@@ -100,6 +112,23 @@ def test_each_gpu_takes_one_job(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [slot.gpu for slot in slots_of(Settings(device="cpu", jobs=2))[1]] == [None, None]
     with pytest.raises(UsageError, match=r"device 'cuda:3' is not available; there is: cpu, cuda:0"):
         slots_of(Settings(device="cuda:3"))
+
+
+def test_a_job_of_several_processes_takes_as_many_places(
+    folder: Path, worker_does: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local_executor.torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    worker_does("import os; print(os.environ['CUDA_VISIBLE_DEVICES'])")
+    local = Local(folder, Settings(processes=2, threads=1))
+    wide, narrow = (Request(name, "", None, None, number) for name, number in (("wide", 2), ("narrow", 1)))
+    others = [each._replace(job_id=each.job_id * 2) for each in (wide, narrow)]
+    assert local.start([wide, narrow, *others]) == ["wide", "narrow"]  # a place is left, too few for the next
+    assert "at most 4 jobs at a time (GPUs, up to 2 processes a job)" in local.describe()
+    ended = until_ended(local, 2)
+    assert {(each.job_id, each.text) for each in ended} == {("wide", "4,5"), ("narrow", "6")}
+    assert len(Local(folder, Settings(jobs=1, processes=2, threads=1)).start([narrow, wide])) == 1
+    assert len(slots_of(Settings(device="cpu", processes=2, jobs=3))[1]) == 6
 
 
 def test_a_job_on_a_cpu_has_one_thread_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:

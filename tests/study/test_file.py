@@ -77,6 +77,15 @@ def test_jobs_have_stable_names_and_come_seed_by_seed() -> None:
     assert all(place[needed] < place[job.id] for job in jobs for needed in job.depends_on)
 
 
+def test_processes_are_those_of_all_jobs_or_of_a_kind() -> None:
+    all_alike, retraining = (
+        parse_study(changed("memory: 4G", text)).executor for text in ("gpus: 2", "processes: {retrain: 4}")
+    )
+    assert [all_alike.processes_of(kind) for kind in ("search", "retrain")] == [2, 2]
+    assert [retraining.processes_of(kind) for kind in ("search", "retrain")] == [1, 4]
+    assert retraining.most_processes == 4
+
+
 def test_adding_a_seed_or_a_method_keeps_all_ids() -> None:
     ids = {job.id for job in jobs_of(parse_study(STUDY))}
     for larger in (
@@ -159,6 +168,9 @@ def test_a_mapping_from_python_is_read_like_a_file() -> None:
         ("[first, gumbel]", "[first]", 17, "compare[1]: expected a pair of names"),
         ("percent: 25", "percent: many", 24, "claims.smaller.conditions.fewer_parameters.percent: expected a number"),
         ("      better:", "      best:", 25, "claims.smaller.conditions.best: unknown condition 'best'"),
+        ("memory: 4G", "gpus: 2, processes: 2", 26, "executor.processes: each GPU has a process: leave processes or"),
+        ("memory: 4G", "gpus: {searches: 2}", 26, "executor.gpus.searches: unknown key"),
+        ("memory: 4G", "processes: 0", 26, "executor.processes: expected a whole number of at least 1"),
         ("memory: 4G", "memory: 0", 26, "executor.memory: expected a number above 0"),
         ("genotypes:", "genotypes:\n  name: '{spaces}'", 12, "genotypes.name: expected a name with {space}"),
         ("genotypes:", "genotypes:\n  name: '{space}'", 11, "genotypes: two are called darts: each needs {space}"),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from darts_sg.backends import ir
 from darts_sg.backends.batched import BatchedCell, EdgeWeights, Kernels
 from darts_sg.backends.cpp import run as cpp
-from darts_sg.backends.cpp.inference import infer, possible
+from darts_sg.backends.cpp.inference import infer
 from darts_sg.backends.sampled import SampledEdges, sampled_edges, zero_step
 from darts_sg.backends.watch import Watch
 from darts_sg.derive import num_edges
@@ -80,10 +80,7 @@ class CellGraphs:
     def inferred(self, s0: Sequence[Tensor], s1: Sequence[Tensor]) -> list[Tensor] | None:
         """The joined nodes where no gradients are wanted, all BatchNorms are in eval mode and all operations count
         once; otherwise None."""
-        graph = self._found(s0, s1)
-        if not possible([stage.norm for stage in graph.stages]):
-            return None
-        return infer([*s0, *s1], graph)
+        return infer([*s0, *s1], self._found(s0, s1))
 
     def _found(self, s0: Sequence[Tensor], s1: Sequence[Tensor]) -> ir.CellGraph:
         """The graph for states in so many parts."""

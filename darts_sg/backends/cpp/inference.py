@@ -8,14 +8,24 @@ its cache, and no thread waits for others. With fewer images than threads, all t
 import ctypes
 import weakref
 from collections.abc import Hashable, Sequence
+from operator import getitem, itemgetter
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from darts_sg.backends.cpp.build import kernels
-from darts_sg.backends.cpp.run import STAGE_FIELDS, Layout, _channels_last, _Planner, _statistics, training_passes
+from darts_sg.backends.cpp.run import (
+    MIX_FIELDS,
+    STAGE_FIELDS,
+    Layout,
+    _channels_last,
+    _Planner,
+    _statistics,
+    training_passes,
+)
 from darts_sg.backends.ir import DTYPES, CellGraph, GraphStep
 
 
@@ -37,18 +47,15 @@ class Inference:
         self.words = plan.forward.filled(starts)
         self._buffers = buffers  # must outlive the kernels
         for step in plan.steps:
-            self.words[step.start + 6] = threads
+            self.words[step.start + MIX_FIELDS.index("threads")] = threads
         rows = self.words[plan.first_stage :].reshape(-1, len(STAGE_FIELDS))
         rows[:, STAGE_FIELDS.index("threads")] = threads
         rows.view(np.float64)[:, STAGE_FIELDS.index("eps")] = [0.0 if norm is None else norm.eps for norm in plan.norms]
         # where the addresses of inputs and outputs stand, and how far they move on from chunk to chunk
-        places, numbers = plan.forward.places_of("states", sorted(outside))
-        self.places, self.numbers = places, numbers
-        size = like.element_size()
-        images = layouts[0].shape[0]
-        self.strides = np.array([plan.layouts[number].image * images * size for number in numbers], dtype=np.int64)
+        self.places, self.numbers = plan.forward.places_of("states", sorted(outside))
+        chunk = layouts[0].shape[0] * like.element_size()
+        self.strides = np.array([plan.layouts[number].image * chunk for number in self.numbers], dtype=np.int64)
         self.layouts = plan.layouts
-        self.places_pointer, self.strides_pointer = _pointer(self.places), _pointer(self.strides)
         self.library = kernels(real=DTYPES[dtype])
         begin = np.array([step.start for step in plan.steps], dtype=np.int64)
         self.library.inference_new.restype = ctypes.c_void_p
@@ -64,89 +71,121 @@ class Inference:
         self.words[self.places] = addresses[self.numbers]
 
 
-def _run(each: Sequence[Inference], chunks: Sequence[int]) -> None:
-    """Run inferences of one kind at a time, each for so many chunks."""
-    first = each[0]
-    handles = np.array([one.kernels for one in each], dtype=np.int64)
-    counts = np.array(chunks, dtype=np.int64)
-    failed = first.library.inference_run(
-        _pointer(handles), ctypes.c_int64(len(each)), _pointer(counts), first.places_pointer, first.strides_pointer,
-        ctypes.c_int64(len(first.places)),
-    )  # fmt: skip
-    if failed:
-        raise MemoryError("not enough memory for the planes of the C++ kernels")
-
-
 def _pointer(array: np.ndarray) -> ctypes.c_void_p:
     return ctypes.c_void_p(array.ctypes.data)
 
 
+class Shares:
+    """The inferences of a batch, one for each share of its images."""
+
+    def __init__(
+        self, graph: CellGraph, layouts: Sequence[Layout], dtype: torch.dtype, threads: int, *, dense: bool
+    ) -> None:
+        """layouts: those of the inputs. dense: whether the inputs were read as they are, without a copy."""
+        N = layouts[0].shape[0]
+        # with enough images each thread takes its share of them, one at a time; otherwise all work on all of them
+        size, shares = (1, threads) if threads <= N else (N, 1)
+        of_chunk = [layout._replace(shape=(size, *layout.shape[1:])) for layout in layouts]
+        self.dense = dense
+        self.each = [Inference(graph, of_chunk, dtype, threads // shares) for _ in range(shares)]
+        self.firsts = [i * N // shares for i in range(shares)]
+        ends = [*self.firsts[1:], N]
+        self.handles = np.array([one.kernels for one in self.each], dtype=np.int64)
+        self.chunks = np.array([end - i for i, end in zip(self.firsts, ends, strict=True)], dtype=np.int64) // size
+        self.addresses, self.steps = np.zeros((2, len(self.each[0].layouts)), dtype=np.int64)
+        value_size = torch.empty(0, dtype=dtype).element_size()
+        self.outputs: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+        """Shape and strides of each output."""
+        for state in graph.outputs:
+            _, C, H, W = self.each[0].layouts[state].shape
+            self.outputs.append(((N, C, H, W), (H * W * C, 1, W * C, C)))
+        images = [layout.image for layout in layouts] + [strides[0] for _, strides in self.outputs]
+        self.outside = [*range(graph.num_inputs), *graph.outputs]
+        self.steps[self.outside] = np.array(images) * value_size
+        first = self.each[0]
+        self.call = (
+            _pointer(self.handles), ctypes.c_int64(shares), _pointer(self.chunks), _pointer(first.places),
+            _pointer(first.strides), ctypes.c_int64(len(first.places)),
+        )  # fmt: skip
+
+    def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """The outputs, (N, C, H, W) each."""
+        like = inputs[0]
+        outputs = [like.new_empty_strided(shape, strides) for shape, strides in self.outputs]
+        self.addresses[self.outside] = [*map(Tensor.data_ptr, inputs), *map(Tensor.data_ptr, outputs)]
+        for one, begin in zip(self.each, self.firsts, strict=True):
+            one.place(self.addresses + begin * self.steps if begin else self.addresses)
+        if self.each[0].library.inference_run(*self.call):
+            raise MemoryError("not enough memory for the planes of the C++ kernels")
+        return outputs
+
+
 class _Cached:
-    """The inferences of a graph, and what they depend on."""
+    """The inferences of a graph by the kind of its inputs, and what they depend on.
+
+    Changes of weights are seen as autograd sees them: those of `weight.data` in place, which it does not notice, are
+    not.
+    """
 
     def __init__(self, graph: CellGraph) -> None:
-        self.norms = [stage.norm for stage in graph.stages if stage.norm is not None]
-        self.weights = graph.slots()
-        self.kinds: dict[Hashable, list[Inference]] = {}
+        # dictionaries of modules and loops in C: this runs for each cell of each pass
+        self.norms = [vars(stage.norm) for stage in graph.stages if stage.norm is not None]
+        slots = graph.slots()
+        self.owners, self.names = [owner for owner, _ in slots], [name for _, name in slots]
+        self.complete = all(owner[name] is not None for owner, name in slots)
+        """Whether all BatchNorms have running statistics."""
+        self.kinds: dict[Hashable, Shares] = {}
         self.state: Hashable = None
 
-    def find(self, key: Hashable) -> list[Inference] | None:
-        """The inferences of a kind, one for each thread, unless a weight or a running statistic has changed since they were made."""
-        tensors = [owner[name] for owner, name in self.weights]
+    def possible(self) -> bool:
+        """Whether all BatchNorms use their running statistics."""
+        return self.complete and not any(map(TRAINING, self.norms))
+
+    def find(self, key: Hashable) -> Shares | None:
+        """The inferences for inputs of a kind; None once a weight or a running statistic has changed."""
+        tensors = [*map(getitem, self.owners, self.names)]
         try:
-            versions = [tensor._version for tensor in tensors]
+            versions: list[Any] = [*map(VERSION, tensors)]
         except RuntimeError:  # made in inference mode, where versions are not counted
             versions = [object()]
-        state = versions, [t.data_ptr() for t in tensors], [norm.eps for norm in self.norms], training_passes()
+        state = versions, [*map(Tensor.data_ptr, tensors)], [*map(EPS, self.norms)], training_passes()
         if state != self.state:
             self.kinds.clear()
             self.state = state
         return self.kinds.get(key)
 
 
+TRAINING, EPS = itemgetter("training"), itemgetter("eps")
+VERSION = Tensor._version.__get__  # type: ignore[attr-defined]
 CACHE: weakref.WeakKeyDictionary[CellGraph, _Cached] = weakref.WeakKeyDictionary()
 
 
-def possible(norms: Sequence[nn.BatchNorm2d | None]) -> bool:
-    """Whether no gradients are wanted and all BatchNorms use their running statistics."""
-    return not torch.is_grad_enabled() and not any(
-        norm is not None and (norm.training or norm.running_mean is None) for norm in norms
-    )
-
-
-def infer(inputs: Sequence[Tensor], graph: CellGraph) -> list[Tensor]:
+def infer(inputs: Sequence[Tensor], graph: CellGraph) -> list[Tensor] | None:
     """The outputs of a graph whose operations all have the weight 1, each (N, C, H, W).
 
-    inputs: the states that the graph is given, (N, C, H, W), on the CPU and of one type.
+    None where gradients are wanted, a BatchNorm is in train mode, or there are no images. inputs: the states that the
+    graph is given, (N, C, H, W), on the CPU and of one type. Raises TypeError if types differ.
     """
+    if torch.is_grad_enabled() or not len(inputs[0]):
+        return None
+    cached = CACHE.get(graph)
+    if cached is None:
+        cached = CACHE[graph] = _Cached(graph)
+    if not cached.possible():
+        return None
+    dtype, threads = inputs[0].dtype, torch.get_num_threads()
+    key = threads, *((x.dtype, x.shape, x.stride()) for x in inputs)
+    shares = cached.find(key)
+    if shares is not None and shares.dense:
+        return shares.run(inputs)
     taken = [_channels_last(x) for x in inputs]
     if any(taken[state][1] != taken[states[0]][1] for states in graph.together for state in states):
         taken = [_channels_last(x.contiguous(memory_format=torch.channels_last)) for x in inputs]
     tensors = [x for x, _ in taken]
-    layouts = [layout for _, layout in taken]
-    N, dtype, threads = len(inputs[0]), inputs[0].dtype, torch.get_num_threads()
-    cached = CACHE.get(graph)
-    if cached is None:
-        cached = CACHE[graph] = _Cached(graph)
-    # with enough images each thread takes its share of them, one at a time; otherwise all work on all of them
-    size, shares = (1, threads) if N >= threads else (N, 1)
-    of_chunk = tuple(layout._replace(shape=(size, *layout.shape[1:])) for layout in layouts)
-    key = dtype, threads, of_chunk
-    found = cached.find(key)
-    if found is None:
-        found = [Inference(graph, of_chunk, dtype, threads // shares) for _ in range(shares)]
-        cached.kinds[key] = found
-    value_size = inputs[0].element_size()
-    starts, steps = np.zeros((2, len(found[0].layouts)), dtype=np.int64)
-    outputs: list[Tensor] = []
-    for state, x in enumerate(tensors):
-        starts[state], steps[state] = x.data_ptr(), layouts[state].image * value_size
-    for state in graph.outputs:
-        _, C, H, W = found[0].layouts[state].shape
-        outputs.append(inputs[0].new_empty(N, H, W, C))
-        starts[state], steps[state] = outputs[-1].data_ptr(), H * W * C * value_size
-    firsts = [i * N // shares for i in range(shares + 1)]
-    for one, begin in zip(found, firsts, strict=False):
-        one.place(starts + begin * steps)
-    _run(found, [(end - begin) // size for begin, end in zip(firsts, firsts[1:], strict=False)])
-    return [output.permute(0, 3, 1, 2) for output in outputs]
+    if shares is None:
+        if any(tensor.dtype != dtype for tensor in (*inputs, *graph.weights())):
+            raise TypeError(f"the C++ kernels need all tensors of one type, {dtype} as the first input")
+        dense = all(x is tensor for x, tensor in zip(inputs, tensors, strict=True))
+        layouts = [layout for _, layout in taken]
+        shares = cached.kinds[key] = Shares(graph, layouts, dtype, threads, dense=dense)
+    return shares.run(tensors)

@@ -63,8 +63,9 @@ struct Mixer {
   // Adds operations [from_op, to_op) to the nodes; from_op 0 starts from `onto`.
   void forward(int64_t from_op, int64_t to_op) const {
     // few images are divided into bands of pixels, so that each thread has one
-    const int64_t bands = m.N * m.T >= m.threads ? 1 : (m.threads + m.N * m.T - 1) / (m.N * m.T);
-    parallel_for(m.N * m.T * bands, m.threads, [&](int64_t part) {
+    const int64_t units = m.N * m.T;
+    const int64_t bands = units ? std::clamp<int64_t>((m.threads + units - 1) / units, 1, m.pixels) : 1;
+    parallel_for(units * bands, m.threads, [&](int64_t part) {
       const int64_t unit = part / bands, band = part % bands, n = unit / m.T, t = unit % m.T;
       const int64_t begin = band * m.pixels / bands, end = (band + 1) * m.pixels / bands;
       T* out = static_cast<T*>(m.nodes[t]) + n * m.pixels * m.C;

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from darts_sg.backends import ir
 from darts_sg.backends.cpp.cells import run_ops, takes
-from darts_sg.backends.cpp.inference import infer, possible
+from darts_sg.backends.cpp.inference import infer
 from darts_sg.backends.watch import Watch
 from darts_sg.networks.mobile import MobileBlock
 from darts_sg.ops.primitives import ConvBN
@@ -55,10 +55,8 @@ class Chain:
 
     def __call__(self, x: Tensor) -> Tensor:
         assert self.operations is not None
-        if possible([stage.norm for stage in self.operations.stages()]):
-            [y] = infer([x], self.operations.alone)
-        else:
-            [y] = run_ops([x], x.new_ones(len(self.operations.each), 1), self.operations)
+        found = infer([x], self.operations.alone)
+        [y] = found or run_ops([x], x.new_ones(len(self.operations.each), 1), self.operations)
         # the output is a view of the kernels' memory, in which autograd allows no change in place
         if self.activation is None:
             return y

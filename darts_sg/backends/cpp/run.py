@@ -92,9 +92,8 @@ class ArgumentTable:
         words[self._places] = addresses[self._tensors] + self._offsets
         return words
 
-
     def places_of(self, kind: str, numbers: Sequence[int]) -> tuple[Words, Words]:
-        """The words that are addresses of these tensors of a kind, at offset 0, and the number of the tensor of each."""
+        """The words that are addresses of these tensors of a kind, and the number of the tensor of each."""
         first = self._first[kind]
         found = np.isin(self._tensors, [first + number for number in numbers])
         return self._places[found], self._tensors[found] - first

@@ -24,7 +24,6 @@ namespace {
 
 constexpr int64_t CHUNKS = 8;  // of the batch: each sums its weight gradients apart, whatever the number of threads
 constexpr int64_t ROW_BLOCK_BYTES = 16384;  // of the output rows that are computed at a time
-constexpr int64_t WIDE = 256, WIDE_BLOCK_PIXELS = 48;  // channels of a wide stage, and the pixels of its blocks
 constexpr int64_t WINDOW_BYTES = 262144;    // of the rows of a plane that are kept at a time
 
 // Calls f with the activation as a compile-time constant.
@@ -61,7 +60,7 @@ struct StageKernel {
         pixels(s.Ho * s.Wo),
         Cm(s.odd ? 2 * Cip : s.Ci),
         Cmp(s.odd ? 2 * Cip : Cip),
-        R(block_rows()),
+        R(std::clamp<int64_t>(ROW_BLOCK_BYTES / (s.Wo * std::max(Cip, Cop) * sizeof(T)), 1, s.Ho)),
         P(s.packed),
         ci(s.Ci / P),
         co(s.Co / P),
@@ -109,12 +108,6 @@ struct StageKernel {
     }
   }
 
-  // Output rows per block: those that stay in the L1 cache, but in wide stages as many as make the loading of their
-  // weights worthwhile.
-  int64_t block_rows() const {
-    const int64_t C = std::max(Cip, Cop), least = C > WIDE ? (WIDE_BLOCK_PIXELS + s.Wo - 1) / s.Wo : 1;
-    return std::min(std::max(ROW_BLOCK_BYTES / (s.Wo * C * static_cast<int64_t>(sizeof(T))), least), s.Ho);
-  }
   bool has_blocks() const {
     bool found = false;
     with_block<T>(ci, [&](auto) { found = P > 1 && !s.odd && s.Ci == Sd::L && s.Co == Sd::L && Cop == Sd::L; });

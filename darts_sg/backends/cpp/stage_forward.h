@@ -73,10 +73,11 @@ void finish_statistics(const StageArgs& s, int64_t channels, const double* mean,
 template <class T>
 void StageKernel<T>::forward(bool prepared) const {
   const int64_t channels = E * co, of_statistics = s.training ? s.N * P * channels : 0;
-  const int64_t bands = s.training || s.N * E >= s.threads ? 1 : std::min(s.Ho, (s.threads + s.N * E - 1) / (s.N * E));
+  const int64_t units = s.N * E;
+  const int64_t bands = s.training || !units ? 1 : std::clamp<int64_t>((s.threads + units - 1) / units, 1, s.Ho);
   Buffer<double> mean(of_statistics), squares(of_statistics);
   std::atomic<bool> out_of_memory{false};  // an exception must not leave a parallel region
-  WorkShares shares(s.N * E * bands, s.threads);
+  WorkShares shares(units * bands, s.threads);
 #pragma omp parallel num_threads(static_cast<int>(s.threads))
   {
     Scratch<T>& scratch = Scratch<T>::of_thread();

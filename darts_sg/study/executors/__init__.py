@@ -29,6 +29,8 @@ class Request(NamedTuple):
     """Time budget of this attempt."""
     memory: int | None
     """Bytes that the job needs, if that is known."""
+    processes: int = 1
+    """Processes of the job, each with a GPU of its own where jobs use GPUs."""
 
 
 class Ended(NamedTuple):
@@ -48,7 +50,9 @@ class Settings:
     jobs: int | None = None
     """Jobs at a time; None: as many as there is room for."""
     threads: int | None = None
-    """CPU threads of a job."""
+    """CPU threads of a process."""
+    processes: int = 1
+    """Processes of the largest job."""
     device: str = "auto"
     """The option --device of the jobs, which decides whether they need a GPU."""
     address: str | None = None

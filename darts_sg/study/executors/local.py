@@ -36,7 +36,8 @@ class Worker:
 
     job_id: str
     process: "subprocess.Popen[bytes]"
-    slot: Slot
+    slots: list[Slot]
+    """One for each process of the job."""
     memory: int
     output: Path
 
@@ -47,33 +48,38 @@ class Local:
     def __init__(self, folder: Path, settings: Settings) -> None:
         self.folder = folder
         self.threads, self._free = slots_of(settings)
+        self.processes = settings.processes
+        self._most = settings.jobs or len(self._free)
         self._workers: list[Worker] = []
         self._memory = available_memory()
 
     def describe(self) -> str:
-        number = len(self._free) + len(self._workers)
+        number = min(self._most, len(self._free) + sum(len(worker.slots) for worker in self._workers))
         title = self._free[0].title if self._free else ""
         kind = "GPUs" if title.startswith("GPU") else f"CPU, {self.threads} thread{'s' * (self.threads > 1)} each"
-        return f"this machine, {number} job{'s' * (number > 1)} at a time ({kind})"
+        several = f", up to {self.processes} processes a job" if self.processes > 1 else ""
+        most = "at most " if several else ""
+        return f"this machine, {most}{number} job{'s' * (number > 1)} at a time ({kind}{several})"
 
     def start(self, requests: Sequence[Request], busy: int = 0) -> list[str]:
         started: list[str] = []
         for request in requests:
-            if len(self._free) <= busy:
-                break
+            if len(self._workers) >= self._most or len(self._free) - busy < request.processes:
+                break  # a later job that takes fewer places must not delay this one for ever
             used = sum(worker.memory for worker in self._workers)
             if self._workers and request.memory and used + request.memory > self._memory:
                 continue  # a job that is larger than the machine runs alone
-            self._workers.append(self._start(request, self._free.pop(0)))
+            slots, self._free = self._free[: request.processes], self._free[request.processes :]
+            self._workers.append(self._start(request, slots))
             started.append(request.job_id)
         return started
 
-    def _start(self, request: Request, slot: Slot) -> Worker:
+    def _start(self, request: Request, slots: list[Slot]) -> Worker:
         output = self.folder / "jobs" / f"{request.job_id}.out"
         environment = dict(os.environ)
         environment["OMP_NUM_THREADS"] = str(self.threads)
-        if slot.gpu is not None:
-            environment["CUDA_VISIBLE_DEVICES"] = slot.gpu
+        if gpus := [slot.gpu for slot in slots if slot.gpu is not None]:
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
         words = worker_words(self.folder, request, self.threads)
         with output.open("ab") as file:
             process = subprocess.Popen(
@@ -84,7 +90,7 @@ class Local:
                 env=environment,
                 start_new_session=True,  # Ctrl-C is for the coordinator, which tells the workers
             )
-        return Worker(request.job_id, process, slot, request.memory or 0, output)
+        return Worker(request.job_id, process, slots, request.memory or 0, output)
 
     def running(self) -> set[str]:
         return {worker.job_id for worker in self._workers}
@@ -93,7 +99,7 @@ class Local:
         found = [worker for worker in self._workers if worker.process.poll() is not None]
         for worker in found:
             self._workers.remove(worker)
-            self._free.append(worker.slot)
+            self._free += worker.slots
         return [Ended(worker.job_id, worker.process.returncode, last_line(worker.output)) for worker in found]
 
     def wait(self, seconds: float) -> None:
@@ -139,16 +145,19 @@ def make(folder: Path, settings: Settings) -> Local:
 def slots_of(settings: Settings) -> tuple[int, list[Slot]]:
     """Threads of a job, and the places for jobs; UsageError if the GPU that is asked for is not there.
 
-    On GPUs one job each. On a CPU one for each core by default, with one thread: several jobs share a machine better
-    than several threads share a job, and the bits of a result then do not depend on the number of jobs.
+    On GPUs one process each. On a CPU one for each core by default, with one thread: several jobs share a machine
+    better than several threads share a job, and the bits of a result then do not depend on the number of jobs. A job
+    of several processes takes as many places.
     """
     cores, device = usable_cores(), settings.device
     gpus = gpus_of(device)
     if gpus:
-        number = min(settings.jobs or len(gpus), len(gpus))
+        number = min((settings.jobs or len(gpus)) * settings.processes, len(gpus))
         threads = settings.threads or max(1, cores // number)
         return threads, [Slot(gpu, f"GPU {gpu}") for gpu in gpus[:number]]
-    number = settings.jobs or max(1, cores // (settings.threads or 1))
+    number = max(settings.processes, cores // (settings.threads or 1))
+    if settings.jobs:
+        number = settings.jobs * settings.processes
     threads = settings.threads or max(1, cores // number)
     return threads, [Slot(None, "CPU") for _ in range(number)]
 

@@ -6,7 +6,7 @@ that is lost with its node is started again once its heartbeat stands still.
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from darts_sg.study.executors.remote import WorkerTask, worker_environment
 
 OBJECT_STORE = 100 * 2**20
 """Bytes of Ray's object store on this machine: tasks return a few words. The default is a third of the memory."""
+PATIENCE = {"RAY_gcs_server_port_wait_time_s": "180", "RAY_NUM_REDIS_GET_RETRIES": "180"}
+"""Seconds that Ray waits for its own processes to start; its 20 are too few on a machine that is busy."""
 
 
 class OnRay:
@@ -30,11 +32,23 @@ class OnRay:
             raise UsageError(f"--device {settings.device}: the Ray cluster has no GPU; choose cpu or another --address")
         self.threads = settings.threads or 1
         self.gpus = 1 if gpus else 0
-        cpus = int(resources.get("CPU", 0))
-        if cpus < self.threads:
-            raise UsageError(f"jobs ask for {self.threads} threads, the Ray cluster has {cpus} CPUs; lower the threads")
+        """Of a process."""
+        cpus, most = int(resources.get("CPU", 0)), settings.processes
+        if cpus < self.threads * most:
+            asked = f"{self.threads} threads" if most == 1 else f"{most} processes of {self.threads} threads"
+            raise UsageError(f"jobs ask for {asked}, the Ray cluster has {cpus} CPUs; lower the threads or processes")
+        if gpus and gpus < most:
+            raise UsageError(f"jobs ask for {most} GPUs, the Ray cluster has {gpus}; lower executor.gpus")
+        if most > 1 and not any(self._fits(node.get("Resources", {}), most) for node in ray.nodes()):
+            asked = f"{most} GPUs" if gpus else f"{most * self.threads} CPUs"
+            raise UsageError(f"a job asks for {asked}, and no node of the Ray cluster has as many; lower their number")
         self.most = settings.jobs or max(1, min(cpus // self.threads, gpus or cpus))
         self._tasks: dict[Any, str] = {}
+
+    def _fits(self, resources: Mapping[str, float], processes: int) -> bool:
+        """Whether a node has what a job of so many processes asks for: its processes are on one machine."""
+        enough = resources.get("GPU", 0) >= processes * self.gpus
+        return enough and resources.get("CPU", 0) >= processes * self.threads
 
     def describe(self) -> str:
         number = len(self._ray.nodes())
@@ -47,7 +61,12 @@ class OnRay:
             command = [*executors.WORKER, *worker_words(self.folder, request, self.threads)]
             output = (self.folder / "jobs" / f"{request.job_id}.out").absolute()
             task = WorkerTask(command, output, Path.cwd(), worker_environment(self.threads))
-            options = {"num_cpus": self.threads, "num_gpus": self.gpus, "max_retries": 0, "name": request.job_id}
+            options = {
+                "num_cpus": self.threads * request.processes,
+                "num_gpus": self.gpus * request.processes,
+                "max_retries": 0,
+                "name": request.job_id,
+            }
             if request.memory:
                 options["memory"] = request.memory
             remote = self._ray.remote(_run).options(**options)
@@ -96,6 +115,8 @@ def _run(task: WorkerTask) -> tuple[int, str]:
 
 def make(folder: Path, settings: Settings) -> OnRay:
     """Join the Ray cluster at the address, or start one on this machine; UsageError if neither works."""
+    for name, value in PATIENCE.items():
+        os.environ.setdefault(name, value)  # read when Ray is imported
     try:
         import ray
     except ImportError:

@@ -77,6 +77,14 @@ class OnSlurm:
         memory = max((request.memory or 0 for request in requests), default=0)
         if memory and "mem" not in self.settings.slurm:
             self._executor.update_parameters(mem_gb=max(1, -(-memory // 2**30)))
+        started: list[str] = []
+        for processes in sorted({request.processes for request in requests}):
+            started += self._submit([request for request in requests if request.processes == processes], processes)
+        return started
+
+    def _submit(self, requests: Sequence[Request], processes: int) -> list[str]:
+        """Submit jobs of so many processes as one array; each job has them on one node."""
+        self._executor.update_parameters(**_places(self.settings, processes))
         tasks = []
         for request in requests:
             minutes = self.budget if request.minutes is None else min(self.budget, request.minutes)
@@ -153,6 +161,14 @@ def make(folder: Path, settings: Settings) -> OnSlurm:
     return OnSlurm(executor, folder, settings, limit)
 
 
+def _places(settings: Settings, processes: int) -> dict[str, int]:
+    """CPUs and GPUs of a job of so many processes, unless the settings name GPUs in their own way."""
+    found = {"cpus_per_task": (settings.threads or 1) * processes}
+    if settings.device.startswith("cuda") and not {"gres", "gpus_per_node"} & settings.slurm.keys():
+        found["gpus_per_node"] = processes
+    return found
+
+
 def parameters(given: dict[str, str | int], settings: Settings, limit: float) -> dict[str, Any]:
     """What submitit is told: settings that it knows by name, all others as options of sbatch."""
     from submitit.slurm.slurm import SlurmExecutor
@@ -160,11 +176,9 @@ def parameters(given: dict[str, str | int], settings: Settings, limit: float) ->
     found: dict[str, Any] = {
         "name": "study",
         "timeout_min": max(1, round(limit)),
-        "cpus_per_task": settings.threads or 1,
         "slurm_signal_delay_s": SIGNAL_DELAY,
     }
-    if settings.device.startswith("cuda") and not {"gres", "gpus_per_node"} & given.keys():
-        found["gpus_per_node"] = 1
+    found |= _places(settings, 1)
     if settings.jobs:
         found["slurm_array_parallelism"] = settings.jobs
     known, others = SlurmExecutor._valid_parameters(), {}
