@@ -90,8 +90,8 @@ struct RouteArgs {
   const void* const* states;
   const void* gamma;  // SHUFFLE: (num_states - 1)
   void *node, *taken;  // forward: the outputs; backward: their gradients
-  // Backward of TAKE and HALVE: where the state's gradient goes, and what it is added to (itself, another tensor, or null
-  // for nothing; TAKE adds to what is there already). Of SHUFFLE: where the gradient of the first state goes.
+  // Backward of TAKE and HALVE: where the state's gradient goes, and what it is added to (itself, another tensor, or
+  // null for nothing; TAKE adds to what is there already). Of SHUFFLE: where the gradient of the first state goes.
   void* const* to_states;
   const void* const* onto_states;
   // SHUFFLE, backward. A state is read by several nodes, so its gradient is summed up once, from the gradients of all
@@ -102,7 +102,7 @@ struct RouteArgs {
   void* const* to_sinks;                       // num_sinks: where the gradient goes
   const void* const* onto_sinks;               // what it is added to, as for states
   const void* const* sink_states;              // the states themselves
-  const void* const* factors;                  // (num_sinks, 1 + num_later): gamma; null where the node reads no such state
+  const void* const* factors;                  // (num_sinks, 1 + num_later): gamma; null where a node does not read it
   double* const* sink_sums;                    // the same: C sums over images and pixels for the gradient of gamma
 };
 

@@ -31,8 +31,8 @@ struct Buffer {
   }
 };
 
-// Scratch memory of a thread, kept between calls so that pages are not faulted in again, and in huge pages, of which the
-// processor has to look up few. `take` returns uninitialised memory, `zeros` cleared memory; both are valid until
+// Scratch memory of a thread, kept between calls so that pages are not faulted in again, and in huge pages, of which
+// the processor has to look up few. `take` returns uninitialised memory, `zeros` cleared memory; both are valid until
 // `of_thread` is called again. Throws std::bad_alloc.
 template <class T>
 class Scratch {
