@@ -112,7 +112,7 @@ def cell_errors(cell: nn.Module, shapes: Sequence[Shape], conditions: Conditions
     device = conditions.device
     mixed_precision = torch.autocast(device.type, torch.bfloat16, enabled=conditions.dtype == torch.bfloat16)
     most = conditions.largest_batch // CHECKED_IMAGES
-    cell = copy.deepcopy(cell)
+    cell = copy.deepcopy(cell).requires_grad_(True)  # frozen weights are compared as if they learned
     for layer in cell.modules():
         if isinstance(layer, Noise):
             layer.silent = True

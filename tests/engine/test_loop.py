@@ -307,10 +307,12 @@ def test_only_rank_0_logs(runner: Runner) -> None:
 
 
 def test_figures_are_drawn_only_for_loggers_that_want_them(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    wants_figures = "darts_sg.engine.loggers.tensorboard.TensorBoardLogger.wants_figures"
+    monkeypatch.setattr(wants_figures, True)
     job = CountingJob()
     runner(job)
-    assert job.drawn == [1, 2]  # TensorBoard does
-    monkeypatch.setattr("darts_sg.engine.loggers.tensorboard.TensorBoardLogger.wants_figures", False)
+    assert job.drawn == [1, 2]
+    monkeypatch.setattr(wants_figures, False)
     runner.folder = runner.folder.with_name("without")
     job = CountingJob()
     runner(job)

@@ -286,7 +286,7 @@ def test_the_momentum_of_a_gpu_is_laid_out_for_a_cpu() -> None:
     torch.testing.assert_close(*weights, rtol=1e-6, atol=1e-6)
 
 
-def test_a_retraining_has_kernels_too_but_not_for_models() -> None:
+def test_retrainings_of_genotypes_and_of_models_have_kernels() -> None:
     options = {"channels": 4, "cells": 3, "batch_size": 8}
     for asked in ("native", "pytorch"):
         if asked == "native":
@@ -299,12 +299,9 @@ def test_a_retraining_has_kernels_too_but_not_for_models() -> None:
         assert where.environment["kernels"] == asked
         assert isinstance(job.network, DerivedNetwork)
         assert backend_of(job.network) == ("cpp" if asked == "native" else "eager")
-    model = "mobilenetv2_0.1"
-    where = setting()
-    AugmentJob(AugmentConfig(model=model, batch_size=8), find_model(model), where)
-    assert where.environment["kernels"] == "pytorch"
-    with pytest.raises(UsageError, match="--kernels native is for the network of a genotype"):
-        AugmentJob(AugmentConfig(model=model, batch_size=8, kernels="native"), find_model(model), setting())
+        model, where = "mobilenetv2_0.1", setting()
+        AugmentJob(AugmentConfig(model=model, batch_size=8, kernels=asked), find_model(model), where)
+        assert where.environment["kernels"] == asked
 
 
 def test_a_search_compiles_its_batches_of_edges(monkeypatch: pytest.MonkeyPatch) -> None:
