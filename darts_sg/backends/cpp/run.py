@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from darts_sg.backends.cpp.build import kernels
-from darts_sg.backends.cpp.memory import POOL, SMALLEST
+from darts_sg.backends.cpp.memory import POOL
 from darts_sg.backends.ir import (
     DTYPES,
     EDGES,
@@ -877,12 +877,12 @@ class _GraphFunction(torch.autograd.Function):
 
 
 def _pixels(like: Tensor, plan: LaunchPlan, state: int) -> Tensor:
-    """Memory for a state or its gradient, (N, H, W, C)."""
+    """Memory for a state or its gradient, (N, H, W, C).
+
+    From the heap: the pool's blocks, of as many sizes as there are cells, nearly doubled the memory of recomputation.
+    """
     N, C, H, W = plan.layouts[state].shape
-    size = N * C * H * W * like.element_size()
-    if size < SMALLEST:
-        return like.new_empty(N, H, W, C)
-    return POOL.take(size).view(like.dtype).view(N, H, W, C)
+    return like.new_empty(N, H, W, C)
 
 
 def _statistics(norm: nn.BatchNorm2d | None) -> tuple[Tensor | None, Tensor | None]:
