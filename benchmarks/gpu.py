@@ -71,7 +71,7 @@ PARTS = (
 
 @dataclass
 class Result:
-    """What came of a part."""
+    """The outcome of a part."""
 
     name: str
     title: str
@@ -79,7 +79,7 @@ class Result:
     """passed, failed, skipped, timeout, or needs a GPU."""
     seconds: float = 0.0
     rows: list[dict[str, Any]] = field(default_factory=list)
-    """As `gpu_parts.Row` writes them."""
+    """Figures and checks, written by `gpu_parts.Row`."""
     note: str = ""
 
 
@@ -144,7 +144,7 @@ def facts(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _said(command: Sequence[str]) -> str:
-    """What a command prints; empty if it fails."""
+    """The output of a command; empty if it fails."""
     try:
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):

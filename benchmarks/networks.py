@@ -6,25 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.subjects import LAST, Shape, Step, training_step
+from benchmarks.subjects import LAST, Shape, Step, derived_networks, training_step
 from darts_sg.backends import accelerate
 from darts_sg.engine.export import EXPORT_FORMATS
 from darts_sg.genotype import load_genotype
 from darts_sg.networks.derived import DerivedNetwork
 from darts_sg.networks.mobile import MobileNetwork, find_model
-from tests.reference import textbook
-from tests.reference.transfer import copy_tensors
+from darts_sg.tasks.task import InferenceModel
 
 IMAGENET = {"network": "imagenet", "channels": 48, "cells": 14, "num_classes": 1000}
-
-
-def derived_networks(name: str, **options: Any) -> tuple[nn.Module, DerivedNetwork]:
-    """The network of a genotype with the same weights twice: as the original writes it, and ours in channels_last."""
-    torch.manual_seed(0)
-    mine = DerivedNetwork(load_genotype(name), **options)
-    old = textbook.DerivedNetwork(load_genotype(name).as_dict(), **options)
-    copy_tensors(old.parameters(), mine.parameters())
-    return old, mine.to(memory_format=LAST)
 
 
 def mobile_steps(name: str, batch: int, *, size: int = 224, native: bool = False) -> tuple[Step, Step]:
@@ -62,7 +52,7 @@ def inference_passes(name: str, *, size: int = 224, native: bool = False, **opti
     mine = DerivedNetwork(load_genotype(name), **{**IMAGENET, **options}).to(memory_format=LAST).eval()
     x = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
     exported = EXPORT_FORMATS["onnx"]
-    content = exported.write(Logits(mine).eval(), x.repeat(2, 1, 1, 1), ["logits"], {}, {})
+    content = exported.write(InferenceModel(mine).eval(), x.repeat(2, 1, 1, 1), ["logits"], {}, {})
     session = exported.load(content)
     if native:
         accelerate(mine, "cpp")
@@ -77,18 +67,6 @@ def repeated(step: Step) -> Step:
             step()
 
     return run
-
-
-class Logits(nn.Module):
-    """A network without the auxiliary logits, as it is exported."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.network(images)[0]
-        return logits
 
 
 def pass_of(net: nn.Module, x: Tensor) -> Step:

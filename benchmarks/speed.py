@@ -63,7 +63,7 @@ HARD_SAMPLES = {"relaxation": "gumbel:temperature=10,temperature_end=0.1,hard=tr
 LOADING = "augmentation and loading, share of a step of batch 64"
 ROUNDS = 3  # for steps of seconds; slower ones get two
 PEER_ROUNDS = 5  # first steps of foreign code may be slow
-INFERENCE_ROUNDS = 9  # of less than a second
+INFERENCE_ROUNDS = 9  # each takes less than a second
 
 
 @dataclass

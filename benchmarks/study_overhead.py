@@ -1,4 +1,4 @@
-"""What a study costs beside its jobs.
+"""Measures the overhead of a study beside its jobs.
 
     python -m benchmarks.study_overhead STUDY [STUDY …]
 
@@ -32,9 +32,9 @@ class Overhead:
     places: int
     """Jobs at a time."""
     wall: float
-    """Of the whole command."""
+    """Seconds of the whole command."""
     before: float
-    """Of these, until the first job could be started: imports, checks of the study, the start of Ray."""
+    """Seconds until the first job could be started: imports, checks of the study, the start of Ray."""
     jobs: float
     """The jobs' own wall times."""
     startup: float

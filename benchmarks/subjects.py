@@ -4,6 +4,7 @@ import copy
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -318,17 +319,20 @@ def training_step(net: nn.Module, batch: tuple[Tensor, Tensor], *, fused: bool) 
     return step
 
 
+def derived_networks(name: str, **options: Any) -> tuple[nn.Module, DerivedNetwork]:
+    """The network of a genotype with the same weights twice: as the original writes it, and ours in channels_last."""
+    torch.manual_seed(0)
+    mine = DerivedNetwork(load_genotype(name), **options)
+    old = textbook.DerivedNetwork(load_genotype(name).as_dict(), **options)
+    copy_tensors(old.parameters(), mine.parameters())
+    return old, mine.to(memory_format=LAST)
+
+
 def retraining_steps(
     name: str, batch: int, channels: int = 36, cells: int = 20, *, native: bool = False
 ) -> tuple[Step, Step]:
     """The training step of a derived network with its auxiliary head: (as the original writes it, ours)."""
-    genotype = load_genotype(name)
-    options = {"network": "cifar", "channels": channels, "cells": cells, "num_classes": 10, "auxiliary": True}
-    torch.manual_seed(0)
-    mine = DerivedNetwork(genotype, **options)
-    old = textbook.DerivedNetwork(genotype.as_dict(), **options)
-    copy_tensors(old.parameters(), mine.parameters())
-    mine = mine.to(memory_format=LAST)
+    old, mine = derived_networks(name, network="cifar", channels=channels, cells=cells, num_classes=10, auxiliary=True)
     accelerate(mine, "cpp" if native else "eager")
     x, y = Shape(batch=batch).images()
     return (

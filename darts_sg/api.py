@@ -529,5 +529,5 @@ def left_as_found() -> Iterator[None]:
 
 
 def _deterministic() -> tuple[bool, bool]:
-    """Whether PyTorch asks for deterministic algorithms, and whether it only warns where there are none."""
+    """PyTorch's two flags: deterministic algorithms are required; it only warns where there are none."""
     return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()

@@ -77,7 +77,7 @@ class DerivedShape:
 
     @property
     def is_published(self) -> bool:
-        """Whether width and depth are the papers'."""
+        """True if width and depth are those of the papers."""
         return (self.channels, self.cells) == (CHANNELS[self.network], CELLS[self.network])
 
     def __str__(self) -> str:

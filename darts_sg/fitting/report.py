@@ -153,8 +153,10 @@ def _compared(state: State) -> list[Section]:
         rows.append((*cost, f"{facts['accuracy']:.1%}", *only, f"{facts['p']:.2g}"))
         verdicts.append(f"**{facts['verdict'][:1].upper()}{facts['verdict'][1:]}.**")
     header = ("network", "parameters", "MACs", "test accuracy", "only searched right", "only this right", "McNemar's p")
-    equal = "All networks have the same data, image size, schedule and seed; the baselines are the widest that cost no "
-    text = f"{equal}more than the searched network. One training each: a difference of a few points may be the seed's."
+    text = (
+        "All networks have the same data, image size, schedule and seed; the baselines are the widest that cost no "
+        "more than the searched network. One training each: a difference of a few points may be the seed's."
+    )
     return [Section("Compared with known networks", [*verdicts, Table(header, rows), text])]
 
 

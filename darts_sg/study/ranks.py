@@ -34,17 +34,12 @@ def run_ranks(words: Sequence[str], number: int, stop: threading.Event) -> tuple
     errors: list[str] = []
     reader = threading.Thread(target=_pass_on, args=(torchrun.stderr, errors), daemon=True)
     reader.start()
-    told = False
-    while torchrun.poll() is None:
-        if stop.is_set() and not told:
-            told = True
-            torchrun.terminate()  # which tells the ranks
-        if told:
-            threading.Event().wait(LOOKED)
-        else:
-            stop.wait(LOOKED)
+    while torchrun.poll() is None and not stop.wait(LOOKED):
+        pass
+    torchrun.terminate()  # which tells the ranks; nothing happens if it has ended
+    code = torchrun.wait()
     reader.join()
-    return torchrun.returncode, errors[-1] if errors else ""
+    return code, errors[-1] if errors else ""
 
 
 def _pass_on(lines: IO[str], errors: list[str]) -> None:

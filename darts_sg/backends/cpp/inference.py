@@ -21,9 +21,9 @@ from darts_sg.backends.cpp.run import (
     MIX_FIELDS,
     STAGE_FIELDS,
     Layout,
-    _channels_last,
-    _Planner,
-    _statistics,
+    Planner,
+    readable_inputs,
+    running_statistics,
     training_passes,
 )
 from darts_sg.backends.ir import DTYPES, CellGraph, GraphStep
@@ -36,11 +36,11 @@ class Inference:
         """layouts: those of the inputs, for as many images as go through the graph at a time."""
         like = torch.empty(0, dtype=dtype)
         gammas = [like.new_ones(len(step.operations.each), 1) for step in graph.steps if isinstance(step, GraphStep)]
-        plan = _Planner(graph, layouts, gammas).plan()
+        plan = Planner(graph, layouts, gammas).plan()
         outside = {*range(graph.num_inputs), *graph.outputs}
         states = [None if i in outside else like.new_empty(plan.layouts[i].shape) for i in range(len(plan.layouts))]
         self.weights = [weight.contiguous() for weight in graph.weights()]
-        statistics = [tensor for norm in plan.norms for tensor in _statistics(norm)]
+        statistics = [tensor for norm in plan.norms for tensor in running_statistics(norm)]
         buffers = [*states, *gammas, plan.normalisations.tensor(), *self.weights, plan.outputs.tensor(), *statistics]
         starts = [0 if tensor is None else tensor.data_ptr() for tensor in [None, *buffers]]
         starts += [0] * (sum(plan.counts.values()) - len(starts))
@@ -133,12 +133,12 @@ class _Cached:
         slots = graph.slots()
         self.owners, self.names = [owner for owner, _ in slots], [name for _, name in slots]
         self.complete = all(owner[name] is not None for owner, name in slots)
-        """Whether all BatchNorms have running statistics."""
+        """True if all BatchNorms have running statistics."""
         self.kinds: dict[Hashable, Shares] = {}
         self.state: Hashable = None
 
     def possible(self) -> bool:
-        """Whether all BatchNorms use their running statistics."""
+        """True if all BatchNorms use their running statistics."""
         return self.complete and not any(map(TRAINING, self.norms))
 
     def find(self, key: Hashable) -> Shares | None:
@@ -178,14 +178,10 @@ def infer(inputs: Sequence[Tensor], graph: CellGraph) -> list[Tensor] | None:
     shares = cached.find(key)
     if shares is not None and shares.dense:
         return shares.run(inputs)
-    taken = [_channels_last(x) for x in inputs]
-    if any(taken[state][1] != taken[states[0]][1] for states in graph.together for state in states):
-        taken = [_channels_last(x.contiguous(memory_format=torch.channels_last)) for x in inputs]
-    tensors = [x for x, _ in taken]
+    tensors, layouts = readable_inputs(inputs, graph)
     if shares is None:
         if any(tensor.dtype != dtype for tensor in (*inputs, *graph.weights())):
             raise TypeError(f"the C++ kernels need all tensors of one type, {dtype} as the first input")
         dense = all(x is tensor for x, tensor in zip(inputs, tensors, strict=True))
-        layouts = [layout for _, layout in taken]
         shares = cached.kinds[key] = Shares(graph, layouts, dtype, threads, dense=dense)
     return shares.run(tensors)

@@ -103,7 +103,7 @@ struct Window {
 // Prefetches what the next edge needs, a few cache lines at a time, while the current edge is computed.
 class Prefetcher {
   static constexpr int RANGES = 8;
-  static constexpr int64_t MOST_LINES = 12288;  // of 64 bytes
+  static constexpr int64_t MOST_LINES = 12288;  // cache lines of 64 bytes
   const char *at_[RANGES] = {}, *end_[RANGES] = {};
   int ranges_ = 0, lines_per_step_ = 0;
   int64_t lines_ = 0;

@@ -50,7 +50,7 @@ class Chain:
         self._watch = Watch(owner, watched)
 
     def computes(self, x: Tensor) -> bool:
-        """Whether the kernels compute the chain for x as its layers are now."""
+        """True if the kernels compute the chain for x as its layers are now."""
         return self.operations is not None and takes(x) and self._watch.unchanged(ignore_global=False)
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -225,7 +225,7 @@ class LaunchPlan:
 class _StepPlanner:
     """Plans one step: lays out its words and the rows of its stages."""
 
-    def __init__(self, planner: "_Planner", number: int, step: GraphStep, by_image: bool, start: int) -> None:
+    def __init__(self, planner: "Planner", number: int, step: GraphStep, by_image: bool, start: int) -> None:
         """start: the step's first word."""
         self.planner, self.step, self.operations = planner, step, step.operations
         self.gamma, self.by_image, self.start = Address("gammas", number), by_image, start
@@ -440,7 +440,7 @@ class _StepPlanner:
 class _RoutePlanner:
     """Plans a RouteStep; see _StepPlanner."""
 
-    def __init__(self, planner: "_Planner", number: int, step: RouteStep, start: int) -> None:
+    def __init__(self, planner: "Planner", number: int, step: RouteStep, start: int) -> None:
         self.planner, self.step, self.number, self.start = planner, step, number, start
         self.gamma = Address("gammas", number)
         self.rows: list[Fields] = []
@@ -567,7 +567,7 @@ def images_side_by_side(N: int, C: int, value_size: int) -> int:
     return next(packed for packed in range(max(1, min(N, size // C)), 0, -1) if N % packed == 0)
 
 
-class _Planner:
+class Planner:
     """Makes the launch plan of a graph for states of these layouts (those that the graph is given) and such gammas."""
 
     def __init__(self, graph: CellGraph, layouts: Sequence[Layout], gammas: Sequence[Tensor]) -> None:
@@ -689,7 +689,7 @@ class PlanCache:
         key = gammas[0].dtype, *(gamma.dim() for gamma in gammas), *layouts
         plan = plans.get(key)
         if plan is None:
-            plan = plans[key] = _Planner(graph, layouts, gammas).plan()
+            plan = plans[key] = Planner(graph, layouts, gammas).plan()
         return plan
 
     def __len__(self) -> int:
@@ -754,7 +754,7 @@ def run(inputs: Sequence[Tensor], gammas: Sequence[Tensor], graph: CellGraph) ->
     return found
 
 
-def _inputs(inputs: Sequence[Tensor], graph: CellGraph) -> tuple[list[Tensor], list[Layout]]:
+def readable_inputs(inputs: Sequence[Tensor], graph: CellGraph) -> tuple[list[Tensor], list[Layout]]:
     """The inputs as the kernels can read them; the states of one input of a step must have one layout."""
     taken = [_channels_last(x) for x in inputs]
     if any(taken[state][1] != taken[states[0]][1] for states in graph.together for state in states):
@@ -773,7 +773,7 @@ class _GraphFunction(torch.autograd.Function):
     def forward(ctx: Any, graph: CellGraph, *tensors: Tensor) -> tuple[Tensor, ...]:
         num_gammas, num_inputs = len(graph.steps), graph.num_inputs
         gammas = [gamma.contiguous() for gamma in tensors[:num_gammas]]
-        states, layouts = _inputs(tensors[num_gammas:][:num_inputs], graph)
+        states, layouts = readable_inputs(tensors[num_gammas:][:num_inputs], graph)
         weights = [weight.contiguous() for weight in tensors[num_gammas + num_inputs :]]
         like = gammas[0]
         if any(tensor.dtype != like.dtype or tensor.device.type != "cpu" for tensor in tensors):
@@ -783,7 +783,7 @@ class _GraphFunction(torch.autograd.Function):
         # the tensors of the table, kind by kind as in plan.counts; the backward pass's kinds are absent
         states += [_pixels(like, plan, state) for state in range(num_inputs, len(plan.layouts))]
         normalisations, outputs = plan.normalisations.tensor(), plan.outputs.tensor()
-        statistics = [t for norm in plan.norms for t in _statistics(norm)]
+        statistics = [t for norm in plan.norms for t in running_statistics(norm)]
         starts = _starts([None, *states, *gammas, normalisations, *weights, outputs, *statistics])
         absent = [0] * (sum(plan.counts.values()) - len(starts))
         call = KernelCalls("forward", plan, like.dtype, plan.forward.filled(starts + absent))
@@ -885,7 +885,7 @@ def _pixels(like: Tensor, plan: LaunchPlan, state: int) -> Tensor:
     return like.new_empty(N, H, W, C)
 
 
-def _statistics(norm: nn.BatchNorm2d | None) -> tuple[Tensor | None, Tensor | None]:
+def running_statistics(norm: nn.BatchNorm2d | None) -> tuple[Tensor | None, Tensor | None]:
     """The running mean and variance. Reading the dict of buffers is faster than module attributes."""
     if norm is None:
         return None, None
